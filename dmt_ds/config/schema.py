@@ -1,0 +1,412 @@
+"""Every setting of a run, with its type, bound, unit and meaning; imports no torch, so that a recipe is checked at once.
+
+A section is frozen and refuses unknown keys. Constructors elsewhere take their own section, never the whole `RunConfig`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+Task = Literal["dmt", "mae", "moco_v3", "ibot", "dino"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class DataConfig(Section):
+    """Where the images are, and how one crop of each is drawn (shared by teachers and student)."""
+
+    source: Literal["folder", "parquet", "webdataset", "hub", "digits"] = "digits"
+    """`folder`: train/CLASS/*.jpg and val/CLASS/*.jpg; `parquet`, `webdataset`, `hub`: through `datasets`; `digits`: scikit-learn's, offline."""
+    path: str | None = None
+    """Folder, glob of files, or hub id; not used by `digits`."""
+    train_split: str = "train"
+    """Name of the training split (of the folder, for `folder`)."""
+    val_split: str = "validation"
+    """Name of the validation split; `folder` also accepts `val` for `validation`."""
+    image_column: str = "image"
+    """Column with the images; webdataset: the file ending, such as `jpg`."""
+    label_column: str | None = "label"
+    """Column with class numbers; null where there is none."""
+    image_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the crop, in pixels; teachers and student must fit it."""
+    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    """Range of the crop's share of the image's area."""
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Range of the crop's width over height."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Resampling, always with antialiasing."""
+    horizontal_flip: Fraction = 0.5
+    """Probability of a mirrored crop; 0 where left and right mean something (digits)."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Crops are turned by up to this angle either way."""
+    num_workers: Annotated[int, Field(ge=0)] = 8
+    """Loader processes a rank; 0 decodes in the training process. Never more than the rank's CPU cores."""
+    bad_images: Literal["stop", "skip"] = "stop"
+    """An unreadable image stops the run, or is named in the log and another one takes its place."""
+    max_train_images: Count | None = None
+    """Use only the first so many training images: for a trial run."""
+
+    @model_validator(mode="after")
+    def _path_is_there_when_needed(self) -> "DataConfig":
+        if self.source != "digits" and not self.path:
+            raise ValueError(f"path is needed for source '{self.source}': data.path=/where/the/images/are")
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} [{low}, {high}] is the wrong way round: [{high}, {low}]")
+        return self
+
+
+class AugmentConfig(Section):
+    """What happens to the student's pixels on the device, after the shared crop; strengths as in torchvision's ColorJitter."""
+
+    mean: Triple = IMAGENET_MEAN
+    """Normalisation of the student's input, per channel of pixels in 0..1."""
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    """Normalisation of the student's input, per channel of pixels in 0..1."""
+    brightness: NonNegative = 0.4
+    """Factor drawn from [1 - b, 1 + b] for each image."""
+    contrast: NonNegative = 0.4
+    """Factor drawn from [1 - c, 1 + c] for each image."""
+    saturation: NonNegative = 0.4
+    """Factor drawn from [1 - s, 1 + s] for each image."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Turn of the hue, drawn from [-h, h] of a full circle."""
+    jitter_probability: Fraction = 1.0
+    """Share of images that are jittered at all."""
+    grayscale_probability: Fraction = 0.0
+    """Share of images made grey."""
+    blur_probability: Fraction = 0.0
+    """Share of images blurred (Gaussian, sigma 0.1 to 2 pixels)."""
+    solarize_probability: Fraction = 0.0
+    """Share of images whose bright half (>= 0.5) is inverted."""
+
+
+class TeacherConfig(Section):
+    """One frozen encoder."""
+
+    source: str
+    """`timm:TAG`, `hf:ID_OR_FOLDER`, a weights file (official MAE, MoCo v3, iBOT, DINO, BEiT, DeiT layouts) or the output folder of a run."""
+    arch: str | None = None
+    """timm architecture of a weights file; null infers it from the tensors' shapes (head width 64 unless `num_heads` says otherwise)."""
+    num_heads: Count | None = None
+    """Heads; they cannot be read off a weights file (MoCo v3's ViT-S has 12, timm's 6)."""
+    checkpoint_key: str | None = None
+    """Which part of a full checkpoint: `teacher`, `student`, `base_encoder`, `momentum_encoder`; null takes the layout's usual one."""
+    mean: Triple | None = None
+    """Its own normalisation; null takes what the source says, else ImageNet's."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Its own normalisation; null takes what the source says, else ImageNet's."""
+    licence: str | None = None
+    """SPDX id of the weights, kept in the run's record; null takes what is known of the source."""
+    weight: NonNegative = 1.0
+    """Factor of its tokens in the fused sum."""
+    class_token: bool = True
+    """Whether its class token is part of the fused class token."""
+
+
+class TeachersConfig(Section):
+    """The teachers, and how their weights lie on the devices."""
+
+    models: dict[str, TeacherConfig] = {}
+    """Name -> teacher; the order is the order in which they run."""
+    use: tuple[str, ...] | None = None
+    """Names of the teachers to use; null uses all."""
+    sharding: Literal["zero3", "replicate", "auto"] = "zero3"
+    """`zero3` cuts every teacher over the ranks; `replicate` keeps whole copies; `auto` shards when copies would take over a tenth of a device."""
+    shard_over: Literal["node", "world"] = "node"
+    """The ranks that share one cut copy: those of a node (weights don't cross the network each step), or all."""
+    deepspeed: str = "teacher_zero3_inference"
+    """DeepSpeed JSON of the teachers: a name in ds_configs/ or a path."""
+
+    @model_validator(mode="after")
+    def _used_teachers_exist(self) -> "TeachersConfig":
+        unknown = [name for name in self.use or () if name not in self.models]
+        if unknown:
+            raise ValueError(f"use names {unknown}, but the teachers are {list(self.models)}")
+        return self
+
+    def used(self) -> dict[str, TeacherConfig]:
+        """The teachers of this run, in order."""
+        return {name: self.models[name] for name in (self.use or self.models)}
+
+
+class StudentConfig(Section):
+    """The ViT that is trained; also the encoder of the methods that make teachers."""
+
+    arch: str = "vit_tiny"
+    """`vit_tiny`, `vit_small`, `vit_base`, or any plain ViT of timm."""
+    patch_size: Count = 16
+    """Side of a patch, in pixels."""
+    embed_dim: Count | None = None
+    """Width; null takes the architecture's."""
+    depth: Count | None = None
+    """Blocks; null takes the architecture's."""
+    num_heads: Count | None = None
+    """Heads; null takes the architecture's."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Fixed sine-cosine positions, or learned ones."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability that a residual branch is dropped for an image: the same in all blocks, 0 in the last."""
+    adapter: Literal["auto", "linear", "ln_linear", "mlp", "identity"] = "auto"
+    """Student tokens -> teacher width; `auto` is `linear`, or `identity` where the widths agree."""
+    init_from: str | None = None
+    """Weights to start from, written as a teacher's `source`; null starts from random ones."""
+
+
+class DistillConfig(Section):
+    """The objective: the paper's eq. 2, 3 and 4 and the variants beside them."""
+
+    divergence: Literal["kl", "mse"] = "kl"
+    """`kl` of softmaxed tokens, or `mse` of the tokens themselves (Table 3)."""
+    direction: Literal["student_teacher", "teacher_student"] = "student_teacher"
+    """KL(student || fused) as printed in the paper, or the usual KL(fused || student)."""
+    tfd_weight: NonNegative = 1.0
+    """Weight of token fusion distillation (softmax over channels); 0 leaves it out."""
+    sfd_weight: NonNegative = 1.0
+    """Weight of spatial fusion distillation (softmax over positions); 0 leaves it out."""
+    fusion: Literal["sum", "mean", "unit_std", "centred", "concat"] = "sum"
+    """How teachers become one target; `concat` keeps them apart: one adapter and one pair of losses each."""
+    centring_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Momentum, per step, of the running channel means that `centred` subtracts."""
+
+    @model_validator(mode="after")
+    def _one_loss_is_left(self) -> "DistillConfig":
+        if self.tfd_weight == 0 and self.sfd_weight == 0:
+            raise ValueError("tfd_weight and sfd_weight are both 0: there is nothing to learn; set one above 0")
+        return self
+
+
+class MaeConfig(Section):
+    """Masked autoencoder (He et al., 2022)."""
+
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Share of the patches that the encoder does not see."""
+    decoder_embed_dim: Count = 512
+    """Width of the decoder."""
+    decoder_depth: Count = 8
+    """Blocks of the decoder."""
+    decoder_num_heads: Count = 16
+    """Heads of the decoder."""
+    normalize_pixels: bool = True
+    """Each patch of the target has its own mean and standard deviation removed."""
+
+
+class MocoV3Config(Section):
+    """Momentum contrast for ViTs (Chen et al., 2021)."""
+
+    temperature: Positive = 0.2
+    """Of the contrastive softmax."""
+    momentum: Fraction = 0.99
+    """Of the key encoder at the start; rises to 1 by a half cosine."""
+    hidden_dim: Count = 4096
+    """Width of the MLP heads' hidden layers."""
+    output_dim: Count = 256
+    """Width of queries and keys."""
+    freeze_patch_embed: bool = True
+    """Random, fixed patch projection: the paper's remedy for instability."""
+    view_1: AugmentConfig = AugmentConfig(
+        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=1.0
+    )
+    """Augmentation of the first crop."""
+    view_2: AugmentConfig = AugmentConfig(
+        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.1,
+        solarize_probability=0.2,
+    )
+    """Augmentation of the second crop."""
+
+
+class IbotConfig(Section):
+    """Image BERT with an online tokenizer (Zhou et al., 2022); `task: dino` is it without the patch loss (Caron et al., 2021)."""
+
+    output_dim: Count = 8192
+    """Prototypes of the head, shared by class and patch tokens."""
+    hidden_dim: Count = 2048
+    """Width of the head's hidden layers."""
+    bottleneck_dim: Count = 256
+    """Width before the prototypes."""
+    head_batch_norm: bool = False
+    """Batch norm in the head: helps small data against the uniform collapse."""
+    student_temperature: Positive = 0.1
+    """Of the student's softmax."""
+    teacher_temperature: Positive = 0.04
+    """Of the momentum teacher's softmax, class token, at the start of training."""
+    teacher_temperature_final: Positive = 0.07
+    """The same after its warm-up."""
+    teacher_patch_temperature: Positive = 0.04
+    """Of the momentum teacher's softmax, patch tokens, at the start of training."""
+    teacher_patch_temperature_final: Positive = 0.07
+    """The same after its warm-up."""
+    teacher_temperature_warmup: Fraction = 0.3
+    """Share of the run over which both temperatures rise."""
+    center_momentum: Fraction = 0.9
+    """Of the running mean that is subtracted from the momentum teacher's outputs."""
+    momentum: Fraction = 0.996
+    """Of the momentum teacher at the start; rises to 1 by a half cosine."""
+    patch_loss_weight: NonNegative = 1.0
+    """Weight of the masked-patch loss; 0 is DINO."""
+    mask_ratio: tuple[Fraction, Fraction] = (0.1, 0.5)
+    """Range of the masked share of an image's patches."""
+    mask_probability: Fraction = 0.5
+    """Share of the images that are masked."""
+    freeze_last_layer: Fraction = 0.01
+    """Share of the run during which the prototypes stay fixed."""
+    global_crop_scale: tuple[Fraction, Fraction] = (0.25, 1.0)
+    """Area of the two large crops."""
+    local_crops: Annotated[int, Field(ge=0)] = 10
+    """Small crops an image, seen by the student only."""
+    local_crop_size: Count = 96
+    """Side of the small crops, in pixels; a multiple of the patch."""
+    local_crop_scale: tuple[Fraction, Fraction] = (0.05, 0.25)
+    """Area of the small crops."""
+    view_1: AugmentConfig = AugmentConfig(
+        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=1.0
+    )
+    """Augmentation of the first large crop."""
+    view_2: AugmentConfig = AugmentConfig(
+        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.1,
+        solarize_probability=0.2,
+    )
+    """Augmentation of the second large crop."""
+    view_local: AugmentConfig = AugmentConfig(
+        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.5
+    )
+    """Augmentation of the small crops."""
+
+
+class OptimConfig(Section):
+    """AdamW with a linear warm-up and a half cosine, both per step."""
+
+    base_lr: Positive = 1.5e-4
+    """Learning rate for 256 images; the peak is base_lr * global_batch_size / 256."""
+    min_lr: NonNegative = 0.0
+    """Learning rate at the last step."""
+    warmup_epochs: NonNegative = 15.0
+    """Length of the warm-up, in passes over the data; not used when `warmup_steps` is set."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Length of the warm-up, in steps."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    """AdamW's two decay rates."""
+    eps: Positive = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NonNegative = 0.05
+    """Of matrices; biases, norms, tokens and positions have none."""
+    clip_grad_norm: NonNegative = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+class TrainConfig(Section):
+    """Length, batch, engine, and what is kept."""
+
+    epochs: Positive | None = 300.0
+    """Passes over the data; give this or `steps`."""
+    steps: Count | None = None
+    """Optimizer updates; wins over `epochs`."""
+    global_batch_size: Count = 4096
+    """Images an update, over all ranks and accumulation steps, exactly."""
+    micro_batch_size: Count = 128
+    """Images a rank takes at once; accumulation is derived from it."""
+    deepspeed: str = "student_zero2_bf16"
+    """DeepSpeed JSON of the student: a name in ds_configs/ or a path. It owns ZeRO stage, precision and offload."""
+    log_every_steps: Count = 20
+    """Steps between two points in the log and in MLflow; only then does the host wait for the device."""
+    save_every_steps: Count = 1000
+    """Steps between two checkpoints; there is always one at the end and one on a signal."""
+    keep_checkpoints: Count = 2
+    """Complete checkpoints that stay on disk."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest complete checkpoint of output_dir; `never` refuses to start where there is one."""
+    hang_timeout_seconds: Positive = 1800.0
+    """A rank that makes no step for so long dumps all stacks and ends the job."""
+    compile: bool = False
+    """torch.compile the student (CUDA)."""
+
+    @model_validator(mode="after")
+    def _length_is_given(self) -> "TrainConfig":
+        if self.epochs is None and self.steps is None:
+            raise ValueError("neither epochs nor steps is given; set one, e.g. train.epochs=300")
+        return self
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    enabled: bool = True
+    """Off: metrics go to the log and to metrics.jsonl only."""
+    uri: str | None = None
+    """Tracking server or store; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db beside the run folders."""
+    experiment: str = "dmt_ds"
+    """Runs of one experiment are compared on one page."""
+    run_name: str | None = None
+    """Null takes `name`."""
+    tags: dict[str, str] = {}
+    """Further tags."""
+    system_metrics_seconds: NonNegative = 30.0
+    """Between two samples of CPU, memory and GPU; 0 takes none."""
+    drain_seconds: NonNegative = 60.0
+    """At the end, how long to wait for a slow server; what is left stays spooled and is sent by the next start."""
+    pictures: bool = True
+    """Log pictures (loss curves; PCA of patch tokens) as artifacts."""
+
+
+class KnnConfig(Section):
+    """k-nearest-neighbour classification on frozen features (DINO's protocol)."""
+
+    k: Count = 20
+    """Neighbours that vote."""
+    temperature: Positive = 0.07
+    """Of the votes' weights exp(cosine / T)."""
+    features: Literal["class", "patch_mean"] = "class"
+    """The class token, or the mean of the patch tokens; after the final norm, without adapter."""
+    batch_size: Count = 256
+    """Images at once while features are taken."""
+
+
+class RunConfig(Section):
+    """A whole run: what a recipe and its overrides resolve to."""
+
+    task: Task = "dmt"
+    """`dmt` distils; `mae`, `moco_v3`, `ibot` and `dino` make teachers."""
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run: letters, digits, `.`, `_`, `-`."""
+    output_dir: str = "runs/{name}"
+    """Folder of the run; `{name}` and `{seed}` are filled in."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of weights, order of images, crops, masks."""
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    teachers: TeachersConfig = TeachersConfig()
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    mae: MaeConfig = MaeConfig()
+    moco_v3: MocoV3Config = MocoV3Config()
+    ibot: IbotConfig = IbotConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    knn: KnnConfig = KnnConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "RunConfig":
+        if self.data.image_size % self.student.patch_size:
+            raise ValueError(
+                f"data.image_size {self.data.image_size} is not a multiple of student.patch_size {self.student.patch_size}"
+            )
+        if self.task == "dmt" and not self.teachers.used():
+            raise ValueError("task dmt needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)")
+        return self

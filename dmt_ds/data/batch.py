@@ -1,0 +1,38 @@
+"""What the loader hands to a task; knows nothing of files or losses."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        crops: each [B, 3, H, W] uint8; crop 0 is the one that teachers and student share, further ones are for methods
+            that compare several crops of an image (sizes may differ between crops).
+        seeds: [B] int64, one an image and epoch: the source of all its randomness (`dmt_ds.sample_rng`).
+        indices: [B] int64, rows of the data set.
+        labels: [B] int64, -1 where there is none.
+    """
+
+    crops: tuple[Tensor, ...]
+    seeds: Tensor
+    indices: Tensor
+    labels: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """The shared crop, [B, 3, H, W] uint8."""
+        return self.crops[0]
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy on `device`; does not wait for the transfer when the memory is pinned."""
+        return Batch(
+            tuple(crop.to(device, non_blocking=True) for crop in self.crops),
+            self.seeds.to(device, non_blocking=True),
+            self.indices.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+        )

@@ -1,0 +1,61 @@
+"""What the trainer asks of a task; knows no method and no library but torch.
+
+A task owns what is trained and how a batch becomes losses; the trainer owns steps, accumulation, schedule, logging,
+checkpoints and stopping.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from dmt_ds.data.batch import Batch
+
+Model = Callable[..., Any]
+"""The engine around `Task.module`: called like the module, it also fires DeepSpeed's hooks."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run is: `step` updates of `total_steps` are done."""
+
+    step: int
+    total_steps: int
+
+    @property
+    def fraction(self) -> float:
+        """Done share of the run, 0 to 1."""
+        return self.step / self.total_steps
+
+
+class TaskLosses(NamedTuple):
+    """What one micro-batch gives."""
+
+    loss: Tensor
+    """Scalar, float32, with its graph: the mean over this rank's micro-batch."""
+    metrics: Mapping[str, Tensor]
+    """Detached scalars on the device, by metric name (`train/loss_tfd`); averaged over micro-batches and ranks by the trainer."""
+
+
+class Task(Protocol):
+    """A method of pretraining, or later a downstream task."""
+
+    module: nn.Module
+    """What is trained: all of its parameters that require a gradient, and nothing else of size."""
+
+    def losses(self, model: Model, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
+        """Forward of one micro-batch already on the device. `diagnose`: also give the costlier metrics of log steps."""
+        ...
+
+    def after_step(self, progress: Progress) -> None:
+        """After each update, on all ranks: momentum networks, running means. `progress.step` counts that update."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What must survive a restart beside `module`'s weights; the same on every rank."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+        ...

@@ -1,0 +1,33 @@
+"""What can go wrong for the person who uses dmt_ds; knows nothing of the rest.
+
+Every message is one line that names the file, key or rank, the value and the remedy. The command line
+turns a `DmtError` into that line and exit code 2; a bug of ours keeps its traceback.
+"""
+
+
+class DmtError(Exception):
+    """The user can mend this."""
+
+
+class ConfigError(DmtError):
+    """A recipe, an override or a DeepSpeed JSON says something impossible. May carry several lines, one a finding."""
+
+
+class WeightsError(DmtError):
+    """A weights file does not hold the model that it should."""
+
+
+class DataError(DmtError):
+    """Images are missing, unreadable or not what the recipe says."""
+
+
+class CheckpointError(DmtError):
+    """A run can't be continued from, or saved to, its checkpoint folder."""
+
+
+class TrackingError(DmtError):
+    """The MLflow store can't be used at all (one that is only away for a while is no error: points are spooled)."""
+
+
+class LaunchError(DmtError):
+    """The processes of a run don't find each other: ranks, addresses, ports."""
