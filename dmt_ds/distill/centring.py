@@ -1,0 +1,90 @@
+"""Running channel means of several teachers' tokens; knows torch's collectives, not what the means are used for."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+from dmt_ds.distill.losses import at_least_float32
+
+
+class RunningMeans:
+    """Mean class token and mean patch token of each teacher, as bias-corrected moving averages over steps.
+
+    `observe` only adds up; the means move in `after_step`, once for all micro-batches of all ranks. So they are the
+    same on every rank, and depend neither on accumulation nor on the number of ranks.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        """Args: momentum: share of the old average that a step keeps, 0 <= momentum < 1."""
+        self._momentum = momentum
+        self._steps = 0
+        self._averages: dict[str, Tensor] = {}  # [2, D] float64, not bias-corrected
+        self._sums: dict[str, Tensor] = {}  # [2, D] float64, since the last step
+        self._num_images: dict[str, int] = {}
+
+    def observe(self, name: str, tokens: Tensor) -> None:
+        """Add one micro-batch of a teacher: [B, 1+N, D]."""
+        summed = per_image_means(tokens).double().sum(dim=0)  # [B, 2, D] -> [2, D]
+        # Not in place: a sum made in inference mode can't be changed outside it.
+        self._sums[name] = self._sums[name] + summed if name in self._sums else summed
+        self._num_images[name] = self._num_images.get(name, 0) + len(tokens)
+
+    def of(self, name: str, device: torch.device) -> Tensor | None:
+        """Class and patch mean of a teacher, [2, D] float32; None before the first step that saw it."""
+        if name not in self._averages:
+            return None
+        average = self._averages[name] = self._averages[name].to(device)
+        return (average / (1 - self._momentum**self._steps)).float()
+
+    def after_step(self) -> None:
+        """Move the means by what all ranks observed; nothing observed, nothing done. A collective call otherwise."""
+        if not self._sums:
+            return
+        fresh = self._means_over_ranks()
+        self._steps += 1
+        for name, mean in fresh.items():
+            old = self._averages.get(name, torch.zeros_like(mean)).to(mean.device)
+            self._averages[name] = self._momentum * old + (1 - self._momentum) * mean
+        self._sums, self._num_images = {}, {}
+
+    def _means_over_ranks(self) -> dict[str, Tensor]:
+        parts = [
+            torch.cat([summed.flatten(), summed.new_tensor([float(self._num_images[name])])])
+            for name, summed in self._sums.items()
+        ]
+        packed = torch.cat(parts)
+        if torch_dist.is_available() and torch_dist.is_initialized():
+            torch_dist.all_reduce(packed)
+        reduced = packed.split([len(part) for part in parts])
+        return {name: (part[:-1] / part[-1]).view(2, -1) for name, part in zip(self._sums, reduced, strict=True)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What must survive a restart, between two steps; the same on every rank."""
+        if not self._averages:
+            return {}
+        return {"steps": torch.tensor(self._steps), **{f"mean/{name}": mean for name, mean in self._averages.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+        self._steps = int(state["steps"]) if "steps" in state else 0
+        self._averages = {
+            key.removeprefix("mean/"): mean.clone() for key, mean in state.items() if key.startswith("mean/")
+        }
+        self._sums, self._num_images = {}, {}
+
+
+def per_image_means(tokens: Tensor) -> Tensor:
+    """Class token and mean patch token of each image: [B, 1+N, D] -> [B, 2, D], in float32 at least."""
+    return torch.stack([at_least_float32(tokens[:, 0]), tokens[:, 1:].mean(dim=1, dtype=_wide(tokens))], dim=1)
+
+
+def subtract_means(tokens: Tensor, means: Tensor) -> Tensor:
+    """Tokens without their class and patch mean: [B, 1+N, D] and [2, D] -> [B, 1+N, D], in float32 at least."""
+    num_patches = tokens.shape[1] - 1
+    return tokens - torch.cat([means[:1], means[1:].expand(num_patches, -1)])
+
+
+def _wide(tokens: Tensor) -> torch.dtype:
+    return torch.promote_types(tokens.dtype, torch.float32)

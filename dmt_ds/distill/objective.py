@@ -1,0 +1,111 @@
+"""The paper's objective (eq. 4): TFD and SFD over all targets; knows nothing of how targets and tokens are made."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from dmt_ds.distill.losses import Direction, Divergence, spatial_fusion_loss, token_fusion_loss
+
+
+class DistillationLosses(NamedTuple):
+    """Scalars, float32."""
+
+    total: Tensor
+    """tfd_weight * tfd + sfd_weight * sfd, with its graph."""
+    tfd: Tensor
+    """Token fusion distillation, before its weight; 0 where it is not computed."""
+    sfd: Tensor
+    """Spatial fusion distillation, before its weight; 0 where it is not computed."""
+
+
+class DistillationObjective:
+    """L = tfd_weight * TFD + sfd_weight * SFD, summed over targets (one, unless teachers are kept apart)."""
+
+    def __init__(
+        self,
+        divergence: Divergence = "kl",
+        direction: Direction = "student_teacher",
+        tfd_weight: float = 1.0,
+        sfd_weight: float = 1.0,
+        *,
+        target_weights: Mapping[str, float] | None = None,
+        without_class_token: Collection[str] = (),
+    ) -> None:
+        """Settings of the objective; a loss of weight 0 is not computed.
+
+        Args:
+            divergence: `kl` of softmaxed tokens, or `mse` of the tokens.
+            direction: of the KL divergence.
+            tfd_weight: weight of TFD.
+            sfd_weight: weight of SFD.
+            target_weights: target -> weight of its losses; missing means 1.
+            without_class_token: targets whose class token has no part in TFD.
+        """
+        self._divergence = divergence
+        self._direction = direction
+        self._tfd_weight = tfd_weight
+        self._sfd_weight = sfd_weight
+        self._target_weights = dict(target_weights or {})
+        self._without_class_token = frozenset(without_class_token)
+
+    def __call__(self, student_tokens: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> DistillationLosses:
+        """Losses of one micro-batch.
+
+        Args:
+            student_tokens: target -> Z^S after the adapter of that target, [B, 1+N, D].
+            targets: target -> Z^T, [B, 1+N, D]; no gradient reaches it.
+        """
+        zero = next(iter(student_tokens.values())).new_zeros((), dtype=torch.float32)
+        kind = (self._divergence, self._direction)
+        tfd = self._tfd(student_tokens, targets, *kind) if self._tfd_weight else zero
+        sfd = self._sfd(student_tokens, targets, *kind) if self._sfd_weight else zero
+        return DistillationLosses(self._tfd_weight * tfd + self._sfd_weight * sfd, tfd, sfd)
+
+    @torch.no_grad()
+    def both_directions(self, student_tokens: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Both losses as KL in both directions, whatever is trained: `train/kl_{tfd,sfd}_{DIRECTION}`, in nats."""
+        metrics = {}
+        for direction in get_args(Direction):
+            metrics[f"train/kl_tfd_{direction}"] = self._tfd(student_tokens, targets, "kl", direction)
+            metrics[f"train/kl_sfd_{direction}"] = self._sfd(student_tokens, targets, "kl", direction)
+        return metrics
+
+    def _tfd(
+        self,
+        student_tokens: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        divergence: Divergence,
+        direction: Direction,
+    ) -> Tensor:
+        def loss(name: str, student: Tensor, target: Tensor) -> Tensor:
+            first = 1 if name in self._without_class_token else 0
+            return token_fusion_loss(student[:, first:], target[:, first:], divergence=divergence, direction=direction)
+
+        return self._over_targets(loss, student_tokens, targets)
+
+    def _sfd(
+        self,
+        student_tokens: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        divergence: Divergence,
+        direction: Direction,
+    ) -> Tensor:
+        def loss(name: str, student: Tensor, target: Tensor) -> Tensor:
+            return spatial_fusion_loss(student, target, divergence=divergence, direction=direction)
+
+        return self._over_targets(loss, student_tokens, targets)
+
+    def _over_targets(
+        self,
+        loss: Callable[[str, Tensor, Tensor], Tensor],
+        student_tokens: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+    ) -> Tensor:
+        assert student_tokens.keys() == targets.keys(), f"student {list(student_tokens)}, targets {list(targets)}"
+        losses = [
+            self._target_weights.get(name, 1.0) * loss(name, student_tokens[name], target)
+            for name, target in targets.items()
+        ]
+        return torch.stack(losses).sum()
