@@ -1,0 +1,85 @@
+"""What a run ran on: commit, SLURM job, versions, devices; imports torch only when asked, and knows no tracker."""
+
+import importlib.metadata
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+_SLURM_TAGS = {
+    "SLURM_JOB_ID": "slurm.job_id",
+    "SLURM_ARRAY_JOB_ID": "slurm.array_job_id",
+    "SLURM_ARRAY_TASK_ID": "slurm.array_task_id",
+    "SLURM_JOB_NAME": "slurm.job_name",
+    "SLURM_JOB_PARTITION": "slurm.partition",
+    "SLURM_JOB_NODELIST": "slurm.nodes",
+    "SLURM_JOB_NUM_NODES": "slurm.num_nodes",
+    "SLURM_NTASKS": "slurm.num_tasks",
+    "SLURM_RESTART_COUNT": "slurm.restarts",
+    "SLURM_CLUSTER_NAME": "slurm.cluster",
+}
+
+
+def environment_tags(environ: Mapping[str, str]) -> dict[str, str]:
+    """Tags to find a run by: git commit (where the package is a checkout) and the ids of the SLURM job."""
+    tags = {tag: environ[name] for name, tag in _SLURM_TAGS.items() if environ.get(name)}
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
+        tags["git.dirty"] = "true" if _git("status", "--porcelain", "--untracked-files=no") else "false"
+    return tags
+
+
+def environment_record() -> dict[str, object]:
+    """Versions, host and devices, and every installed package: enough to build the environment again."""
+    return {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "git_commit": _git("rev-parse", "HEAD") or None,
+        **_torch_record(),
+        "deepspeed": _version("deepspeed"),
+        "mlflow": _version("mlflow"),
+        "packages": _packages(),
+    }
+
+
+def _torch_record() -> dict[str, object]:
+    import torch
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if num_gpus else None,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if num_gpus else None,  # type: ignore[no-untyped-call]
+        "gpus": [torch.cuda.get_device_name(index) for index in range(num_gpus)],
+    }
+
+
+def _packages() -> list[str]:
+    found = {f"{dist.metadata['Name']}=={dist.version}" for dist in importlib.metadata.distributions()}
+    return sorted(found, key=str.lower)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    """Output of a git command about the checkout that holds this package; empty where it is none."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip()
