@@ -57,7 +57,7 @@ class RunningMeans:
         packed = torch.cat(parts)
         if torch_dist.is_available() and torch_dist.is_initialized():
             torch_dist.all_reduce(packed)
-        reduced = packed.split([len(part) for part in parts])
+        reduced = torch.split(packed, [len(part) for part in parts])
         return {name: (part[:-1] / part[-1]).view(2, -1) for name, part in zip(self._sums, reduced, strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -77,14 +77,11 @@ class RunningMeans:
 
 def per_image_means(tokens: Tensor) -> Tensor:
     """Class token and mean patch token of each image: [B, 1+N, D] -> [B, 2, D], in float32 at least."""
-    return torch.stack([at_least_float32(tokens[:, 0]), tokens[:, 1:].mean(dim=1, dtype=_wide(tokens))], dim=1)
+    tokens = at_least_float32(tokens)
+    return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
 
 
 def subtract_means(tokens: Tensor, means: Tensor) -> Tensor:
     """Tokens without their class and patch mean: [B, 1+N, D] and [2, D] -> [B, 1+N, D], in float32 at least."""
-    num_patches = tokens.shape[1] - 1
-    return tokens - torch.cat([means[:1], means[1:].expand(num_patches, -1)])
-
-
-def _wide(tokens: Tensor) -> torch.dtype:
-    return torch.promote_types(tokens.dtype, torch.float32)
+    class_mean, patch_mean = means
+    return tokens - torch.cat([class_mean[None], patch_mean.expand(tokens.shape[1] - 1, -1)])

@@ -86,7 +86,9 @@ class TokenFusion:
             Target -> tokens [B, 1+N, D]: float32 under `"fused"`, or with `concat` the teachers' own.
         """
         if self._mode == "concat":
-            return dict(named_tokens)
+            targets = dict(named_tokens)
+            self._check_names(list(targets))
+            return targets
         fused: Tensor | None = None
         names = []
         for name, tokens in named_tokens:
@@ -97,7 +99,8 @@ class TokenFusion:
                 self._means.observe(name, tokens)
             self._add(fused, name, tokens)
             del tokens  # or it would live on while the next teacher runs
-        assert fused is not None and names == list(self._weights), f"got {names}, expected {list(self._weights)}"
+        self._check_names(names)
+        assert fused is not None
         return {FUSED: self._scaled(fused)}
 
     def after_step(self) -> None:
@@ -129,6 +132,9 @@ class TokenFusion:
             fused[:, 1:] /= sum(self._weights.values())
             fused[:, :1] /= self._class_weight() or 1.0
         return fused
+
+    def _check_names(self, names: list[str]) -> None:
+        assert names == list(self._weights), f"tokens of {names}, expected {list(self._weights)}"
 
     def _class_weight(self) -> float:
         return sum(weight for name, weight in self._weights.items() if self._class_token[name])

@@ -1,12 +1,14 @@
 """The paper's objective (eq. 4): TFD and SFD over all targets; knows nothing of how targets and tokens are made."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from dmt_ds.distill.losses import Direction, Divergence, spatial_fusion_loss, token_fusion_loss
+
+_Tokens = Mapping[str, Tensor]
 
 
 class DistillationLosses(NamedTuple):
@@ -50,7 +52,7 @@ class DistillationObjective:
         self._target_weights = dict(target_weights or {})
         self._without_class_token = frozenset(without_class_token)
 
-    def __call__(self, student_tokens: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> DistillationLosses:
+    def __call__(self, student_tokens: _Tokens, targets: _Tokens) -> DistillationLosses:
         """Losses of one micro-batch.
 
         Args:
@@ -64,7 +66,7 @@ class DistillationObjective:
         return DistillationLosses(self._tfd_weight * tfd + self._sfd_weight * sfd, tfd, sfd)
 
     @torch.no_grad()
-    def both_directions(self, student_tokens: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def both_directions(self, student_tokens: _Tokens, targets: _Tokens) -> dict[str, Tensor]:
         """Both losses as KL in both directions, whatever is trained: `train/kl_{tfd,sfd}_{DIRECTION}`, in nats."""
         metrics = {}
         for direction in get_args(Direction):
@@ -72,40 +74,24 @@ class DistillationObjective:
             metrics[f"train/kl_sfd_{direction}"] = self._sfd(student_tokens, targets, "kl", direction)
         return metrics
 
-    def _tfd(
-        self,
-        student_tokens: Mapping[str, Tensor],
-        targets: Mapping[str, Tensor],
-        divergence: Divergence,
-        direction: Direction,
-    ) -> Tensor:
-        def loss(name: str, student: Tensor, target: Tensor) -> Tensor:
-            first = 1 if name in self._without_class_token else 0
-            return token_fusion_loss(student[:, first:], target[:, first:], divergence=divergence, direction=direction)
-
-        return self._over_targets(loss, student_tokens, targets)
-
-    def _sfd(
-        self,
-        student_tokens: Mapping[str, Tensor],
-        targets: Mapping[str, Tensor],
-        divergence: Divergence,
-        direction: Direction,
-    ) -> Tensor:
-        def loss(name: str, student: Tensor, target: Tensor) -> Tensor:
-            return spatial_fusion_loss(student, target, divergence=divergence, direction=direction)
-
-        return self._over_targets(loss, student_tokens, targets)
-
-    def _over_targets(
-        self,
-        loss: Callable[[str, Tensor, Tensor], Tensor],
-        student_tokens: Mapping[str, Tensor],
-        targets: Mapping[str, Tensor],
-    ) -> Tensor:
-        assert student_tokens.keys() == targets.keys(), f"student {list(student_tokens)}, targets {list(targets)}"
+    def _tfd(self, student_tokens: _Tokens, targets: _Tokens, divergence: Divergence, direction: Direction) -> Tensor:
         losses = [
-            self._target_weights.get(name, 1.0) * loss(name, student_tokens[name], target)
-            for name, target in targets.items()
+            weight
+            * token_fusion_loss(student[:, first:], target[:, first:], divergence=divergence, direction=direction)
+            for student, target, weight, first in self._pairs(student_tokens, targets)
         ]
         return torch.stack(losses).sum()
+
+    def _sfd(self, student_tokens: _Tokens, targets: _Tokens, divergence: Divergence, direction: Direction) -> Tensor:
+        losses = [
+            weight * spatial_fusion_loss(student, target, divergence=divergence, direction=direction)
+            for student, target, weight, _ in self._pairs(student_tokens, targets)
+        ]
+        return torch.stack(losses).sum()
+
+    def _pairs(self, student_tokens: _Tokens, targets: _Tokens) -> Iterator[tuple[Tensor, Tensor, float, int]]:
+        """For each target: student tokens, target tokens, weight, first row that TFD looks at."""
+        assert student_tokens.keys() == targets.keys(), f"student {list(student_tokens)}, targets {list(targets)}"
+        for name, target in targets.items():
+            first = 1 if name in self._without_class_token else 0
+            yield student_tokens[name], target, self._target_weights.get(name, 1.0), first
