@@ -31,3 +31,7 @@ class TrackingError(DmtError):
 
 class LaunchError(DmtError):
     """The processes of a run don't find each other: ranks, addresses, ports."""
+
+
+class DivergenceError(DmtError):
+    """The loss is not a number any more; the weights are those before the update."""

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.batch import Batch
+from dmt_ds.data.views import CropSpec
 
 Model = Callable[..., Any]
 """The engine around `Task.module`: called like the module, it also fires DeepSpeed's hooks."""
@@ -58,4 +61,20 @@ class Task(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Move what lies outside `module` (momentum networks, running means)."""
+        ...
+
+
+class PretrainingTask(Task, Protocol):
+    """A task that makes an encoder."""
+
+    def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
+        """The crops that the loader draws of each image."""
+        ...
+
+    def backbone(self) -> nn.Module:
+        """The ViT whose weights are the result of the run."""
         ...

@@ -1,0 +1,229 @@
+"""`dmt-ds pretrain`: puts a run together from its recipe, trains it, and leaves the encoder in `<output_dir>/backbone`."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmt_ds.commands.publish import publish_backbone, publish_pictures
+from dmt_ds.commands.resume import ResumePlan, plan_resume
+from dmt_ds.commands.tasks import BuiltTask, build_task
+from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
+from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
+from dmt_ds.config.load import flatten, to_yaml
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.data.loader import TrainLoader
+from dmt_ds.data.sampling import SampleStream
+from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.optim import build_optimizer, warmup_cosine
+from dmt_ds.engine.progress import ProgressView
+from dmt_ds.engine.stopping import StopRequest, Watchdog
+from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
+from dmt_ds.tracking.environment import environment_record, environment_tags
+from dmt_ds.tracking.tracker import JsonlTracker, NullTracker, Tracker
+
+logger = logging.getLogger(__name__)
+
+DONE = "DONE"
+"""File that a finished run leaves in its folder, for scripts."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is resolved before anything large is built."""
+
+    config: RunConfig
+    folder: Path
+    device: torch.device
+    source: ImageSource
+    batch: BatchPlan
+    length: LengthPlan
+    ds_config: dict[str, Any]
+
+
+def run(config: RunConfig) -> int:
+    """Train on all ranks; 0 when finished or stopped by a signal after a save."""
+    stop = StopRequest().install()
+    device = ds_engine.start(config.train.hang_timeout_seconds)
+    watchdog = Watchdog(config.train.hang_timeout_seconds, dist.rank()).start()
+    resolved = _resolve(config, device)
+    built = build_task(config, device)
+    watchdog.beat("built teachers")
+    outcome = _train(resolved, built, stop, watchdog)
+    watchdog.stop()
+    ds_engine.stop()
+    logger.info("%s: %s", resolved.folder, outcome.value)
+    return 0
+
+
+def _resolve(config: RunConfig, device: torch.device) -> Run:
+    folder = Path(config.output_dir)
+    batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
+    ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
+    if dist.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        _log_to_file(folder / "train.log")
+        (folder / "config.yaml").write_text(to_yaml(config))
+        # Preparing a data set writes a cache: once, not on every rank.
+        open_source(config.data, "train")
+    dist.barrier()
+    source = open_source(config.data, "train")
+    length = plan_length(config.train, config.optim, len(source))
+    logger.info(
+        "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
+        len(source), length.total_steps, config.train.global_batch_size,
+        dist.world_size(), config.train.micro_batch_size, batch.grad_accum_steps,
+    )
+    return Run(config, folder, device, source, batch, length, ds_config)
+
+
+def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) -> Outcome:
+    checkpoints = CheckpointFolder(run.folder / "checkpoints", run.config.train.keep_checkpoints)
+    resume = plan_resume(checkpoints, _run_state(run, built, 0, None), run.config.train.resume)
+    tracker = _open_tracker(run, built, resume)
+    try:
+        trainer = _build_trainer(run, built, checkpoints, tracker, resume, stop, watchdog)
+        outcome = trainer.fit()
+        if outcome is Outcome.FINISHED:
+            _publish(run, built, trainer, tracker)
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    watchdog.beat("sending the last metrics")
+    tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
+    dist.barrier()
+    return outcome
+
+
+def _build_trainer(
+    run: Run,
+    built: BuiltTask,
+    checkpoints: CheckpointFolder,
+    tracker: Tracker,
+    resume: ResumePlan | None,
+    stop: StopRequest,
+    watchdog: Watchdog,
+) -> Trainer:
+    config, task = run.config, built.task
+    engine = ds_engine.build_student(
+        task.module,
+        build_optimizer(task.module, config.optim, config.train.global_batch_size, fused=run.device.type == "cuda"),
+        warmup_cosine(config.optim, config.train.global_batch_size, run.length.warmup_steps, run.length.total_steps),
+        run.ds_config,
+        universal=resume is not None and resume.universal,
+    )
+    if config.train.compile:
+        engine.compile()
+    plan = TrainPlan(
+        total_steps=run.length.total_steps,
+        global_batch_size=config.train.global_batch_size,
+        grad_accum_steps=run.batch.grad_accum_steps,
+        log_every_steps=config.train.log_every_steps,
+        save_every_steps=config.train.save_every_steps,
+    )
+    start_step = resume.checkpoint.state.step if resume else 0
+    view = ProgressView(config.name, start_step, plan.total_steps, visible=dist.is_main())
+    trainer = Trainer(
+        task,
+        engine,
+        _loader(run, built),
+        plan,
+        checkpoints,
+        lambda step: _run_state(run, built, step, tracker.run_id),
+        Surroundings(tracker, view, stop, watchdog, run.source.name),
+    )
+    if resume:
+        trainer.resume(resume.checkpoint, resume.tag)
+    return trainer
+
+
+def _loader(run: Run, built: BuiltTask) -> TrainLoader:
+    data = run.config.data
+    return TrainLoader(
+        run.source,
+        SampleStream(len(run.source), run.config.seed),
+        built.task.crops(data),
+        run_seed=run.config.seed,
+        micro_batch_size=run.config.train.micro_batch_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=data.num_workers,
+        pin_memory=run.device.type == "cuda",
+        bad_images=data.bad_images,
+    )
+
+
+def _run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) -> RunState:
+    return RunState(
+        step=step,
+        images_seen=step * run.config.train.global_batch_size,
+        world_size=dist.world_size(),
+        zero_stage=zero_stage(run.ds_config),
+        precision=precision(run.ds_config),
+        config=run.config.model_dump(mode="json"),
+        teachers={name: record.sha256 for name, record in built.teachers.items()},
+        data_fingerprint=run.source.fingerprint,
+        mlflow_run_id=mlflow_run_id,
+    )
+
+
+def _open_tracker(run: Run, built: BuiltTask, resume: ResumePlan | None) -> Tracker:
+    """MLflow on rank 0, with all that describes the run."""
+    config = run.config
+    if not dist.is_main():
+        return NullTracker()
+    if not config.tracking.enabled:
+        return JsonlTracker(run.folder)
+    from dmt_ds.tracking.mlflow_tracker import MlflowTracker
+
+    tracker = MlflowTracker(
+        config.tracking,
+        run.folder,
+        config.tracking.run_name or config.name,
+        resume_run_id=resume.checkpoint.state.mlflow_run_id if resume else None,
+    )
+    tracker.set_tags({**_tags(run, built), **environment_tags(os.environ), **config.tracking.tags})
+    records = {f"teachers.{name}": record.as_params() for name, record in built.teachers.items()}
+    tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
+    tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")
+    described = {"deepspeed_student.json": run.ds_config, "environment.json": environment_record()}
+    for name, content in described.items():
+        (run.folder / name).write_text(json.dumps(content, indent=1))
+        tracker.log_artifact(run.folder / name)
+    tracker.log_artifact(run.folder / "config.yaml")
+    return tracker
+
+
+def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
+    """What runs are found and compared by."""
+    config = run.config
+    losses = [name for name in ("tfd", "sfd") if getattr(config.distill, f"{name}_weight") > 0]
+    return {
+        "stage": "distill" if config.task == "dmt" else "pretrain",
+        "task": config.task,
+        "student": config.student.arch,
+        "teachers": "+".join(built.teachers) or "none",
+        "losses": "+".join(losses) if config.task == "dmt" else config.task,
+        "world_size": str(dist.world_size()),
+    }
+
+
+def _publish(run: Run, built: BuiltTask, trainer: Trainer, tracker: Tracker) -> None:
+    """The encoder, the pictures, and the mark that the run is done."""
+    publish_backbone(run.config, run.folder, built, trainer)
+    if run.config.tracking.pictures:
+        publish_pictures(run.folder, built, trainer, run.source, run.config, tracker)
+    if dist.is_main():
+        (run.folder / DONE).write_text(f"{trainer.step}\n")
+
+
+def _log_to_file(path: Path) -> None:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("dmt_ds").addHandler(handler)

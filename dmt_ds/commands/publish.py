@@ -1,0 +1,92 @@
+"""What a finished run leaves: the encoder as a folder that timm and dmt_ds load, and pictures."""
+
+import logging
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.commands.tasks import BuiltTask
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.loader import eval_batches
+from dmt_ds.data.sources import ImageSource
+from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine.trainer import Trainer
+from dmt_ds.methods.dmt import DmtTask
+from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+NUM_PICTURED_IMAGES = 6
+
+
+def publish_backbone(config: RunConfig, folder: Path, built: BuiltTask, trainer: Trainer) -> None:
+    """Write `<folder>/backbone` from the last checkpoint's float32 weights; rank 0 writes."""
+    if dist.is_main():
+        tag = f"step{trainer.step:08d}"
+        masters = ds_engine.trained_state(folder / "checkpoints", tag)
+        provenance = {
+            "task": config.task,
+            "name": config.name,
+            "step": trainer.step,
+            "images_seen": trainer.step * config.train.global_batch_size,
+            "teachers": {name: record.as_params() for name, record in built.teachers.items()},
+        }
+        save_backbone(
+            folder / "backbone",
+            backbone_state(built.task.backbone(), built.task.module, masters),
+            config.student,
+            config.data.image_size,
+            mean=config.augment.mean,
+            std=config.augment.std,
+            provenance=provenance,
+        )
+        logger.info("%s: the encoder, for timm.create_model('local-dir:...') or as a teacher", folder / "backbone")
+    dist.barrier()
+
+
+def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """float32 weights of the encoder: masters of what was trained, its own values for what was frozen or averaged."""
+    prefix = next((f"{name}." for name, child in module.named_modules() if child is backbone), None)
+    state = {}
+    for key, value in backbone.state_dict().items():
+        master = masters.get(f"{prefix}{key}") if prefix is not None else None
+        state[key] = (value if master is None else master).detach().float().cpu()
+    return state
+
+
+def publish_pictures(
+    folder: Path, built: BuiltTask, trainer: Trainer, source: ImageSource, config: RunConfig, tracker: Tracker
+) -> None:
+    """Loss curves, and for DMT the patch tokens of teachers, their sum and the student as colours; all ranks call."""
+    from dmt_ds.tracking import pictures
+
+    drawn = []
+    if dist.is_main():
+        drawn.append(pictures.loss_curves(folder / "metrics.jsonl", folder / "pictures" / "losses.png"))
+    if isinstance(built.task, DmtTask):
+        images = _first_images(source, config)
+        tokens = _tokens_of_all(built.task, trainer, images)
+        if dist.is_main():
+            drawn.append(pictures.pca_of_tokens(images, tokens, folder / "pictures" / "tokens.png"))
+    for path in drawn:
+        tracker.log_artifact(path, "pictures")
+
+
+def _first_images(source: ImageSource, config: RunConfig) -> Tensor:
+    """[B, 3, H, W] uint8: the same few images on every rank."""
+    batches = eval_batches(source, config.data.image_size, NUM_PICTURED_IMAGES, 0, config.data.interpolation)
+    batch: Batch = next(islice(batches, 1))
+    return batch.images
+
+
+def _tokens_of_all(task: DmtTask, trainer: Trainer, images: Tensor) -> dict[str, Tensor]:
+    """Name -> tokens [B, 1+N, D] float32 on the CPU, of each teacher, the target and the student."""
+    on_device = images.to(trainer.engine.device)
+    with torch.no_grad():
+        tokens = task.pictured_tokens(trainer.engine, on_device)
+    return {name: value.float().cpu() for name, value in tokens.items()}

@@ -1,0 +1,192 @@
+"""Checkpoint folders that are complete or not there: hidden name, manifest, rename; knows no engine and no method."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dmt_ds.engine import dist
+from dmt_ds.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+RUN_STATE = "run_state.json"
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stood, and what it was: enough to go on, and to refuse to go on with something else."""
+
+    step: int
+    images_seen: int
+    world_size: int
+    zero_stage: int
+    precision: str
+    config: dict[str, Any]
+    teachers: dict[str, str] = field(default_factory=dict)
+    """Teacher name -> sha256 of its weights."""
+    data_fingerprint: str = ""
+    mlflow_run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    state: RunState
+
+    @property
+    def tag(self) -> str:
+        """Name of the folder, DeepSpeed's tag."""
+        return self.folder.name
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    A save goes to a hidden name on all ranks, then rank 0 writes the manifest, renames, and points `latest` at it. A kill
+    at any moment leaves at most a hidden folder, which the next start removes.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def save(self, state: RunState, write: Callable[[Path, str], None]) -> Path:
+        """Save on all ranks.
+
+        Args:
+            write: called on every rank with (folder, tag): puts this rank's files into folder/tag, which exists.
+
+        Raises:
+            CheckpointError: the disk is full or can't be written; earlier checkpoints are as they were.
+        """
+        tag = f"step{state.step:08d}"
+        hidden = self.folder / f"{_TEMPORARY}{tag}"
+        self._make_room(hidden)
+        try:
+            write(self.folder, hidden.name)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            raise CheckpointError(self._write_failed(tag, error)) from error
+        dist.barrier()
+        self._on_main(lambda: self._publish(hidden, tag, state), tag)
+        return self.folder / tag
+
+    def newest(self) -> Checkpoint | None:
+        """The newest complete checkpoint, or None; incomplete ones are named in the log and passed over."""
+        for folder in sorted(self.folder.glob("step*"), reverse=True):
+            if folder.name.endswith("_universal"):
+                continue
+            problem = incompleteness(folder)
+            if problem is None:
+                return Checkpoint(folder, read_run_state(folder))
+            logger.warning("%s: passed over: %s", folder, problem)
+        return None
+
+    def _make_room(self, hidden: Path) -> None:
+        """Remove what an earlier kill left, and refuse at once where the disk is too full for a checkpoint like the last."""
+
+        def prepare() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob("*_universal")]:
+                shutil.rmtree(leftover)
+            hidden.mkdir()
+            newest = max(self.folder.glob("step*"), default=None)
+            needed = sum(f.stat().st_size for f in newest.iterdir() if f.is_file()) if newest else 0
+            free = shutil.disk_usage(self.folder).free
+            if free < needed:
+                hidden.rmdir()
+                raise OSError(28, f"No space left on device: {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} needed")
+
+        self._on_main(prepare, hidden.name.removeprefix(_TEMPORARY))
+
+    def _publish(self, hidden: Path, tag: str, state: RunState) -> None:
+        _write_json(hidden / RUN_STATE, asdict(state))
+        files = {f.name: f.stat().st_size for f in sorted(hidden.iterdir()) if f.is_file()}
+        for name in files:
+            _sync(hidden / name)
+        _write_json(hidden / MANIFEST, files)
+        final = self.folder / tag
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(hidden, final)
+        _sync(self.folder)
+        latest = self.folder / f"{_TEMPORARY}latest"
+        latest.write_text(tag)
+        os.replace(latest, self.folder / "latest")
+        self._prune()
+
+    def _prune(self) -> None:
+        complete = [f for f in sorted(self.folder.glob("step*")) if incompleteness(f) is None]
+        for folder in complete[: -self._keep]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _on_main(self, act: Callable[[], None], tag: str) -> None:
+        """Do it on rank 0; if that fails, all ranks raise the same error instead of waiting for each other."""
+        problem = None
+        if dist.is_main():
+            try:
+                act()
+            except OSError as error:
+                problem = self._write_failed(tag, error)
+        problem = dist.from_main(problem)
+        if problem is not None:
+            raise CheckpointError(problem)
+
+    def _write_failed(self, tag: str, error: Exception) -> str:
+        newest = (self.folder / "latest").read_text() if (self.folder / "latest").exists() else "none"
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        return (
+            f"{self.folder / tag}: not saved (rank {dist.rank()}): {reason}. "
+            f"The newest complete checkpoint is {newest}; make room, then start again"
+        )
+
+
+def incompleteness(folder: Path) -> str | None:
+    """Why a checkpoint folder can't be used, or None if all files of its manifest are there with their sizes."""
+    try:
+        files: dict[str, int] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return f"no readable {MANIFEST}"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None if RUN_STATE in files else f"{RUN_STATE} is missing"
+
+
+def read_run_state(folder: Path) -> RunState:
+    """What `save` recorded.
+
+    Raises:
+        CheckpointError: the record can't be read, or another version of the program wrote it.
+    """
+    try:
+        return RunState(**json.loads((folder / RUN_STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / RUN_STATE}: unreadable ({error}); move this checkpoint away to go on from an older one") from error
+
+
+def _write_json(path: Path, content: object) -> None:
+    with path.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Have the kernel write it out: after a power loss the manifest must not be newer than what it lists."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,279 @@
+"""The door to DeepSpeed: one training engine for the student, one inference engine a teacher; knows no method and no recipe.
+
+DeepSpeed is never allowed to compile an op here: optimizers are torch's, and the CPU's shared-memory collective is switched
+off, so that neither a compiler nor minutes of waiting are needed.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dmt_ds.engine import dist
+from dmt_ds.errors import CheckpointError, LaunchError
+
+logger = logging.getLogger(__name__)
+
+DsConfig = dict[str, Any]
+
+
+def _deepspeed() -> ModuleType:
+    """DeepSpeed, imported once its accelerator is chosen: it reads DS_ACCELERATOR at import."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    return deepspeed
+
+
+def start(timeout_seconds: float) -> torch.device:
+    """Join the process group (NCCL on CUDA, gloo on CPU) and return this rank's device.
+
+    Args:
+        timeout_seconds: how long a collective waits for the slowest rank.
+
+    Raises:
+        LaunchError: the ranks can't find each other, or the port is taken.
+    """
+    environment = dist.launch_environment(os.environ)
+    os.environ.update(environment)
+    device = _local_device(int(environment["LOCAL_RANK"]))
+    deepspeed = _deepspeed()
+    _forbid_shared_memory_build(deepspeed)
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_seconds))
+    except (RuntimeError, ValueError) as error:
+        address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+        reason = str(error).strip().splitlines()[0]
+        raise LaunchError(
+            f"rank {environment['RANK']}: no process group at {address}: {reason}. "
+            "Is the port taken by another job? Set another MASTER_PORT (torchrun: --master-port)"
+        ) from error
+    return device
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _local_device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A launcher may show each task one GPU only, which then has index 0 whatever the local rank is.
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _forbid_shared_memory_build(deepspeed: ModuleType) -> None:
+    """On CPU, DeepSpeed compiles a shared-memory all-reduce at start; gloo does without."""
+    compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
+    if isinstance(compatible, dict):
+        compatible["deepspeed_shm_comm"] = False
+
+
+class StudentEngine:
+    """The training engine: called like the module it wraps."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.module: nn.Module = engine.module
+        self.device: torch.device = torch.device(engine.device)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward, with DeepSpeed's hooks."""
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradient; DeepSpeed divides by the accumulation steps."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Update the weights where accumulation is complete, else only count the micro-step."""
+        self._engine.step()
+
+    def train(self) -> None:
+        """Switch drop path and batch norm on."""
+        self._engine.train()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first parameter group, at the next update."""
+        return float(self._engine.get_lr()[0])
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last update's gradient before clipping; waits for the device."""
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Updates that DeepSpeed left out because a gradient was not finite."""
+        return int(self._engine.skipped_steps)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer as DeepSpeed wraps it."""
+        optimizer: Optimizer = self._engine.optimizer
+        return optimizer
+
+    def compile(self) -> None:
+        """torch.compile inside the engine: keys of the state dict stay as they are."""
+        self._engine.compile()
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write weights, masters and moments to folder/tag; all ranks call."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read what `save` wrote, or its universal form where the engine was built for that; all ranks call.
+
+        Raises:
+            CheckpointError: the files do not fit this engine.
+        """
+        try:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        except (RuntimeError, AssertionError, KeyError, ValueError, OSError, EOFError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{folder / tag}: does not load: {reason}") from error
+        if path is None:
+            raise CheckpointError(f"{folder / tag}: DeepSpeed finds no checkpoint there")
+
+
+def build_student(
+    module: nn.Module,
+    optimizer: Optimizer,
+    schedule: Callable[[int], float],
+    config: DsConfig,
+    *,
+    universal: bool = False,
+) -> StudentEngine:
+    """Wrap what is trained.
+
+    Args:
+        schedule: step -> factor of each group's learning rate.
+        config: resolved DeepSpeed JSON.
+        universal: the engine's `load` will read a checkpoint of another world size.
+    """
+    assert not any(hasattr(p, "ds_id") for p in module.parameters()), "a student must not be built under zero.Init"
+    if universal:
+        config = {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
+    engine, *_ = _deepspeed().initialize(
+        model=module,
+        model_parameters=[p for p in module.parameters() if p.requires_grad],
+        optimizer=optimizer,
+        config=config,
+        lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, schedule),
+    )
+    return StudentEngine(engine)
+
+
+def build_teacher(module: nn.Module, config: DsConfig, device: torch.device, *, shard_over: str) -> Callable[..., Tensor]:
+    """An inference engine around one frozen teacher, its parameters cut over ranks (ZeRO-3).
+
+    All ranks must call all teachers equally often and in one order: gathering is a collective. On a group of one rank
+    there is nothing to cut and the plain module is returned.
+
+    Args:
+        module: frozen; everything goes through its `forward`. Float parameters are cast to the JSON's precision, buffers kept.
+        shard_over: `node` cuts over the ranks of this node, `world` over all.
+    """
+    cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
+    group, group_size = _shard_group(shard_over)
+    if group_size == 1:
+        return module.to(device)
+    deepspeed = _deepspeed()
+    linear_before = F.linear
+    _mark_blocks_as_leaves(deepspeed, module)
+    deepspeed.zero.Init(
+        module=module,
+        config_dict_or_path=config,
+        dtype=next(module.parameters()).dtype,
+        mem_efficient_linear=False,
+        data_parallel_group=group,
+    )
+    engine = deepspeed.initialize(model=module, config=config)[0]
+    engine.eval()
+    assert F.linear is linear_before, "a teacher's config patched F.linear for the whole process"
+    return lambda images: engine(images)
+
+
+def replicate_teacher(module: nn.Module, config: DsConfig, device: torch.device) -> Callable[..., Tensor]:
+    """A whole copy of a frozen teacher on this rank, in the JSON's precision."""
+    cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
+    return module.to(device)
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters to `dtype`; buffers (normalisation constants) stay float32. zero.Init does not cast by itself."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def held_bytes(module: nn.Module) -> tuple[int, int]:
+    """(bytes this rank keeps, bytes of the whole) of a module's parameters, sharded or not."""
+    held = full = 0
+    for parameter in module.parameters():
+        shard: Tensor = getattr(parameter, "ds_tensor", parameter)
+        held += shard.numel() * shard.element_size()
+        full += getattr(parameter, "ds_numel", parameter.numel()) * shard.element_size()
+    return held, full
+
+
+def _mark_blocks_as_leaves(deepspeed: ModuleType, module: nn.Module) -> None:
+    """One gather a transformer block instead of one a layer: a third of the hooks' time."""
+    for child in module.modules():
+        blocks = getattr(child, "blocks", None)
+        if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
+            deepspeed.utils.set_z3_leaf_modules(module, [type(blocks[0])])
+
+
+def _shard_group(shard_over: str) -> tuple[Any, int]:
+    """(process group that shares a cut copy, its size); None is the group of all."""
+    world, local = dist.world_size(), dist.local_world_size()
+    if shard_over == "world" or local >= world or world % local:
+        return None, world
+    groups = [torch.distributed.new_group(list(range(first, first + local))) for first in range(0, world, local)]
+    return groups[dist.rank() // local], local
+
+
+def to_universal(source: Path, target: Path) -> None:
+    """Convert a checkpoint to DeepSpeed's universal form, which loads at any world size; one process calls."""
+    _deepspeed()
+    from argparse import Namespace
+
+    from deepspeed.checkpoint import ds_to_universal
+
+    ds_to_universal.main(
+        Namespace(
+            input_folder=str(source),
+            output_folder=str(target),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+    )
+
+
+def trained_state(folder: Path, tag: str) -> Mapping[str, Tensor]:
+    """float32 masters of all trained parameters, read from a checkpoint of any ZeRO stage; one process calls."""
+    _deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    state: Mapping[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+        str(folder), tag, exclude_frozen_parameters=True
+    )
+    return state

@@ -1,0 +1,46 @@
+"""What a person sees while it trains: a bar on a terminal, plain lines in a log; rank 0 only."""
+
+import logging
+import sys
+from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressView:
+    """One line a log step; on a terminal also a bar with the newest figures."""
+
+    def __init__(self, name: str, start_step: int, total_steps: int, *, visible: bool) -> None:
+        self._total = total_steps
+        self._bar = None
+        if visible and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True)
+        self._visible = visible
+
+    def advance(self) -> None:
+        """One more step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show a log step's figures."""
+        if not self._visible:
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(_figures(metrics, limit=4), refresh=False)
+            logger.debug("step %d/%d  %s", step, self._total, _figures(metrics))
+        else:
+            logger.info("step %d/%d  %s", step, self._total, _figures(metrics))
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _figures(metrics: Mapping[str, float], limit: int | None = None) -> str:
+    """Losses, rate and speed as `loss 1.234  lr 1.5e-04  ...`; diagnostics stay out of the line."""
+    shown = {k: v for k, v in metrics.items() if k.startswith(("train/", "perf/"))}
+    return "  ".join(f"{k.split('/', 1)[1]} {v:.4g}" for k, v in list(shown.items())[:limit])

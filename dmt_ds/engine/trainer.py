@@ -1,0 +1,220 @@
+"""The loop: steps, accumulation, logging, checkpoints, stopping; knows a task's verbs, no method and no library but torch."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.loader import TrainLoader
+from dmt_ds.engine import dist, rng_state
+from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
+from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine.progress import ProgressView
+from dmt_ds.engine.stopping import StopRequest, Watchdog
+from dmt_ds.engine.task import Progress, Task
+from dmt_ds.errors import DivergenceError
+from dmt_ds.tracking.meters import MeanMeters, Throughput, memory_gib
+from dmt_ds.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+TASK_STATE = "task_state.pt"
+
+
+class Outcome(Enum):
+    """How `fit` ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped by a signal; start again to go on"
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Numbers of the loop, all resolved."""
+
+    total_steps: int
+    global_batch_size: int
+    grad_accum_steps: int
+    log_every_steps: int
+    save_every_steps: int
+
+    def logs_at(self, step: int) -> bool:
+        """Whether the update that makes `step` done is a log step: the first, every n-th, the last."""
+        return step == 1 or step % self.log_every_steps == 0 or step == self.total_steps
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint follows that update."""
+        return step % self.save_every_steps == 0 or step == self.total_steps
+
+
+@dataclass
+class Surroundings:
+    """What the loop reports to and is watched by."""
+
+    tracker: Tracker
+    view: ProgressView
+    stop: StopRequest
+    watchdog: Watchdog
+    image_name: Callable[[int], str]
+    """Row of the data set -> its name in messages."""
+
+
+class Trainer:
+    """Trains one task in one engine."""
+
+    def __init__(
+        self,
+        task: Task,
+        engine: StudentEngine,
+        loader: TrainLoader,
+        plan: TrainPlan,
+        checkpoints: CheckpointFolder,
+        record: Callable[[int], RunState],
+        around: Surroundings,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            record: step -> what a checkpoint says of the run.
+        """
+        self.task = task
+        self.engine = engine
+        self.step = 0
+        self._loader = loader
+        self._plan = plan
+        self._checkpoints = checkpoints
+        self._record = record
+        self._around = around
+        self._meters = MeanMeters()
+        self._throughput = Throughput()
+
+    def resume(self, checkpoint: Checkpoint, tag: str) -> None:
+        """Go on from a checkpoint; `tag` is its own, or that of its universal form."""
+        self.engine.load(checkpoint.folder.parent, tag)
+        state = torch.load(checkpoint.folder / TASK_STATE, map_location=self.engine.device, weights_only=True)
+        restore_untrained(self.engine.module, state["untrained"])
+        self.task.load_state_dict(state["task"])
+        if checkpoint.state.world_size == dist.world_size():
+            rng_state.restore(rng_state.path(checkpoint.folder, dist.rank()))
+        self.step = checkpoint.state.step
+
+    def fit(self) -> Outcome:
+        """Train to the last step, or to the first step's end after a signal."""
+        self.engine.train()
+        batches = self._batches()
+        while self.step < self._plan.total_steps:
+            stop_asked = self._update(batches)
+            self._around.view.advance()
+            self._around.watchdog.beat(f"step {self.step}")
+            if self._plan.saves_at(self.step) or stop_asked:
+                self.save()
+            if stop_asked and self.step < self._plan.total_steps:
+                logger.info("%s: saved at step %d", self._around.stop.name, self.step)
+                return Outcome.STOPPED
+        return Outcome.FINISHED
+
+    def save(self) -> None:
+        """Write a checkpoint of this step; all ranks."""
+        self._around.watchdog.beat(f"saving step {self.step}")
+        self._checkpoints.save(self._record(self.step), self._write_checkpoint)
+        self._around.watchdog.beat(f"step {self.step}")
+        self._throughput.pop()  # a save is not training time
+
+    def _batches(self) -> Iterator[Batch]:
+        accumulation = self._plan.grad_accum_steps
+        return self._loader.batches(
+            start_image=self.step * self._plan.global_batch_size,
+            num_micro_steps=(self._plan.total_steps - self.step) * accumulation,
+            grad_accum_steps=accumulation,
+        )
+
+    def _update(self, batches: Iterator[Batch]) -> bool:
+        """One optimizer update from `grad_accum_steps` micro-batches; whether some rank was asked to stop."""
+        logs = self._plan.logs_at(self.step + 1)
+        progress = Progress(self.step, self._plan.total_steps)
+        finite = torch.ones((), dtype=torch.bool, device=self.engine.device)
+        seen: list[Batch] = []
+        for micro_step in range(self._plan.grad_accum_steps):
+            batch = self._next(batches)
+            seen.append(batch)
+            losses = self.task.losses(self.engine, batch.to(self.engine.device), progress, logs)
+            self.engine.backward(losses.loss)
+            finite &= losses.loss.detach().isfinite()
+            if logs:
+                self._meters.add({"train/loss": losses.loss.detach(), **losses.metrics})
+            if micro_step + 1 == self._plan.grad_accum_steps:
+                stop_asked = self._agree(finite, seen)
+                learning_rate = self.engine.learning_rate
+            self.engine.step()
+        self.step += 1
+        self.task.after_step(Progress(self.step, self._plan.total_steps))
+        self._throughput.count(self._plan.global_batch_size)
+        if logs:
+            self._log(learning_rate)
+        return stop_asked
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        with self._throughput.waiting():
+            return next(batches)
+
+    def _agree(self, finite: Tensor, seen: Sequence[Batch]) -> bool:
+        """Before the update, all ranks learn whether one has a loss that is not finite, or was asked to stop.
+
+        Raises:
+            DivergenceError: on all ranks alike.
+        """
+        asked = torch.tensor(float(self._around.stop.requested), device=finite.device)
+        diverged, stop_asked = dist.sum_over_ranks(torch.stack([(~finite).float(), asked])).tolist()
+        if diverged:
+            self._raise_divergence(bool(finite), seen)
+        return bool(stop_asked)
+
+    def _raise_divergence(self, finite_here: bool, seen: Sequence[Batch]) -> None:
+        names = [] if finite_here else [self._around.image_name(int(i)) for batch in seen for i in batch.indices[:4]]
+        report = {rank: images for rank, images in enumerate(dist.gather_objects(names)) if images}
+        where = "; ".join(f"rank {rank}: {', '.join(images[:4])}, ..." for rank, images in report.items())  # type: ignore[index]
+        raise DivergenceError(
+            f"step {self.step + 1}: the loss is not finite on rank {', '.join(map(str, report))}; stopped before the update. "
+            f"Images of its batch: {where}. Start again to go on from the newest checkpoint, "
+            "with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
+        )
+
+    def _log(self, learning_rate: float) -> None:
+        metrics = self._meters.pop_means(dist.mean_over_ranks)
+        metrics["train/lr"] = learning_rate
+        metrics["train/grad_norm"] = self.engine.gradient_norm()
+        metrics["train/images_seen"] = float(self.step * self._plan.global_batch_size)
+        metrics |= self._throughput.pop()
+        metrics["perf/memory_gib"] = memory_gib()
+        self._around.view.report(self.step, metrics)
+        self._around.tracker.log_metrics(metrics, self.step)
+
+    def _write_checkpoint(self, folder: Path, tag: str) -> None:
+        self.engine.save(folder, tag)
+        rng_state.save(rng_state.path(folder / tag, dist.rank()))
+        if dist.is_main():
+            state = {"task": self.task.state_dict(), "untrained": untrained_state(self.engine.module)}
+            torch.save(state, folder / tag / TASK_STATE)
+
+
+def untrained_state(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers and frozen parameters: DeepSpeed's universal form forgets them."""
+    frozen = {
+        name: parameter.detach()
+        for name, parameter in module.named_parameters()
+        if not parameter.requires_grad and not hasattr(parameter, "ds_id")  # one cut by ZeRO-3 is not whole here
+    }
+    return {**frozen, **{name: buffer.detach() for name, buffer in module.named_buffers()}}
+
+
+def restore_untrained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Inverse of `untrained_state`, in place."""
+    now = untrained_state(module)
+    assert now.keys() == state.keys(), f"frozen parameters and buffers changed: {now.keys() ^ state.keys()}"
+    for name, value in state.items():
+        now[name].copy_(value)
