@@ -1,0 +1,230 @@
+"""The command `dmt-ds`: arguments in, exit code out; knows no library but click, so that `--help` is there at once.
+
+A `DmtError` becomes lines on stderr and exit code 2, never a traceback; anything else is our bug and keeps its own.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dmt_ds import __version__
+from dmt_ds.errors import DmtError
+
+if TYPE_CHECKING:
+    from dmt_ds.config.schema import RunConfig
+
+
+class _CarefulGroup(click.Group):
+    """Turns what the user can mend into one line a finding."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            click.exceptions.Exit: 2 after a `DmtError`, 130 after Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except DmtError as error:
+            if ctx.params["debug"]:
+                raise
+            rank = _rank()
+            prefix = "dmt-ds: error: " if rank == 0 else f"dmt-ds: error: rank {rank}: "
+            for line in str(error).splitlines():
+                click.echo(prefix + line, err=True)
+            raise click.exceptions.Exit(2) from None
+        except KeyboardInterrupt:
+            if ctx.params["debug"]:
+                raise
+            click.echo("dmt-ds: stopped", err=True)
+            raise click.exceptions.Exit(130) from None
+
+
+def _examples(*lines: str) -> str:
+    """Lines that click leaves as they are, below the options."""
+    return "\b\n" + "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+@click.group(cls=_CarefulGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="dmt-ds")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error, and debug messages.")
+def main(debug: bool) -> None:
+    r"""Distil several self-supervised ViT teachers into one ViT student.
+
+    \b
+    First steps:
+      dmt-ds quickstart                        the whole machine at work on digits, in minutes, no GPU
+      dmt-ds config -c vit_tiny                what a run would do, every setting written out
+      dmt-ds doctor -c vit_tiny --ranks 8      everything that can fail, before a queue does
+      torchrun --nproc-per-node 8 -m dmt_ds pretrain -c vit_tiny data.path=/data/imagenet
+
+    RECIPE is the name of a shipped recipe or the path of a YAML file. Settings follow as KEY=VALUE with a dotted key:
+    field default < recipe < KEY=VALUE.
+    """
+    _set_up_logging(debug)
+
+
+recipe_option = click.option(
+    "-c", "--recipe", metavar="RECIPE", help="Shipped recipe (vit_tiny, vit_small, vit_base, mae, ...) or YAML file."
+)
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+@main.command(
+    epilog=_examples(
+        "dmt-ds pretrain -c vit_tiny data.path=/data/imagenet --dry-run",
+        "torchrun --nproc-per-node 8 -m dmt_ds pretrain -c vit_small optim.base_lr=1e-4",
+        "dmt-ds pretrain -c mae data.path=photos train.epochs=10 train.global_batch_size=256",
+    )
+)
+@recipe_option
+@overrides_argument
+@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@click.pass_context
+def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Distil teachers into a student, or make a teacher (task mae, moco_v3, ibot, dino).
+
+    Run it under torchrun or srun for several processes. A second start in the same output_dir goes on where the first
+    one stopped.
+    """
+    config = _load(recipe, overrides)
+    if dry_run:
+        ctx.exit(_doctor(config, ranks=None))
+    from dmt_ds.commands import pretrain as command
+
+    ctx.exit(command.run(config))
+
+
+@main.command(
+    epilog=_examples(
+        "dmt-ds knn runs/vit_tiny data.source=folder data.path=/data/imagenet",
+        "dmt-ds knn timm:vit_base_patch16_224.mae -c vit_tiny knn.features=patch_mean",
+    )
+)
+@click.argument("source", metavar="SOURCE")
+@recipe_option
+@overrides_argument
+@click.pass_context
+def knn(ctx: click.Context, source: str, recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """k-NN accuracy of a teacher, student or checkpoint on frozen features.
+
+    SOURCE is written as a teacher's source: timm:TAG, hf:ID, a weights file, or the output folder of a run.
+    """
+    raise NotImplementedError(source, recipe, overrides, ctx)
+
+
+@main.group()
+def teachers() -> None:
+    """Which teachers there are, what is in a weights file, and its conversion."""
+
+
+@teachers.command("list", epilog=_examples("dmt-ds teachers list"))
+def teachers_list() -> None:
+    """Teachers that load without further settings: where to get them, layout, licence."""
+    from dmt_ds.commands import teachers as command
+
+    click.echo(command.list_teachers())
+
+
+@teachers.command("inspect", epilog=_examples("dmt-ds teachers inspect teachers/mae_pretrain_vit_base.pth"))
+@click.argument("file", metavar="FILE")
+def teachers_inspect(file: str) -> None:
+    """Layout, architecture, sha256 and dropped keys of a weights file."""
+    from dmt_ds.commands import teachers as command
+
+    click.echo(command.inspect_file(file))
+
+
+@teachers.command(
+    "convert",
+    epilog=_examples("dmt-ds teachers convert teachers/checkpoint_teacher.pth teachers/ibot_vitb.safetensors"),
+)
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT.safetensors", type=click.Path(path_type=Path))
+def teachers_convert(source: str, target: Path) -> None:
+    """Write the backbone of a weights file as safetensors, without what is not needed."""
+    from dmt_ds.commands import teachers as command
+
+    click.echo(command.convert(source, target))
+
+
+@main.command(
+    epilog=_examples(
+        "dmt-ds config --defaults",
+        "dmt-ds config -c vit_tiny optim.base_lr=1e-4 > my_recipe.yaml",
+        "dmt-ds config -c vit_tiny --ds --ranks 8",
+    )
+)
+@recipe_option
+@overrides_argument
+@click.option("--ds", "show_deepspeed", is_flag=True, help="Also print the resolved DeepSpeed JSONs.")
+@click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, for --ds.")
+@click.option("--defaults", is_flag=True, help="Print every setting with its meaning and default instead.")
+def config(recipe: str | None, overrides: tuple[str, ...], show_deepspeed: bool, ranks: int, defaults: bool) -> None:
+    """Print the resolved run as YAML; what is printed is itself a recipe."""
+    from dmt_ds.commands import config as command
+
+    if defaults:
+        click.echo(command.render_defaults(), nl=False)
+        return
+    resolved = _load(recipe, overrides)
+    click.echo(command.render(resolved), nl=False)
+    if show_deepspeed:
+        click.echo(command.render_deepspeed(resolved, ranks), nl=False)
+
+
+@main.command(
+    epilog=_examples("dmt-ds doctor -c vit_tiny data.path=/data/imagenet --ranks 8", "dmt-ds doctor -c my_recipe.yaml")
+)
+@recipe_option
+@overrides_argument
+@click.option("--ranks", type=click.IntRange(min=1), help="Processes of the run to come; default: this launch's.")
+@click.pass_context
+def doctor(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], ranks: int | None) -> None:
+    """Check everything that can fail, before a queue does; exit code 2 if something will."""
+    ctx.exit(_doctor(_load(recipe, overrides), ranks))
+
+
+@main.command(epilog=_examples("dmt-ds quickstart -o /tmp/quickstart"))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("quickstart"), show_default=True)
+@click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="For the distillation.")
+@click.pass_context
+def quickstart(ctx: click.Context, output: Path, processes: int) -> None:
+    """Make three small teachers on digits, distil them, compare all with k-NN; minutes, no GPU, no download."""
+    from dmt_ds.commands import quickstart as command
+
+    ctx.exit(command.run(output, processes))
+
+
+def _load(recipe: str | None, overrides: tuple[str, ...]) -> "RunConfig":
+    from dmt_ds.config.load import load_config
+
+    return load_config(recipe, overrides)
+
+
+def _doctor(config: "RunConfig", ranks: int | None) -> int:
+    from dmt_ds.commands import doctor as command
+
+    findings = command.run(config, ranks)
+    click.echo(command.render(findings))
+    return 2 if any(finding.status == "fail" for finding in findings) else 0
+
+
+def _rank() -> int:
+    """This process's number as its launcher says, before there is a process group."""
+    text = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return int(text) if text.isdigit() else 0
+
+
+def _set_up_logging(debug: bool) -> None:
+    """Lines with the time on stderr; of the ranks only the first one tells more than warnings."""
+    rank = _rank()
+    where = f"rank {rank}: " if rank else ""
+    logging.basicConfig(
+        format=f"%(asctime)s %(levelname).1s {where}%(message)s", datefmt="%H:%M:%S", level=logging.WARNING
+    )
+    own_level = logging.DEBUG if debug else logging.WARNING if rank else logging.INFO
+    logging.getLogger("dmt_ds").setLevel(own_level)

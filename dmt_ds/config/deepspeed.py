@@ -1,0 +1,176 @@
+"""DeepSpeed's JSON files: found, checked, and their "auto" filled from the recipe; imports no DeepSpeed.
+
+A JSON owns ZeRO, precision, offload and communication. What the recipe owns (batch, clipping) and what a teacher's
+width decides (how much is gathered ahead) is "auto" there; a literal that disagrees is an error naming both sides.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from dmt_ds.config.batch import BatchPlan
+from dmt_ds.errors import ConfigError
+
+Json = dict[str, Any]
+
+_PACKAGE = Path(__file__).parents[1]
+_FOLDERS = (_PACKAGE / "ds_configs", _PACKAGE.parent / "ds_configs")  # of an installed wheel; of a checkout
+
+_OWNED_BY_CODE = {
+    "optimizer": "AdamW comes from the recipe's section optim; take it out",
+    "scheduler": "warm-up and cosine come from the recipe's section optim; take it out",
+    "fp16": "needs loss scaling, which is not supported; use bf16, or neither for float32",
+    "amp": "needs apex, which is not supported; use bf16, or neither for float32",
+}
+_REFUSED_FOR_TEACHERS = {
+    "zero_hpz_partition_size": "fails in an engine without optimizer; shard within a node by teachers.shard_over=node",
+    "zero_quantized_weights": "changes teachers' tokens; take it out",
+    "zero_quantized_nontrainable_weights": "changes teachers' tokens; take it out",
+}
+
+
+def find_ds_config(name_or_path: str | Path) -> Path:
+    """File of a DeepSpeed JSON: a bare name is a shipped one, anything with a slash or an ending is a path.
+
+    Raises:
+        ConfigError: there is no such file; the shipped ones are listed.
+    """
+    text = str(name_or_path)
+    is_name = "/" not in text and not text.endswith(".json")
+    candidates = [folder / f"{text}.json" for folder in _FOLDERS] if is_name else [Path(text)]
+    for path in candidates:
+        if path.is_file():
+            return path
+    shipped = sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.json")})
+    close = difflib.get_close_matches(Path(text).stem, shipped, n=1)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    raise ConfigError(
+        f"DeepSpeed JSON '{text}' is not there. {hint}Shipped: {', '.join(shipped)}; or give a file's path"
+    )
+
+
+def resolve_student(path: Path, plan: BatchPlan, clip_grad_norm: float) -> Json:
+    """The student engine's configuration, with the recipe's batch and clipping in place of "auto" or of nothing.
+
+    Raises:
+        ConfigError: no JSON, a key that belongs to the recipe's code, a literal that disagrees with the recipe, or an
+            "auto" that nothing fills; all findings at once.
+    """
+    config = read_ds_config(path)
+    recipe: dict[str, tuple[float, str]] = {
+        "train_batch_size": (plan.global_batch_size, "train.global_batch_size"),
+        "train_micro_batch_size_per_gpu": (plan.micro_batch_size, "train.micro_batch_size"),
+        "gradient_accumulation_steps": (
+            plan.grad_accum_steps,
+            f"{plan.global_batch_size} / ({plan.micro_batch_size} x {plan.world_size} ranks)",
+        ),
+        "gradient_clipping": (clip_grad_norm, "optim.clip_grad_norm"),
+    }
+    findings = _forbidden(config, _OWNED_BY_CODE)
+    for key, (value, owner) in recipe.items():
+        literal = config.get(key, "auto")
+        if literal not in ("auto", value):
+            findings.append(f'{key}={literal} disagrees with the recipe: {owner} gives {value}; write "auto"')
+        config[key] = value
+    return _finished(path, config, findings)
+
+
+def resolve_teacher(path: Path, embed_dim: int) -> Json:
+    """A teacher engine's configuration, with ZeRO-3's look-ahead made for blocks of this width.
+
+    DeepSpeed's defaults gather any model below 50 million parameters at once, which undoes the sharding. Here two
+    blocks are fetched ahead and at most three lie whole: a quarter of a ViT of 12 blocks.
+
+    Raises:
+        ConfigError: no JSON, not ZeRO stage 3, a key that harms a frozen teacher, or an "auto" that nothing fills.
+    """
+    config = read_ds_config(path)
+    zero = config.get("zero_optimization", {})
+    findings = _forbidden(config, _OWNED_BY_CODE) + _forbidden(zero, _REFUSED_FOR_TEACHERS, "zero_optimization.")
+    if zero.get("stage") != 3:
+        findings.append(f"zero_optimization.stage={zero.get('stage', 0)}: teachers are sharded with stage 3; write 3")
+    if zero.get("memory_efficient_linear", True) is not False:
+        findings.append(
+            "zero_optimization.memory_efficient_linear: must be false: it replaces F.linear in the whole process"
+        )
+    block = 12 * embed_dim**2 + 13 * embed_dim  # parameters of a ViT block: attention 4 d^2, MLP 8 d^2, biases, norms
+    ahead = {
+        "stage3_prefetch_bucket_size": 2 * block,
+        "stage3_max_live_parameters": 3 * block,
+        "stage3_max_reuse_distance": 3 * block,
+    }
+    filled = {key: ahead[key] if zero.get(key, "auto") == "auto" else zero[key] for key in ahead}
+    return _finished(path, {**config, "zero_optimization": {**zero, **filled}}, findings)
+
+
+def precision(ds_config: Json) -> Literal["bf16", "fp32"]:
+    """Number format of an engine's weights and tokens."""
+    return "bf16" if _bf16(ds_config).get("enabled", False) else "fp32"
+
+
+def zero_stage(ds_config: Json) -> int:
+    """0 (nothing is cut) to 3 (weights are)."""
+    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def _bf16(ds_config: Json) -> Json:
+    section = ds_config.get("bf16", ds_config.get("bfloat16", {}))
+    return section if isinstance(section, dict) else {}
+
+
+def read_ds_config(path: Path) -> Json:
+    """A DeepSpeed JSON as it is written.
+
+    Raises:
+        ConfigError: it is no JSON object, or a key stands twice in it.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except _Twins as error:
+        raise ConfigError(f"{path}: key '{error}' is given twice; keep one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: must be a JSON object, {{...}}, not {type(config).__name__}")
+    if not isinstance(config.get("zero_optimization", {}), dict):
+        raise ConfigError(f'{path}: zero_optimization must be an object such as {{"stage": 2}}')
+    return config
+
+
+class _Twins(Exception):
+    """A key stands twice in one object; plain `json` keeps the last without a word."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> Json:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise _Twins(key)
+    return dict(pairs)
+
+
+def _forbidden(section: Json, remedies: dict[str, str], prefix: str = "") -> list[str]:
+    return [f"{prefix}{key}: {remedies[key]}" for key in section if key in remedies and _is_on(section[key])]
+
+
+def _is_on(value: object) -> bool:
+    return value.get("enabled", True) is not False if isinstance(value, dict) else value not in (False, None, 1)
+
+
+def _finished(path: Path, config: Json, findings: list[str]) -> Json:
+    findings = findings + [f'{key}="auto": nothing fills it; write a value' for key in _autos(config)]
+    if findings:
+        raise ConfigError("\n".join(f"{path}: {finding}" for finding in findings))
+    return config
+
+
+def _autos(config: Json, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _autos(value, f"{prefix}{key}.")
+        elif value == "auto":
+            yield f"{prefix}{key}"

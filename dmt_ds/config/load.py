@@ -1,0 +1,230 @@
+"""A recipe and its overrides become one checked `RunConfig`; imports no torch and reads nothing but YAML.
+
+Precedence, in one sentence: field default < recipe file < `key=value` on the command line.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dmt_ds.config.findings import describe, fields_of, not_a_section
+from dmt_ds.config.resume import differences as differences
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.yaml_text import parse_value, parse_yaml
+from dmt_ds.errors import ConfigError
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+COMMAND_LINE = "command line"
+
+Tree = dict[str, Any]
+
+
+class _Settings:
+    """Nested values as they were given, and who gave each."""
+
+    def __init__(self) -> None:
+        self.values: Tree = {}
+        self.origins: dict[tuple[str, ...], str] = {}
+        self.findings: list[str] = []
+
+    def put(self, values: Mapping[str, Any], origin: str, prefix: tuple[str, ...] = ()) -> None:
+        """Lay `values` over what is there: mappings are merged, everything else replaces."""
+        for path, value in _paths(_nest(prefix, values)):
+            self.origins[path] = origin
+            if value is not None and (problem := not_a_section(path, value)):
+                self.findings.append(f"{origin}: {problem}")
+        _merge(self.values, _nest(prefix, values))
+
+
+def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a recipe and its overrides describe.
+
+    Args:
+        recipe: name of a shipped recipe (`vit_tiny`), or a path; None takes the defaults.
+        overrides: `key=value` with a dotted key and a YAML value, such as `augment.mean=[0.5, 0.5, 0.5]`.
+
+    Raises:
+        ConfigError: something is wrong; one line a finding, all findings at once.
+    """
+    settings = _Settings()
+    main_origin = COMMAND_LINE
+    for main_origin, values in _recipe_chain(recipe) if recipe is not None else ():
+        settings.put(values, main_origin)
+    _put_overrides(settings, overrides)
+    return _checked(settings, main_origin)
+
+
+def config_from_yaml(text: str, origin: str = "config.yaml") -> RunConfig:
+    """The run that `to_yaml` wrote; equal to the one that was written."""
+    settings = _Settings()
+    settings.put(_mapping(parse_yaml(text, origin), origin), origin)
+    return _checked(settings, origin)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole run as YAML, every setting written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def flatten(config: RunConfig) -> dict[str, object]:
+    """Dotted key -> plain value (number, text, list, None), in the schema's order."""
+    return flatten_tree(config.model_dump(mode="json"))
+
+
+def flatten_tree(tree: Mapping[str, Any]) -> dict[str, object]:
+    """Dotted key -> value of nested mappings; an empty mapping has no keys. Flat ones stay as they are."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}.{inner}": item for inner, item in flatten_tree(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """File of a recipe: a bare name is a shipped one, anything with a slash or an ending is a path.
+
+    Raises:
+        ConfigError: there is no such file; the shipped recipes are listed.
+    """
+    text = str(recipe)
+    is_name = isinstance(recipe, str) and re.fullmatch(r"[A-Za-z0-9_-]+", text) is not None
+    path = RECIPES / f"{text}.yaml" if is_name else Path(recipe)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    close = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    raise ConfigError(
+        f"recipe '{text}' is not there. {hint}Shipped recipes: {', '.join(shipped)}; or give a file's path"
+    )
+
+
+def shipped_recipes() -> list[str]:
+    """Names that `-c` knows without a path."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _recipe_chain(recipe: str | Path) -> list[tuple[str, Tree]]:
+    """A recipe and the ones that its `base` names, the most basic first: (label, values)."""
+    chain: list[tuple[str, Tree]] = []
+    seen: list[Path] = []
+    path: Path | None = find_recipe(recipe)
+    while path is not None:
+        if path.resolve() in seen:
+            names = " -> ".join(_label(step) for step in [*seen, path])
+            raise ConfigError(f"{_label(seen[0])}: base: the recipes go in a circle: {names}; take one base out")
+        seen.append(path.resolve())
+        values = _read_recipe(path)
+        base = values.pop("base", None)
+        chain.insert(0, (_label(path), values))
+        path = _find_base(base, path)
+    return chain
+
+
+def _find_base(base: object, child: Path) -> Path | None:
+    """File of `base`: a shipped recipe's name, or a path beside the recipe that says it."""
+    if base is None:
+        return None
+    if not isinstance(base, str):
+        raise ConfigError(f"{_label(child)}: base={base}: must be the name or the path of one recipe")
+    beside = next((path for path in (child.parent / base, child.parent / f"{base}.yaml") if path.is_file()), None)
+    try:
+        return beside or find_recipe(base)
+    except ConfigError as error:
+        raise ConfigError(f"{_label(child)}: base: {error}") from None
+
+
+def _read_recipe(path: Path) -> Tree:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_label(path)}: can't be read: {error}") from None
+    return _mapping(parse_yaml(text, _label(path)), _label(path))
+
+
+def _mapping(values: object, origin: str) -> Tree:
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: must be a mapping of keys such as 'train:', not {type(values).__name__}")
+    return values
+
+
+def _put_overrides(settings: _Settings, overrides: Sequence[str]) -> None:
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            settings.findings.append(f"{COMMAND_LINE}: {override}: must be key=value, such as optim.base_lr=1e-3")
+            continue
+        if key in given:
+            settings.findings.append(f"{COMMAND_LINE}: {key} is given twice: {given[key]} and {text}; keep one")
+            continue
+        given[key] = text
+        try:
+            value = parse_value(text, f"{COMMAND_LINE}: {override}")
+        except ConfigError as error:
+            settings.findings.append(str(error))
+            continue
+        *parents, last = key.split(".")
+        settings.put({last: value}, COMMAND_LINE, tuple(parents))
+
+
+def _checked(settings: _Settings, main_origin: str) -> RunConfig:
+    findings = settings.findings
+    try:
+        config = RunConfig.model_validate(settings.values)
+    except ValidationError as error:
+        findings = list(dict.fromkeys(findings + describe(error, settings.origins, main_origin)))
+    if findings:
+        raise ConfigError("\n".join(findings))
+    return config.model_copy(update={"output_dir": _fill_output_dir(config, settings)})
+
+
+def _fill_output_dir(config: RunConfig, settings: _Settings) -> str:
+    filled = config.output_dir.replace("{name}", config.name).replace("{seed}", str(config.seed))
+    if left := re.search(r"\{.*?\}", filled):
+        origin = settings.origins.get(("output_dir",), COMMAND_LINE)
+        raise ConfigError(
+            f"{origin}: output_dir={config.output_dir}: {left[0]} is not known; use {{name}} and {{seed}}"
+        )
+    return filled
+
+
+def _label(path: Path) -> str:
+    """How a recipe is named in messages: shipped ones without the place of the installation."""
+    return f"recipes/{path.name}" if path.resolve().parent == RECIPES.resolve() else str(path)
+
+
+def _nest(prefix: tuple[str, ...], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in reversed(prefix):
+        values = {name: values}
+    return values
+
+
+def _merge(target: Tree, values: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
+    for key, value in values.items():
+        here = (*path, key)
+        if isinstance(value, Mapping):
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
+            _merge(target[key], value, here)
+        elif not fields_of(here):  # `optim:` with nothing under it changes nothing
+            target[key] = value
+
+
+def _paths(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All paths, of mappings too, each with its value."""
+    for key, value in values.items():
+        path = (*prefix, str(key))
+        yield path, value
+        if isinstance(value, Mapping):
+            yield from _paths(value, path)

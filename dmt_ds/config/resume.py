@@ -1,0 +1,61 @@
+"""Which settings a run may change when it goes on from a checkpoint, and why; knows nothing of checkpoint files."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+MAY_CHANGE: dict[str, str] = {
+    "name": "a label",
+    "output_dir": "a folder may be moved",
+    "data.path": "a folder may be moved; the images' fingerprint is compared with the checkpoint's",
+    "data.num_workers": "images draw their randomness from their own seed, whoever decodes them",
+    "data.bad_images": "the remedy after a run that stopped at an unreadable image",
+    "teachers.models.*.source": "a file may be moved; its sha256 is compared with the checkpoint's",
+    "teachers.models.*.licence": "a label",
+    "teachers.sharding": "where teachers' weights lie does not change their tokens",
+    "teachers.shard_over": "where teachers' weights lie does not change their tokens",
+    "teachers.deepspeed": "sharding, offload and precision of frozen weights: tokens differ by rounding at most",
+    "train.deepspeed": "a file may be moved; its precision and ZeRO stage are compared with the checkpoint's",
+    "train.micro_batch_size": "accumulation is derived anew, the global batch stays",
+    "train.log_every_steps": "only looks at the run",
+    "train.save_every_steps": "only looks at the run",
+    "train.keep_checkpoints": "only looks at the run",
+    "train.hang_timeout_seconds": "only looks at the run",
+    "train.resume": "says how to start",
+    "train.compile": "the same mathematics, other kernels",
+    "tracking": "only looks at the run",
+    "knn": "only looks at the run",
+}
+"""Key or section -> why it may differ. `*` stands for one name. All else may not: the schedule depends on the
+length and on optim, the order of images on seed and data, the student on its shape, the loss on teachers and distill."""
+
+
+def differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], ignore: Collection[str] = tuple(MAY_CHANGE)
+) -> list[str]:
+    """Settings that a resumed run must not change but did, one line each: `optim.base_lr: 0.0001 -> 0.001`.
+
+    Args:
+        saved: the checkpoint's settings, flat with dotted keys (`dmt_ds.config.load.flatten`).
+        now: the settings of the run that starts.
+        ignore: keys, or sections, that may differ; `*` stands for one name.
+    """
+    keys = [*saved, *(key for key in now if key not in saved)]
+    return [
+        f"{key}: {_show(saved, key)} -> {_show(now, key)}"
+        for key in keys
+        if _show(saved, key) != _show(now, key) and not any(_covers(pattern, key) for pattern in ignore)
+    ]
+
+
+def _covers(pattern: str, key: str) -> bool:
+    wanted, given = pattern.split("."), key.split(".")
+    return len(wanted) <= len(given) and all(w in ("*", g) for w, g in zip(wanted, given, strict=False))
+
+
+def _show(settings: Mapping[str, Any], key: str) -> str:
+    if key not in settings:
+        return "not set"
+    value = settings[key]
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(str(item) for item in value)}]"
+    return "null" if value is None else str(value)
