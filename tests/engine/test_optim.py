@@ -1,0 +1,47 @@
+"""Parameter groups and the schedule."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dmt_ds.config.schema import OptimConfig, StudentConfig
+from dmt_ds.engine.optim import build_optimizer, parameter_groups, peak_learning_rate, warmup_cosine
+from dmt_ds.models.vit import build_vit
+
+
+def test_the_peak_rate_of_the_paper():
+    assert peak_learning_rate(OptimConfig(base_lr=1.5e-4), 4096) == pytest.approx(2.4e-3)
+
+
+def test_only_matrices_decay_and_every_trained_parameter_is_in_one_group():
+    vit = build_vit(StudentConfig(arch="vit_tiny", patch_size=8, embed_dim=24, depth=2, num_heads=3), 16)
+    decayed, plain = parameter_groups(vit, 0.05)
+    names = {id(p): name for name, p in vit.named_parameters()}
+    assert {names[id(p)].rsplit(".", 1)[-1] for p in decayed["params"]} == {"weight"}
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0.0
+    assert "cls_token" in {names[id(p)] for p in plain["params"]}
+    trained = {id(p) for p in vit.parameters() if p.requires_grad}
+    assert [id(p) for p in decayed["params"] + plain["params"]].__len__() == len(trained)
+
+
+def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_min_lr():
+    section = OptimConfig(base_lr=1e-3, min_lr=1e-4)
+    factor = warmup_cosine(section, 256, warmup_steps=10, total_steps=110)
+    assert factor(0) == pytest.approx(0.1) and factor(9) == pytest.approx(1.0) and factor(10) == pytest.approx(1.0)
+    assert factor(60) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert factor(110) == pytest.approx(0.1)
+
+
+def test_the_optimizer_follows_the_schedule_per_step():
+    module = nn.Linear(2, 2)
+    optimizer = build_optimizer(module, OptimConfig(base_lr=1.0), 256, fused=False)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(OptimConfig(base_lr=1.0), 256, 2, 4))
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5])
