@@ -36,15 +36,15 @@ _Tokens = Mapping[str, Tensor]
 class TeacherDiagnostics:
     """Scalars of the module's table, from one micro-batch; called on log steps only, on all ranks alike."""
 
-    def __init__(self, weights: Mapping[str, float], momentum: float = 0.99, max_images: int = 64) -> None:
+    def __init__(self, weights: Mapping[str, float] | None = None, momentum: float = 0.99, max_images: int = 64) -> None:
         """Settings of the diagnostics.
 
         Args:
-            weights: teacher -> factor of its tokens in the sum.
+            weights: teacher -> factor of its tokens in the sum; missing means 1.
             momentum: per log step, of the means used for centring; before the first, a batch's own mean is used.
             max_images: only the first so many images of a micro-batch are looked at, which bounds the memory.
         """
-        self._weights = dict(weights)
+        self._weights = dict(weights or {})
         self._means = RunningMeans(momentum)
         self._max_images = max_images
 
@@ -90,7 +90,7 @@ class TeacherDiagnostics:
 
     def _relations(self, tokens: _Tokens, suffix: str) -> dict[str, Tensor]:
         """Each teacher against the sum, and against each other."""
-        weighted = {name: self._weights[name] * tokens[name] for name in tokens}
+        weighted = {name: self._weights.get(name, 1.0) * tokens[name] for name in tokens}
         fused = torch.stack(list(weighted.values())).sum(dim=0)  # [B, 1+N, D]
         metrics = {}
         for name in tokens:

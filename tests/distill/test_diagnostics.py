@@ -1,0 +1,130 @@
+"""What the teachers contribute, on tokens whose answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmt_ds.distill.diagnostics import TeacherDiagnostics, relative_entropy
+
+
+def random_tokens(seed: int, num_images: int = 8, num_channels: int = 16) -> Tensor:
+    return torch.randn(num_images, 10, num_channels, generator=torch.Generator().manual_seed(seed))
+
+
+def diagnose(teachers: dict[str, Tensor], **settings: object) -> dict[str, float]:
+    fused = torch.stack(list(teachers.values())).sum(dim=0)
+    metrics = TeacherDiagnostics(**settings)(teachers, {"fused": fused}, {"fused": fused})  # type: ignore[arg-type]
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def test_shares_of_the_sum_add_up_to_one() -> None:
+    teachers = {"a": random_tokens(0), "b": 2 * random_tokens(1) + 1, "c": random_tokens(2) * 0.1}
+    metrics = diagnose(teachers)
+    for kind in ("share", "share_centred", "class_share", "class_share_centred"):
+        assert sum(metrics[f"diag/{name}/{kind}"] for name in teachers) == pytest.approx(1, abs=1e-5)
+
+
+def test_weights_count_in_the_shares() -> None:
+    tokens = random_tokens(0)
+    metrics = diagnose({"a": tokens, "b": tokens}, weights={"a": 3.0, "b": 1.0})
+    assert metrics["diag/a/share"] == pytest.approx(0.75)
+    assert metrics["diag/b/share"] == pytest.approx(0.25)
+
+
+def test_a_constant_teacher_holds_the_raw_sum_but_nothing_after_centring() -> None:
+    constant = 5 * random_tokens(0, num_images=1)[:, :1].expand(8, 10, 16)
+    metrics = diagnose({"constant": constant, "moving": random_tokens(1)})
+    assert metrics["diag/constant/share"] > 0.9
+    assert metrics["diag/constant/share_centred"] == pytest.approx(0, abs=1e-5)
+    assert metrics["diag/constant/moving"] == pytest.approx(0, abs=1e-10)
+    assert metrics["diag/moving/share_centred"] == pytest.approx(1, abs=1e-5)
+    assert metrics["diag/moving/moving"] == pytest.approx(1, abs=0.1)
+
+
+def test_agreement_is_the_cosine_of_two_teachers_raw_and_centred() -> None:
+    moving, constant = random_tokens(0), 10 * random_tokens(1, num_images=1)[:, :1]
+    metrics = diagnose({"a": moving, "b": constant - 2 * moving, "c": 3 * moving})
+    assert metrics["diag/agreement/a-c"] == pytest.approx(1, abs=1e-6)
+    assert metrics["diag/agreement_centred/a-b"] == pytest.approx(-1, abs=1e-5)
+    assert abs(metrics["diag/agreement/a-b"]) < 0.6
+    assert {name for name in metrics if "agreement/" in name} == {
+        "diag/agreement/a-b", "diag/agreement/a-c", "diag/agreement/b-c",
+    }  # fmt: skip
+
+
+def test_std_is_the_spread_over_channels_of_a_patch_token() -> None:
+    tokens = random_tokens(0)
+    expected = [
+        math.sqrt(sum((x - sum(token) / 16) ** 2 for x in token) / 16)
+        for image in tokens[:, 1:].tolist()
+        for token in image
+    ]
+    assert diagnose({"a": tokens})["diag/a/std"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_entropy_is_one_for_flat_and_zero_for_one_hot_tokens() -> None:
+    one_hot = torch.zeros(2, 5, 8)
+    one_hot[..., 3] = 1e4
+    assert relative_entropy(torch.zeros(2, 5, 8), dim=-1).item() == pytest.approx(1, abs=1e-6)
+    assert relative_entropy(one_hot, dim=-1).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_an_outlier_channel_shows_in_the_tfd_entropy_only() -> None:
+    tokens = 0.1 * random_tokens(0)
+    tokens[..., 3] += 30
+    metrics = diagnose({"a": tokens})
+    assert metrics["diag/fused/tfd_entropy"] < 0.01
+    assert metrics["diag/fused/sfd_entropy"] > 0.95
+
+
+def test_students_agreement_with_its_target_is_a_cosine() -> None:
+    fused = random_tokens(0)
+    same = TeacherDiagnostics()({"a": fused}, {"fused": fused}, {"fused": 7 * fused})
+    opposite = TeacherDiagnostics()({"a": fused}, {"fused": fused}, {"fused": -fused})
+    assert same["diag/fused/student_cosine"].item() == pytest.approx(1, abs=1e-6)
+    assert opposite["diag/fused/student_cosine"].item() == pytest.approx(-1, abs=1e-6)
+
+
+def test_teachers_of_different_widths_are_described_without_their_relations() -> None:
+    tokens = {"a": random_tokens(0), "b": random_tokens(1, num_channels=24)}
+    metrics = TeacherDiagnostics()(tokens, tokens, tokens)
+    assert {"diag/a/std", "diag/b/moving", "diag/a/tfd_entropy", "diag/b/student_cosine"} <= metrics.keys()
+    assert not any("share" in name or "agreement" in name for name in metrics)
+
+
+def test_centring_uses_the_running_means_once_there_are_any() -> None:
+    diagnostics, tokens = TeacherDiagnostics(momentum=0.5), random_tokens(0)
+    diagnostics({"a": tokens}, {}, {})
+    diagnostics.after_step()
+    later = diagnostics({"a": tokens + 100}, {}, {})
+    assert later["diag/a/moving"].item() == pytest.approx(1, abs=0.05)  # the old mean does not explain the shift
+
+
+def test_running_means_survive_a_restart() -> None:
+    diagnostics, restarted = TeacherDiagnostics(), TeacherDiagnostics()
+    diagnostics({"a": random_tokens(0)}, {}, {})
+    diagnostics.after_step()
+    restarted.load_state_dict(diagnostics.state_dict())
+    assert restarted({"a": random_tokens(1)}, {}, {}) == diagnostics({"a": random_tokens(1)}, {}, {})
+
+
+def test_one_image_alone_gives_finite_numbers() -> None:
+    metrics = diagnose({"a": random_tokens(0, num_images=1), "b": random_tokens(1, num_images=1)})
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_only_the_first_images_are_looked_at() -> None:
+    tokens = random_tokens(0)
+    spoiled = tokens.clone()
+    spoiled[4:] = float("nan")
+    assert diagnose({"a": spoiled}, max_images=4) == diagnose({"a": tokens[:4]})
+
+
+def test_every_metric_is_a_detached_scalar_also_for_bfloat16_teachers() -> None:
+    teachers = {"a": random_tokens(0).bfloat16(), "b": random_tokens(1).bfloat16()}
+    student = {"fused": random_tokens(2).bfloat16().requires_grad_()}
+    metrics = TeacherDiagnostics()(teachers, {"fused": random_tokens(3)}, student)
+    for value in metrics.values():
+        assert value.shape == () and value.dtype == torch.float32 and not value.requires_grad
