@@ -80,8 +80,8 @@ def resolve_student(path: Path, plan: BatchPlan, clip_grad_norm: float) -> Json:
 def resolve_teacher(path: Path, embed_dim: int) -> Json:
     """A teacher engine's configuration, with ZeRO-3's look-ahead made for blocks of this width.
 
-    DeepSpeed's defaults gather any model below 50 million parameters at once, which undoes the sharding. Here two
-    blocks are fetched ahead and at most three lie whole: a quarter of a ViT of 12 blocks.
+    DeepSpeed's defaults gather any model below 50 million parameters at once, which undoes the sharding. Here one
+    block is fetched while another computes: a sixth of a ViT of 12 blocks lies whole at a time.
 
     Raises:
         ConfigError: no JSON, not ZeRO stage 3, a key that harms a frozen teacher, or an "auto" that nothing fills.
@@ -97,9 +97,9 @@ def resolve_teacher(path: Path, embed_dim: int) -> Json:
         )
     block = 12 * embed_dim**2 + 13 * embed_dim  # parameters of a ViT block: attention 4 d^2, MLP 8 d^2, biases, norms
     ahead = {
-        "stage3_prefetch_bucket_size": 2 * block,
-        "stage3_max_live_parameters": 3 * block,
-        "stage3_max_reuse_distance": 3 * block,
+        "stage3_prefetch_bucket_size": block,
+        "stage3_max_live_parameters": 2 * block,
+        "stage3_max_reuse_distance": 2 * block,
     }
     filled = {key: ahead[key] if zero.get(key, "auto") == "auto" else zero[key] for key in ahead}
     return _finished(path, {**config, "zero_optimization": {**zero, **filled}}, findings)
