@@ -3,7 +3,8 @@
 import logging
 from dataclasses import dataclass
 
-from dmt_ds.config.load import differences
+from dmt_ds.config.load import flatten_tree
+from dmt_ds.config.resume import differences
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
 from dmt_ds.errors import CheckpointError
@@ -57,7 +58,7 @@ def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
         CheckpointError: one line a difference.
     """
     saved = checkpoint.state
-    lines = list(differences(saved.config, now.config))
+    lines = differences(flatten_tree(saved.config), flatten_tree(now.config))
     lines += [
         f"teacher {name}: weights sha256 {_short(saved.teachers.get(name))} -> {_short(now.teachers.get(name))}"
         for name in sorted({*saved.teachers, *now.teachers})

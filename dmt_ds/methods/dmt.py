@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.views import CropSpec, shared_crop
+from dmt_ds.data.views import CropSpec
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.objective import DistillationObjective
@@ -40,7 +40,7 @@ class DmtTask:
 
     def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
         """One crop an image, the same for teachers and student: tokens are compared position by position."""
-        return (shared_crop(data),)
+        return (CropSpec.from_section(data),)
 
     def backbone(self) -> nn.Module:
         """The student's ViT, without adapter."""
