@@ -1,0 +1,39 @@
+"""A ViT-B teacher cut over two real processes, beside a student engine in the same processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import processes
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, object]:
+    done = processes.run([str(Path(__file__).with_name("sharded_teacher.py"))], processes=2)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))
+    return json.loads(line.removeprefix("FACTS "))
+
+
+pytestmark = pytest.mark.distributed
+
+
+def test_each_rank_holds_half_of_the_teachers_bytes(facts):
+    assert facts["full"] == facts["whole"]
+    assert facts["held"] == [facts["full"] / 2] * 2
+
+
+def test_a_sharded_teachers_tokens_equal_the_whole_ones_bit_for_bit(facts):
+    assert facts["difference"] == 0.0
+
+
+def test_less_than_a_quarter_of_a_vit_b_is_gathered_at_a_time(facts):
+    assert 0 < facts["peak_share"] < 0.25
+
+
+def test_the_process_keeps_torchs_linear_and_the_student_is_not_cut(facts):
+    assert facts["linear_untouched"] and not facts["student_has_ds_id"]
+
+
+def test_teacher_weights_are_true_bf16(facts):
+    assert facts["dtype"] == "torch.bfloat16"
