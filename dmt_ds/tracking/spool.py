@@ -1,119 +1,104 @@
-"""Append-only JSON lines on disk that outlive the process; knows nothing of MLflow.
+"""What of a run has to reach its tracking store, and how far that has got: a few files; knows nothing of MLflow.
 
-A `Journal` is both the readable record of a run and the queue of what a tracking server has not taken yet: `Shipped`
-remembers up to which byte it has. Appending is one `write`, so that a process killed a moment later loses nothing.
+<output_dir>/metrics.jsonl             every point, for people too
+<output_dir>/tracking/records.jsonl    params, tags, files, data sets, changes of status
+<output_dir>/tracking/system.jsonl     points of system metrics
+<output_dir>/tracking/shipped.json     up to which byte of each the store has it
+<output_dir>/tracking/mlflow_run_id    the store's name of the run
 """
 
-import fcntl
 import json
 import logging
-import os
-import threading
-from collections.abc import Iterator, Mapping
+import shutil
+import time
+import uuid
 from pathlib import Path
 from typing import Any
 
-from dmt_ds.errors import TrackingError
+from dmt_ds.tracking.journal import FileLock, Journal, Record, write_atomically
+from dmt_ds.tracking.tracker import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 
-_UNWRITTEN_LIMIT = 1 << 20  # bytes kept in memory while the disk takes none
-_TAIL = 1 << 16  # bytes searched for the last line
+class Spool:
+    """The queues of one run's folder. Everything put in is on disk when the call returns."""
 
-
-class Journal:
-    """One JSON object a line; safe for several threads, and for a process that is killed at any moment."""
-
-    def __init__(self, path: Path) -> None:
-        """Open for appending; made with its folder where missing.
+    def __init__(self, output_dir: Path, run_name: str) -> None:
+        """Open what is there, or begin.
 
         Raises:
-            TrackingError: the file can't be opened for writing.
+            TrackingError: the folder can't be written.
         """
-        self.path = path
+        self.output_dir = output_dir.resolve()
+        self.folder = self.output_dir / "tracking"
+        self.metrics = Journal(self.output_dir / METRICS_FILE)
+        self.records = Journal(self.folder / "records.jsonl")
+        self.system = Journal(self.folder / "system.jsonl")
+        self.lock = FileLock(self.folder / "lock")
+        self.run_id = _read(self.folder / "mlflow_run_id").strip() or None
+        self._shipped = Shipped(self.folder / "shipped.json")
+        if self.records.num_bytes == 0:
+            self.put("begin", run_name=run_name, key=uuid.uuid4().hex)
+
+    def beginning(self) -> Record:
+        """The first record: `time_ms` of the run's start, its `run_name`, and the `key` by which its run is known."""
+        return next(iter(self.records.read(0, max_lines=1)[0]), {})
+
+    def adopt(self, run_id: str) -> None:
+        """Note the store's name of the run; under a new name nothing has been shipped yet."""
+        self.run_id = run_id
+        self._shipped.begin(run_id)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            write_atomically(self.folder / "mlflow_run_id", run_id + "\n")
         except OSError as error:
-            raise TrackingError(
-                f"{path}: can't be written ({error.strerror}); set output_dir to a folder of yours"
-            ) from error
-        self._lock = threading.Lock()
-        self._failing = False
-        self.num_lost = 0
-        # A line torn by a power cut gets its end here, so that it spoils no other.
-        self._unwritten = bytearray() if _ends_with_newline(path) else bytearray(b"\n")
+            logger.debug("%s: %s", self.folder, error)
 
-    def append(self, record: Mapping[str, object]) -> None:
-        """Write one line now; never raises: while the disk is full a bounded number of lines wait in memory."""
-        line = json.dumps(record, separators=(",", ":"), default=str).encode() + b"\n"
-        with self._lock:
-            if len(self._unwritten) + len(line) <= _UNWRITTEN_LIMIT:
-                self._unwritten += line
-            else:
-                self.num_lost += 1
-            try:
-                self._write()
-            except OSError as error:
-                self._warn_once(error)
+    def put(self, kind: str, **content: object) -> None:
+        """Queue a record, stamped with the present time."""
+        self.records.append({"kind": kind, "time_ms": time.time_ns() // 1_000_000, **content})
 
-    def read(self, offset: int, max_lines: int = 1000) -> tuple[list[Record], int]:
-        """The next complete lines from byte `offset`, and the offset behind them; unreadable lines are left out."""
-        records: list[Record] = []
-        with self.path.open("rb") as file:
-            file.seek(offset if offset <= self.num_bytes else 0)
-            offset = file.tell()
-            for line in file:
-                if len(records) == max_lines or not line.endswith(b"\n"):
-                    break
-                offset += len(line)
-                if (record := _parse(line)) is not None:
-                    records.append(record)
-        return records, offset
+    def put_artifact(self, path: Path, folder: str | None) -> None:
+        """Queue a file or folder: its path where it belongs to the run, else a copy of it."""
+        path = path.resolve()
+        if not path.is_relative_to(self.output_dir):
+            path = self._copy(path, self.folder / "artifacts" / (folder or "") / path.name)
+        self.put("artifact", path=str(path.relative_to(self.output_dir)), folder=folder)
 
-    def last(self) -> Record | None:
-        """The last complete line; None where there is none."""
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.num_bytes - _TAIL))
-            lines = file.read().splitlines(keepends=True)
-        found = (_parse(line) for line in reversed(lines) if line.endswith(b"\n"))
-        return next((record for record in found if record is not None), None)
+    def unshipped(self, journal: Journal, max_lines: int) -> tuple[list[Record], int]:
+        """The next lines of a journal that have not arrived, and the offset to confirm once they have."""
+        return journal.read(self._shipped.offset(journal), max_lines)
 
-    @property
-    def num_bytes(self) -> int:
-        """Length of the file."""
-        return self.path.stat().st_size
+    def confirm(self, journal: Journal, offset: int) -> None:
+        """Everything before `offset` has arrived."""
+        self._shipped.advance(journal, offset)
+
+    def num_waiting(self) -> int:
+        """Lines that have not arrived."""
+        return sum(
+            len(self.unshipped(journal, max_lines=1 << 62)[0]) for journal in (self.metrics, self.records, self.system)
+        )
+
+    def is_empty(self) -> bool:
+        """Whether everything has arrived."""
+        return not any(self.unshipped(journal, 1)[0] for journal in (self.metrics, self.records, self.system))
 
     def close(self) -> None:
-        """Say what was lost, and let go of the file."""
-        with self._lock:
-            if self.num_lost:
-                logger.error("%s: the disk was full, %d lines are lost for good", self.path, self.num_lost)
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = -1
+        """Let go of files and lock; what has not arrived stays."""
+        for journal in (self.metrics, self.records, self.system):
+            journal.close()
+        self.lock.release()
 
-    def _write(self) -> None:
-        while self._unwritten:
-            written = os.write(self._file, self._unwritten)
-            del self._unwritten[:written]
-        if self._failing:
-            logger.warning("%s: can be written again; %d lines were lost", self.path, self.num_lost)
-        self._failing = False
-
-    def _warn_once(self, error: OSError) -> None:
-        if not self._failing:
-            logger.error("%s: can't be written (%s): free some space; training goes on", self.path, error.strerror)
-        self._failing = True
-
-
-def read_lines(path: Path) -> Iterator[Record]:
-    """All readable lines of a journal, without opening it for writing; none where the file is missing."""
-    if path.exists():
-        with path.open("rb") as file:
-            yield from (record for record in map(_parse, file) if record is not None)
+    def _copy(self, source: Path, target: Path) -> Path:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source, target)
+        except OSError as error:
+            logger.error("%s: not kept with the run: %s", source, error)
+        return target
 
 
 class Shipped:
@@ -145,61 +130,8 @@ class Shipped:
             logger.debug("%s: %s", self._path, error)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step: a reader finds the old text or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-class FileLock:
-    """A lock between processes that ends with its holder, however that dies.
-
-    POSIX locks belong to one process: forked loader workers don't keep a dead run's lock.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: int | None = None
-
-    def acquire(self, wait: bool) -> bool:
-        """Take it; False where another process has it and `wait` is off. A file system without locks has no say."""
-        path_file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.lockf(path_file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(path_file)
-            return False
-        except OSError as error:
-            logger.debug("%s: no locks on this file system (%s)", self._path, error)
-        self._file = path_file
-        return True
-
-    def release(self) -> None:
-        """Give it back; nothing where it was not taken."""
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
-
-    def __enter__(self) -> "FileLock":
-        self.acquire(wait=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
-
-
-def _parse(line: bytes) -> Record | None:
+def _read(path: Path) -> str:
     try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
+        return path.read_text()
+    except OSError:
+        return ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
-from dmt_ds.tracking.spool import Journal, Record, read_lines
+from dmt_ds.tracking.journal import Journal, Record, read_lines
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 METRICS_FILE = "metrics.jsonl"

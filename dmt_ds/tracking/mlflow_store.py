@@ -1,0 +1,303 @@
+"""The door to MLflow: opens a store, and writes to one run of it; knows neither queues nor threads.
+
+Whatever MLflow raises leaves here as `StoreAway` or `ItemRefused`, secrets masked.
+"""
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmt_ds.tracking.journal import FileLock, Record
+from dmt_ds.tracking.shipper import ItemRefused, StoreAway
+from dmt_ds.tracking.spool import Spool
+from dmt_ds.tracking.store_uri import StoreUri, masked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+logger = logging.getLogger(__name__)
+
+_KEY_TAG = "dmt_ds.key"  # finds a run that was created by a process which died before it could note the id
+_METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # MLflow's limits of one call
+_PARAM_CHARACTERS, _TAG_CHARACTERS, _DIGEST_CHARACTERS = 6000, 8000, 36
+_ARTIFACT_ATTEMPTS = 3
+_NOT_IN_A_NAME = re.compile(r"[^\w./ :-]")
+_OPENING = threading.Lock()
+
+
+def import_mlflow(store: StoreUri) -> None:
+    """Import all that is used of MLflow (1 to 3 s). Call it where no other thread imports.
+
+    Two threads that import large packages at once can see each other's half-made modules.
+    """
+    # A retry belongs to the spool, which can wait for days; the user's own settings win.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow.system_metrics.system_metrics_monitor
+
+    if store.artifact_root is not None:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def open_store(store: StoreUri, experiment: str) -> tuple["MlflowClient", str]:
+    """A client, and the id of the experiment; both store and experiment are made where missing.
+
+    Raises:
+        StoreAway: it doesn't answer, or not as it should.
+    """
+    from mlflow import MlflowClient
+
+    lock = FileLock(Path(f"{store.database}.lock")) if store.database else nullcontext()
+    # Two first users of an SQLite file that both make its tables leave it broken for good.
+    with _translated(), _OPENING, lock:
+        client = MlflowClient(tracking_uri=store.uri)
+        return client, _experiment_id(client, store, experiment)
+
+
+def open_run(store: StoreUri, experiment: str, spool: Spool) -> "MlflowRun":
+    """The spool's run: the one it knows, or one made under its key, or a new one, begun when the spool was.
+
+    Raises:
+        StoreAway: the store doesn't answer, or not as it should.
+    """
+    client, experiment_id = open_store(store, experiment)
+    with _translated():
+        run = _known_run(client, spool.run_id) or _run_with_key(client, experiment_id, spool)
+        if run is None:
+            run = _new_run(client, experiment_id, spool)
+        spool.adopt(run.info.run_id)
+        return MlflowRun(client, run, spool.output_dir)
+
+
+class MlflowRun:
+    """One run, as MLflow has it when it is opened, and what is added since."""
+
+    def __init__(self, client: "MlflowClient", run: "Run", output_dir: Path) -> None:
+        self.run_id: str = run.info.run_id
+        self._client = client
+        self._output_dir = output_dir
+        self._params: dict[str, str] = dict(run.data.params)
+        self._tags: dict[str, str] = dict(run.data.tags)
+        self._last_steps: dict[str, int] = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+
+    def log_points(self, points: list[Record]) -> None:
+        """Add points. A step that a metric has passed already is left out: it was sent before, or is being repeated."""
+        fresh = [metric for point in points for metric in self._fresh_metrics(point)]
+        for start in range(0, len(fresh), _METRICS_AT_ONCE):
+            self._log_metrics(fresh[start : start + _METRICS_AT_ONCE])
+
+    def apply(self, record: Record) -> None:
+        """Add what a record of the spool says."""
+        apply = {
+            "params": self._log_params,
+            "tags": self._set_tags,
+            "artifact": self._log_artifact,
+            "dataset": self._log_dataset,
+            "status": self._set_status,
+        }.get(record.get("kind", ""))
+        if apply is not None:
+            with _translated():
+                apply(record)
+
+    def _fresh_metrics(self, point: Record) -> Iterator["Metric"]:
+        from mlflow.entities import Metric
+
+        for name, value in point["metrics"].items():
+            key, step = _valid_name(name), int(point["step"])
+            if point.get("again") or step > self._last_steps.get(key, step - 1):
+                self._last_steps[key] = max(step, self._last_steps.get(key, step))
+                yield Metric(key, float(value), int(point["time_ms"]), step)
+
+    def _log_metrics(self, metrics: list["Metric"]) -> None:
+        try:
+            with _translated():
+                self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+        except ItemRefused as refusal:
+            self._check_alive()
+            if len(metrics) == 1:
+                logger.warning("metric %s at step %d: not recorded: %s", metrics[0].key, metrics[0].step, refusal)
+                return
+            for metric in metrics:
+                self._log_metrics([metric])
+
+    def _check_alive(self) -> None:
+        """A deleted run refuses everything: then the run is at fault, and not the item."""
+        with _translated():
+            if self._client.get_run(self.run_id).info.lifecycle_stage != "active":
+                raise StoreAway(f"run {self.run_id} was deleted")
+
+    def _log_params(self, record: Record) -> None:
+        """Params never change: the value of a resumed run that differs becomes a tag."""
+        from mlflow.entities import Param
+
+        params = {_valid_name(name): masked(str(value))[:_PARAM_CHARACTERS] for name, value in record["params"].items()}
+        new = [Param(key, value) for key, value in params.items() if key not in self._params]
+        for start in range(0, len(new), _PARAMS_AT_ONCE):
+            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE], synchronous=True)
+        changed = {
+            f"resumed.{key}": value
+            for key, value in params.items()
+            if self._params.setdefault(key, value) != value or f"resumed.{key}" in self._tags
+        }
+        self._set_tags({"tags": changed})
+
+    def _set_tags(self, record: Record) -> None:
+        from mlflow.entities import RunTag
+
+        named = {_valid_name(key): masked(str(value))[:_TAG_CHARACTERS] for key, value in record["tags"].items()}
+        tags = [RunTag(key, value) for key, value in named.items() if self._tags.get(key) != value]
+        for start in range(0, len(tags), _PARAMS_AT_ONCE):
+            self._client.log_batch(self.run_id, tags=tags[start : start + _PARAMS_AT_ONCE], synchronous=True)
+        self._tags.update(named)
+
+    def _log_artifact(self, record: Record) -> None:
+        path = self._output_dir / record["path"]
+        if not path.exists():
+            raise ItemRefused(f"{path} is gone")
+        for attempt in range(1, _ARTIFACT_ATTEMPTS + 1):
+            try:
+                self._client.log_artifact(self.run_id, str(path), record.get("folder"))
+                return
+            except Exception as error:
+                # Where the run can still be reached it is the files' own place that fails.
+                self._check_alive()
+                if attempt == _ARTIFACT_ATTEMPTS:
+                    raise ItemRefused(f"{path}: {_one_line(error)}") from error
+                time.sleep(attempt)
+
+    def _log_dataset(self, record: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = masked(record["source"])
+        dataset = Dataset(
+            name=record["name"],
+            digest=record["fingerprint"][:_DIGEST_CHARACTERS],
+            source_type="local" if Path(source).exists() else "external",
+            source=json.dumps({"uri": source}),
+        )
+        tags = [InputTag("mlflow.data.context", record["context"])]
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+
+    def _set_status(self, record: Record) -> None:
+        if record["status"] == "RUNNING":
+            self._client.update_run(self.run_id, status="RUNNING")
+        else:
+            self._client.set_terminated(self.run_id, record["status"], end_time=record["time_ms"])
+
+
+def system_sampler() -> Callable[[], dict[str, float]]:
+    """What measures CPU, memory, disk, network and, where NVIDIA's library works, GPUs, by MLflow's names."""
+    from mlflow.system_metrics import system_metrics_monitor as mlflow_monitors
+
+    monitors: list[Any] = []
+    for name in ("CPUMonitor", "DiskMonitor", "NetworkMonitor", "GPUMonitor"):
+        try:
+            monitors.append(getattr(mlflow_monitors, name)())
+        except Exception as error:
+            logger.debug("no %s: %s", name, error)
+
+    def sample() -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for monitor in monitors:
+            monitor.collect_metrics()
+            metrics.update({f"system/{name}": value for name, value in monitor.aggregate_metrics().items()})
+            monitor.clear_metrics()
+        return metrics
+
+    return sample
+
+
+def _experiment_id(client: "MlflowClient", store: StoreUri, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # Without a place of its own it would get ./mlruns of whoever came first.
+        place = None if store.artifact_root is None else str(store.artifact_root / _NOT_IN_A_NAME.sub("_", name))
+        try:
+            return str(client.create_experiment(name, artifact_location=place))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise StoreAway(_one_line(error)) from error
+    if found.lifecycle_stage != "active":
+        raise StoreAway(
+            f"experiment {name} was deleted; `mlflow experiments restore -x {found.experiment_id}`, or "
+            "name another in tracking.experiment"
+        )
+    return str(found.experiment_id)
+
+
+def _known_run(client: "MlflowClient", run_id: str | None) -> "Run | None":
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        run = None
+    if run is None or run.info.lifecycle_stage != "active":
+        logger.warning("MLflow has no run %s any more: what its folder knows is sent to a new one", run_id)
+        return None
+    return run
+
+
+def _run_with_key(client: "MlflowClient", experiment_id: str, spool: Spool) -> "Run | None":
+    key = spool.beginning().get("key", "")
+    found = client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
+    return client.get_run(found[0].info.run_id) if found else None
+
+
+def _new_run(client: "MlflowClient", experiment_id: str, spool: Spool) -> "Run":
+    begin: Mapping[str, Any] = spool.beginning()
+    tags = {_KEY_TAG: begin.get("key", ""), "mlflow.source.name": "dmt-ds", "mlflow.user": _user()}
+    return client.create_run(experiment_id, begin.get("time_ms"), tags, begin.get("run_name"))
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _valid_name(name: str) -> str:
+    return _NOT_IN_A_NAME.sub("_", name)
+
+
+def _one_line(error: BaseException) -> str:
+    text = masked(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (StoreAway, ItemRefused):
+        raise
+    except MlflowException as error:
+        if error.get_http_status_code() in (400, 413):  # type: ignore[no-untyped-call]
+            raise ItemRefused(_one_line(error)) from error
+        raise StoreAway(_one_line(error)) from error
+    except Exception as error:
+        raise StoreAway(_one_line(error)) from error

@@ -1,0 +1,131 @@
+"""The thread that carries a spool's content to a store, however long that takes; knows the store by its verbs."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from dmt_ds.tracking.journal import Journal, Record
+from dmt_ds.tracking.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 2.0
+_FINISHING_SECONDS = 0.5
+_FIRST_DELAY_SECONDS = 1.0
+_LONGEST_DELAY_SECONDS = 30.0
+_SILENCE_SECONDS = 600.0  # between two warnings of the same outage
+_LINES_AT_ONCE = 200
+
+
+class StoreAway(Exception):
+    """The store doesn't take anything now; it may later."""
+
+
+class ItemRefused(Exception):
+    """The store answers, and will never take this item."""
+
+
+class RunInStore(Protocol):
+    """One run of a store that is being written to. Every verb may raise `StoreAway`; sending twice changes nothing."""
+
+    run_id: str
+
+    def log_points(self, points: list[Record]) -> None:
+        """Add points of curves; those that the store has already are left out."""
+        ...
+
+    def apply(self, record: Record) -> None:
+        """Add a param, tag, file or data set, or set the status; raises `ItemRefused` where that can't ever be."""
+        ...
+
+
+class Shipper(threading.Thread):
+    """Carries lines in order, and confirms them once they have arrived."""
+
+    def __init__(self, spool: Spool, open_run: Callable[[], RunInStore], where: str) -> None:
+        super().__init__(name="tracking-shipper", daemon=True)
+        self._spool = spool
+        self._open_run = open_run
+        self._where = where
+        self._run: RunInStore | None = None
+        self._finish_asked = threading.Event()
+        self._stopped = False
+        self._away_since: float | None = None
+        self._last_warning = float("-inf")
+
+    def finish(self, drain_seconds: float) -> bool:
+        """Ship what is left and end; waits no longer than that. Returns whether everything has arrived."""
+        self._finish_asked.set()
+        self.join(drain_seconds)
+        self._stopped = True
+        return not self.is_alive() and self._spool.is_empty()
+
+    def run(self) -> None:
+        """Until finished."""
+        delay = _FIRST_DELAY_SECONDS
+        while not self._stopped:
+            try:
+                self._ship()
+                delay = _FIRST_DELAY_SECONDS
+            except StoreAway as error:
+                self._say_away(str(error))
+                delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+            except Exception:
+                # A bug here must cost points on a page, never a training run.
+                logger.exception("tracking: unexpected error; trying again")
+                self._run = None
+            if self._finish_asked.is_set() and self._run is not None and self._spool.is_empty():
+                return
+            if self._finish_asked.is_set():
+                time.sleep(_FINISHING_SECONDS)
+            else:
+                self._finish_asked.wait(_POLL_SECONDS if self._run else delay)
+
+    def _ship(self) -> None:
+        if not self._spool.lock.acquire(wait=False):
+            raise StoreAway("another process is sending this run's points")
+        try:
+            self._run = self._run or self._open_run()
+            self._ship_points(self._run, self._spool.metrics)
+            self._ship_points(self._run, self._spool.system)
+            self._ship_records(self._run)
+        except StoreAway:
+            self._run = None
+            raise
+        self._say_back()
+
+    def _ship_points(self, run: RunInStore, journal: Journal) -> None:
+        while not self._stopped:
+            points, offset = self._spool.unshipped(journal, _LINES_AT_ONCE)
+            if not points:
+                return
+            run.log_points(points)
+            self._spool.confirm(journal, offset)
+
+    def _ship_records(self, run: RunInStore) -> None:
+        while not self._stopped:
+            records, offset = self._spool.unshipped(self._spool.records, max_lines=1)
+            if not records:
+                return
+            try:
+                run.apply(records[0])
+            except ItemRefused as error:
+                logger.warning("MLflow at %s: not recorded: %s", self._where, error)
+            self._spool.confirm(self._spool.records, offset)
+
+    def _say_away(self, reason: str) -> None:
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        if now - self._last_warning > _SILENCE_SECONDS:
+            self._last_warning = now
+            logger.warning(
+                "MLflow at %s: %s; points wait in %s and are sent later", self._where, reason, self._spool.folder
+            )
+
+    def _say_back(self) -> None:
+        if self._away_since is not None:
+            seconds = time.monotonic() - self._away_since
+            logger.info("MLflow at %s takes points again after %.0f s; none is lost", self._where, seconds)
+        self._away_since, self._last_warning = None, float("-inf")

@@ -1,0 +1,94 @@
+"""Where a run's tracking store is, worked out from settings alone; imports no MLflow and opens nothing."""
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmt_ds.errors import TrackingError
+
+_SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_USER_INFO = re.compile(r"(?<=://)[^\s/@]*@")
+_SECRET_ARGUMENT = re.compile(r"(?i)(password|passwd|token|secret)=[^&\s'\"]+")
+
+
+@dataclass(frozen=True)
+class StoreUri:
+    """Where runs are kept.
+
+    Attributes:
+        uri: as MLflow takes it, secrets included; never to be logged.
+        database: file of an SQLite store, else None.
+        artifact_root: folder for the files of an experiment that is made new; None leaves it to the server.
+    """
+
+    uri: str
+    database: Path | None
+    artifact_root: Path | None
+
+    def __str__(self) -> str:
+        return masked(self.uri)
+
+
+def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str]) -> StoreUri:
+    """The store of a run: `uri`, else MLFLOW_TRACKING_URI, else an SQLite file beside the run folders.
+
+    Raises:
+        TrackingError: MLflow has no such store, or the SQLite file can't be used.
+    """
+    beside = output_dir.resolve().parent
+    uri = uri or environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
+    scheme, separator, rest = uri.partition(":")
+    scheme = scheme.partition("+")[0].lower()
+    if not separator or scheme == "file":
+        folder = Path(os.path.abspath(rest.removeprefix("//") if separator else uri))
+        raise TrackingError(
+            f"tracking.uri {masked(uri)}: MLflow no longer keeps runs in plain folders; "
+            f"use sqlite:///{folder / 'mlflow.db'}"
+        )
+    if scheme == "sqlite":
+        return _sqlite(uri)
+    if scheme in _DATABASES:
+        return StoreUri(uri, None, beside / "mlartifacts")
+    if scheme in _SERVERS or scheme in _plugin_schemes():
+        return StoreUri(uri, None, None)
+    raise TrackingError(
+        f"tracking.uri {masked(uri)}: no store has the scheme '{scheme}'; "
+        "use sqlite:////absolute/mlflow.db, http://host:5000 or postgresql://..."
+    )
+
+
+def masked(text: str) -> str:
+    """A text with the user names and passwords of its URIs left out."""
+    return _SECRET_ARGUMENT.sub(r"\1=***", _USER_INFO.sub("***@", text))
+
+
+def _sqlite(uri: str) -> StoreUri:
+    prefix, _, name = uri.partition(":///")
+    if not name or name.startswith(":memory:"):
+        raise TrackingError(f"tracking.uri {uri}: would be lost with the process; use sqlite:////absolute/mlflow.db")
+    database = Path(os.path.abspath(name))
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        header = _first_bytes(database)
+    except OSError as error:
+        raise TrackingError(f"tracking.uri {uri}: {error.strerror}: set tracking.uri to a file of yours") from error
+    if header and header != b"SQLite format 3\0":
+        raise TrackingError(f"tracking.uri {uri}: {database} is no SQLite file; move it away or name another one")
+    if not os.access(database if header else database.parent, os.W_OK):
+        raise TrackingError(f"tracking.uri {uri}: {database} can't be written; set tracking.uri to a file of yours")
+    return StoreUri(f"{prefix}:///{database}", database, database.parent / "mlartifacts")
+
+
+def _first_bytes(path: Path) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        return file.read(16)
+
+
+def _plugin_schemes() -> set[str]:
+    return {point.name for point in importlib.metadata.entry_points(group="mlflow.tracking_store")}
