@@ -28,6 +28,15 @@ class Batch:
         """The shared crop, [B, 3, H, W] uint8."""
         return self.crops[0]
 
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory, from which `to` does not wait; called by torch's loader."""
+        return Batch(
+            tuple(crop.pin_memory() for crop in self.crops),
+            self.seeds.pin_memory(),
+            self.indices.pin_memory(),
+            self.labels.pin_memory(),
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """A copy on `device`; does not wait for the transfer when the memory is pinned."""
         return Batch(

@@ -1,0 +1,153 @@
+"""Photometric augmentation and normalisation of a batch on its device; knows no geometry and no teacher.
+
+Each image's strengths come from its seed, so a result depends on the image alone, not on the batch it is in. Nothing
+here waits for the device.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dmt_ds import sample_rng
+from dmt_ds.config.schema import AugmentConfig, Triple
+
+_BLUR_SIGMA = (0.1, 2.0)  # pixels, as in SimCLR, BYOL, DINO and MoCo v3
+_GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B
+
+
+class Augment:
+    """Colour jitter, greyscale, blur, solarisation, normalisation, in this order; each may be left out."""
+
+    def __init__(self, section: AugmentConfig) -> None:
+        self.section = section
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, seeds: Tensor, view: int = 0) -> Tensor:
+        """[B, 3, H, W] uint8 and [B] int64 -> [B, 3, H, W] float32, normalised.
+
+        Args:
+            view: number of the crop: crops of one image are augmented independently of each other.
+        """
+        section = self.section
+        numbers = sample_rng.uniform(seeds, f"jitter/{view}", 13)  # [B, 13]
+        pixels = images.to(torch.float32) / 255
+        pixels = _jitter(pixels, section, numbers[:, :9])
+        if section.grayscale_probability:
+            pixels = torch.where(_chosen(numbers[:, 9], section.grayscale_probability), _grey(pixels), pixels)
+        if section.blur_probability:
+            low, high = _BLUR_SIGMA
+            blurred = gaussian_blur(pixels, low + (high - low) * numbers[:, 10])
+            pixels = torch.where(_chosen(numbers[:, 11], section.blur_probability), blurred, pixels)
+        if section.solarize_probability:
+            chosen = _chosen(numbers[:, 12], section.solarize_probability)
+            pixels = torch.where(chosen & (pixels >= 0.5), 1 - pixels, pixels)
+        return normalize(pixels, section.mean, section.std)
+
+
+def normalize(images: Tensor, mean: Triple, std: Triple) -> Tensor:
+    """(pixels - mean) / std per channel: [B, 3, H, W] uint8, or float in 0..1 -> [B, 3, H, W] float32."""
+    shift, scale = _channel_constants(mean, std, images.device)
+    pixels = images.to(torch.float32)
+    if not images.is_floating_point():
+        pixels = pixels / 255
+    return (pixels - shift) * scale
+
+
+@lru_cache
+def _channel_constants(mean: Triple, std: Triple, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / std, [3, 1, 1] each; kept, because copying them to the device makes the host wait."""
+    shift = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+    scale = 1 / torch.tensor(std, dtype=torch.float32)[:, None, None]
+    return shift.to(device), scale.to(device)
+
+
+def _jitter(pixels: Tensor, section: AugmentConfig, numbers: Tensor) -> Tensor:
+    """torchvision's ColorJitter with its own strengths and order for each image; `numbers` [B, 9] in [0, 1)."""
+    strengths = (section.brightness, section.contrast, section.saturation)
+    if not section.jitter_probability or not any((*strengths, section.hue)):
+        return pixels
+    jittered = numbers[:, :1] < section.jitter_probability  # [B, 1]
+    factors = torch.stack(
+        [
+            max(0.0, 1 - strength) + (1 + strength - max(0.0, 1 - strength)) * number
+            for strength, number in zip(strengths, numbers[:, 1:4].unbind(1), strict=True)
+        ],
+        dim=1,
+    )
+    factors = torch.where(jittered, factors, 1.0)  # [B, 3]
+    order = numbers[:, 5:9].argsort(dim=1, stable=True)  # [B, 4]: which of the four comes first, second, ...
+    if not section.hue:
+        return _blends(pixels, order, factors, torch.ones_like(order, dtype=torch.bool))
+    # Hue is by far the dearest, so it is turned once for all images: between the blends before and after it.
+    turns = torch.where(jittered, (2 * numbers[:, 4:5] - 1) * section.hue, 0.0)  # [B, 1]
+    before_hue = (order == 3).cumsum(dim=1) == 0
+    pixels = _blends(pixels, order, factors, before_hue)
+    pixels = turn_hue(pixels, turns[:, 0])
+    return _blends(pixels, order, factors, ~before_hue)
+
+
+def _blends(pixels: Tensor, order: Tensor, factors: Tensor, active: Tensor) -> Tensor:
+    """Brightness (0), contrast (1), saturation (2): all mix with something grey, so one formula serves a mixed batch.
+
+    Args:
+        order: [B, 4], what each image does in each of its turns; 3 is nothing.
+        factors: [B, 3].
+        active: [B, 4], the turns that count.
+    """
+    for turn in range(4):
+        kind = order[:, turn, None, None, None]  # [B, 1, 1, 1]
+        factor = factors.gather(1, order[:, turn : turn + 1].clamp(max=2))
+        factor = torch.where(active[:, turn : turn + 1] & (order[:, turn : turn + 1] < 3), factor, 1.0)[..., None, None]
+        grey = _grey(pixels)  # [B, 1, H, W]
+        other = torch.where(kind == 0, 0.0, torch.where(kind == 1, grey.mean(dim=(1, 2, 3), keepdim=True), grey))
+        pixels = (pixels * factor + other * (1 - factor)).clamp(0, 1)
+    return pixels
+
+
+def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
+    """Turn each image's hue by its share of a full circle: [B, 3, H, W] in 0..1 and [B] in [-0.5, 0.5]."""
+    red, green, blue = pixels.unbind(1)  # [B, H, W]
+    low, value = pixels.aminmax(dim=1)
+    span = value - low
+    safe = torch.where(span == 0, 1.0, span)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )  # in sixths of the circle
+    hue = hue + 6 * turns[:, None, None]
+    channels = [value - span * _ramp(hue + offset) for offset in (5, 3, 1)]
+    return torch.stack(channels, dim=1)
+
+
+def _ramp(sixths: Tensor) -> Tensor:
+    """How far a channel is below the largest, 0 to 1, by the hue's distance from that channel."""
+    sixths = sixths.remainder(6)
+    return torch.minimum(sixths, 4 - sixths).clamp(0, 1)
+
+
+def gaussian_blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
+    """Blur each image with its own sigma: [B, 3, H, W] and [B] in pixels; the kernel spans a tenth of the side, odd."""
+    batch, channels, height, width = pixels.shape
+    radius = max(1, round(min(height, width) / 20))
+    offsets = torch.arange(-radius, radius + 1, device=pixels.device, dtype=torch.float32)
+    kernel = torch.softmax(-((offsets / sigmas[:, None]) ** 2) / 2, dim=1)  # [B, K]
+    weight = kernel.repeat_interleave(channels, dim=0)[:, None, None, :]  # [B*3, 1, 1, K]
+    flat = functional.pad(pixels.reshape(1, batch * channels, height, width), [radius] * 4, mode="reflect")
+    with torch.autocast(pixels.device.type, enabled=False):
+        flat = functional.conv2d(flat, weight, groups=batch * channels)
+        flat = functional.conv2d(flat, weight.transpose(2, 3), groups=batch * channels)
+    return flat.reshape(pixels.shape)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, 1, H, W]."""
+    red, green, blue = pixels.split(1, dim=1)
+    return _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
+
+
+def _chosen(numbers: Tensor, probability: float) -> Tensor:
+    """[B] -> [B, 1, 1, 1] bool."""
+    return (numbers < probability)[:, None, None, None]

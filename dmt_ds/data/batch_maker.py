@@ -1,0 +1,113 @@
+"""What a loader process does: rows of a source to one batch of crops; knows no order and no process.
+
+An unreadable image is reported, not raised: an exception would cross the process border as a page of traceback.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from dmt_ds import sample_rng
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.sources import ImageSource
+from dmt_ds.data.views import CropSpec, center_crop, crop_numbers, cut
+from dmt_ds.errors import DataError
+
+MAX_SUBSTITUTES = 100
+"""Unreadable images in a row after which the data set, not an image, is at fault."""
+
+Job = tuple[list[int], list[int]]
+"""Epochs and rows of one batch."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """One batch, the unreadable images met on the way, and the message of what ended the work, if anything did."""
+
+    batch: Batch | None
+    unreadable: tuple[str, ...] = ()
+    failure: str | None = None
+
+    def pin_memory(self) -> "Made":
+        """Called by torch's pinning thread."""
+        return Made(self.batch and self.batch.pin_memory(), self.unreadable, self.failure)
+
+
+class TrainBatchMaker(Dataset[Made]):
+    """Draws the crops of a batch's images."""
+
+    def __init__(
+        self, source: ImageSource, crops: Sequence[CropSpec], run_seed: int, bad_images: Literal["stop", "skip"]
+    ) -> None:
+        self._source, self._crops = source, tuple(crops)
+        self._run_seed, self._bad_images = run_seed, bad_images
+        self._unreadable: dict[int, str] = {}
+
+    def __getitem__(self, job: Job) -> Made:
+        """Read, crop and stack the job's images."""
+        epochs, rows = torch.tensor(job[0]), torch.tensor(job[1])
+        seeds = sample_rng.image_seeds(self._run_seed, epochs, rows)  # [B]
+        numbers = [crop_numbers(seeds, view) for view in range(len(self._crops))]
+        crops = tuple(_empty_images(len(rows), spec.size) for spec in self._crops)
+        met: dict[int, str] = {}
+        for place, row in enumerate(job[1]):
+            try:
+                image, rows[place] = self._read(row, int(seeds[place]), met)
+            except DataError as error:
+                return Made(None, failure=str(error))
+            for view, spec in enumerate(self._crops):
+                crops[view][place] = cut(image, spec, numbers[view][place])
+        labels = torch.tensor([self._source.label(row) for row in rows.tolist()])
+        return Made(Batch(crops, seeds, rows, labels), tuple(met.values()))
+
+    def _read(self, row: int, seed: int, met: dict[int, str]) -> tuple[Tensor, int]:
+        """The image of a row and that row, or of the row that takes its place; the place keeps its seed."""
+        if self._bad_images == "stop":
+            return self._source.read(row), row
+        for candidate in _substitutes(row, seed, len(self._source)):
+            if candidate not in self._unreadable:
+                try:
+                    return self._source.read(candidate), candidate
+                except DataError as error:
+                    self._unreadable[candidate] = str(error)
+            met[candidate] = self._unreadable[candidate]
+        raise DataError(
+            f"{len(met)} images in a row can't be read, the last one: {list(met.values())[-1]}; is the data set whole?"
+        )
+
+
+class EvalBatchMaker(Dataset[Made]):
+    """Takes the middle of a batch's images; an unreadable one always ends it, for a score of part of a set misleads."""
+
+    def __init__(self, source: ImageSource, size: int, interpolation: Literal["bicubic", "bilinear"]) -> None:
+        self._source, self._size, self._interpolation = source, size, interpolation
+
+    def __getitem__(self, job: Job) -> Made:
+        """Read, crop and stack the job's images."""
+        images = _empty_images(len(job[1]), self._size)
+        for place, row in enumerate(job[1]):
+            try:
+                images[place] = center_crop(self._source.read(row), self._size, self._interpolation)
+            except DataError as error:
+                return Made(None, failure=str(error))
+        labels = torch.tensor([self._source.label(row) for row in job[1]])
+        return Made(Batch((images,), torch.zeros_like(labels), torch.tensor(job[1]), labels))
+
+
+def _substitutes(row: int, seed: int, num_images: int) -> list[int]:
+    """The row itself, then others, no row twice: strides by the seed, so that a broken folder is soon left behind."""
+    stride = 1 + seed % max(1, num_images - 1)
+    while math.gcd(stride, num_images) != 1:
+        stride += 1
+    return [(row + turn * stride) % num_images for turn in range(min(num_images, 1 + MAX_SUBSTITUTES))]
+
+
+def _empty_images(count: int, size: int) -> Tensor:
+    """[count, 3, size, size] uint8, in a loader process where the training process can see it."""
+    images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    return images if get_worker_info() is None else images.share_memory_()

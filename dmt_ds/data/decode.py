@@ -1,0 +1,89 @@
+"""Bytes of an image file to a tensor; knows no data set.
+
+torchvision decodes what it decodes right (JPEG, PNG), Pillow the rest; both paths turn the picture as its EXIF says.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_image as torchvision_decode
+
+from dmt_ds.errors import DataError
+
+MAX_PIXELS = 256 * 2**20 // 3
+"""Pictures of more pixels (256 MiB of RGB, Pillow's own limit) are refused: a few kB of file can fill the memory."""
+
+_FAST_FORMATS = ("JPEG", "PNG")
+
+
+def decode_image(data: bytes, name: str) -> Tensor:
+    """Decode to [3, H, W] uint8 RGB, upright.
+
+    Grey, palette, CMYK and 16-bit pictures become 8-bit RGB; transparency is dropped; of an animation it is the first
+    frame.
+
+    Args:
+        data: the whole file.
+        name: what to call the image in an error.
+
+    Raises:
+        DataError: empty, truncated, corrupt, of no known format, or larger than `MAX_PIXELS`.
+    """
+    if not data:
+        raise DataError(f"{name}: the image file is empty (0 bytes); fetch it again or remove it")
+    try:
+        if _format(data, name) in _FAST_FORMATS:
+            try:
+                return _decode_fast(data)
+            except RuntimeError:
+                pass  # Pillow knows more variants, and says more plainly what is wrong
+        return _decode_pillow(data)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{name}: not a readable image ({_one_line(error)}); fetch it again, remove it, or set data.bad_images=skip"
+        ) from None
+
+
+def _format(data: bytes, name: str) -> str:
+    """Format by the header, which is all that is read; refuses bombs before a pixel is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as header:
+            width, height = header.size
+            if width * height > MAX_PIXELS:
+                raise DataError(
+                    f"{name}: {width} x {height} pixels are over the limit of {MAX_PIXELS}; make it smaller"
+                )
+            return header.format or ""
+
+
+def _decode_fast(data: bytes) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the bytes are read-only, and only read
+        encoded = torch.frombuffer(data, dtype=torch.uint8)
+    image = torchvision_decode(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    if image.dtype == torch.uint8:
+        return image
+    return ((image.to(torch.int32) + 128) // 257).to(torch.uint8)  # a 16-bit PNG stays 16-bit in torchvision
+
+
+def _decode_pillow(data: bytes) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits to 8
+                grey = np.asarray(upright, dtype=np.int64).clip(0, 65535)
+                pixels = np.repeat(((grey + 128) // 257)[..., None], 3, axis=2).astype(np.uint8)
+            else:
+                pixels = np.array(upright.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].replace("<_io.BytesIO object at ", "<")[:120]

@@ -1,0 +1,102 @@
+"""Images in folders, one folder a class, as ImageNet is unpacked; knows no loader."""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dmt_ds.data.decode import decode_image
+from dmt_ds.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_SCAN_THREADS = 16  # listing folders waits for the file system, on a cluster over the network
+
+
+class FolderSource:
+    """The images of ROOT/CLASS/**, classes and files in torchvision's order; a ROOT without folders has no labels."""
+
+    def __init__(self, root: Path) -> None:
+        class_names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
+        with ThreadPoolExecutor(_SCAN_THREADS) as threads:
+            files = list(threads.map(lambda name: _image_files(root, name), class_names or [""]))
+        for name, found in zip(class_names or [""], files, strict=True):
+            if not found:
+                raise DataError(
+                    f"{root / name}: no image in this folder ({', '.join(IMAGE_SUFFIXES)}); fill or remove it"
+                )
+        self.class_names = tuple(class_names)
+        self._root = root
+        self._labels = np.repeat(np.arange(len(files)), [len(found) for found in files]) - (not class_names)
+        self._names = PackedNames([name for found in files for name in found])
+        self.fingerprint = self._names.digest()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._names)
+
+    def read(self, index: int) -> Tensor:
+        """[3, H, W] uint8; raises DataError for a file that is gone, unreadable or no image."""
+        path = self.name(index)
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({error.strerror}); was it moved while the run was on?") from None
+        return decode_image(data, path)
+
+    def label(self, index: int) -> int:
+        """Class number, -1 in a folder without classes."""
+        return int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        """Path of the file."""
+        return str(self._root / self._names[index])
+
+
+class PackedNames(Sequence[str]):
+    """Many strings in two arrays: a million paths reach a worker in milliseconds, and are not copied by being read."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._text[start : self._ends[index]].tobytes())
+
+    def digest(self) -> str:
+        """Hash of all names in order."""
+        return hashlib.sha256(self._text.tobytes() + self._ends.tobytes()).hexdigest()[:16]
+
+
+def existing(path: Path, key: str) -> Path:
+    """The path itself, or a DataError that shows what is there instead.
+
+    Args:
+        key: the setting that the path comes from.
+    """
+    if path.exists():
+        return path
+    parent = next(folder for folder in path.parents if folder.exists())
+    missing = path.relative_to(parent).parts[0]
+    there = sorted(os.listdir(parent)) if parent.is_dir() else []
+    near = difflib.get_close_matches(missing, there, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(there[:8]) or 'no files'}"
+    raise DataError(f"{key}: {path} does not exist: no '{missing}' in {parent}; {hint}")
+
+
+def _image_files(root: Path, class_name: str) -> list[str]:
+    """Image files below root/class_name, relative to root."""
+    files = []
+    for folder, _, names in sorted(os.walk(root / class_name, followlinks=True)):
+        relative = os.path.relpath(folder, root)
+        files += [os.path.join(relative, name) for name in sorted(names) if name.lower().endswith(IMAGE_SUFFIXES)]
+    return files

@@ -1,0 +1,168 @@
+"""Batches of crops from loader processes, in an order that all ranks share; knows no file format and no loss."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from torch.utils.data import DataLoader
+
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.batch_maker import EvalBatchMaker, Job, Made, TrainBatchMaker
+from dmt_ds.data.sampling import SampleStream, rank_positions
+from dmt_ds.data.sources import ImageSource
+from dmt_ds.data.views import CropSpec
+from dmt_ds.data.worker_processes import start_server
+from dmt_ds.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_BATCHES_AHEAD = 2  # a worker; each holds micro_batch_size crops in shared memory
+
+
+class TrainLoader:
+    """One rank's micro-batches of a run; holds no position, so a run goes on from any."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        stream: SampleStream,
+        crops: Sequence[CropSpec],
+        *,
+        run_seed: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        local_world_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        bad_images: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        """Start what takes seconds (the server that loader processes come from), and return at once.
+
+        Args:
+            crops: what to draw of each image; `Batch.crops` has their order.
+            local_world_size: ranks on this node, which share its CPU cores.
+            bad_images: an unreadable image stops the run, or is named in the log and another takes its place.
+        """
+        self._maker = TrainBatchMaker(source, crops, run_seed, bad_images)
+        self._stream, self._micro_batch_size = stream, micro_batch_size
+        self._rank, self._world_size = rank, world_size
+        self._num_workers = usable_workers(num_workers, local_world_size)
+        self._pin_memory = pin_memory
+        self._logged: set[str] = set()
+        if self._num_workers:
+            start_server()
+
+    def batches(self, start_image: int, num_micro_steps: int, grad_accum_steps: int) -> Iterator[Batch]:
+        """This rank's next micro-batches, step by step.
+
+        Args:
+            start_image: images that the run has seen, over all ranks.
+            num_micro_steps: micro-batches to give.
+            grad_accum_steps: micro-steps a step.
+
+        Raises:
+            DataError: an image can't be read (named), or a loader process was killed.
+        """
+        jobs = _TrainJobs(self, start_image, num_micro_steps, grad_accum_steps)
+        for made in _made(self._maker, jobs, self._num_workers, self._pin_memory):
+            for message in made.unreadable:
+                if message not in self._logged:
+                    self._logged.add(message)
+                    logger.warning("skipped: %s", message)
+            assert made.batch is not None
+            yield made.batch
+
+    def job(self, step_start: int, micro_step: int) -> Job:
+        """What one micro-batch consists of."""
+        positions = rank_positions(step_start, micro_step, self._rank, self._world_size, self._micro_batch_size)
+        epochs, rows = self._stream.at(positions.start, len(positions))
+        return epochs.tolist(), rows.tolist()
+
+    def images_a_step(self, grad_accum_steps: int) -> int:
+        """Images of one step over all ranks."""
+        return self._micro_batch_size * self._world_size * grad_accum_steps
+
+
+class _TrainJobs:
+    """The jobs of `TrainLoader.batches`, made as they are asked for."""
+
+    def __init__(self, loader: TrainLoader, start_image: int, num_micro_steps: int, grad_accum_steps: int) -> None:
+        self._loader, self._start_image = loader, start_image
+        self._num_micro_steps, self._grad_accum_steps = num_micro_steps, grad_accum_steps
+
+    def __iter__(self) -> Iterator[Job]:
+        images_a_step = self._loader.images_a_step(self._grad_accum_steps)
+        for number in range(self._num_micro_steps):
+            step, micro_step = divmod(number, self._grad_accum_steps)
+            yield self._loader.job(self._start_image + step * images_a_step, micro_step)
+
+
+def eval_batches(
+    source: ImageSource,
+    image_size: int,
+    batch_size: int,
+    num_workers: int = 0,
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    local_world_size: int = 1,
+) -> Iterator[Batch]:
+    """Every image once, in order, its middle only; the last batch may be smaller, seeds are 0.
+
+    Raises:
+        DataError: an image can't be read (named), or a loader process was killed.
+    """
+    starts = range(0, len(source), batch_size)
+    rows = [list(range(start, min(start + batch_size, len(source)))) for start in starts]
+    jobs: list[Job] = [([0] * len(batch), batch) for batch in rows]
+    maker = EvalBatchMaker(source, image_size, interpolation)
+    for made in _made(maker, jobs, usable_workers(num_workers, local_world_size), pin_memory=False):
+        assert made.batch is not None
+        yield made.batch
+
+
+def usable_workers(requested: int, local_world_size: int = 1) -> int:
+    """Loader processes for this rank: as requested, but no more than its share of the node's cores."""
+    cores = len(os.sched_getaffinity(0))
+    cores_a_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if "LOCAL_WORLD_SIZE" not in os.environ and cores_a_task.isdigit():
+        share = min(cores, int(cores_a_task))  # srun binds each rank to cores of its own
+    else:
+        share = max(1, cores // local_world_size)
+    if requested > share:
+        logger.info(
+            "%d loader processes instead of data.num_workers %d: this rank has %d cores", share, requested, share
+        )
+    return min(requested, share)
+
+
+def _made(
+    maker: TrainBatchMaker | EvalBatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: bool
+) -> Iterator[Made]:
+    """The jobs' results in order."""
+    loader = DataLoader(
+        maker,
+        batch_size=None,
+        sampler=jobs,  # type: ignore[arg-type]  # any iterable will do
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_as_it_is,
+        prefetch_factor=_BATCHES_AHEAD if num_workers else None,
+        multiprocessing_context=start_server() if num_workers else None,
+    )
+    try:
+        for made in loader:
+            if made.failure is not None:
+                raise DataError(made.failure)
+            yield made
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a loader process of this rank was killed, most likely for want of memory: set data.num_workers below "
+            f"{num_workers}, or give the job more memory (and /dev/shm more room)"
+        ) from None
+
+
+def _as_it_is(made: Made) -> Made:
+    return made

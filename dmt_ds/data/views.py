@@ -1,0 +1,120 @@
+"""Crops of an image, drawn from the image's seed; knows no loader and no teacher.
+
+The same crop goes to all teachers and the student: tokens are compared position by position.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torchvision.transforms.v2.functional as tvf
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from dmt_ds import sample_rng
+from dmt_ds.config.schema import DataConfig
+
+_TRIES = 10  # as many as torchvision's
+_NUMBERS = 2 * _TRIES + 4  # (area, ratio) a try; top, left, flip, angle
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """How one crop is drawn; torchvision's RandomResizedCrop, then a flip, then a turn.
+
+    Attributes:
+        size: side of the crop, in pixels.
+        scale: range of its share of the image's area.
+        ratio: range of its width over height, before it is made square.
+        flip: probability of a mirrored crop.
+        rotation_degrees: largest angle, either way; corners that come from outside the crop are black.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    flip: float = 0.5
+    rotation_degrees: float = 0.0
+
+    @classmethod
+    def from_section(cls, section: DataConfig) -> "CropSpec":
+        """The shared crop of a recipe; `dataclasses.replace` makes a method's further ones."""
+        return cls(
+            section.image_size,
+            section.crop_scale,
+            section.crop_ratio,
+            section.interpolation,
+            section.horizontal_flip,
+            section.rotation_degrees,
+        )
+
+
+def draw_crop(image: Tensor, spec: CropSpec, seed: Tensor | int, view: int) -> Tensor:
+    """The crop that the seed stands for: [3, h, w] uint8 -> [3, size, size] uint8.
+
+    Args:
+        seed: of the image, int64.
+        view: number of the crop: crops of one image are independent of each other.
+    """
+    numbers = crop_numbers(torch.as_tensor(seed, dtype=torch.int64).reshape(1), view)
+    return cut(image, spec, numbers[0])
+
+
+def crop_numbers(seeds: Tensor, view: int) -> list[list[float]]:
+    """All random numbers of the crops of several images: [B] int64 -> B rows for `cut`."""
+    rows: list[list[float]] = sample_rng.uniform(seeds, f"crop/{view}", _NUMBERS).tolist()
+    return rows
+
+
+def cut(image: Tensor, spec: CropSpec, numbers: list[float]) -> Tensor:
+    """The crop that these numbers in [0, 1) stand for: [3, h, w] uint8 -> [3, size, size] uint8."""
+    height, width = image.shape[-2:]
+    top, left, crop_height, crop_width = crop_box(height, width, spec, numbers)
+    crop = tvf.resized_crop(
+        image, top, left, crop_height, crop_width, [spec.size, spec.size], _mode(spec.interpolation), antialias=True
+    )
+    if numbers[-2] < spec.flip:
+        crop = crop.flip(-1)
+    if spec.rotation_degrees:
+        angle = (2 * numbers[-1] - 1) * spec.rotation_degrees
+        crop = tvf.rotate(crop, angle, InterpolationMode.BILINEAR)
+    return crop
+
+
+def crop_box(height: int, width: int, spec: CropSpec, numbers: list[float]) -> tuple[int, int, int, int]:
+    """Top, left, height, width of the crop, in pixels: ten tries, then the largest central one of an allowed ratio."""
+    log_low, log_high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
+    for area_number, ratio_number in zip(numbers[0 : 2 * _TRIES : 2], numbers[1 : 2 * _TRIES : 2], strict=True):
+        area = height * width * (spec.scale[0] + area_number * (spec.scale[1] - spec.scale[0]))
+        ratio = math.exp(log_low + ratio_number * (log_high - log_low))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(numbers[2 * _TRIES] * (height - crop_height + 1))
+            left = int(numbers[2 * _TRIES + 1] * (width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    crop_height, crop_width = height, width
+    if width / height < spec.ratio[0]:
+        crop_height = round(width / spec.ratio[0])
+    elif width / height > spec.ratio[1]:
+        crop_width = round(height * spec.ratio[1])
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def center_crop(image: Tensor, size: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+    """The middle of an image, for evaluation: [3, h, w] uint8 -> [3, size, size] uint8.
+
+    The short side is made 256/224 of `size` and the margin cut off, as is usual at 224. Below 64 pixels there is no
+    margin to lose: the whole image is made `size` x `size`.
+    """
+    if size < 64:
+        return tvf.resize(image, [size, size], _mode(interpolation), antialias=True)
+    height, width = image.shape[-2:]
+    factor = round(size * 256 / 224) / min(height, width)
+    target = [max(size, round(height * factor)), max(size, round(width * factor))]
+    return tvf.center_crop(tvf.resize(image, target, _mode(interpolation), antialias=True), [size, size])
+
+
+def _mode(interpolation: str) -> InterpolationMode:
+    return InterpolationMode(interpolation)
