@@ -40,7 +40,7 @@ class Student(nn.Module):
             Target name -> student_tokens [B, 1+N, D], class token first, after the adapter.
         """
         with drop_path_seeds(self.vit, seeds):
-            tokens = tokens_of(self.vit, images.to(self.vit.patch_embed.proj.weight.dtype))  # type: ignore[union-attr, arg-type]
+            tokens = tokens_of(self.vit, images.to(next(self.vit.parameters()).dtype))
         return {name: adapter(tokens) for name, adapter in self.adapters.items()}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.config.schema import StudentConfig
-from dmt_ds.errors import ConfigError
+from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import use_image_drop_path
 
 if TYPE_CHECKING:
@@ -80,8 +80,6 @@ def build_vit(section: StudentConfig, image_size: int, *, any_size: bool = False
         raise ConfigError(_not_plain(section.arch))
     _initialise(vit, section.positions)
     use_image_drop_path(vit, section.drop_path)
-    if not torch.cuda.is_available():
-        prefer_written_attention(vit)
     return vit
 
 
@@ -118,7 +116,7 @@ def prefer_written_attention(vit: nn.Module) -> None:
     """Attention as matmul, softmax, matmul: on a CPU torch's fused kernel has a backward that is several times slower."""
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            module.fused_attn = False  # type: ignore[assignment]
 
 
 def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:
@@ -143,20 +141,80 @@ def create(arch: str, **model_args: Any) -> nn.Module:
     return model
 
 
-def _known_arch(name: str) -> str:
-    """timm's full name of a plain ViT."""
+def full_name(arch: str, setting: str) -> str:
+    """timm's full name of an architecture.
+
+    Args:
+        setting: dotted path of what named it, for the error.
+
+    Raises:
+        ConfigError: timm does not know it; the message has near names.
+    """
     import timm
 
-    arch = SHORT_NAMES.get(name, name)
-    plain = [known for module in _PLAIN_VIT_MODULES for known in timm.list_models(module=module)]
-    if arch in plain:
-        return arch
-    if timm.is_model(arch):
-        raise ConfigError(_not_plain(name))
-    near = difflib.get_close_matches(name, [*SHORT_NAMES, *plain], n=3)
-    raise ConfigError(
-        f"student.arch: timm knows no '{name}'. Did you mean {' or '.join(repr(n) for n in near or SHORT_NAMES)}?"
+    name = SHORT_NAMES.get(arch, arch)
+    if timm.is_model(name):
+        return name
+    near = difflib.get_close_matches(arch, [*SHORT_NAMES, *_plain_vits()], n=3) or list(SHORT_NAMES)
+    raise ConfigError(f"{setting}: timm knows no '{arch}'. Did you mean {' or '.join(repr(n) for n in near)}?")
+
+
+def pretrained(tag: str, *, load: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of timm's hub with the authors' weights, at its own image size, and timm's record of them.
+
+    Args:
+        tag: `ARCH.TAG`, as `timm.list_pretrained()` has it.
+        load: False leaves the weights random.
+
+    Raises:
+        ConfigError: timm knows no such tag.
+        WeightsError: the weights can't be fetched, or have no LayerNorm over all tokens.
+    """
+    import timm
+
+    arch = tag.split(".")[0]
+    known = timm.list_pretrained("*vit*") + timm.list_pretrained("*deit*") + timm.list_pretrained("*eva*")
+    known += timm.list_pretrained("beit*")
+    if not timm.is_model(arch) or (tag != arch and tag not in known):
+        near = difflib.get_close_matches(tag, known, n=3, cutoff=0.5)
+        raise ConfigError(f"timm:{tag}: timm {timm.__version__} has no such weights; near names: {', '.join(near)}")
+    try:
+        vit = create(tag, pretrained=load, num_classes=0, global_pool="token")
+    except Exception as error:  # the hub client's errors have no common class
+        raise WeightsError(_why_not_fetched(tag, error)) from error
+    if not hasattr(vit, "blocks") or not getattr(vit, "num_prefix_tokens", 0) or isinstance(vit.norm, nn.Identity):
+        raise WeightsError(
+            f"timm:{tag}: is no ViT with a class token and a LayerNorm over all tokens; take another tag"
+        )
+    return vit, dict(vit.pretrained_cfg)  # type: ignore[arg-type]
+
+
+def _why_not_fetched(tag: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, AssertionError | TypeError | RuntimeError) and "state_dict" in str(error):
+        return (
+            f"timm:{tag}: has no LayerNorm over all tokens (fine-tuned with mean pooling?); take a self-supervised tag "
+            "(`dmt-ds teachers list`)"
+        )
+    return (
+        f"timm:{tag}: the weights can't be had ({type(error).__name__}: {reason[:120]}); fetch them once where there is a "
+        f"network (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the same HF_HOME, "
+        "or give a file"
     )
+
+
+def _plain_vits() -> list[str]:
+    import timm
+
+    return [name for module in _PLAIN_VIT_MODULES for name in timm.list_models(module=module)]
+
+
+def _known_arch(name: str) -> str:
+    """timm's full name of a plain ViT."""
+    arch = full_name(name, "student.arch")
+    if arch not in _plain_vits():
+        raise ConfigError(_not_plain(name))
+    return arch
 
 
 def _not_plain(name: str) -> str:

@@ -1,0 +1,144 @@
+"""An encoder as a folder that plain timm loads: written at the end of a run, read as a teacher; knows no run and no engine."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, StudentConfig
+from dmt_ds.errors import WeightsError
+from dmt_ds.models.vit import build_vit, create, full_name
+from dmt_ds.models.weights import load_strict, read_weights
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def save_backbone(
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    section: StudentConfig,
+    image_size: int,
+    *,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes what `timm.create_model('local-dir:FOLDER', pretrained=True)` loads; whole or not at all.
+
+    Args:
+        state: timm's name -> float32 tensor, of a ViT that `build_vit(section, image_size)` builds.
+        mean: normalisation that the encoder was trained with.
+        std: the same.
+        provenance: kept under the key `dmt_ds` of config.json; `teachers` maps names to records with their `licence`.
+    """
+    from safetensors.torch import save_file
+
+    expected = build_vit(section, image_size).state_dict()
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}, "not this ViT's state"
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(
+        {k: v.detach().float().contiguous().cpu() for k, v in state.items()}, partial / WEIGHTS_FILE, {"format": "pt"}
+    )
+    config = _timm_config(section, image_size, state["cls_token"].shape[-1], mean, std, provenance)
+    (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    _replace(partial, folder)
+
+
+def load_backbone(folder: str | Path, *, load: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+    """The ViT of such a folder, and its config.json.
+
+    Args:
+        load: False leaves the weights random and reads the config alone.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or the tensors are not the config's model.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        arch, model_args = config["architecture"], config.get("model_args", {})
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise WeightsError(
+            f"{folder / CONFIG_FILE}: no config of a timm model ({reason}); copy the folder anew"
+        ) from error
+    vit = create(full_name(arch, f"architecture in {folder / CONFIG_FILE}"), **{"num_classes": 0} | model_args)
+    if load:
+        load_strict(vit, read_weights(folder / WEIGHTS_FILE))
+    return vit, config
+
+
+def strictest_licence(licences: Iterable[str | None]) -> str | None:
+    """Licence of what derives from several weights: a non-commercial one binds all; None where one is unknown."""
+    all_of_them = list(licences)
+    for licence in all_of_them:
+        if licence and "-NC" in licence.upper():
+            return licence
+    return None if None in all_of_them or not all_of_them else " AND ".join(sorted(set(map(str, all_of_them))))
+
+
+def _timm_config(
+    section: StudentConfig,
+    image_size: int,
+    width: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    sizes = {key: getattr(section, key) for key in ("embed_dim", "depth", "num_heads")}
+    model_args = {key: value for key, value in sizes.items() if value is not None}
+    model_args |= {
+        "patch_size": section.patch_size,
+        "img_size": image_size,
+        "class_token": True,
+        "global_pool": "token",
+    }
+    teachers = dict(provenance.get("teachers", {}))
+    licence = strictest_licence(record.get("licence") for record in teachers.values())
+    return {
+        "architecture": full_name(section.arch, "student.arch"),
+        "num_classes": 0,
+        "num_features": width,
+        "global_pool": "token",
+        "model_args": model_args,
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "input_size": [3, image_size, image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": list(mean),
+            "std": list(std),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            **({"license": licence.lower()} if licence else {}),
+        },
+        "dmt_ds": dict(provenance),
+    }
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Puts `new` where `folder` is; an old folder is there until the new one is complete."""
+    _sync(new)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Files reach the disk before the rename does."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,280 @@
+"""Frozen encoders from any source, each with its own normalisation; knows no sharding, no fusion, no student."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, TeacherConfig, Triple
+from dmt_ds.errors import WeightsError
+from dmt_ds.models.backbone_folder import CONFIG_FILE, WEIGHTS_FILE, load_backbone
+from dmt_ds.models.blueprint import build_from, check_image_size
+from dmt_ds.models.hf_vit import read_hf
+from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
+from dmt_ds.models.weights import Weights, read_weights, sha256_of
+
+BACKBONE_FOLDER = "backbone"
+"""Where a run's output folder holds its encoder."""
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """What a run remembers of a teacher.
+
+    Attributes:
+        source: as the recipe has it.
+        layout: `mae`, `moco_v3`, ..., `timm`, `hf`, or `dmt_ds` for a run's encoder.
+        shape: of the ViT.
+        mean: of the pixels in 0..1 that it expects.
+        std: the same.
+        licence: SPDX id of the weights; None where nobody said.
+        sha256: of the weights file (of all tensors, for timm's tags); None where they were not read.
+        dropped: keys of the file that are not the encoder's.
+    """
+
+    source: str
+    layout: str
+    shape: VitShape
+    mean: Triple
+    std: Triple
+    licence: str | None = None
+    sha256: str | None = None
+    dropped: tuple[str, ...] = ()
+
+    def as_params(self) -> dict[str, Any]:
+        """Flat plain values, for the tracker and for JSON."""
+        shape = dataclasses.asdict(self.shape)
+        own = {key: getattr(self, key) for key in ("source", "layout", "licence", "sha256")}
+        return own | shape | {"mean": list(self.mean), "std": list(self.std), "dropped": summary_of(self.dropped)}
+
+
+class TeacherModel(nn.Module):
+    """A frozen ViT that takes the shared crop as it is and normalises it itself.
+
+    Args:
+        vit: with its weights.
+        record: says its normalisation.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, vit: nn.Module, record: TeacherRecord) -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(False)
+        self.record = record
+        self._set_normalisation(torch.device("cpu"))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8 -> teacher_tokens [B, 1+N, D], class token first, after the final LayerNorm."""
+        normalised = images.float() * self.scale + self.shift  # float32, whatever the weights are
+        return tokens_of(self.vit, normalised.to(next(self.vit.parameters()).dtype))
+
+    def train(self, mode: bool = True) -> "TeacherModel":
+        """A teacher is always in evaluation."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TeacherModel":
+        """Moves with the weights, but `teacher.to(torch.bfloat16)` leaves the normalisation in float32."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._set_normalisation(self.scale.device)
+        return self
+
+    def _set_normalisation(self, device: torch.device) -> None:
+        mean = torch.tensor(self.record.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(self.record.std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a source gives."""
+
+    vit: nn.Module
+    layout: str
+    licence: str | None = None
+    sha256: str | None = None
+    dropped: tuple[str, ...] = ()
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+def load_teacher(
+    name: str, section: TeacherConfig, image_size: int | None = None, *, read_weights: bool = True
+) -> TeacherModel:
+    """A frozen teacher, ready for an engine.
+
+    Args:
+        name: what the recipe calls it, for error messages.
+        image_size: side of the run's images, in pixels; None takes the teacher's own.
+        read_weights: False leaves the values random: for ranks that get them from another one. Shapes are checked anyway.
+
+    Raises:
+        WeightsError: the weights can't be had, are not complete, or have another patch grid than the images.
+        ConfigError: timm does not know the architecture.
+    """
+    try:
+        found = _find(section, read_weights)
+        shape = describe(found.vit)
+        if image_size is not None:
+            check_image_size(section.source, shape, image_size)
+    except WeightsError as error:
+        raise WeightsError(f"teacher '{name}': {error}") from error
+    record = TeacherRecord(
+        source=section.source,
+        layout=found.layout,
+        shape=shape,
+        mean=section.mean or found.mean or IMAGENET_MEAN,
+        std=section.std or found.std or IMAGENET_STD,
+        licence=section.licence or found.licence,
+        sha256=found.sha256,
+        dropped=found.dropped,
+    )
+    return TeacherModel(found.vit, record)
+
+
+def load_encoder(source: str, image_size: int | None = None) -> TeacherModel:
+    """Any encoder by its source alone, with what the source says of itself."""
+    return load_teacher(source, TeacherConfig(source=source), image_size)
+
+
+def start_from(vit: nn.Module, source: str, image_size: int) -> TeacherRecord:
+    """Copies an encoder's weights into a ViT of the same shape (`student.init_from`).
+
+    Raises:
+        WeightsError: the source has another shape; both are named.
+    """
+    encoder = load_encoder(source, image_size)
+    own, theirs = describe(vit), encoder.record.shape
+    differing = [
+        f"{key} {getattr(own, key)} against {value}"
+        for key, value in dataclasses.asdict(theirs).items()
+        if getattr(own, key) != value
+    ]
+    keys, their_keys = set(vit.state_dict()), set(encoder.vit.state_dict())
+    differing += [f"key '{key}' on one side only" for key in sorted(keys ^ their_keys)[:3]]
+    if differing:
+        raise WeightsError(f"student.init_from {source}: the student is another ViT: {', '.join(differing)}")
+    vit.load_state_dict(encoder.vit.state_dict(), strict=True)
+    return encoder.record
+
+
+def check_same_tokens(teachers: Mapping[str, TeacherModel], same_width: bool = True) -> None:
+    """Teachers whose tokens are compared or added must agree on their number, and on their width where they are added.
+
+    Raises:
+        WeightsError: names two teachers that disagree.
+    """
+    shapes = {name: teacher.record.shape for name, teacher in teachers.items()}
+    for name, shape in shapes.items():
+        first, reference = next(iter(shapes.items()))
+        if shape.num_tokens != reference.num_tokens:
+            raise WeightsError(
+                f"teachers '{first}' and '{name}' give {reference.num_tokens} and {shape.num_tokens} tokens (image "
+                f"{reference.image_size} patch {reference.patch_size}, image {shape.image_size} patch {shape.patch_size}): "
+                "use teachers of one patch grid (teachers.use=[...])"
+            )
+        if same_width and shape.embed_dim != reference.embed_dim:
+            raise WeightsError(
+                f"teachers '{first}' and '{name}' are {reference.embed_dim} and {shape.embed_dim} wide and can't be added: "
+                "set distill.fusion=concat, or use teachers of one width (teachers.use=[...])"
+            )
+
+
+def summary_of(keys: tuple[str, ...]) -> list[str]:
+    """Dropped keys by their first two parts, with counts: `module.predictor.* (8)`."""
+    groups: dict[str, int] = {}
+    for key in keys:
+        parts = key.split(".")
+        group = key if len(parts) == 1 else ".".join(parts[:2] if len(parts) > 2 else parts[:1]) + ".*"
+        groups[group] = groups.get(group, 0) + 1
+    return [f"{group} ({count})" if group.endswith("*") else group for group, count in groups.items()]
+
+
+def _find(section: TeacherConfig, load: bool) -> _Found:
+    kind, _, rest = section.source.partition(":")
+    if kind == "timm":
+        return _of_timm(section, rest, load)
+    if kind == "hf":
+        return _of_weights(read_hf(rest, shapes_only=not load), section, load)
+    path = Path(section.source).expanduser()
+    if path.is_dir():
+        return _of_folder(section, path, load)
+    return _of_weights(read_weights(path, section.checkpoint_key, shapes_only=not load), section, load)
+
+
+def _of_timm(section: TeacherConfig, tag: str, load: bool) -> _Found:
+    vit, config = pretrained(tag, load=load)
+    _check_heads(section, vit)
+    licence = config.get("license")
+    return _Found(
+        vit=vit,
+        layout="timm",
+        licence=licence.upper().replace("APACHE", "Apache") if licence else None,
+        sha256=_hash_of_tensors(vit) if load else None,
+        mean=_triple(config.get("mean")),
+        std=_triple(config.get("std")),
+    )
+
+
+def _of_folder(section: TeacherConfig, path: Path, load: bool) -> _Found:
+    """A run's output folder, its encoder's folder, or a transformers folder."""
+    folder = next((p for p in (path / BACKBONE_FOLDER, path) if (p / CONFIG_FILE).is_file()), None)
+    if folder is None:
+        raise WeightsError(
+            f"{path}: neither {BACKBONE_FOLDER}/{CONFIG_FILE} nor {CONFIG_FILE} is there: the run has not finished, or it "
+            "is another folder; name a weights file, or a finished run"
+        )
+    if '"model_type"' in (folder / CONFIG_FILE).read_text():
+        return _of_weights(read_hf(str(folder), shapes_only=not load), section, load)
+    vit, config = load_backbone(folder, load=load)
+    _check_heads(section, vit)
+    data = config.get("pretrained_cfg", {})
+    licence = data.get("license")
+    return _Found(
+        vit=vit,
+        layout="dmt_ds" if "dmt_ds" in config else "timm",
+        licence=licence.upper().replace("APACHE", "Apache") if licence else None,
+        sha256=sha256_of(folder / WEIGHTS_FILE) if load else None,
+        mean=_triple(data.get("mean")),
+        std=_triple(data.get("std")),
+    )
+
+
+def _of_weights(weights: Weights, section: TeacherConfig, load: bool) -> _Found:
+    vit = build_from(weights, section.arch, section.num_heads, load=load)
+    return _Found(
+        vit=vit,
+        layout=weights.layout,
+        licence=weights.licence,
+        sha256=weights.sha256,
+        dropped=weights.dropped,
+        mean=weights.mean,
+        std=weights.std,
+    )
+
+
+def _check_heads(section: TeacherConfig, vit: nn.Module) -> None:
+    heads = describe(vit).num_heads
+    if section.num_heads not in (None, heads):
+        raise WeightsError(
+            f"{section.source}: num_heads {section.num_heads} is asked for, the model has {heads}: leave num_heads out"
+        )
+
+
+def _triple(values: Any) -> Triple | None:
+    return None if values is None else (values[0], values[1], values[2])
+
+
+def _hash_of_tensors(vit: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(vit.state_dict().items()):
+        digest.update(key.encode() + tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
