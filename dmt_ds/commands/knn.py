@@ -127,14 +127,14 @@ def _batches(source: ImageSource, data: DataConfig, knn: KnnConfig) -> Iterator[
 
 
 def _common_classes(train: ImageSource, test: ImageSource) -> int:
-    """Number of classes, which must be the same in both splits: class numbers follow from the names."""
-    if not train.class_names:
+    """Number of classes; a class number must mean the same in both splits, though one may lack the last classes."""
+    fewer, more = sorted((tuple(train.class_names), tuple(test.class_names)), key=len)
+    if not fewer:
         raise DataError("k-NN needs labels, but the data has none; set data.label_column")
-    if tuple(train.class_names) != tuple(test.class_names):
-        one_sided = sorted(set(train.class_names) ^ set(test.class_names))
-        which = f"{', '.join(one_sided[:5])} in one only" if one_sided else "another order"
-        raise DataError(
-            f"training split has {len(train.class_names)} classes, validation split {len(test.class_names)} ({which}): "
-            "k-NN compares class numbers, so both must have the same classes"
-        )
-    return len(train.class_names)
+    for number, (a, b) in enumerate(zip(fewer, more, strict=False)):
+        if a != b:
+            raise DataError(
+                f"class {number} is '{train.class_names[number]}' in the training split and "
+                f"'{test.class_names[number]}' in the validation split: both need the same classes"
+            )
+    return len(more)

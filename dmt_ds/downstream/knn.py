@@ -69,7 +69,7 @@ def knn_scores(
     train_labels, test_labels = train_labels.to(device), test_labels.to(device)
     right = torch.zeros(2, dtype=torch.int64, device=device)
     rows_at_once = max(1, _SIMILARITIES_AT_ONCE // len(train_features))
-    for rows in torch.arange(len(test_features)).split(rows_at_once):
+    for rows in torch.split(torch.arange(len(test_features)), rows_at_once):
         test = F.normalize(test_features[rows].to(device).float(), dim=1)  # [r, D]
         cosine, neighbours = (test @ train).topk(k, dim=1)  # [r, k] each
         votes = _votes(cosine, train_labels[neighbours], temperature, num_classes)

@@ -1,0 +1,76 @@
+"""The k-NN command on real digits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.commands.knn import run_knn
+from dmt_ds.config.schema import DataConfig, KnnConfig
+from dmt_ds.errors import DataError
+
+DIGITS = DataConfig(source="digits", image_size=8, num_workers=0)
+CPU = torch.device("cpu")
+
+
+class PixelTokens(nn.Module):
+    """All pixels in the class token, nothing in the single patch token: [B, 2, 3*H*W]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokens of uint8 images."""
+        pixels = images.flatten(1).float()
+        return torch.stack([pixels, torch.ones_like(pixels)], dim=1)
+
+
+def test_raw_pixels_tell_digits_apart() -> None:
+    table = run_knn(DIGITS, KnnConfig(), {"pixels": "pixels"}, CPU)
+    assert (table.num_train_images, table.num_test_images, table.num_classes) == (1437, 360, 10)
+    assert table.rows[0].scores.top1 > 0.95
+    assert table.rows[0].scores.top5 > 0.99
+
+
+def test_each_encoder_is_judged_by_its_own_features() -> None:
+    encoders = {"pixels": "pixels", "the same as tokens": PixelTokens()}
+    by_class = run_knn(DIGITS, KnnConfig(), encoders, CPU)
+    assert [row.encoder for row in by_class.rows] == list(encoders)
+    assert by_class.rows[0].scores == by_class.rows[1].scores
+    by_patches = run_knn(DIGITS, KnnConfig(features="patch_mean"), encoders, CPU)
+    assert by_patches.rows[0].scores == by_class.rows[0].scores
+    assert by_patches.rows[1].scores.top1 < 0.2  # a constant feature knows nothing
+
+
+def test_one_encoders_scores_are_logged_under_the_plain_names() -> None:
+    logged: dict[str, float] = {}
+    table = run_knn(DIGITS, KnnConfig(), {"pixels": "pixels"}, CPU, log=logged.__setitem__)
+    assert logged == {"eval/knn_top1": table.rows[0].scores.top1, "eval/knn_top5": table.rows[0].scores.top5}
+
+
+def test_several_encoders_scores_are_logged_under_their_names() -> None:
+    logged: dict[str, float] = {}
+    run_knn(DIGITS, KnnConfig(), {"pixels": "pixels", "tokens": PixelTokens()}, CPU, log=logged.__setitem__)
+    assert sorted(logged) == [
+        "eval/knn_top1/pixels",
+        "eval/knn_top1/tokens",
+        "eval/knn_top5/pixels",
+        "eval/knn_top5/tokens",
+    ]
+
+
+def test_the_table_says_what_was_measured() -> None:
+    table = run_knn(DIGITS, KnnConfig(k=5), {"pixels": "pixels", "a longer name": PixelTokens()}, CPU)
+    lines = str(table).splitlines()
+    percent = f"{100 * table.rows[0].scores.top1:.2f}"
+    assert lines[0] == "k-NN (k 5, T 0.07, class features), 1437 training and 360 test images, 10 classes"
+    assert lines[2].split()[:2] == ["pixels", percent]
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
+    pictures = pytest.importorskip("PIL.Image")
+    for folder in ("train/cat", "train/dog", "val/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        pictures.new("RGB", (8, 8)).save(tmp_path / folder / "1.png")
+    data = DIGITS.model_copy(update={"source": "folder", "path": str(tmp_path)})
+    with pytest.raises(DataError, match="class 0 is 'cat' in the training split and 'dog' in the validation split"):
+        run_knn(data, KnnConfig(), {"pixels": "pixels"}, CPU)
