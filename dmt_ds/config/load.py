@@ -13,7 +13,6 @@ import yaml
 from pydantic import ValidationError
 
 from dmt_ds.config.findings import describe, fields_of, not_a_section
-from dmt_ds.config.resume import differences as differences
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.yaml_text import parse_value, parse_yaml
 from dmt_ds.errors import ConfigError

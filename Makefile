@@ -1,0 +1,60 @@
+# Sets up and runs dmt_ds on a machine that has Python 3.10 or later. `make help` lists what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+# DeepSpeed's own kernels are not used: nothing is compiled, neither now nor at run time.
+export DS_BUILD_OPS := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint format lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## install dmt_ds and the versions of requirements.lock into .venv
+
+quickstart: $(VENV)/.installed ## set up, then make three teachers on digits and distil them (5 minutes, no GPU)
+	$(VENV)/bin/dmt-ds quickstart $(ARGS)
+
+test: $(VENV)/.installed-dev ## set up, then run the tests (ARGS="-k losses" chooses)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## formatting, lint, types, shell scripts
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck --external-sources .ci/run $(wildcard slurm/*.sh)
+
+format: $(VENV)/.installed-dev ## rewrite the code as `make lint` wants it
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+lock: $(VENV)/.installed-dev ## renew requirements.lock from pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet uv
+	printf '%s\n' '# Tested versions of all that pyproject.toml asks for, on Python 3.10 and later; made by `make lock`.' > $(VENV)/lock
+	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --upgrade \
+		--no-header --no-annotate --no-emit-index-url --quiet >> $(VENV)/lock
+	mv $(VENV)/lock requirements.lock
+
+clean: ## remove .venv and all caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "$(PYTHON) is older than Python 3.10: make PYTHON=/path/to/python3.12 ..."; exit 2; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)."
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "$(PYTHON) can't make environments; on Debian: apt-get install python3-venv"; exit 2; }
+
+$(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+	@echo "Installing dmt_ds and what it needs into $(VENV): several GB with PyTorch, some minutes, only once."
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the tools for tests and lint."
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
