@@ -1,4 +1,4 @@
-"""An encoder as a folder that plain timm loads: written at the end of a run, read as a teacher; knows no run and no engine."""
+"""An encoder as a folder that plain timm loads: written at a run's end, read as a teacher; knows no run, no engine."""
 
 import json
 import os
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, StudentConfig

@@ -40,7 +40,7 @@ class Blueprint:
 
 
 def blueprint_of(weights: Weights, num_heads: int | None = None) -> Blueprint:
-    """Infers width, depth, patch, grid, registers and scales from the shapes, and heads from what is known of the layout.
+    """Infers width, depth, patch, grid, registers and scales from the shapes, and heads from what else is known.
 
     Args:
         num_heads: heads asked for; None takes the file's, the layout's, else width / 64.
@@ -56,10 +56,16 @@ def blueprint_of(weights: Weights, num_heads: int | None = None) -> Blueprint:
     projection, width = state["patch_embed.proj.weight"], state["cls_token"].shape[-1]
     if projection.ndim != 4:
         raise WeightsError(f"{weights.where}: 'patch_embed.proj.weight' is {list(projection.shape)}. {_MODERN}")
+    heads = heads_of(weights, num_heads)
+    if heads is None:
+        raise WeightsError(
+            f"{weights.where}: a file does not tell its number of heads, and {width} channels are no usual width: "
+            "set num_heads"
+        )
     args: dict[str, Any] = {
         "embed_dim": width,
         "depth": 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))),
-        "num_heads": _heads(weights, width, num_heads),
+        "num_heads": heads,
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "patch_size": projection.shape[-1],
     }
@@ -117,8 +123,8 @@ def _plain_vit(weights: Weights, args: dict[str, Any]) -> Blueprint:
 def _beit(weights: Weights, args: dict[str, Any]) -> Blueprint:
     if "norm.weight" not in weights.state and "fc_norm.weight" in weights.state:
         raise WeightsError(
-            f"{weights.where}: missing '{weights.key_in_file('norm.weight')}': a BEiT fine-tuned with mean pooling has no "
-            "LayerNorm over its tokens; take the self-supervised file (beit_base_patch16_224_pt22k)"
+            f"{weights.where}: missing '{weights.key_in_file('norm.weight')}': a BEiT fine-tuned with mean pooling has "
+            "no LayerNorm over its tokens; take the self-supervised file (beit_base_patch16_224_pt22k)"
         )
     table = next(tensor for name, tensor in weights.state.items() if name.endswith("relative_position_bias_table"))
     side = math.isqrt(table.shape[0] - 3)  # (2 g - 1)^2 offsets, and three for the class token
@@ -134,20 +140,20 @@ def _beit(weights: Weights, args: dict[str, Any]) -> Blueprint:
     return Blueprint("beit_base_patch16_224", args, weights.norm_eps)
 
 
-def _heads(weights: Weights, width: int, asked: int | None) -> int:
-    known = _known_heads(weights)
+def heads_of(weights: Weights, asked: int | None = None) -> int | None:
+    """Heads asked for, else the file's, else the layout's, else those that the width usually has; None where none is.
+
+    Raises:
+        WeightsError: what is asked for contradicts the file, or does not divide the width.
+    """
+    width, known = weights.state["cls_token"].shape[-1], _known_heads(weights)
     if known and asked and known != asked:
         raise WeightsError(
-            f"{weights.where}: num_heads {asked} is asked for, the weights ({weights.layout} layout, {width} wide) have "
-            f"{known} heads: set num_heads={known} or leave it out"
+            f"{weights.where}: num_heads {asked} is asked for, the weights ({weights.layout} layout, {width} wide) "
+            f"have {known} heads: set num_heads={known} or leave it out"
         )
     heads = asked or known or _UNUSUAL_HEADS.get(width) or (width // 64 if width % 64 == 0 else None)
-    if heads is None:
-        raise WeightsError(
-            f"{weights.where}: a file does not tell its number of heads, and {width} channels are no usual width: "
-            "set num_heads"
-        )
-    if width % heads:
+    if heads and width % heads:
         raise WeightsError(f"{weights.where}: width {width} is not a multiple of num_heads {heads}; set num_heads")
     return heads
 
@@ -189,8 +195,9 @@ def check_image_size(where: str, shape: VitShape, image_size: int) -> None:
         return
     own, asked = shape.image_size // shape.patch_size, image_size / shape.patch_size
     raise WeightsError(
-        f"{where}: its positions are a {own} x {own} grid (image {shape.image_size}, patch {shape.patch_size}), the run's "
-        f"image_size {image_size} gives {asked:g} x {asked:g}: set data.image_size={shape.image_size}, or take other weights"
+        f"{where}: its positions are a {own} x {own} grid (image {shape.image_size}, patch {shape.patch_size}), the "
+        f"run's image_size {image_size} gives {asked:g} x {asked:g}: set data.image_size={shape.image_size}, "
+        "or take other weights"
     )
 
 

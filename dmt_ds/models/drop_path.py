@@ -36,7 +36,7 @@ class ImageDropPath(nn.Module):
         return f"probability={self.probability}, branch={self.branch}"
 
 
-class drop_path_seeds:
+class drop_path_seeds:  # noqa: N801 - reads as a verb: with drop_path_seeds(vit, seeds)
     """Within it, drop path in `module` follows the images' seeds: the same masks however the batch is cut.
 
     Args:
@@ -67,7 +67,7 @@ class drop_path_seeds:
 
 
 def use_image_drop_path(vit: nn.Module, probability: float) -> None:
-    """Gives every residual branch of the ViT's blocks `ImageDropPath`: the same probability, but 0 in the last block."""
+    """Gives the residual branches of the ViT's blocks `ImageDropPath`: one probability for all, 0 in the last block."""
     blocks: list[nn.Module] = list(vit.blocks)  # type: ignore[arg-type]
     for index, block in enumerate(blocks):
         for branch in (0, 1):

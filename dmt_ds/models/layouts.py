@@ -1,4 +1,4 @@
-"""The key names of published checkpoints, and their translation to timm's; knows tensors and names, no file and no model."""
+"""The key names of published checkpoints, and their translation to timm's; knows no file and no model."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ LICENCES = {
     "deit": "Apache-2.0",
     "beit": "Apache-2.0",
 }
-"""SPDX ids, by layout, of the weights that the layouts' authors publish. A layout that many use (`timm`, `hf`) has none."""
+"""SPDX ids, by layout, of what the layouts' authors publish; layouts that many use (`timm`, `hf`) have none."""
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _MOCO_ENCODERS = ("base_encoder", "momentum_encoder")
@@ -167,9 +167,9 @@ def _join_qkv(tensors: dict[str, Tensor], file_keys: dict[str, str], where: str)
             if len({tensors[name].shape for name in parts}) > 1:
                 shapes = ", ".join(f"'{file_keys[name]}' {list(tensors[name].shape)}" for name in parts)
                 raise WeightsError(f"{where}: shapes differ: {shapes}; fetch the file anew")
-            joined = torch.cat([tensors.pop(name) for name in parts])
-            key = [file_keys.pop(name) for name in parts][0]
-            tensors[f"{block}qkv.{kind}"], file_keys[f"{block}qkv.{kind}"] = joined, key
+            keys = [file_keys.pop(name) for name in parts]
+            tensors[f"{block}qkv.{kind}"] = torch.cat([tensors.pop(name) for name in parts])
+            file_keys[f"{block}qkv.{kind}"] = keys[0]
 
 
 def _renamed_like(key: str, have: str, want: str, words: Mapping[str, str]) -> str:

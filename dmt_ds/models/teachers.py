@@ -114,7 +114,7 @@ def load_teacher(
     Args:
         name: what the recipe calls it, for error messages.
         image_size: side of the run's images, in pixels; None takes the teacher's own.
-        read_weights: False leaves the values random: for ranks that get them from another one. Shapes are checked anyway.
+        read_weights: False leaves the values random, for ranks that get them from another one; shapes are checked.
 
     Raises:
         WeightsError: the weights can't be had, are not complete, or have another patch grid than the images.
@@ -177,14 +177,14 @@ def check_same_tokens(teachers: Mapping[str, TeacherModel], same_width: bool = T
         first, reference = next(iter(shapes.items()))
         if shape.num_tokens != reference.num_tokens:
             raise WeightsError(
-                f"teachers '{first}' and '{name}' give {reference.num_tokens} and {shape.num_tokens} tokens (image "
-                f"{reference.image_size} patch {reference.patch_size}, image {shape.image_size} patch {shape.patch_size}): "
-                "use teachers of one patch grid (teachers.use=[...])"
+                f"teachers '{first}' and '{name}' give {reference.num_tokens} and {shape.num_tokens} tokens "
+                f"(images {reference.image_size} and {shape.image_size}, patches {reference.patch_size} and "
+                f"{shape.patch_size} pixels): use teachers of one patch grid (teachers.use=[...])"
             )
         if same_width and shape.embed_dim != reference.embed_dim:
             raise WeightsError(
-                f"teachers '{first}' and '{name}' are {reference.embed_dim} and {shape.embed_dim} wide and can't be added: "
-                "set distill.fusion=concat, or use teachers of one width (teachers.use=[...])"
+                f"teachers '{first}' and '{name}' are {reference.embed_dim} and {shape.embed_dim} wide and can't be "
+                "added: set distill.fusion=concat, or use teachers of one width (teachers.use=[...])"
             )
 
 
@@ -229,8 +229,8 @@ def _of_folder(section: TeacherConfig, path: Path, load: bool) -> _Found:
     folder = next((p for p in (path / BACKBONE_FOLDER, path) if (p / CONFIG_FILE).is_file()), None)
     if folder is None:
         raise WeightsError(
-            f"{path}: neither {BACKBONE_FOLDER}/{CONFIG_FILE} nor {CONFIG_FILE} is there: the run has not finished, or it "
-            "is another folder; name a weights file, or a finished run"
+            f"{path}: neither {BACKBONE_FOLDER}/{CONFIG_FILE} nor {CONFIG_FILE} is there: the run has not finished, "
+            "or it is another folder; name a weights file, or a finished run"
         )
     if '"model_type"' in (folder / CONFIG_FILE).read_text():
         return _of_weights(read_hf(str(folder), shapes_only=not load), section, load)

@@ -113,7 +113,7 @@ def describe(vit: nn.Module) -> VitShape:
 
 
 def prefer_written_attention(vit: nn.Module) -> None:
-    """Attention as matmul, softmax, matmul: on a CPU torch's fused kernel has a backward that is several times slower."""
+    """Attention as matmul, softmax, matmul: on a CPU the backward of torch's fused kernel is several times slower."""
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # type: ignore[assignment]
@@ -134,7 +134,7 @@ def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:
 
 
 def create(arch: str, **model_args: Any) -> nn.Module:
-    """timm's `create_model`, the only call of it."""
+    """The only call of timm's `create_model`."""
     import timm
 
     model: nn.Module = timm.create_model(arch, **model_args)
@@ -142,7 +142,7 @@ def create(arch: str, **model_args: Any) -> nn.Module:
 
 
 def full_name(arch: str, setting: str) -> str:
-    """timm's full name of an architecture.
+    """The full name, in timm, of an architecture.
 
     Args:
         setting: dotted path of what named it, for the error.
@@ -197,8 +197,8 @@ def _why_not_fetched(tag: str, error: Exception) -> str:
             "(`dmt-ds teachers list`)"
         )
     return (
-        f"timm:{tag}: the weights can't be had ({type(error).__name__}: {reason[:120]}); fetch them once where there is a "
-        f"network (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the same HF_HOME, "
+        f"timm:{tag}: the weights can't be had ({type(error).__name__}: {reason[:120]}); fetch them once where there is "
+        f"a network (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the same HF_HOME, "
         "or give a file"
     )
 
@@ -210,7 +210,7 @@ def _plain_vits() -> list[str]:
 
 
 def _known_arch(name: str) -> str:
-    """timm's full name of a plain ViT."""
+    """The full name of a plain ViT."""
     arch = full_name(name, "student.arch")
     if arch not in _plain_vits():
         raise ConfigError(_not_plain(name))
@@ -245,7 +245,7 @@ def _initialise(vit: "VisionTransformer", positions: str) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    projection: nn.Conv2d = vit.patch_embed.proj  # type: ignore[assignment]
+    projection: nn.Conv2d = vit.patch_embed.proj
     bound = math.sqrt(6 / (projection.weight[0].numel() + projection.out_channels))
     nn.init.uniform_(projection.weight, -bound, bound)
     for token in (vit.cls_token, vit.reg_token):

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,13 +155,13 @@ def _read_torch(path: Path, shapes_only: bool) -> Mapping[str, Any]:
         with _allowed_globals():
             raw = torch.load(path, map_location="meta" if shapes_only else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        offenders = _offenders(path)
+        offenders = _offenders(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         if offenders:
             raise WeightsError(
                 f"{path}: refused, loading it would run {', '.join(offenders)}; only tensors, argparse.Namespace and "
                 "numpy scalars are read: where you trust the file, save its state dict alone, as safetensors"
             ) from error
-        raise WeightsError(f"{path}: damaged or no PyTorch file ({_first_line(error)}); fetch it anew") from error
+        raise WeightsError(f"{path}: damaged or no PyTorch file; fetch it anew") from error
     except Exception as error:  # what torch raises for a damaged file has no common class
         raise WeightsError(f"{path}: damaged or no PyTorch file ({_first_line(error)}); fetch it anew") from error
     if not isinstance(raw, Mapping):
