@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.config.schema import DataConfig, KnnConfig
+from dmt_ds.config.schema import DataConfig, KnnConfig, TeacherConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource, open_source
@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 PIXELS = "pixels"
 """Source of the baseline without encoder."""
+
+Encoder = str | TeacherConfig | nn.Module
+"""A teacher's `source`, a whole teacher section, `pixels`, or a module: uint8 [B, 3, H, W] -> tokens [B, 1+N, D]."""
 
 Log = Callable[[str, float], None]
 """Takes a metric's name and value, such as `eval/knn_top1`."""
@@ -56,7 +59,7 @@ class KnnTable(NamedTuple):
 def run_knn(
     data: DataConfig,
     knn: KnnConfig,
-    encoders: Mapping[str, str | nn.Module],
+    encoders: Mapping[str, Encoder],
     device: torch.device,
     log: Log | None = None,
 ) -> KnnTable:
@@ -65,8 +68,7 @@ def run_knn(
     Args:
         data: the images; all of the training split is used unless `max_train_images` says less.
         knn: the protocol.
-        encoders: name for the table -> a teacher's `source`, a run folder, `pixels`, or a module that turns uint8
-            images [B, 3, H, W] into tokens [B, 1+N, D] (an untrained one, for the baseline).
+        encoders: name for the table -> what is judged; one is in memory at a time where they are not modules.
         device: where encoders and votes are computed.
         log: called with `eval/knn_top1` and `eval/knn_top5`; with several encoders, `/NAME` follows.
 
@@ -78,7 +80,7 @@ def run_knn(
     num_classes = _common_classes(train, test)
     rows = []
     for name, encoder in encoders.items():
-        scores = _evaluate(encoder, train, test, num_classes, data, knn, device)
+        scores = _evaluate(name, encoder, train, test, num_classes, data, knn, device)
         logger.info("%s: k-NN top-1 %.2f %%, top-5 %.2f %%", name, 100 * scores.top1, 100 * scores.top5)
         for metric, value in scores._asdict().items():
             if log is not None:
@@ -88,7 +90,8 @@ def run_knn(
 
 
 def _evaluate(
-    encoder: str | nn.Module,
+    name: str,
+    encoder: Encoder,
     train: ImageSource,
     test: ImageSource,
     num_classes: int,
@@ -96,7 +99,7 @@ def _evaluate(
     knn: KnnConfig,
     device: torch.device,
 ) -> KnnScores:
-    module = _load(encoder, data.image_size)
+    module = _load(name, encoder, data.image_size)
 
     def features(source: ImageSource) -> tuple[Tensor, Tensor]:
         batches = _batches(source, data, knn)
@@ -111,14 +114,16 @@ def _evaluate(
     )
 
 
-def _load(encoder: str | nn.Module, image_size: int) -> nn.Module | None:
+def _load(name: str, encoder: Encoder, image_size: int) -> nn.Module | None:
     """The encoder, or None for `pixels`."""
     if encoder == PIXELS:
         return None
     if isinstance(encoder, nn.Module):
         return encoder
-    from dmt_ds.models.teachers import load_encoder
+    from dmt_ds.models.teachers import load_encoder, load_teacher
 
+    if isinstance(encoder, TeacherConfig):
+        return load_teacher(name, encoder, image_size)
     return load_encoder(encoder, image_size)
 
 

@@ -36,7 +36,9 @@ _Tokens = Mapping[str, Tensor]
 class TeacherDiagnostics:
     """Scalars of the module's table, from one micro-batch; called on log steps only, on all ranks alike."""
 
-    def __init__(self, weights: Mapping[str, float] | None = None, momentum: float = 0.99, max_images: int = 64) -> None:
+    def __init__(
+        self, weights: Mapping[str, float] | None = None, momentum: float = 0.99, max_images: int = 64
+    ) -> None:
         """Settings of the diagnostics.
 
         Args:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.commands.knn import run_knn
-from dmt_ds.config.schema import DataConfig, KnnConfig
+from dmt_ds.config.schema import DataConfig, KnnConfig, TeacherConfig
 from dmt_ds.errors import DataError
 
 DIGITS = DataConfig(source="digits", image_size=8, num_workers=0)
@@ -74,3 +74,10 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
     data = DIGITS.model_copy(update={"source": "folder", "path": str(tmp_path)})
     with pytest.raises(DataError, match="class 0 is 'cat' in the training split and 'dog' in the validation split"):
         run_knn(data, KnnConfig(), {"pixels": "pixels"}, CPU)
+
+
+@pytest.mark.parametrize("file", ["mae_pretrain.pth", "moco_v3.pth.tar"])
+def test_a_weights_file_is_judged_with_the_settings_of_its_section(shared_dir: Path, file: str) -> None:
+    section = TeacherConfig(source=str(shared_dir / "fixtures" / "teachers" / file), num_heads=4)
+    table = run_knn(DIGITS.model_copy(update={"image_size": 64}), KnnConfig(), {"random": section}, CPU)
+    assert 0.3 < table.rows[0].scores.top1 < 1  # random weights keep some of the picture
