@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +75,11 @@ def open_run(store: StoreUri, experiment: str, spool: Spool) -> "MlflowRun":
     """
     client, experiment_id = open_store(store, experiment)
     with _translated():
-        run = _known_run(client, spool.run_id) or _run_with_key(client, experiment_id, spool)
-        if run is None:
-            run = _new_run(client, experiment_id, spool)
+        run = (
+            _known_run(client, spool.run_id)
+            or _run_with_key(client, experiment_id, spool)
+            or _new_run(client, experiment_id, spool)
+        )
         spool.adopt(run.info.run_id)
         return MlflowRun(client, run, spool.output_dir)
 
@@ -267,15 +268,12 @@ def _run_with_key(client: "MlflowClient", experiment_id: str, spool: Spool) -> "
 
 def _new_run(client: "MlflowClient", experiment_id: str, spool: Spool) -> "Run":
     begin: Mapping[str, Any] = spool.beginning()
-    tags = {_KEY_TAG: begin.get("key", ""), "mlflow.source.name": "dmt-ds", "mlflow.user": _user()}
+    tags = {
+        _KEY_TAG: begin.get("key", ""),
+        "mlflow.source.name": "dmt-ds",
+        "mlflow.user": os.environ.get("USER") or str(os.getuid()),
+    }
     return client.create_run(experiment_id, begin.get("time_ms"), tags, begin.get("run_name"))
-
-
-def _user() -> str:
-    try:
-        return getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _valid_name(name: str) -> str:
@@ -296,7 +294,7 @@ def _translated() -> Iterator[None]:
     except (StoreAway, ItemRefused):
         raise
     except MlflowException as error:
-        if error.get_http_status_code() in (400, 413):  # type: ignore[no-untyped-call]
+        if error.get_http_status_code() in (400, 413):
             raise ItemRefused(_one_line(error)) from error
         raise StoreAway(_one_line(error)) from error
     except Exception as error:
