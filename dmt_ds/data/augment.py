@@ -64,7 +64,7 @@ def _channel_constants(mean: Triple, std: Triple, device: torch.device) -> tuple
 
 
 def _jitter(pixels: Tensor, section: AugmentConfig, numbers: Tensor) -> Tensor:
-    """torchvision's ColorJitter with its own strengths and order for each image; `numbers` [B, 9] in [0, 1)."""
+    """Torchvision's ColorJitter with its own strengths and order for each image; `numbers` [B, 9] in [0, 1)."""
     strengths = (section.brightness, section.contrast, section.saturation)
     if not section.jitter_probability or not any((*strengths, section.hue)):
         return pixels
@@ -77,29 +77,27 @@ def _jitter(pixels: Tensor, section: AugmentConfig, numbers: Tensor) -> Tensor:
         dim=1,
     )
     factors = torch.where(jittered, factors, 1.0)  # [B, 3]
-    order = numbers[:, 5:9].argsort(dim=1, stable=True)  # [B, 4]: which of the four comes first, second, ...
     if not section.hue:
-        return _blends(pixels, order, factors, torch.ones_like(order, dtype=torch.bool))
+        return _blends(pixels, numbers[:, 5:8].argsort(dim=1, stable=True), factors)
     # Hue is by far the dearest, so it is turned once for all images: between the blends before and after it.
+    order = numbers[:, 5:9].argsort(dim=1, stable=True)  # [B, 4]: which of the four comes first, second, ...
     turns = torch.where(jittered, (2 * numbers[:, 4:5] - 1) * section.hue, 0.0)  # [B, 1]
-    before_hue = (order == 3).cumsum(dim=1) == 0
-    pixels = _blends(pixels, order, factors, before_hue)
+    hue_is_due = (order == 3).cumsum(dim=1) > 0  # [B, 4]
+    pixels = _blends(pixels, torch.where(hue_is_due, 3, order)[:, :3], factors)
     pixels = turn_hue(pixels, turns[:, 0])
-    return _blends(pixels, order, factors, ~before_hue)
+    return _blends(pixels, torch.where(hue_is_due, order, 3)[:, 1:], factors)
 
 
-def _blends(pixels: Tensor, order: Tensor, factors: Tensor, active: Tensor) -> Tensor:
+def _blends(pixels: Tensor, order: Tensor, factors: Tensor) -> Tensor:
     """Brightness (0), contrast (1), saturation (2): all mix with something grey, so one formula serves a mixed batch.
 
     Args:
-        order: [B, 4], what each image does in each of its turns; 3 is nothing.
-        factors: [B, 3].
-        active: [B, 4], the turns that count.
+        order: [B, 3], what each image does in each of its turns; 3 is nothing.
+        factors: [B, 3], by kind.
     """
-    for turn in range(4):
-        kind = order[:, turn, None, None, None]  # [B, 1, 1, 1]
-        factor = factors.gather(1, order[:, turn : turn + 1].clamp(max=2))
-        factor = torch.where(active[:, turn : turn + 1] & (order[:, turn : turn + 1] < 3), factor, 1.0)[..., None, None]
+    factors = functional.pad(factors, [0, 1], value=1.0)  # [B, 4]
+    for turn in order.split(1, dim=1):  # type: ignore[no-untyped-call]
+        kind, factor = turn[..., None, None], factors.gather(1, turn)[..., None, None]  # [B, 1, 1, 1] each
         grey = _grey(pixels)  # [B, 1, H, W]
         other = torch.where(kind == 0, 0.0, torch.where(kind == 1, grey.mean(dim=(1, 2, 3), keepdim=True), grey))
         pixels = (pixels * factor + other * (1 - factor)).clamp(0, 1)
@@ -144,8 +142,8 @@ def gaussian_blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
 
 def _grey(pixels: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1, H, W]."""
-    red, green, blue = pixels.split(1, dim=1)
-    return _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
+    red, green, blue = pixels.unbind(1)
+    return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue).unsqueeze(1)
 
 
 def _chosen(numbers: Tensor, probability: float) -> Tensor:

@@ -110,4 +110,6 @@ def _substitutes(row: int, seed: int, num_images: int) -> list[int]:
 def _empty_images(count: int, size: int) -> Tensor:
     """[count, 3, size, size] uint8, in a loader process where the training process can see it."""
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)
-    return images if get_worker_info() is None else images.share_memory_()
+    if get_worker_info() is not None:
+        images.share_memory_()  # type: ignore[no-untyped-call]
+    return images

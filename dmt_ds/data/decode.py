@@ -43,7 +43,9 @@ def decode_image(data: bytes, name: str) -> Tensor:
             except RuntimeError:
                 pass  # Pillow knows more variants, and says more plainly what is wrong
         return _decode_pillow(data)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a broken file makes decoders raise whatever they like
         raise DataError(
             f"{name}: not a readable image ({_one_line(error)}); fetch it again, remove it, or set data.bad_images=skip"
         ) from None
@@ -66,7 +68,7 @@ def _decode_fast(data: bytes) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the bytes are read-only, and only read
         encoded = torch.frombuffer(data, dtype=torch.uint8)
-    image = torchvision_decode(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    image: Tensor = torchvision_decode(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
     if image.dtype == torch.uint8:
         return image
     return ((image.to(torch.int32) + 128) // 257).to(torch.uint8)  # a 16-bit PNG stays 16-bit in torchvision

@@ -21,7 +21,7 @@ class FolderSource:
     """The images of ROOT/CLASS/**, classes and files in torchvision's order; a ROOT without folders has no labels."""
 
     def __init__(self, root: Path) -> None:
-        class_names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
+        class_names = _folders(root)
         with ThreadPoolExecutor(_SCAN_THREADS) as threads:
             files = list(threads.map(lambda name: _image_files(root, name), class_names or [""]))
         for name, found in zip(class_names or [""], files, strict=True):
@@ -31,7 +31,8 @@ class FolderSource:
                 )
         self.class_names = tuple(class_names)
         self._root = root
-        self._labels = np.repeat(np.arange(len(files)), [len(found) for found in files]) - (not class_names)
+        numbers = np.arange(len(class_names)) if class_names else [-1]
+        self._labels = np.repeat(numbers, [len(found) for found in files])
         self._names = PackedNames([name for found in files for name in found])
         self.fingerprint = self._names.digest()
 
@@ -42,11 +43,7 @@ class FolderSource:
     def read(self, index: int) -> Tensor:
         """[3, H, W] uint8; raises DataError for a file that is gone, unreadable or no image."""
         path = self.name(index)
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: can't be read ({error.strerror}); was it moved while the run was on?") from None
-        return decode_image(data, path)
+        return decode_image(read_file(path), path)
 
     def label(self, index: int) -> int:
         """Class number, -1 in a folder without classes."""
@@ -77,6 +74,14 @@ class PackedNames(Sequence[str]):
         return hashlib.sha256(self._text.tobytes() + self._ends.tobytes()).hexdigest()[:16]
 
 
+def read_file(path: str) -> bytes:
+    """The bytes of an image file; raises DataError where the file system does not give them."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); was it moved while the run was on?") from None
+
+
 def existing(path: Path, key: str) -> Path:
     """The path itself, or a DataError that shows what is there instead.
 
@@ -91,6 +96,15 @@ def existing(path: Path, key: str) -> Path:
     near = difflib.get_close_matches(missing, there, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(there[:8]) or 'no files'}"
     raise DataError(f"{key}: {path} does not exist: no '{missing}' in {parent}; {hint}")
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"{root}: can't be listed ({error.strerror}); data.path must be a folder you may read"
+        ) from None
 
 
 def _image_files(root: Path, class_name: str) -> list[str]:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
@@ -65,7 +65,7 @@ class TrainLoader:
         Raises:
             DataError: an image can't be read (named), or a loader process was killed.
         """
-        jobs = _TrainJobs(self, start_image, num_micro_steps, grad_accum_steps)
+        jobs = self._jobs(start_image, num_micro_steps, grad_accum_steps)
         for made in _made(self._maker, jobs, self._num_workers, self._pin_memory):
             for message in made.unreadable:
                 if message not in self._logged:
@@ -74,29 +74,15 @@ class TrainLoader:
             assert made.batch is not None
             yield made.batch
 
-    def job(self, step_start: int, micro_step: int) -> Job:
-        """What one micro-batch consists of."""
-        positions = rank_positions(step_start, micro_step, self._rank, self._world_size, self._micro_batch_size)
-        epochs, rows = self._stream.at(positions.start, len(positions))
-        return epochs.tolist(), rows.tolist()
-
-    def images_a_step(self, grad_accum_steps: int) -> int:
-        """Images of one step over all ranks."""
-        return self._micro_batch_size * self._world_size * grad_accum_steps
-
-
-class _TrainJobs:
-    """The jobs of `TrainLoader.batches`, made as they are asked for."""
-
-    def __init__(self, loader: TrainLoader, start_image: int, num_micro_steps: int, grad_accum_steps: int) -> None:
-        self._loader, self._start_image = loader, start_image
-        self._num_micro_steps, self._grad_accum_steps = num_micro_steps, grad_accum_steps
-
-    def __iter__(self) -> Iterator[Job]:
-        images_a_step = self._loader.images_a_step(self._grad_accum_steps)
-        for number in range(self._num_micro_steps):
-            step, micro_step = divmod(number, self._grad_accum_steps)
-            yield self._loader.job(self._start_image + step * images_a_step, micro_step)
+    def _jobs(self, start_image: int, num_micro_steps: int, grad_accum_steps: int) -> Iterator[Job]:
+        images_a_step = self._micro_batch_size * self._world_size * grad_accum_steps
+        for number in range(num_micro_steps):
+            step, micro_step = divmod(number, grad_accum_steps)
+            positions = rank_positions(
+                start_image + step * images_a_step, micro_step, self._rank, self._world_size, self._micro_batch_size
+            )
+            epochs, rows = self._stream.at(positions.start, len(positions))
+            yield epochs.tolist(), rows.tolist()
 
 
 def eval_batches(
@@ -140,10 +126,10 @@ def _made(
     maker: TrainBatchMaker | EvalBatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: bool
 ) -> Iterator[Made]:
     """The jobs' results in order."""
-    loader = DataLoader(
+    loader: DataLoader[Made] = DataLoader(
         maker,
         batch_size=None,
-        sampler=jobs,  # type: ignore[arg-type]  # any iterable will do
+        sampler=jobs,
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
@@ -156,7 +142,7 @@ def _made(
                 raise DataError(made.failure)
             yield made
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        if not num_workers or not _worker_died(error):
             raise
         raise DataError(
             f"a loader process of this rank was killed, most likely for want of memory: set data.num_workers below "
@@ -164,5 +150,12 @@ def _made(
         ) from None
 
 
-def _as_it_is(made: Made) -> Made:
+def _worker_died(error: Exception) -> bool:
+    """Whether a worker was killed, rather than raised: then torch says "Caught"."""
+    if "Caught " in str(error):
+        return False
+    return "DataLoader worker" in str(error) or not isinstance(error, RuntimeError)
+
+
+def _as_it_is(made: Any) -> Any:
     return made

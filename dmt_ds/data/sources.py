@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.decode import decode_image
 from dmt_ds.data.digits import DigitsSource
-from dmt_ds.data.folder import FolderSource, existing
+from dmt_ds.data.folder import FolderSource, existing, read_file
 from dmt_ds.errors import DataError
 
 if TYPE_CHECKING:
@@ -72,12 +73,13 @@ def _open(section: DataConfig, split: Split) -> ImageSource:
         return FolderSource(_split_folder(section, split))
     if section.source == "hub":
         table = _load_hub(section.path, _split_name(section, split))
-        return TableSource(table, section, f"{section.path} {_split_name(section, split)}", table._fingerprint)
+        name = f"{section.path} {_split_name(section, split)}"
+        return TableSource(table, section, name, _digest(f"{name} {len(table)} {table.info.download_size}"))
     files = split_files(section, split)
     table = _load_files("parquet" if section.source == "parquet" else "webdataset", files)
     sizes = "\n".join(f"{Path(file).name} {Path(file).stat().st_size}" for file in files)
     name = f"{section.path} {_split_name(section, split)}"
-    return TableSource(table, section, name, hashlib.sha256(sizes.encode()).hexdigest()[:16])
+    return TableSource(table, section, name, _digest(sizes))
 
 
 class FirstImages:
@@ -111,11 +113,7 @@ class TableSource:
     def __init__(self, table: "datasets.Dataset", section: DataConfig, name: str, fingerprint: str) -> None:
         from datasets import ClassLabel, Image
 
-        for key, column in (("image_column", section.image_column), ("label_column", section.label_column)):
-            if column is not None and column not in table.column_names:
-                there = ", ".join(table.column_names)
-                none = "; data.label_column=null for no labels" if key == "label_column" else ""
-                raise DataError(f"{name}: no column '{column}'; set data.{key} to one of: {there}{none}")
+        _check_columns(table, section, name)
         self._labels = _label_numbers(table, section.label_column, name)
         feature = table.features.get(section.label_column or "")
         self.class_names = (
@@ -123,9 +121,13 @@ class TableSource:
             if isinstance(feature, ClassLabel)
             else tuple(str(number) for number in range(self._labels.max(initial=-1) + 1))
         )
-        self._table = table.select_columns([section.image_column]).cast_column(
-            section.image_column, Image(decode=False)
-        )
+        try:
+            self._table = table.select_columns([section.image_column]).cast_column(
+                section.image_column, Image(decode=False)
+            )
+        except (TypeError, ValueError, NotImplementedError):
+            kind = table.features[section.image_column]
+            raise DataError(f"{name}: column '{section.image_column}' holds {kind}, not images") from None
         self._column, self._name = section.image_column, name
         self.fingerprint = fingerprint
 
@@ -140,7 +142,7 @@ class TableSource:
             raise DataError(f"{self.name(index)}: there is no image in this row")
         if cell["bytes"] is not None:
             return decode_image(cell["bytes"], self.name(index))
-        return decode_image(existing(Path(cell["path"]), self.name(index)).read_bytes(), cell["path"])
+        return decode_image(read_file(cell["path"]), cell["path"])
 
     def label(self, index: int) -> int:
         """Class number, -1 where it is not known."""
@@ -149,6 +151,14 @@ class TableSource:
     def name(self, index: int) -> str:
         """Data set, split and row."""
         return f"{self._name} row {index}"
+
+
+def _check_columns(table: "datasets.Dataset", section: DataConfig, name: str) -> None:
+    for key, column in (("image_column", section.image_column), ("label_column", section.label_column)):
+        if column is not None and column not in table.column_names:
+            there = ", ".join(table.column_names)
+            none = "; data.label_column=null for no labels" if key == "label_column" else ""
+            raise DataError(f"{name}: no column '{column}'; set data.{key} to one of: {there}{none}")
 
 
 def _label_numbers(table: "datasets.Dataset", column: str | None, name: str) -> np.ndarray:
@@ -160,7 +170,8 @@ def _label_numbers(table: "datasets.Dataset", column: str | None, name: str) -> 
         values = np.nan_to_num(values, nan=-1)
     if values.dtype.kind not in "iuf":
         raise DataError(f"{name}: column '{column}' holds {values.dtype}, not class numbers; set data.label_column")
-    return values.astype(np.int64)
+    numbers: np.ndarray = values.astype(np.int64)
+    return numbers
 
 
 def _split_name(section: DataConfig, split: Split) -> str:
@@ -183,7 +194,7 @@ def _split_folder(section: DataConfig, split: Split) -> Path:
 
 
 def split_files(section: DataConfig, split: Split) -> list[str]:
-    """Files of one split: `data.path` is a folder of `train-*.parquet` and so on, a pattern with `{split}`, or a file."""
+    """Files of one split; `data.path` is a folder of `train-*.parquet` and so on, a pattern with `{split}`, a file."""
     name = _split_name(section, split)
     suffix = ".parquet" if section.source == "parquet" else ".tar"
     path = str(Path(section.path or "").expanduser().absolute())
@@ -208,6 +219,7 @@ def split_files(section: DataConfig, split: Split) -> list[str]:
 def _load_files(kind: str, files: list[str]) -> "datasets.Dataset":
     import datasets
 
+    _quiet_in_a_log_file()
     try:
         return datasets.load_dataset(kind, data_files={"rows": files}, split="rows")
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -219,6 +231,7 @@ def _load_files(kind: str, files: list[str]) -> "datasets.Dataset":
 def _load_hub(name: str, split: str) -> "datasets.Dataset":
     import datasets
 
+    _quiet_in_a_log_file()
     try:
         return datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -226,6 +239,18 @@ def _load_hub(name: str, split: str) -> "datasets.Dataset":
             f"data.path: split '{split}' of hub data set '{name}' can't be opened ({_one_line(error)}); "
             "without network, fetch it once where there is one or use data.source=parquet with local files"
         ) from None
+
+
+def _quiet_in_a_log_file() -> None:
+    """Progress bars are for a terminal."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _one_line(error: BaseException) -> str:

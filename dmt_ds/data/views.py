@@ -72,7 +72,7 @@ def cut(image: Tensor, spec: CropSpec, numbers: list[float]) -> Tensor:
     """The crop that these numbers in [0, 1) stand for: [3, h, w] uint8 -> [3, size, size] uint8."""
     height, width = image.shape[-2:]
     top, left, crop_height, crop_width = crop_box(height, width, spec, numbers)
-    crop = tvf.resized_crop(
+    crop: Tensor = tvf.resized_crop(
         image, top, left, crop_height, crop_width, [spec.size, spec.size], _mode(spec.interpolation), antialias=True
     )
     if numbers[-2] < spec.flip:
@@ -108,12 +108,13 @@ def center_crop(image: Tensor, size: int, interpolation: Literal["bicubic", "bil
     The short side is made 256/224 of `size` and the margin cut off, as is usual at 224. Below 64 pixels there is no
     margin to lose: the whole image is made `size` x `size`.
     """
-    if size < 64:
-        return tvf.resize(image, [size, size], _mode(interpolation), antialias=True)
     height, width = image.shape[-2:]
-    factor = round(size * 256 / 224) / min(height, width)
-    target = [max(size, round(height * factor)), max(size, round(width * factor))]
-    return tvf.center_crop(tvf.resize(image, target, _mode(interpolation), antialias=True), [size, size])
+    short_side = round(size * 256 / 224)
+    factor = short_side / min(height, width)
+    target = [max(size, round(height * factor)), max(size, round(width * factor))] if size >= 64 else [size, size]
+    resized = tvf.resize(image, target, _mode(interpolation), antialias=True)
+    middle: Tensor = tvf.center_crop(resized, [size, size])
+    return middle
 
 
 def _mode(interpolation: str) -> InterpolationMode:
