@@ -1,0 +1,42 @@
+"""A run can be found by where it ran, and its environment built again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmt_ds.tracking.environment import environment_record, environment_tags
+
+
+def test_ids_of_a_slurm_job_become_tags() -> None:
+    environ = {"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "1", "SLURM_JOB_NODELIST": "n[1-4]", "SLURM_JOB_NAME": ""}
+    tags = environment_tags(environ)
+    assert {key: value for key, value in tags.items() if key.startswith("slurm.")} == {
+        "slurm.job_id": "42",
+        "slurm.restarts": "1",
+        "slurm.nodes": "n[1-4]",
+    }
+
+
+def test_the_commit_of_a_checkout_is_a_tag() -> None:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip(f"{root} is no git checkout")
+    head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert environment_tags({})["git.commit"] == head.stdout.strip()
+
+
+def test_the_record_names_versions_and_every_package_and_fits_json() -> None:
+    record = json.loads(json.dumps(environment_record()))
+    assert record["torch"] == torch.__version__
+    assert record["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert any(package.lower().startswith("pytest==") for package in record["packages"])
+    assert all(record[key] for key in ("hostname", "platform", "deepspeed", "mlflow"))
+
+
+def test_tags_need_no_torch() -> None:
+    code = "import sys; from dmt_ds.tracking.environment import environment_tags; environment_tags({})"
+    subprocess.run([sys.executable, "-c", f"{code}; sys.exit('torch' in sys.modules)"], check=True)

@@ -1,0 +1,68 @@
+"""A spool remembers what has arrived, of which run, and keeps the files that a run was given."""
+
+from pathlib import Path
+
+from dmt_ds.tracking.spool import Spool
+from dmt_ds.tracking.tracker import JsonlTracker, read_points
+
+
+def test_what_was_confirmed_is_not_given_again_after_a_restart(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "first")
+    spool.adopt("run-1")
+    for step in range(4):
+        spool.metrics.append({"step": step})
+    spool.confirm(spool.metrics, spool.unshipped(spool.metrics, 3)[1])
+    spool.close()
+    again = Spool(tmp_path, "second")
+    assert again.run_id == "run-1"
+    assert again.unshipped(again.metrics, 100)[0] == [{"step": 3}]
+
+
+def test_a_new_run_in_the_store_gets_everything(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "name")
+    spool.adopt("run-1")
+    spool.metrics.append({"step": 0})
+    spool.confirm(spool.metrics, spool.unshipped(spool.metrics, 3)[1])
+    spool.adopt("run-2")
+    assert spool.unshipped(spool.metrics, 100)[0] == [{"step": 0}]
+
+
+def test_a_file_that_became_shorter_is_given_from_its_start(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "name")
+    spool.metrics.append({"step": 123456})
+    spool.confirm(spool.metrics, spool.metrics.num_bytes)
+    spool.metrics.path.write_text('{"step":7}\n')
+    assert spool.unshipped(spool.metrics, 100)[0] == [{"step": 7}]
+
+
+def test_name_key_and_start_are_those_of_the_first_start(tmp_path: Path) -> None:
+    first = Spool(tmp_path, "first").beginning()
+    assert Spool(tmp_path, "second").beginning() == first
+    assert first["run_name"] == "first" and first["key"]
+
+
+def test_a_file_from_elsewhere_is_copied_at_once_and_one_of_the_run_is_named_by_its_path(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "run", "name")
+    (tmp_path / "recipe.yaml").write_text("seed: 1")
+    (tmp_path / "run" / "config.yaml").write_text("seed: 2")
+    spool.put_artifact(tmp_path / "recipe.yaml", "recipes")
+    spool.put_artifact(tmp_path / "run" / "config.yaml", None)
+    (tmp_path / "recipe.yaml").unlink()
+    paths = [tmp_path / "run" / record["path"] for record in spool.unshipped(spool.records, 10)[0][1:]]
+    assert [path.read_text() for path in paths] == ["seed: 1", "seed: 2"]
+    assert [path.name for path in paths] == ["recipe.yaml", "config.yaml"]
+
+
+def test_points_of_repeated_steps_are_read_once(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path)
+    for step, loss in ((1, 4.0), (2, 3.0), (3, 2.5), (2, 3.5)):
+        tracker.log_metrics({"train/loss": loss}, step)
+    tracker.log_metrics({"eval/knn_top1": 0.5}, 3)
+    tracker.finish("FINISHED")
+    tracker.log_metrics({"train/loss": 9.0}, 9)
+    points = [(point["step"], point["metrics"]) for point in read_points(tmp_path)]
+    assert points == [
+        (1, {"train/loss": 4.0}),
+        (2, {"train/loss": 3.5}),
+        (3, {"train/loss": 2.5, "eval/knn_top1": 0.5}),
+    ]

@@ -1,0 +1,55 @@
+"""Which store a run goes to, and which can't be one."""
+
+from pathlib import Path
+
+import pytest
+
+from dmt_ds.errors import TrackingError
+from dmt_ds.tracking.store_uri import masked, store_uri
+
+
+def test_the_default_is_one_file_beside_the_run_folders(tmp_path: Path) -> None:
+    store = store_uri(None, tmp_path / "runs" / "a", {})
+    assert store.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert store.artifact_root == tmp_path / "runs" / "mlartifacts"
+
+
+def test_a_setting_wins_over_the_environment_and_the_environment_over_the_default(tmp_path: Path) -> None:
+    environ = {"MLFLOW_TRACKING_URI": "http://there:5000"}
+    assert store_uri(None, tmp_path, environ).uri == "http://there:5000"
+    assert store_uri("https://here", tmp_path, environ).uri == "https://here"
+
+
+def test_a_relative_database_stays_where_it_was_when_the_run_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store_uri("sqlite:///new/mlflow.db", tmp_path / "run", {}).uri == f"sqlite:///{tmp_path}/new/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("./mlruns", r"plain folders; use sqlite:///.*/mlruns/mlflow\.db"),
+        ("file:///data/mlruns", r"plain folders; use sqlite:////data/mlruns/mlflow\.db"),
+        ("sqlite://", "lost with the process"),
+        ("sqlite:///:memory:", "lost with the process"),
+        ("ftp://me:secret@host", r"ftp://\*\*\*@host: no store has the scheme 'ftp'"),
+    ],
+)
+def test_what_can_not_be_a_store_is_refused_in_one_line(tmp_path: Path, uri: str, said: str) -> None:
+    with pytest.raises(TrackingError, match=said) as error:
+        store_uri(uri, tmp_path / "run", {})
+    assert "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, but a text")
+    with pytest.raises(TrackingError, match=r"mlflow\.db is no SQLite file"):
+        store_uri(None, tmp_path / "run", {})
+
+
+def test_users_and_passwords_are_masked_wherever_they_stand() -> None:
+    text = "no answer from http://me:pw@host:5000/api nor postgresql://you:p%40w@db/mlflow?password=pw&x=1"
+    assert masked(text) == "no answer from http://***@host:5000/api nor postgresql://***@db/mlflow?password=***&x=1"
+    assert masked("images of a@b.org at http://host/path@v1") == "images of a@b.org at http://host/path@v1"
