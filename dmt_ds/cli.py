@@ -74,11 +74,12 @@ overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE].
 
 
 @main.command(
+    short_help="Distil teachers into a student, or make a teacher.",
     epilog=_examples(
         "dmt-ds pretrain -c vit_tiny data.path=/data/imagenet --dry-run",
         "torchrun --nproc-per-node 8 -m dmt_ds pretrain -c vit_small optim.base_lr=1e-4",
         "dmt-ds pretrain -c mae data.path=photos train.epochs=10 train.global_batch_size=256",
-    )
+    ),
 )
 @recipe_option
 @overrides_argument
@@ -99,24 +100,34 @@ def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...],
 
 
 @main.command(
+    short_help="k-NN accuracy of teachers, students and checkpoints.",
     epilog=_examples(
-        "dmt-ds knn runs/vit_tiny data.source=folder data.path=/data/imagenet",
-        "dmt-ds knn timm:vit_base_patch16_224.mae -c vit_tiny knn.features=patch_mean",
-    )
+        "dmt-ds knn -e runs/vit_tiny -e timm:vit_base_patch16_224.mae -c vit_tiny",
+        "dmt-ds knn -e teachers/checkpoint_teacher.pth data.source=folder data.path=photos knn.features=patch_mean",
+    ),
 )
-@click.argument("source", metavar="SOURCE")
+@click.option("-e", "--encoder", "encoders", multiple=True, metavar="SOURCE", help="Again and again for several.")
 @recipe_option
 @overrides_argument
-@click.pass_context
-def knn(ctx: click.Context, source: str, recipe: str | None, overrides: tuple[str, ...]) -> None:
-    """k-NN accuracy of a teacher, student or checkpoint on frozen features.
+def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """k-NN accuracy on frozen features: images of the training split vote on those of the validation split.
 
-    SOURCE is written as a teacher's source: timm:TAG, hf:ID, a weights file, or the output folder of a run.
+    SOURCE is written as a teacher's source: timm:TAG, hf:ID, a weights file, the output folder of a run; or pixels, the
+    baseline without encoder. Without -e the recipe's teachers are judged.
     """
-    raise NotImplementedError(source, recipe, overrides, ctx)
+    config = _load(recipe, overrides if recipe else ("task=mae", *overrides))  # without recipe: no teachers needed
+    judged = {source: source for source in encoders} or config.teachers.used()
+    if not judged:
+        raise click.UsageError("which encoder? Say -e SOURCE, or -c RECIPE with teachers")
+    import torch
+
+    from dmt_ds.commands import knn as command
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    click.echo(command.run_knn(config.data, config.knn, judged, device))
 
 
-@main.group()
+@main.group(short_help="List, inspect and convert teachers.")
 def teachers() -> None:
     """Which teachers there are, what is in a weights file, and its conversion."""
 
@@ -131,11 +142,12 @@ def teachers_list() -> None:
 
 @teachers.command("inspect", epilog=_examples("dmt-ds teachers inspect teachers/mae_pretrain_vit_base.pth"))
 @click.argument("file", metavar="FILE")
-def teachers_inspect(file: str) -> None:
+@click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
+def teachers_inspect(file: str, key: str | None) -> None:
     """Layout, architecture, sha256 and dropped keys of a weights file."""
     from dmt_ds.commands import teachers as command
 
-    click.echo(command.inspect_file(file))
+    click.echo(command.inspect_file(file, key))
 
 
 @teachers.command(
@@ -144,19 +156,22 @@ def teachers_inspect(file: str) -> None:
 )
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT.safetensors", type=click.Path(path_type=Path))
-def teachers_convert(source: str, target: Path) -> None:
+@click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
+@click.option("--num-heads", type=click.IntRange(min=1), help="Attention heads, where the file does not tell.")
+def teachers_convert(source: str, target: Path, key: str | None, num_heads: int | None) -> None:
     """Write the backbone of a weights file as safetensors, without what is not needed."""
     from dmt_ds.commands import teachers as command
 
-    click.echo(command.convert(source, target))
+    click.echo(command.convert(source, target, key, num_heads))
 
 
 @main.command(
+    short_help="Print the resolved run as YAML.",
     epilog=_examples(
         "dmt-ds config --defaults",
         "dmt-ds config -c vit_tiny optim.base_lr=1e-4 > my_recipe.yaml",
         "dmt-ds config -c vit_tiny --ds --ranks 8",
-    )
+    ),
 )
 @recipe_option
 @overrides_argument
@@ -177,7 +192,8 @@ def config(recipe: str | None, overrides: tuple[str, ...], show_deepspeed: bool,
 
 
 @main.command(
-    epilog=_examples("dmt-ds doctor -c vit_tiny data.path=/data/imagenet --ranks 8", "dmt-ds doctor -c my_recipe.yaml")
+    short_help="Check everything that can fail, before a queue does.",
+    epilog=_examples("dmt-ds doctor -c vit_tiny data.path=/data/imagenet --ranks 8", "dmt-ds doctor -c my_recipe.yaml"),
 )
 @recipe_option
 @overrides_argument
@@ -188,15 +204,17 @@ def doctor(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], r
     ctx.exit(_doctor(_load(recipe, overrides), ranks))
 
 
-@main.command(epilog=_examples("dmt-ds quickstart -o /tmp/quickstart"))
+@main.command(
+    short_help="The whole machine at work on digits, in minutes.",
+    epilog=_examples("dmt-ds quickstart -o my_quickstart"),
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("quickstart"), show_default=True)
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="For the distillation.")
-@click.pass_context
-def quickstart(ctx: click.Context, output: Path, processes: int) -> None:
+def quickstart(output: Path, processes: int) -> None:
     """Make three small teachers on digits, distil them, compare all with k-NN; minutes, no GPU, no download."""
     from dmt_ds.commands import quickstart as command
 
-    ctx.exit(command.run(output, processes))
+    command.run(output, processes, say=click.echo)
 
 
 def _load(recipe: str | None, overrides: tuple[str, ...]) -> "RunConfig":
@@ -206,6 +224,8 @@ def _load(recipe: str | None, overrides: tuple[str, ...]) -> "RunConfig":
 
 
 def _doctor(config: "RunConfig", ranks: int | None) -> int:
+    if _rank() != 0:
+        return 0
     from dmt_ds.commands import doctor as command
 
     findings = command.run(config, ranks)

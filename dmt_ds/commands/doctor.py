@@ -1,0 +1,279 @@
+"""`dmt-ds doctor`: everything that can fail before a queue does, each with its remedy; starts no process group.
+
+Runs on the login node as well as on a node of the job: what a GPU decides is said where there is one.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dmt_ds.commands.resume import refuse_another_run
+from dmt_ds.commands.tasks import build_task
+from dmt_ds.config.batch import plan_batch, plan_length
+from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.errors import DataError, DmtError, TrackingError
+from dmt_ds.models.student import Student
+from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_teacher
+from dmt_ds.models.vit import build_vit, describe
+
+Status = Literal["ok", "warn", "fail"]
+
+IMAGES_TO_DECODE = 8
+BYTES_A_PARAMETER = 16
+"""In a checkpoint: bf16 or float32 weights, float32 master, two moments."""
+MARKS: dict[Status, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
+PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "transformers", "datasets", "mlflow")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    status: Status
+    what: str
+    message: str
+    """How it stands, in one line; the remedy where it does not stand well."""
+
+
+@dataclass
+class _Patient:
+    """The run that is examined, and what one check finds out for the next."""
+
+    config: RunConfig
+    ranks: int
+    ds_config: dict[str, Any] | None = None
+    source: ImageSource | None = None
+    teachers: dict[str, TeacherModel] = field(default_factory=dict)
+    num_parameters: int | None = None
+
+
+Check = Callable[[_Patient], Iterator[Finding]]
+
+
+def run(config: RunConfig, ranks: int | None) -> list[Finding]:
+    """Look at everything; one failure hides no other.
+
+    Args:
+        config: the run to come.
+        ranks: its processes; None takes this launch's, else one a GPU of this machine.
+    """
+    patient = _Patient(config, ranks or _ranks_of_launch(os.environ))
+    return [finding for what, check in CHECKS.items() for finding in _examine(what, check, patient)]
+
+
+def render(findings: list[Finding]) -> str:
+    """A table, and what it comes to."""
+    width = max(len(finding.what) for finding in findings)
+    lines = [f"{MARKS[finding.status]} {finding.what:{width}}  {finding.message}" for finding in findings]
+    failed, warned = (sum(finding.status == status for finding in findings) for status in ("fail", "warn"))
+    end = f"{failed} will fail" if failed else "ready"
+    return "\n".join([*lines, "", f"{end}, {warned} to look at" if warned else end])
+
+
+def _examine(what: str, check: Check, patient: _Patient) -> Iterator[Finding]:
+    """A check's findings; what it raises is one more."""
+    try:
+        yield from check(patient)
+    except DmtError as error:
+        status: Status = "warn" if isinstance(error, TrackingError) else "fail"
+        yield from (Finding(status, what, line) for line in str(error).splitlines())
+    except Exception as error:  # a doctor that falls over hides the rest
+        yield Finding("fail", what, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _ranks_of_launch(environ: "os._Environ[str]") -> int:
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        if environ.get(name, "").isdigit():
+            return int(environ[name])
+    return max(1, torch.cuda.device_count())
+
+
+def _check_software(patient: _Patient) -> Iterator[Finding]:
+    versions = [f"{package} {_version(package)}" for package in PACKAGES]
+    yield Finding("ok", "software", ", ".join([f"python {sys.version.split()[0]}", *versions]))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _check_device(patient: _Patient) -> Iterator[Finding]:
+    count = torch.cuda.device_count()
+    if count == 0:
+        yield Finding("warn", "device", "no CUDA device here: the run would use the CPU and gloo")
+        return
+    gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    yield Finding("ok", "device", f"{count} x {torch.cuda.get_device_name(0)}, {gib:.0f} GiB, NCCL {nccl}")
+    if not torch.cuda.is_bf16_supported():
+        yield Finding("warn", "device", "no bf16 on this device: train.deepspeed=student_zero2_fp32")
+
+
+def _check_batch(patient: _Patient) -> Iterator[Finding]:
+    train = patient.config.train
+    plan = plan_batch(train.global_batch_size, train.micro_batch_size, patient.ranks)
+    arithmetic = f"{plan.micro_batch_size} x {plan.world_size} ranks x {plan.grad_accum_steps} accumulation steps"
+    yield Finding("ok", "batch", f"{plan.global_batch_size} = {arithmetic}")
+    path = find_ds_config(train.deepspeed)
+    patient.ds_config = resolve_student(path, plan, patient.config.optim.clip_grad_norm)
+    stage, numbers = zero_stage(patient.ds_config), precision(patient.ds_config)
+    yield Finding("ok", "deepspeed", f"student: {path.name}, ZeRO stage {stage}, {numbers}")
+
+
+def _check_data(patient: _Patient) -> Iterator[Finding]:
+    config = patient.config
+    source = patient.source = open_source(config.data, "train")
+    classes = f", {len(source.class_names)} classes" if source.class_names else ", no labels"
+    yield Finding("ok", "data", f"{len(source)} training images{classes}")
+    chosen = sorted({round(part * (len(source) - 1) / (IMAGES_TO_DECODE - 1)) for part in range(IMAGES_TO_DECODE)})
+    for index in chosen:
+        source.read(index)  # raises DataError, which names it
+    yield Finding("ok", "data", f"{len(chosen)} images from first to last decode")
+    length = plan_length(config.train, config.optim, len(source))
+    steps = f"{length.total_steps} steps, {length.warmup_steps} of them warm-up"
+    if length.warmup_steps >= length.total_steps:
+        yield Finding("warn", "length", f"{steps}: the learning rate never peaks; optim.warmup_steps=...")
+    else:
+        yield Finding("ok", "length", steps)
+    yield from _check_validation_split(config)
+
+
+def _check_validation_split(config: RunConfig) -> Iterator[Finding]:
+    try:
+        yield Finding("ok", "data", f"{len(open_source(config.data, 'val'))} validation images")
+    except DataError as error:
+        yield Finding("warn", "data", f"needed for k-NN only: {error}")
+
+
+def _check_teachers(patient: _Patient) -> Iterator[Finding]:
+    config = patient.config
+    if config.task != "dmt":
+        return
+    ds_path = find_ds_config(config.teachers.deepspeed)
+    resolve_teacher(ds_path, embed_dim=768)
+    yield Finding("ok", "deepspeed", f"teachers: {ds_path.name}, sharding {config.teachers.sharding}")
+    for name, section in config.teachers.used().items():
+        try:
+            teacher = load_teacher(name, section, config.data.image_size)
+        except DmtError as error:
+            yield Finding("fail", "teachers", str(error))
+            continue
+        patient.teachers[name] = teacher
+        record, shape = teacher.record, teacher.record.shape
+        what = f"{record.layout}, {shape.embed_dim} wide, {shape.depth} blocks, {shape.num_heads} heads"
+        licence = record.licence or "licence not known"
+        yield Finding("ok", "teachers", f"{name}: {what}, sha256 {(record.sha256 or 'none')[:12]}, {licence}")
+    check_same_tokens(patient.teachers, same_width=config.distill.fusion != "concat")
+
+
+def _check_student(patient: _Patient) -> Iterator[Finding]:
+    config = patient.config
+    module = _student(patient) if config.task == "dmt" else build_task(config, torch.device("cpu")).task.module
+    patient.num_parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
+    yield Finding(
+        "ok", "student", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters"
+    )
+
+
+def _student(patient: _Patient) -> Student:
+    """The student as the run builds it, checked against its teachers."""
+    config = patient.config
+    vit = build_vit(config.student, config.data.image_size)
+    widths = {name: teacher.record.shape.embed_dim for name, teacher in patient.teachers.items()}
+    num_tokens = describe(vit).num_tokens
+    for name, teacher in patient.teachers.items():
+        theirs = teacher.record.shape.num_tokens
+        if theirs != num_tokens:
+            raise DataError(
+                f"student has {num_tokens} tokens, teacher '{name}' {theirs}: set student.patch_size to its patch"
+            )
+    targets = widths if config.distill.fusion == "concat" else {"fused": next(iter(widths.values()), 768)}
+    return Student(vit, targets, config.student.adapter)
+
+
+def _check_output(patient: _Patient) -> Iterator[Finding]:
+    train, folder = patient.config.train, Path(patient.config.output_dir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        yield Finding("fail", "output", f"output_dir {folder}: can't write in {existing}: {error.strerror}")
+        return
+    free = shutil.disk_usage(existing).free / 2**30
+    copies = train.keep_checkpoints + 1  # a new one is complete before the oldest goes
+    need = (patient.num_parameters or 0) * BYTES_A_PARAMETER * copies / 2**30
+    room = f"{free:.1f} GiB free, about {need:.1f} GiB for {copies} checkpoints"
+    if free < need:
+        yield Finding("fail", "output", f"{folder}: {room}: choose another output_dir, or train.keep_checkpoints=1")
+    else:
+        yield Finding("ok", "output", f"{folder}: {room}")
+
+
+def _check_tracking(patient: _Patient) -> Iterator[Finding]:
+    section = patient.config.tracking
+    if not section.enabled:
+        yield Finding("ok", "tracking", "off; metrics go to metrics.jsonl")
+        return
+    from dmt_ds.tracking.mlflow_tracker import check_store
+
+    answer = check_store(section, Path(patient.config.output_dir))
+    yield Finding("warn" if "no good answer" in answer else "ok", "tracking", answer)
+
+
+def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
+    config = patient.config
+    checkpoint = CheckpointFolder(Path(config.output_dir) / "checkpoints", config.train.keep_checkpoints).newest()
+    if checkpoint is None:
+        yield Finding("ok", "checkpoint", "none: the run starts afresh")
+        return
+    if config.train.resume == "never":
+        message = f"{checkpoint.folder} is there and train.resume is 'never': choose another output_dir"
+        yield Finding("fail", "checkpoint", message)
+        return
+    teachers_are_missing = config.task == "dmt" and len(patient.teachers) < len(config.teachers.used())
+    if patient.ds_config is None or patient.source is None or teachers_are_missing:
+        yield Finding("warn", "checkpoint", f"{checkpoint.folder}: not compared, mend what failed above first")
+        return
+    saved = checkpoint.state
+    now = RunState(
+        step=0,
+        images_seen=0,
+        world_size=patient.ranks,
+        zero_stage=zero_stage(patient.ds_config),
+        precision=precision(patient.ds_config),
+        config=config.model_dump(mode="json"),
+        teachers={name: teacher.record.sha256 or "" for name, teacher in patient.teachers.items()},
+        data_fingerprint=patient.source.fingerprint,
+    )
+    refuse_another_run(checkpoint, now)
+    moved = (
+        "" if saved.world_size == now.world_size else f", converted from {saved.world_size} to {now.world_size} ranks"
+    )
+    yield Finding("ok", "checkpoint", f"goes on from {checkpoint.folder} (step {saved.step}{moved})")
+
+
+CHECKS: dict[str, Check] = {
+    "software": _check_software,
+    "device": _check_device,
+    "batch": _check_batch,
+    "data": _check_data,
+    "teachers": _check_teachers,
+    "student": _check_student,
+    "output": _check_output,
+    "tracking": _check_tracking,
+    "checkpoint": _check_checkpoint,
+}
