@@ -197,7 +197,7 @@ def _why_not_fetched(tag: str, error: Exception) -> str:
             "(`dmt-ds teachers list`)"
         )
     return (
-        f"timm:{tag}: the weights can't be had ({type(error).__name__}: {reason[:120]}); fetch them once where there is "
+        f"timm:{tag}: not to be had ({type(error).__name__}: {reason[:120]}); fetch them once where there is "
         f"a network (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the same HF_HOME, "
         "or give a file"
     )
