@@ -47,7 +47,7 @@ def _section_lines(section: BaseModel, indent: str) -> Iterator[str]:
         value = getattr(section, name)
         if not indent and isinstance(value, BaseModel):
             yield ""
-        yield f"{indent}# {field.description or _first_line(value.__doc__)}"
+        yield f"{indent}# {_in_one_line(field.description or value.__doc__)}"
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:"
             yield from _section_lines(value, indent + "  ")
@@ -63,12 +63,12 @@ def _entry_lines(annotation: object, indent: str) -> Iterator[str]:
         yield f"{indent}# NAME:"
         for name, field in section.model_fields.items():
             default = "..." if field.is_required() else _inline(field.default)
-            yield f"{indent}#   {name}: {default}  # {field.description}"
+            yield f"{indent}#   {name}: {default}  # {_in_one_line(field.description)}"
 
 
 def _inline(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().splitlines()[0]
+def _in_one_line(text: str | None) -> str:
+    return " ".join((text or "").split())

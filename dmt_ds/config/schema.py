@@ -1,6 +1,6 @@
-"""Every setting of a run, with its type, bound, unit and meaning; imports no torch, so that a recipe is checked at once.
+"""Every setting of a run, with its type, bound, unit and meaning; imports no torch, so a recipe is checked at once.
 
-A section is frozen and refuses unknown keys. Constructors elsewhere take their own section, never the whole `RunConfig`.
+A section is frozen and refuses unknown keys. Constructors elsewhere take their own section, never all of `RunConfig`.
 """
 
 from typing import Annotated, Literal
@@ -36,7 +36,8 @@ class DataConfig(Section):
     """Where the images are, and how one crop of each is drawn (shared by teachers and student)."""
 
     source: Literal["folder", "parquet", "webdataset", "hub", "digits"] = "digits"
-    """`folder`: train/CLASS/*.jpg and val/CLASS/*.jpg; `parquet`, `webdataset`, `hub`: through `datasets`; `digits`: scikit-learn's, offline."""
+    """`folder`: train/CLASS/*.jpg and val/CLASS/*.jpg; `parquet`, `webdataset`, `hub`: through `datasets`; `digits`:
+    scikit-learn's, offline."""
     path: str | None = None
     """Folder, glob of files, or hub id; not used by `digits`."""
     train_split: str = "train"
@@ -78,7 +79,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """What happens to the student's pixels on the device, after the shared crop; strengths as in torchvision's ColorJitter."""
+    """What happens to the student's pixels on the device, after the shared crop; strengths as torchvision has them."""
 
     mean: Triple = IMAGENET_MEAN
     """Normalisation of the student's input, per channel of pixels in 0..1."""
@@ -106,13 +107,16 @@ class TeacherConfig(Section):
     """One frozen encoder."""
 
     source: str
-    """`timm:TAG`, `hf:ID_OR_FOLDER`, a weights file (official MAE, MoCo v3, iBOT, DINO, BEiT, DeiT layouts) or the output folder of a run."""
+    """`timm:TAG`, `hf:ID_OR_FOLDER`, a weights file (official MAE, MoCo v3, iBOT, DINO, BEiT, DeiT layouts) or the
+    output folder of a run."""
     arch: str | None = None
-    """timm architecture of a weights file; null infers it from the tensors' shapes (head width 64 unless `num_heads` says otherwise)."""
+    """timm architecture of a weights file; null infers it from the tensors' shapes (head width 64 unless `num_heads`
+    says otherwise)."""
     num_heads: Count | None = None
     """Heads; they cannot be read off a weights file (MoCo v3's ViT-S has 12, timm's 6)."""
     checkpoint_key: str | None = None
-    """Which part of a full checkpoint: `teacher`, `student`, `base_encoder`, `momentum_encoder`; null takes the layout's usual one."""
+    """Which part of a full checkpoint: `teacher`, `student`, `base_encoder`, `momentum_encoder`; null takes the
+    layout's usual one."""
     mean: Triple | None = None
     """Its own normalisation; null takes what the source says, else ImageNet's."""
     std: tuple[Positive, Positive, Positive] | None = None
@@ -133,7 +137,8 @@ class TeachersConfig(Section):
     use: tuple[str, ...] | None = None
     """Names of the teachers to use; null uses all."""
     sharding: Literal["zero3", "replicate", "auto"] = "zero3"
-    """`zero3` cuts every teacher over the ranks; `replicate` keeps whole copies; `auto` shards when copies would take over a tenth of a device."""
+    """`zero3` cuts every teacher over the ranks; `replicate` keeps whole copies; `auto` shards when copies would take
+    over a tenth of a device."""
     shard_over: Literal["node", "world"] = "node"
     """The ranks that share one cut copy: those of a node (weights don't cross the network each step), or all."""
     deepspeed: str = "teacher_zero3_inference"
@@ -230,14 +235,18 @@ class MocoV3Config(Section):
     )
     """Augmentation of the first crop."""
     view_2: AugmentConfig = AugmentConfig(
-        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.1,
+        saturation=0.2,
+        hue=0.1,
+        jitter_probability=0.8,
+        grayscale_probability=0.2,
+        blur_probability=0.1,
         solarize_probability=0.2,
     )
     """Augmentation of the second crop."""
 
 
 class IbotConfig(Section):
-    """Image BERT with an online tokenizer (Zhou et al., 2022); `task: dino` is it without the patch loss (Caron et al., 2021)."""
+    """Image BERT with online tokenizer (Zhou et al., 2022); `task: dino` leaves the patch loss out (Caron et al., 2021)."""
 
     output_dim: Count = 8192
     """Prototypes of the head, shared by class and patch tokens."""
@@ -284,7 +293,11 @@ class IbotConfig(Section):
     )
     """Augmentation of the first large crop."""
     view_2: AugmentConfig = AugmentConfig(
-        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.1,
+        saturation=0.2,
+        hue=0.1,
+        jitter_probability=0.8,
+        grayscale_probability=0.2,
+        blur_probability=0.1,
         solarize_probability=0.2,
     )
     """Augmentation of the second large crop."""
@@ -410,7 +423,8 @@ class RunConfig(Section):
     def _sizes_fit(self) -> "RunConfig":
         if self.data.image_size % self.student.patch_size:
             raise ValueError(
-                f"data.image_size {self.data.image_size} is not a multiple of student.patch_size {self.student.patch_size}"
+                f"data.image_size {self.data.image_size} is not a multiple of"
+                f" student.patch_size {self.student.patch_size}"
             )
         if self.task == "dmt" and not self.teachers.used():
             raise ValueError("task dmt needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)")
