@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.blueprint import blueprint_of, build_from, heads_of
+from dmt_ds.models.blueprint import blueprint_of, build_from, heads_of, width_of
 from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.layouts import LICENCES
 from dmt_ds.models.teachers import summary_of
@@ -159,7 +159,7 @@ def _heads_or_one(weights: Weights, num_heads: int | None) -> int:
 def _how_heads_are_known(weights: Weights) -> str:
     if heads_of(weights) is None:
         return ": a file does not tell them; set num_heads"
-    settled = weights.layout in ("beit", "moco_v3") and heads_of(weights) != weights.state["cls_token"].shape[-1] // 64
+    settled = weights.layout in ("beit", "moco_v3") and heads_of(weights) != width_of(weights.state) // 64
     return f" (as {weights.layout} has them)" if settled else " (usual for this width; the file does not tell)"
 
 

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -53,7 +54,7 @@ def blueprint_of(weights: Weights, num_heads: int | None = None) -> Blueprint:
         if key not in state:
             named = ", ".join(f"'{name}'" for name in list(weights.file_keys.values())[:4]) or "no tensor of an encoder"
             raise WeightsError(f"{weights.where}: missing '{weights.key_in_file(key)}'; it has {named}. {_MODERN}")
-    projection, width = state["patch_embed.proj.weight"], state["cls_token"].shape[-1]
+    projection, width = state["patch_embed.proj.weight"], width_of(state)
     if projection.ndim != 4:
         raise WeightsError(f"{weights.where}: 'patch_embed.proj.weight' is {list(projection.shape)}. {_MODERN}")
     heads = heads_of(weights, num_heads)
@@ -66,7 +67,7 @@ def blueprint_of(weights: Weights, num_heads: int | None = None) -> Blueprint:
         "embed_dim": width,
         "depth": 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))),
         "num_heads": heads,
-        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "mlp_ratio": _usual(tensor.shape[0] for name, tensor in state.items() if ".mlp.fc1." in name) / width,
         "patch_size": projection.shape[-1],
     }
     if weights.layout == "beit" or any("relative_position_bias_table" in name for name in state):
@@ -140,13 +141,22 @@ def _beit(weights: Weights, args: dict[str, Any]) -> Blueprint:
     return Blueprint("beit_base_patch16_224", args, weights.norm_eps)
 
 
+def width_of(state: Mapping[str, Tensor]) -> int:
+    """Width of most of the tensors: one of a wrong shape must not decide what all others are held against."""
+    return _usual(tensor.shape[-1] for name, tensor in state.items() if re.search(r"norm\d?\.|^cls_token$", name))
+
+
+def _usual(sizes: Iterable[int]) -> int:
+    return Counter(sizes).most_common(1)[0][0]
+
+
 def heads_of(weights: Weights, asked: int | None = None) -> int | None:
     """Heads asked for, else the file's, else the layout's, else those that the width usually has; None where none is.
 
     Raises:
         WeightsError: what is asked for contradicts the file, or does not divide the width.
     """
-    width, known = weights.state["cls_token"].shape[-1], _known_heads(weights)
+    width, known = width_of(weights.state), _known_heads(weights)
     if known and asked and known != asked:
         raise WeightsError(
             f"{weights.where}: num_heads {asked} is asked for, the weights ({weights.layout} layout, {width} wide) "
@@ -163,7 +173,7 @@ def _known_heads(weights: Weights) -> int | None:
     for name, tensor in weights.state.items():
         if name.endswith("relative_position_bias_table"):
             return tensor.shape[1]
-    if weights.layout == "moco_v3" and weights.state["cls_token"].shape[-1] == _MOCO_V3_SMALL[0]:
+    if weights.layout == "moco_v3" and width_of(weights.state) == _MOCO_V3_SMALL[0]:
         return _MOCO_V3_SMALL[1]  # its own vits.py; timm's ViT-S has 6 and gives wrong tokens without complaint
     return weights.num_heads
 

@@ -99,7 +99,7 @@ def to_timm_names(
     if any(name.startswith("backbone.") for name in bare):
         masked = "ibot_loss" in siblings or "backbone.masked_embed" in bare
         return _plain(state, _with_prefix(names, "backbone."), "ibot" if masked else "dino")
-    if any(name.endswith("embeddings.cls_token") for name in bare):
+    if any(re.search(r"(^|\.)embeddings\.(cls_token$|patch_embeddings\.)", name) for name in bare):
         return _transformers(state, names, where)
     return _plain(state, names, _layout_of_timm_names(bare, part))
 
@@ -205,7 +205,8 @@ def file_key(file_keys: Mapping[str, str], name: str) -> str:
         sibling = re.match(r"blocks\.(\d+)\.", other)
         if block and sibling and other[sibling.end() :] == name[block.end() :]:
             return re.sub(rf"(layers?|blocks)\.{sibling[1]}\.", rf"\g<1>.{block[1]}.", key, count=1)
+    of_transformers = next((key for key in file_keys.values() if "embeddings." in key), None)
+    if of_transformers:
+        return of_transformers.split("embeddings.")[0] + _HF_TOP_KEYS.get(name, name)
     prefixes = {key.removesuffix(other) for other, key in file_keys.items() if key.endswith(other)}
-    if prefixes and all(prefix.endswith("embeddings.") for prefix in prefixes):
-        return prefixes.pop().removesuffix("embeddings.") + _HF_TOP_KEYS.get(name, name)
     return prefixes.pop() + name if len(prefixes) == 1 else name

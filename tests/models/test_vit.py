@@ -32,7 +32,9 @@ def test_learned_positions_take_part_in_training():
     assert build_vit(tiny.section(positions="learned"), tiny.IMAGE_SIZE).pos_embed.requires_grad
 
 
-@pytest.mark.parametrize(("arch", "width", "heads"), [("vit_tiny", 192, 3), ("vit_small", 384, 6), ("vit_base", 768, 12)])
+@pytest.mark.parametrize(
+    ("arch", "width", "heads"), [("vit_tiny", 192, 3), ("vit_small", 384, 6), ("vit_base", 768, 12)]
+)
 def test_short_names_are_the_papers_students(arch, width, heads):
     shape = describe(build_vit(tiny.section(arch=arch, embed_dim=None, num_heads=None, depth=1, patch_size=16), 224))
     assert (shape.embed_dim, shape.num_heads, shape.num_tokens) == (width, heads, 197)
@@ -56,7 +58,14 @@ def test_linear_maps_start_as_xavier_and_the_patch_embedding_as_one_of_them():
 
 def test_tokens_are_the_class_token_and_patches_without_registers():
     vit = create(
-        "vit_base_patch16_224", embed_dim=32, depth=1, num_heads=2, img_size=32, patch_size=8, reg_tokens=4, num_classes=0
+        "vit_base_patch16_224",
+        embed_dim=32,
+        depth=1,
+        num_heads=2,
+        img_size=32,
+        patch_size=8,
+        reg_tokens=4,
+        num_classes=0,
     ).eval()
     with torch.no_grad():
         all_tokens, ours = vit.forward_features(tiny.normalised()), tokens_of(vit, tiny.normalised())

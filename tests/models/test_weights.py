@@ -37,7 +37,9 @@ PREFIXES = ["", "module.base_encoder.", "module.backbone."]
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("key", ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc1.weight", "norm.bias"])
+@pytest.mark.parametrize(
+    "key", ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc1.weight", "norm.bias"]
+)
 def test_a_missing_key_is_named_as_the_file_would_call_it(state, tmp_path, key, prefix):
     _refused({name: t for name, t in state.items() if name != key}, tmp_path, f"missing '{prefix}{key}'", prefix)
 

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from dmt_ds.commands.teachers import convert, inspect_file, list_teachers
+from dmt_ds.config.schema import TeacherConfig
+from dmt_ds.errors import WeightsError
+from dmt_ds.models.teachers import load_teacher
+from dmt_ds.models.weights import sha256_of
+from tests.models import tiny
+
+
+@pytest.fixture
+def file(tmp_path):
+    state = {f"backbone.{key}": value for key, value in tiny.vit().state_dict().items()}
+    torch.save({"teacher": state | {"head.mlp.0.weight": torch.ones(2)}, "ibot_loss": {}}, tmp_path / "ibot.pth")
+    return tmp_path / "ibot.pth"
+
+
+def test_the_table_names_every_method_with_its_licence():
+    table = list_teachers()
+    for name in ("MAE", "MoCo v3", "iBOT", "DINO", "DeiT", "BEiT", "CC-BY-NC-4.0", "Apache-2.0"):
+        assert name in table
+
+
+def test_a_look_into_a_file_tells_layout_shape_and_what_is_dropped(file):
+    lines = dict(line.split("  ", 1) for line in inspect_file(file).splitlines())
+    found = {name: value.strip() for name, value in lines.items()}
+    assert found["layout"] == "ibot (under 'teacher')"
+    assert found["width"] == "32"
+    assert found["tokens"].startswith("17 ")
+    assert found["heads"].startswith("unknown")
+    assert found["dropped"] == "head.mlp.* (1)"
+    assert found["sha256"] == sha256_of(file)
+
+
+def test_a_converted_file_is_the_same_teacher_and_knows_its_heads_and_licence(file, tmp_path):
+    out = tmp_path / "ibot.safetensors"
+    assert "30 tensors" in convert(file, out, num_heads=tiny.HEADS)
+    before = load_teacher("a", TeacherConfig(source=str(file), num_heads=tiny.HEADS))
+    after = load_teacher("b", TeacherConfig(source=str(out)))
+    assert torch.equal(before(tiny.pictures()), after(tiny.pictures()))
+    assert (after.record.layout, after.record.licence) == ("ibot", "Apache-2.0")
+    with pytest.raises(WeightsError, match="num_heads 4 is asked for"):
+        load_teacher("b", TeacherConfig(source=str(out), num_heads=4))
+
+
+def test_conversion_never_overwrites(file, tmp_path):
+    (tmp_path / "out.safetensors").write_text("mine")
+    with pytest.raises(WeightsError, match="is there already"):
+        convert(file, tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_text() == "mine"
+
+
+def test_conversion_into_a_folder_that_is_not_there_leaves_nothing(file, tmp_path):
+    with pytest.raises(WeightsError, match="can't be written"):
+        convert(file, tmp_path / "nowhere" / "out.safetensors")
+    with pytest.raises(WeightsError, match=r"must end in \.safetensors"):
+        convert(file, tmp_path / "out.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["ibot.pth"]
+
+
+def test_an_incomplete_file_is_not_converted(file, tmp_path):
+    checkpoint = torch.load(file)
+    del checkpoint["teacher"]["backbone.norm.bias"]
+    torch.save(checkpoint, file)
+    with pytest.raises(WeightsError, match=r"missing 'backbone\.norm\.bias'"):
+        convert(file, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(WeightsError, match="is a folder"):
+        inspect_file(tmp_path)

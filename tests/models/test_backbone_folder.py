@@ -1,0 +1,98 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dmt_ds.errors import WeightsError
+from dmt_ds.models.backbone_folder import load_backbone, save_backbone, strictest_licence
+from tests.models import tiny
+
+PROVENANCE = {"task": "dmt", "step": 7, "teachers": {"mae": {"licence": "CC-BY-NC-4.0", "sha256": "ab"}}}
+
+
+def _save(folder, vit, **changes):
+    save_backbone(
+        folder,
+        vit.state_dict(),
+        tiny.section(**changes),
+        tiny.IMAGE_SIZE,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        provenance=PROVENANCE,
+    )
+
+
+def test_a_saved_encoder_gives_the_same_tokens(tmp_path):
+    vit = tiny.vit()
+    _save(tmp_path / "backbone", vit)
+    loaded, config = load_backbone(tmp_path / "backbone")
+    assert torch.equal(tiny.tokens(loaded.eval()), tiny.tokens(vit))
+    assert config["dmt_ds"] == PROVENANCE
+    assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_plain_timm_loads_it_with_equal_tokens_and_its_normalisation(tmp_path):
+    vit = tiny.vit(depth=3)
+    _save(tmp_path / "backbone", vit, depth=3)
+    torch.save(tiny.normalised(), tmp_path / "images.pt")
+    program = """
+import sys, torch, timm
+folder, images, out = sys.argv[1:]
+vit = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+with torch.no_grad():
+    tokens = vit.forward_features(torch.load(images))
+data = timm.data.resolve_data_config({}, model=vit)
+torch.save({"tokens": tokens, "mean": list(data["mean"]), "size": list(data["input_size"])}, out)
+assert not any(name.startswith("dmt_ds") for name in sys.modules)
+"""
+    files = [tmp_path / name for name in ("backbone", "images.pt", "out.pt")]
+    subprocess.run([sys.executable, "-c", program, *map(str, files)], check=True, cwd=tmp_path)
+    found = torch.load(tmp_path / "out.pt")
+    assert torch.equal(found["tokens"], tiny.tokens(vit))
+    assert (found["mean"], found["size"]) == ([0.1, 0.2, 0.3], [3, 32, 32])
+
+
+def test_transformers_loads_it_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    vit = tiny.vit()
+    _save(tmp_path / "backbone", vit)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "backbone").eval()
+    with torch.no_grad():
+        theirs = model(tiny.normalised()).last_hidden_state
+    torch.testing.assert_close(theirs, tiny.tokens(vit), atol=1e-6, rtol=0)
+
+
+def test_weights_are_kept_in_float32(tmp_path):
+    vit = tiny.vit().to(torch.bfloat16)
+    _save(tmp_path / "backbone", vit)
+    assert {p.dtype for p in load_backbone(tmp_path / "backbone")[0].parameters()} == {torch.float32}
+
+
+def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(tmp_path):
+    _save(tmp_path / "backbone", tiny.vit(seed=0))
+    newer = tiny.vit(seed=1)
+    _save(tmp_path / "backbone", newer)
+    assert torch.equal(tiny.tokens(load_backbone(tmp_path / "backbone")[0].eval()), tiny.tokens(newer))
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone"]
+
+
+def test_a_student_of_a_non_commercial_teacher_is_non_commercial(tmp_path):
+    _save(tmp_path / "backbone", tiny.vit())
+    config = json.loads((tmp_path / "backbone" / "config.json").read_text())
+    assert config["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
+    assert strictest_licence(["Apache-2.0", "CC-BY-NC-4.0", None]) == "CC-BY-NC-4.0"
+    assert strictest_licence(["Apache-2.0", None]) is None
+    assert strictest_licence(["Apache-2.0", "Apache-2.0"]) == "Apache-2.0"
+    assert strictest_licence([]) is None
+
+
+def test_a_damaged_folder_is_named(tmp_path):
+    _save(tmp_path / "backbone", tiny.vit())
+    (tmp_path / "backbone" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"model\.safetensors: damaged"):
+        load_backbone(tmp_path / "backbone")
+    (tmp_path / "backbone" / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"config\.json: no config of a timm model"):
+        load_backbone(tmp_path / "backbone")

@@ -1,0 +1,168 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, TeacherConfig
+from dmt_ds.errors import ConfigError, WeightsError
+from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.teachers import check_same_tokens, load_encoder, load_teacher, start_from
+from dmt_ds.models.vit import tokens_of
+from tests.models import tiny
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return tiny.vit()
+
+
+@pytest.fixture(scope="module")
+def file(vit, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teachers") / "mae.pth"
+    torch.save({"model": vit.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def run_folder(vit, tmp_path):
+    save_backbone(
+        tmp_path / "run" / "backbone",
+        vit.state_dict(),
+        tiny.section(),
+        tiny.IMAGE_SIZE,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        provenance={},
+    )
+    return tmp_path / "run"
+
+
+def _section(source, **changes) -> TeacherConfig:
+    return TeacherConfig.model_validate({"source": str(source), "num_heads": tiny.HEADS} | changes)
+
+
+def _expected(vit, images, mean, std):
+    mean, std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    with torch.no_grad():
+        return tokens_of(vit, (images / 255 - mean) / std)
+
+
+def test_a_teacher_normalises_pixels_by_its_own_mean_and_std(vit, file):
+    images, mean, std = tiny.pictures(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    own = load_teacher("mae", _section(file, mean=mean, std=std), tiny.IMAGE_SIZE)
+    usual = load_teacher("mae", _section(file), tiny.IMAGE_SIZE)
+    torch.testing.assert_close(own(images), _expected(vit, images, mean, std), atol=1e-5, rtol=0)
+    imagenet = _expected(vit, images, IMAGENET_MEAN, IMAGENET_STD)
+    torch.testing.assert_close(usual(images), imagenet, atol=1e-5, rtol=0)
+
+
+def test_a_bf16_teacher_still_normalises_in_float32(file):
+    teacher = load_teacher("mae", _section(file)).to(torch.bfloat16)
+    assert {b.dtype for b in (teacher.scale, teacher.shift)} == {torch.float32}
+    assert teacher(tiny.pictures()).dtype == torch.bfloat16
+    expected = load_teacher("mae", _section(file))
+    assert torch.equal(teacher.scale, expected.scale)
+
+
+def test_a_teacher_is_frozen_in_evaluation_and_holds_nothing_but_its_vit(vit, file):
+    teacher = load_teacher("mae", _section(file)).train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert set(teacher.state_dict()) == {f"vit.{key}" for key in vit.state_dict()}
+
+
+def test_a_teachers_record_says_what_it_is(file):
+    record = load_teacher("mae", _section(file)).record
+    params = record.as_params()
+    assert (record.layout, record.licence, len(record.sha256)) == ("mae", "CC-BY-NC-4.0", 64)
+    assert params["embed_dim"] == tiny.WIDTH
+    assert params["num_heads"] == tiny.HEADS
+    assert load_teacher("mae", _section(file, licence="MIT")).record.licence == "MIT"
+
+
+def test_a_finished_run_is_a_teacher_with_its_own_normalisation(vit, run_folder):
+    for source in (run_folder, run_folder / "backbone"):
+        teacher = load_encoder(str(source), tiny.IMAGE_SIZE)
+        assert (teacher.record.layout, teacher.record.mean) == ("dmt_ds", (0.1, 0.2, 0.3))
+        expected = _expected(vit, tiny.pictures(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        torch.testing.assert_close(teacher(tiny.pictures()), expected, atol=1e-5, rtol=0)
+
+
+def test_a_run_that_has_not_finished_is_no_teacher(tmp_path):
+    with pytest.raises(WeightsError, match="the run has not finished"):
+        load_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["file", "run"])
+def test_a_teacher_without_values_has_the_same_shapes(kind, file, run_folder):
+    section = _section(file if kind == "file" else run_folder)
+    with_values, without = load_teacher("t", section), load_teacher("t", section, read_weights=False)
+    assert without.record.sha256 is None
+    assert with_values.record.shape == without.record.shape
+    assert {n: p.shape for n, p in with_values.named_parameters()} == {
+        n: p.shape for n, p in without.named_parameters()
+    }
+    assert not any(p.is_meta for p in without.parameters())
+    assert torch.equal(with_values.scale, without.scale)
+
+
+def test_another_patch_grid_is_refused_with_both_grids(file):
+    with pytest.raises(
+        WeightsError, match=r"teacher 'mae'.*4 x 4 grid.*image_size 64 gives 8 x 8.*data\.image_size=32"
+    ):
+        load_teacher("mae", _section(file), 64)
+
+
+def test_other_heads_than_a_runs_are_refused(run_folder):
+    with pytest.raises(WeightsError, match="num_heads 4 is asked for, the model has 2"):
+        load_teacher("own", _section(run_folder, num_heads=4))
+
+
+def _named(path, **changes):
+    model = tiny.vit(**changes)
+    torch.save({"model": model.state_dict()}, path)
+    return load_teacher(path.stem, _section(path))
+
+
+def test_teachers_of_different_token_counts_are_refused_with_both(file, tmp_path):
+    teachers = {"mae": load_teacher("mae", _section(file)), "ibot": _named(tmp_path / "ibot.pth", patch_size=16)}
+    with pytest.raises(WeightsError, match="teachers 'mae' and 'ibot' give 17 and 5 tokens"):
+        check_same_tokens(teachers, same_width=False)
+
+
+def test_teachers_of_different_widths_are_refused_unless_they_stay_apart(file, tmp_path):
+    teachers = {"mae": load_teacher("mae", _section(file)), "ibot": _named(tmp_path / "ibot.pth", embed_dim=48)}
+    check_same_tokens(teachers, same_width=False)
+    with pytest.raises(WeightsError, match=r"'mae' and 'ibot' are 32 and 48 wide.*distill\.fusion=concat"):
+        check_same_tokens(teachers, same_width=True)
+
+
+def test_an_unknown_timm_tag_is_refused_with_near_ones():
+    with pytest.raises(ConfigError, match=r"vit_base_patch16_224\.mae"):
+        load_encoder("timm:vit_base_patch16_224.mea")
+
+
+def test_weights_that_cannot_be_fetched_are_one_line_with_the_remedy(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match="fetch them once where there is a network") as caught:
+        load_encoder("timm:vit_tiny_patch16_224.augreg_in21k")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_student_starts_from_an_encoder_of_its_own_shape(file, run_folder):
+    vit = tiny.vit(seed=5)
+    start_from(vit, str(run_folder), tiny.IMAGE_SIZE)
+    torch.testing.assert_close(tiny.tokens(vit), tiny.tokens(tiny.vit()), atol=0, rtol=0)
+    with pytest.raises(WeightsError, match=r"student\.init_from.*depth 3 against 2"):
+        start_from(tiny.vit(depth=3), str(run_folder), tiny.IMAGE_SIZE)
+
+
+def test_a_damaged_teacher_is_named_with_its_file(run_folder):
+    path = run_folder / "backbone" / "model.safetensors"
+    state = load_file(path)
+    del state["norm.weight"]
+    save_file(state, path)
+    with pytest.raises(WeightsError, match=r"teacher 'own'.*model\.safetensors.*'norm\.weight'"):
+        load_teacher("own", _section(run_folder))
