@@ -158,7 +158,10 @@ def _forbidden(section: Json, remedies: dict[str, str], prefix: str = "") -> lis
 
 
 def _is_on(value: object) -> bool:
-    return value.get("enabled", True) is not False if isinstance(value, dict) else value not in (False, None, 1)
+    """Whether a key's value does anything: a group of 1 and a section with `enabled: false` don't."""
+    if isinstance(value, dict):
+        return value.get("enabled", True) is not False
+    return value is True or value not in (False, None, 1)
 
 
 def _finished(path: Path, config: Json, findings: list[str]) -> Json:

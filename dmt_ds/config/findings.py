@@ -131,7 +131,7 @@ def _suggest_key(path: Path) -> str:
     """A key of the same section that reads like it, else one of that name elsewhere, else all keys of the section."""
     *parents, given = path
     known = list(fields_of(parents))
-    if close := difflib.get_close_matches(given, known, n=1, cutoff=0.6):
+    if close := difflib.get_close_matches(given, known, n=1) or [key for key in known if given in key.split("_")]:
         return f"Did you mean '{close[0]}'?"
     if elsewhere := [".".join(leaf) for leaf in leaves() if leaf[-1] == given]:
         return f"Did you mean '{elsewhere[0]}'?"

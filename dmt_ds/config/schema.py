@@ -246,7 +246,7 @@ class MocoV3Config(Section):
 
 
 class IbotConfig(Section):
-    """Image BERT with online tokenizer (Zhou et al., 2022); `task: dino` leaves the patch loss out (Caron et al., 2021)."""
+    """Image BERT with online tokenizer (Zhou et al., 2022); `task: dino` is it without masks (Caron et al., 2021)."""
 
     output_dim: Count = 8192
     """Prototypes of the head, shared by class and patch tokens."""

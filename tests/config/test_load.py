@@ -1,0 +1,312 @@
+"""Recipes and overrides become a checked run, or lines that say what to mend."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dmt_ds.config.load import (
+    config_from_yaml,
+    find_recipe,
+    flatten,
+    flatten_tree,
+    load_config,
+    shipped_recipes,
+    to_yaml,
+)
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.errors import ConfigError
+
+TEACHER = "teachers.models.mae.source=/weights/mae.pth"
+
+
+def recipe(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def complaints(recipe: str | Path | None, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides)
+    return str(caught.value).splitlines()
+
+
+# Precedence
+
+
+def test_a_recipe_wins_over_a_default_and_the_command_line_over_both(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "task: mae\noptim: {base_lr: 1.0e-3, weight_decay: 0.3}")
+    config = load_config(path, ["optim.base_lr=5e-3"])
+    assert config.optim.base_lr == 5e-3
+    assert config.optim.weight_decay == 0.3
+    assert config.optim.betas == (0.9, 0.95)
+
+
+def test_a_recipe_changes_only_what_its_base_says_otherwise(tmp_path: Path) -> None:
+    recipe(tmp_path, "task: mae\nname: a\noptim: {base_lr: 1, weight_decay: 1}", "a.yaml")
+    recipe(tmp_path, "base: a\nname: b\noptim: {base_lr: 2}", "b.yaml")
+    config = load_config(recipe(tmp_path, "base: b.yaml\noptim: {eps: 3}", "c.yaml"))
+    assert (config.name, config.optim.base_lr, config.optim.weight_decay, config.optim.eps) == ("b", 2, 1, 3)
+
+
+def test_teachers_of_a_recipe_can_be_changed_one_setting_at_a_time() -> None:
+    config = load_config("vit_tiny", ["teachers.models.mae.weight=0.5", "teachers.models.dino.source=timm:dino"])
+    assert list(config.teachers.models) == ["mae", "moco_v3", "ibot", "dino"]
+    assert config.teachers.models["mae"].weight == 0.5
+    assert config.teachers.models["mae"].source == "teachers/mae_pretrain_vit_base.pth"
+
+
+def test_a_section_with_nothing_under_it_changes_nothing(tmp_path: Path) -> None:
+    assert load_config(recipe(tmp_path, "task: mae\noptim:\n")).optim == RunConfig(task="mae").optim
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optim.base_lr=1e-4", "optim.base_lr", 1e-4),
+        ("optim.base_lr=2", "optim.base_lr", 2.0),
+        ("augment.mean=[0.5,0.5,0.5]", "augment.mean", [0.5, 0.5, 0.5]),
+        ("augment.mean=[5e-1, .5, 0.5]", "augment.mean", [0.5, 0.5, 0.5]),
+        ("data.label_column=null", "data.label_column", None),
+        ("data.label_column=", "data.label_column", ""),
+        ("train.compile=true", "train.compile", True),
+        ("name=007", "name", "007"),
+        ("tracking.tags.commit=12e4567", "tracking.tags.commit", "12e4567"),
+        ("tracking.tags.answer=no", "tracking.tags.answer", "no"),
+        ("tracking.tags.at=12:30", "tracking.tags.at", "12:30"),
+        ("tracking.tags.formula=a=b", "tracking.tags.formula", "a=b"),
+        ("data.path=/a b/c", "data.path", "/a b/c"),
+        ("optim={base_lr: 3}", "optim.base_lr", 3.0),
+        ("teachers.use=[mae]", "teachers.use", ["mae"]),
+    ],
+)
+def test_a_value_is_read_as_its_field_wants_it(override: str, key: str, value: object) -> None:
+    assert flatten(load_config(None, [TEACHER, override]))[key] == value
+
+
+def test_name_and_seed_are_filled_into_the_output_folder() -> None:
+    config = load_config(None, [TEACHER, "name=tiny", "seed=3", "output_dir=runs/{name}-{seed}"])
+    assert config.output_dir == "runs/tiny-3"
+
+
+def test_a_run_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_config(None, [TEACHER]).seed = 3
+
+
+# What is wrong
+
+
+def test_a_misspelt_key_names_recipe_path_and_the_likely_key(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "task: mae\noptim: {wieght_decay: 0.1}")
+    assert complaints(path) == [f"{path}: optim.wieght_decay: unknown key. Did you mean 'weight_decay'?"]
+
+
+def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> None:
+    (line,) = complaints("vit_small", "train.epochs=abc")
+    assert line == "command line: train.epochs=abc: not a number"
+    assert find_recipe("vit_small").name == "vit_small.yaml"
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("epochs=3", "epochs: unknown key. Did you mean 'train.epochs'?"),
+        ("optim.lr=3", "optim.lr: unknown key. Did you mean 'base_lr'?"),
+        ("teachers.models.mae.sorce=x", "teachers.models.mae.sorce: unknown key. Did you mean 'source'?"),
+        ("train.steps=0", "train.steps=0: must be >= 1"),
+        ("train.steps=1.5", "train.steps=1.5: not a whole number"),
+        ("train.steps=true", "train.steps=true: not a whole number"),
+        ("optim.base_lr=nan", "optim.base_lr=nan: must be a finite number"),
+        ("optim.base_lr=-1", "optim.base_lr=-1: must be > 0"),
+        ("train.compile=maybe", "train.compile=maybe: neither true nor false"),
+        ("train.log_every_steps=null", "train.log_every_steps=null: null is not allowed here"),
+        ("augment.mean=[1, 2]", "augment.mean=[1, 2]: must be a list of 3 values, such as [0.485, 0.456, 0.406]"),
+        ("data.crop_scale=0.3", "data.crop_scale=0.3: must be a list of 2 values, such as [0.2, 1]"),
+        ("optim=3", "optim=3: is a section; set its keys, such as optim.base_lr=..."),
+        ("teachers.models=3", "teachers.models=3: must have keys: teachers.models.NAME=..."),
+        ("teachers.models.x.arch=y", "teachers.models.x.source: is missing; give teachers.models.x.source=..."),
+        ("output_dir=a/{nme}", "output_dir=a/{nme}: {nme} is not known; use {name} and {seed}"),
+        ("foo", "foo: must be key=value, such as optim.base_lr=1e-3"),
+        ("=3", "=3: must be key=value, such as optim.base_lr=1e-3"),
+        ("optim..eps=3", "optim..eps=3: must be key=value, such as optim.base_lr=1e-3"),
+        ("augment.mean=[1", "augment.mean=[1: not a YAML value: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_a_bad_override_gets_one_line_with_its_remedy(override: str, complaint: str) -> None:
+    assert complaints(None, TEACHER, override) == [f"command line: {complaint}"]
+
+
+def test_a_wrong_word_names_the_allowed_ones() -> None:
+    (line,) = complaints(None, TEACHER, "data.source=foldr")
+    assert line.startswith("command line: data.source=foldr: must be one of folder, parquet, webdataset, hub, digits.")
+    assert line.endswith("Did you mean 'folder'?")
+
+
+def test_a_bad_name_is_explained_in_words() -> None:
+    (line,) = complaints(None, TEACHER, "name=a b")
+    assert line == "command line: name=a b: not allowed here. Name of the run: letters, digits, `.`, `_`, `-`."
+
+
+def test_all_findings_come_at_once_each_with_its_origin(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "task: mae\noptim: {epz: 1, base_lr: fast}\nknn: 3")
+    lines = complaints(path, "train.epochs=abc", "foo", "seed=-1")
+    assert sorted(lines) == sorted(
+        [
+            f"{path}: optim.epz: unknown key. Did you mean 'eps'?",
+            f"{path}: optim.base_lr=fast: not a number",
+            f"{path}: knn=3: is a section; set its keys, such as knn.k=...",
+            "command line: train.epochs=abc: not a number",
+            "command line: foo: must be key=value, such as optim.base_lr=1e-3",
+            "command line: seed=-1: must be >= 0",
+        ]
+    )
+
+
+def test_an_override_given_twice_is_refused() -> None:
+    assert complaints(None, TEACHER, "seed=1", "seed=2") == ["command line: seed is given twice: 1 and 2; keep one"]
+
+
+def test_a_plain_value_for_a_section_is_refused_even_where_another_override_fills_the_section() -> None:
+    assert complaints(None, TEACHER, "optim=3", "optim.eps=1") == [
+        "command line: optim=3: is a section; set its keys, such as optim.base_lr=..."
+    ]
+
+
+def test_settings_that_contradict_each_other_are_named() -> None:
+    assert complaints(None, TEACHER, "data.image_size=100") == [
+        "command line: data.image_size 100 is not a multiple of student.patch_size 16"
+    ]
+
+
+def test_distillation_without_teachers_says_how_to_give_one() -> None:
+    (line,) = complaints(None)
+    assert "teachers.models.NAME.source=FILE" in line
+
+
+# Files
+
+
+def test_broken_yaml_is_located_by_line_and_column(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "task: mae\noptim:\n  eps: [1\nname: x\n")
+    (line,) = complaints(path)
+    assert line.startswith(f"{path}:4:5: not valid YAML: ")
+
+
+def test_a_key_that_stands_twice_in_a_recipe_is_located(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "task: mae\nseed: 1\nseed: 2\n")
+    assert complaints(path) == [f"{path}:3:1: not valid YAML: key 'seed' is given twice"]
+
+
+def test_yaml_anchors_and_merges_work(tmp_path: Path) -> None:
+    text = "task: mae\ntracking: {tags: &t {a: x}}\nteachers: {models: {m: &m {source: s}, n: {<<: *m, weight: 2}}}"
+    models = load_config(recipe(tmp_path, text)).teachers.models
+    assert (models["n"].source, models["n"].weight) == ("s", 2)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n"])
+def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = recipe(tmp_path, text)
+    (line,) = complaints(path)
+    assert line.startswith(f"{path}: must be a mapping of keys")
+
+
+def test_a_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.yaml"
+    path.write_bytes(b"\xff\xfe\x00binary")
+    (line,) = complaints(path)
+    assert line.startswith(f"{path}: can't be read:")
+
+
+def test_a_missing_recipe_lists_the_shipped_ones() -> None:
+    (line,) = complaints("vit_tny")
+    assert line.startswith("recipe 'vit_tny' is not there. Did you mean 'vit_tiny'? Shipped recipes: ")
+    assert all(name in line for name in shipped_recipes())
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    (line,) = complaints(tmp_path)
+    assert "is not there" in line
+
+
+def test_recipes_that_stand_on_each_other_in_a_circle_are_refused(tmp_path: Path) -> None:
+    one = recipe(tmp_path, "base: two.yaml", "one.yaml")
+    two = recipe(tmp_path, "base: one.yaml", "two.yaml")
+    (line,) = complaints(one)
+    assert line == f"{one}: base: the recipes go in a circle: {one} -> {two} -> {one}; take one base out"
+
+
+def test_a_missing_base_names_the_recipe_that_asks_for_it(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "base: nobody")
+    (line,) = complaints(path)
+    assert line.startswith(f"{path}: base: recipe 'nobody' is not there.")
+
+
+# There and back
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_loads_and_survives_being_saved(name: str) -> None:
+    config = load_config(name)
+    assert config_from_yaml(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_says_first_what_it_is_for(name: str) -> None:
+    assert find_recipe(name).read_text().startswith("# ")
+
+
+def test_awkward_text_survives_being_saved() -> None:
+    awkward = ["007", "1e-3", "no", "~", "a: b # c", "grün", "[x]", "'", "2020-01-01"]
+    tags = {f"t{number}": text for number, text in enumerate(awkward)}
+    config = RunConfig.model_validate({"task": "mae", "output_dir": "out", "tracking": {"tags": tags}})
+    assert config_from_yaml(to_yaml(config)) == config
+
+
+def test_flat_settings_are_plain_and_rebuild_the_run() -> None:
+    flat = flatten(load_config(None, [TEACHER]))
+    assert flat["teachers.models.mae.source"] == "/weights/mae.pth"
+    assert flat["augment.mean"] == [0.485, 0.456, 0.406]
+    assert flatten_tree(flat) == flat
+
+
+def test_a_run_is_checked_without_torch() -> None:
+    code = (
+        "import sys; from dmt_ds.config.load import load_config; load_config('vit_tiny'); "
+        "import dmt_ds.config.deepspeed, dmt_ds.config.resume, dmt_ds.commands.config; print('torch' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "False"
+
+
+# The recipes hold what the paper says (section 3.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "student"), [("vit_tiny", "vit_tiny"), ("vit_small", "vit_small"), ("vit_base", "vit_base")]
+)
+def test_the_paper_recipes_hold_the_papers_settings(name: str, student: str) -> None:
+    config = load_config(name)
+    assert config.student.arch == student
+    assert (config.train.epochs, config.train.global_batch_size) == (300, 4096)
+    assert config.optim.base_lr * config.train.global_batch_size / 256 == pytest.approx(2.4e-3)
+    assert (config.optim.warmup_epochs, config.optim.min_lr) == (15, 0)
+    assert (config.optim.betas, config.optim.weight_decay, config.optim.clip_grad_norm) == ((0.9, 0.95), 0.05, 0)
+    assert (config.data.image_size, config.data.crop_scale) == (224, (0.2, 1))
+    assert (config.augment.brightness, config.augment.contrast, config.augment.saturation) == (0.4, 0.4, 0.4)
+    assert (config.augment.hue, config.augment.jitter_probability) == (0, 1)
+    assert (config.distill.divergence, config.distill.direction, config.distill.fusion) == (
+        "kl",
+        "student_teacher",
+        "sum",
+    )
+    assert (config.student.positions, config.student.drop_path) == ("sincos", 0.1)
+    assert list(config.teachers.used()) == ["mae", "moco_v3", "ibot"]
+    assert config.teachers.sharding == "zero3"
+    assert config.train.deepspeed == "student_zero2_bf16"
