@@ -26,7 +26,8 @@ from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
 from dmt_ds.tracking.environment import environment_record, environment_tags
-from dmt_ds.tracking.tracker import JsonlTracker, NullTracker, Tracker
+from dmt_ds.tracking.mlflow_tracker import open_tracker
+from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,7 @@ def _loader(run: Run, built: BuiltTask) -> TrainLoader:
         micro_batch_size=run.config.train.micro_batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),
+        local_world_size=dist.local_world_size(),
         num_workers=data.num_workers,
         pin_memory=run.device.type == "cuda",
         bad_images=data.bad_images,
@@ -174,21 +176,13 @@ def _run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None)
 
 
 def _open_tracker(run: Run, built: BuiltTask, resume: ResumePlan | None) -> Tracker:
-    """MLflow on rank 0, with all that describes the run."""
+    """The record of the run, on rank 0, with all that describes it."""
     config = run.config
+    run_id = resume.checkpoint.state.mlflow_run_id if resume else None
+    tracker = open_tracker(config.tracking, run.folder, config.name, run_id, dist.is_main())
     if not dist.is_main():
-        return NullTracker()
-    if not config.tracking.enabled:
-        return JsonlTracker(run.folder)
-    from dmt_ds.tracking.mlflow_tracker import MlflowTracker
-
-    tracker = MlflowTracker(
-        config.tracking,
-        run.folder,
-        config.tracking.run_name or config.name,
-        resume_run_id=resume.checkpoint.state.mlflow_run_id if resume else None,
-    )
-    tracker.set_tags({**_tags(run, built), **environment_tags(os.environ), **config.tracking.tags})
+        return tracker
+    tracker.set_tags({**_tags(run, built), **environment_tags(os.environ)})
     records = {f"teachers.{name}": record.as_params() for name, record in built.teachers.items()}
     tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
     tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")

@@ -17,7 +17,7 @@ from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.trainer import Trainer
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import save_backbone
-from dmt_ds.tracking.tracker import Tracker
+from dmt_ds.tracking.tracker import Tracker, read_points
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +65,16 @@ def publish_pictures(
     """Loss curves, and for DMT the patch tokens of teachers, their sum and the student as colours; all ranks call."""
     from dmt_ds.tracking import pictures
 
-    drawn = []
+    target = folder / "pictures"
     if dist.is_main():
-        drawn.append(pictures.loss_curves(folder / "metrics.jsonl", folder / "pictures" / "losses.png"))
+        target.mkdir(exist_ok=True)
+        pictures.loss_curves(read_points(folder), target / "losses.png", config.name)
     if isinstance(built.task, DmtTask):
         images = _first_images(source, config)
         tokens = _tokens_of_all(built.task, trainer, images)
         if dist.is_main():
-            drawn.append(pictures.pca_of_tokens(images, tokens, folder / "pictures" / "tokens.png"))
-    for path in drawn:
-        tracker.log_artifact(path, "pictures")
+            pictures.pca_of_tokens(images, tokens, target / "tokens.png")
+    tracker.log_artifact(target)
 
 
 def _first_images(source: ImageSource, config: RunConfig) -> Tensor:

@@ -17,7 +17,7 @@ from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.task import PretrainingTask
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_teacher
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_teacher, start_from
 from dmt_ds.models.vit import build_vit, prefer_written_attention
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,10 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
         centring_momentum=config.distill.centring_momentum,
     )
     widths = fusion.targets({name: model.record.shape.embed_dim for name, model in models.items()})
-    student = Student(build_vit(config.student, config.data.image_size), widths, config.student.adapter)
+    vit = build_vit(config.student, config.data.image_size)
+    if config.student.init_from is not None:
+        start_from(vit, config.student.init_from, config.data.image_size)
+    student = Student(vit, widths, config.student.adapter)
     objective = DistillationObjective(
         divergence=config.distill.divergence,
         direction=config.distill.direction,

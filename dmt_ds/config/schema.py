@@ -124,7 +124,7 @@ class TeacherConfig(Section):
     licence: str | None = None
     """SPDX id of the weights, kept in the run's record; null takes what is known of the source."""
     weight: NonNegative = 1.0
-    """Factor of its tokens in the fused sum."""
+    """Factor of its tokens in the fused sum; with fusion `concat`, of its losses."""
     class_token: bool = True
     """Whether its class token is part of the fused class token."""
 

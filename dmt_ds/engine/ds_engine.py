@@ -6,7 +6,8 @@ off, so that neither a compiler nor minutes of waiting are needed.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -255,17 +256,17 @@ def to_universal(source: Path, target: Path) -> None:
 
     from deepspeed.checkpoint import ds_to_universal
 
-    ds_to_universal.main(
-        Namespace(
-            input_folder=str(source),
-            output_folder=str(target),
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=True,
-        )
+    settings = Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
     )
+    with _quiet():
+        ds_to_universal.main(settings)
 
 
 def trained_state(folder: Path, tag: str) -> Mapping[str, Tensor]:
@@ -273,7 +274,15 @@ def trained_state(folder: Path, tag: str) -> Mapping[str, Tensor]:
     _deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    state: Mapping[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-        str(folder), tag, exclude_frozen_parameters=True
-    )
+    with _quiet():
+        state: Mapping[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+            str(folder), tag, exclude_frozen_parameters=True
+        )
     return state
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed's converters print bars and greetings; what goes wrong still comes as an exception."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield

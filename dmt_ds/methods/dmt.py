@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.augment import Augment
+from dmt_ds.data.augment import Augment, normalize
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
@@ -89,7 +89,7 @@ class DmtTask:
         targets = self._fusion(self._teacher_tokens(images, teachers), observe=False)
         seeds = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         self.module.eval()
-        student = model(self._augment.normalize(images), seeds)
+        student = model(normalize(images, self._augment.section.mean, self._augment.section.std), seeds)
         self.module.train()
         named = {**teachers, **{name: tokens for name, tokens in targets.items() if name not in teachers}}
         return named | {f"student {name}".removesuffix(" fused"): tokens for name, tokens in student.items()}
@@ -97,10 +97,11 @@ class DmtTask:
     def _teacher_tokens(self, images: Tensor, kept: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
         """One teacher after the other, in the same order on every rank: with ZeRO-3 each forward is a collective."""
         for name, teacher in self._teachers.items():
-            tokens = teacher(images)
-            if kept is not None:
-                kept[name] = tokens
-            yield name, tokens
+            if kept is None:
+                yield name, teacher(images)  # no name of ours: it would keep these tokens through the next teacher's pass
+            else:
+                kept[name] = teacher(images)
+                yield name, kept[name]
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
