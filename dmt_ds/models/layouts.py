@@ -148,33 +148,35 @@ def _transformers(state: Mapping[str, Tensor], names: Mapping[str, str], where: 
 
 def _join_qkv(tensors: dict[str, Tensor], file_keys: dict[str, str], where: str) -> None:
     """Query, key and value become timm's `qkv`; BEiT, whose keys have no bias, keeps `q_bias` and `v_bias`."""
-    for block in sorted({match[1] for name in tensors if (match := re.match(r"(blocks\.\d+\.attn\.)[qkv]\.", name))}):
+    keys_have_bias = any(name.endswith(".attn.k.bias") for name in tensors)
+    attentions = {match[1] for name in tensors if (match := re.match(r"(blocks\.\d+\.attn\.)[qkv]\.", name))}
+    for attention in sorted(attentions):
         for kind in ("weight", "bias"):
-            there = [letter for letter in "qkv" if f"{block}{letter}.{kind}" in tensors]
-            if kind == "bias" and there == ["q", "v"]:
-                for letter in there:
-                    _move(tensors, file_keys, f"{block}{letter}.bias", f"{block}{letter}_bias")
-                continue
-            if not there:
-                continue
-            if there != ["q", "k", "v"]:
-                have = [file_keys[f"{block}{letter}.{kind}"] for letter in there]
-                missing = [letter for letter in "qkv" if letter not in there]
-                words = {"q": "query", "k": "key", "v": "value"}
-                lost = _renamed_like(have[0], there[0], missing[0], words)
-                raise WeightsError(f"{where}: missing key '{lost}': its siblings {have} are there; fetch the file anew")
-            parts = [f"{block}{letter}.{kind}" for letter in "qkv"]
-            if len({tensors[name].shape for name in parts}) > 1:
-                shapes = ", ".join(f"'{file_keys[name]}' {list(tensors[name].shape)}" for name in parts)
-                raise WeightsError(f"{where}: shapes differ: {shapes}; fetch the file anew")
-            keys = [file_keys.pop(name) for name in parts]
-            tensors[f"{block}qkv.{kind}"] = torch.cat([tensors.pop(name) for name in parts])
-            file_keys[f"{block}qkv.{kind}"] = keys[0]
+            parts = [f"{attention}{letter}.{kind}" for letter in "qkv"]
+            there = [part for part in parts if part in tensors]
+            if kind == "bias" and not keys_have_bias:
+                for part in there:
+                    _move(tensors, file_keys, part, part.replace(".bias", "_bias"))
+            elif there:
+                _check_siblings(tensors, file_keys, parts, where)
+                keys = [file_keys.pop(part) for part in parts]
+                tensors[f"{attention}qkv.{kind}"] = torch.cat([tensors.pop(part) for part in parts])
+                file_keys[f"{attention}qkv.{kind}"] = keys[0]
 
 
-def _renamed_like(key: str, have: str, want: str, words: Mapping[str, str]) -> str:
-    """The file's name of `want`, from that of its sibling `have`."""
-    return key.replace(f".{words[have]}.", f".{words[want]}.").replace(f".{have}_proj.", f".{want}_proj.")
+def _check_siblings(tensors: Mapping[str, Tensor], file_keys: Mapping[str, str], parts: list[str], where: str) -> None:
+    """Query, key and value must all be there, and of one shape."""
+    there = {part: file_keys[part] for part in parts if part in tensors}
+    missing = [part for part in parts if part not in there]
+    if missing:
+        have, key = next(iter(there.items()))
+        old, new = have.split(".")[-2], missing[0].split(".")[-2]
+        words = {"q": "query", "k": "key", "v": "value"}
+        lost = key.replace(f".{words[old]}.", f".{words[new]}.").replace(f".{old}_proj.", f".{new}_proj.")
+        raise WeightsError(f"{where}: missing '{lost}' beside {list(there.values())}; fetch the file anew")
+    if len({tensors[part].shape for part in parts}) > 1:
+        shapes = ", ".join(f"'{there[part]}' {list(tensors[part].shape)}" for part in parts)
+        raise WeightsError(f"{where}: query, key and value differ in shape: {shapes}; fetch the file anew")
 
 
 def _move(tensors: dict[str, Tensor], file_keys: dict[str, str], old: str, new: str) -> None:

@@ -96,6 +96,7 @@ def test_heads_and_normalisation_come_from_the_folder(tmp_path):
     [
         ("encoder.layer.1.layernorm_before.weight", "missing"),
         ("encoder.layer.0.attention.attention.key.weight", "missing"),
+        ("encoder.layer.0.attention.attention.key.bias", "missing"),
         ("encoder.layer.1.output.dense.bias", "renamed"),
         ("layernorm.weight", "missing"),
         ("embeddings.position_embeddings", "renamed"),

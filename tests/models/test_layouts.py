@@ -1,4 +1,4 @@
-"""Small checkpoints in their authors' layouts, made here: each must give the tokens of the model that it was made of."""
+"""Small checkpoints in their authors' layouts, made here: each must give the tokens of the model it was made of."""
 
 import argparse
 from pathlib import Path
