@@ -184,7 +184,9 @@ def _shipper(section: TrackingConfig, store: StoreUri, spool: Spool) -> Shipper:
 def _drain(shipper: Shipper, spool: Spool, seconds: float) -> bool:
     arrived = shipper.finish(seconds)
     if not arrived:
-        logger.warning("%s: %d lines wait there and are sent by its next start", spool.folder, spool.num_waiting())
+        logger.warning(
+            "%s: %d lines wait there and are sent by the run, or by its next start", spool.folder, spool.num_waiting()
+        )
     spool.close()
     return arrived
 

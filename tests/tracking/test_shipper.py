@@ -1,0 +1,131 @@
+"""The shipper's patience, shown on a store that is a plain list and answers only when told to."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dmt_ds.tracking import shipper as shipper_module
+from dmt_ds.tracking.journal import Record
+from dmt_ds.tracking.shipper import ItemRefused, Shipper, StoreAway
+from dmt_ds.tracking.spool import Spool
+
+
+class ListStore:
+    """A store of one run."""
+
+    run_id = "run"
+
+    def __init__(self) -> None:
+        self.answers = True
+        self.refused: set[str] = set()
+        self.points: list[Record] = []
+        self.records: list[Record] = []
+        self.bugs = 0
+
+    def log_points(self, points: list[Record]) -> None:
+        self._check()
+        self.points += points
+
+    def apply(self, record: Record) -> None:
+        self._check()
+        if record["kind"] in self.refused:
+            raise ItemRefused(f"no {record['kind']} here")
+        self.records.append(record)
+
+    def _check(self) -> None:
+        if self.bugs:
+            self.bugs -= 1
+            raise KeyError("a bug")
+        if not self.answers:
+            raise StoreAway("no answer")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(tmp_path, "name")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_POLL_SECONDS", "_FIRST_DELAY_SECONDS", "_LONGEST_DELAY_SECONDS", "_FINISHING_SECONDS"):
+        monkeypatch.setattr(shipper_module, name, 0.02)
+
+
+def started(spool: Spool, store: ListStore) -> Shipper:
+    shipper = Shipper(spool, lambda: store, "here")
+    shipper.start()
+    return shipper
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_is_put_in_arrives_in_order(spool: Spool) -> None:
+    store = ListStore()
+    shipper = started(spool, store)
+    for step in range(500):
+        spool.metrics.append({"step": step})
+    spool.put("tags", tags={"a": "b"})
+    spool.put("status", status="FINISHED")
+    assert shipper.finish(10)
+    assert [point["step"] for point in store.points] == list(range(500))
+    assert [record["kind"] for record in store.records] == ["begin", "tags", "status"]
+
+
+def test_an_outage_is_said_once_and_loses_nothing(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    store = ListStore()
+    store.answers = False
+    shipper = started(spool, store)
+    for step in range(50):
+        spool.metrics.append({"step": step})
+        time.sleep(0.01)
+    assert store.points == []
+    store.answers = True
+    wait_until(lambda: len(store.points) == 50)
+    assert shipper.finish(10)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "MLflow at here: no answer; points wait in" in caplog.text
+
+
+def test_finish_waits_no_longer_than_told_and_the_next_start_sends_the_rest(spool: Spool) -> None:
+    store = ListStore()
+    store.answers = False
+    shipper = started(spool, store)
+    spool.metrics.append({"step": 1})
+    start = time.monotonic()
+    assert not shipper.finish(0.3)
+    assert time.monotonic() - start < 1
+    assert spool.num_waiting() == 2
+    shipper.join(5)
+    store.answers = True
+    assert started(spool, store).finish(10)
+    assert store.points == [{"step": 1}]
+
+
+def test_an_item_that_is_refused_holds_up_nothing(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    store = ListStore()
+    store.refused = {"artifact"}
+    spool.put("artifact", path="x")
+    spool.put("status", status="FAILED")
+    assert started(spool, store).finish(10)
+    assert [record["kind"] for record in store.records] == ["begin", "status"]
+    assert "not recorded: no artifact here" in caplog.text
+
+
+def test_a_bug_in_the_thread_costs_neither_points_nor_training(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    store = ListStore()
+    store.bugs = 2
+    spool.metrics.append({"step": 1})
+    assert started(spool, store).finish(10)
+    assert store.points == [{"step": 1}]
+    assert "unexpected error" in caplog.text
