@@ -1,6 +1,7 @@
 """Bytes of an image file to a tensor; knows no data set.
 
-torchvision decodes what it decodes right (JPEG, PNG), Pillow the rest; both paths turn the picture as its EXIF says.
+torchvision decodes JPEG, a quarter faster than Pillow, which decodes the rest. Not PNG: torchvision 0.29 ends the process
+(SIGSEGV) on a PNG with a damaged byte. It means to drop its decoders one day; then Pillow decodes JPEG too.
 """
 
 import io
@@ -10,15 +11,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode
-from torchvision.io import decode_image as torchvision_decode
 
 from dmt_ds.errors import DataError
 
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
 MAX_PIXELS = 256 * 2**20 // 3
 """Pictures of more pixels (256 MiB of RGB, Pillow's own limit) are refused: a few kB of file can fill the memory."""
-
-_FAST_FORMATS = ("JPEG", "PNG")
 
 
 def decode_image(data: bytes, name: str) -> Tensor:
@@ -37,9 +39,9 @@ def decode_image(data: bytes, name: str) -> Tensor:
     if not data:
         raise DataError(f"{name}: the image file is empty (0 bytes); fetch it again or remove it")
     try:
-        if _format(data, name) in _FAST_FORMATS:
+        if _format(data, name) == "JPEG" and decode_jpeg is not None:
             try:
-                return _decode_fast(data)
+                return _decode_jpeg(data)
             except RuntimeError:
                 pass  # Pillow knows more variants, and says more plainly what is wrong
         return _decode_pillow(data)
@@ -64,26 +66,24 @@ def _format(data: bytes, name: str) -> str:
             return header.format or ""
 
 
-def _decode_fast(data: bytes) -> Tensor:
+def _decode_jpeg(data: bytes) -> Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the bytes are read-only, and only read
+        warnings.simplefilter("ignore")  # the bytes are read-only, and only read; decoders are deprecated
         encoded = torch.frombuffer(data, dtype=torch.uint8)
-    image: Tensor = torchvision_decode(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    if image.dtype == torch.uint8:
-        return image
-    return ((image.to(torch.int32) + 128) // 257).to(torch.uint8)  # a 16-bit PNG stays 16-bit in torchvision
+        image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    return image
 
 
 def _decode_pillow(data: bytes) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits to 8
-                grey = np.asarray(upright, dtype=np.int64).clip(0, 65535)
+        with Image.open(io.BytesIO(data)) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits to 8
+                grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
                 pixels = np.repeat(((grey + 128) // 257)[..., None], 3, axis=2).astype(np.uint8)
             else:
-                pixels = np.array(upright.convert("RGB"))
+                pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -1,0 +1,120 @@
+"""Whatever a file is, it becomes upright 8-bit RGB or one line that names it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dmt_ds.data import decode
+from dmt_ds.data.decode import decode_image
+from dmt_ds.errors import DataError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+RGB = Image.fromarray(PIXELS)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def by_pillow(data: bytes) -> Tensor:
+    with Image.open(io.BytesIO(data)) as image:
+        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+
+
+HELD_BY = {
+    "JPEG": ["RGB", "L", "1", "CMYK"],
+    "PNG": ["RGB", "L", "P", "1", "RGBA", "LA"],
+    "WEBP": ["RGB", "L", "P", "RGBA"],
+    "BMP": ["RGB", "L", "P", "1", "RGBA"],
+    "TIFF": ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK"],
+    "GIF": ["RGB", "L", "P", "1", "RGBA", "LA"],
+    "PPM": ["RGB", "L", "1", "RGBA"],
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in HELD_BY.items() for mode in modes])
+def test_every_format_and_mode_is_as_pillow_says(kind: str, mode: str) -> None:
+    data = encode(RGB.convert(mode), kind)
+    image = decode_image(data, "x")
+    assert image.shape == (3, 20, 30) and image.dtype == torch.uint8
+    assert (image.int() - by_pillow(data).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_keep_their_8_upper_ones(kind: str) -> None:
+    values = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
+    image = decode_image(encode(Image.fromarray(values), kind), "x")
+    assert torch.equal(image, torch.from_numpy(np.rint(values / 257).astype(np.uint8)).expand(3, 20, 30))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_stands_as_its_exif_says(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(RGB, kind, exif=exif)
+    assert torch.equal(decode_image(data, "x"), by_pillow(data))
+    assert decode_image(data, "x").shape == ((3, 20, 30) if orientation < 5 else (3, 30, 20))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_it_is_the_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue", "green")]
+    image = decode_image(encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True), "x")
+    assert torch.equal(image, torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 10, 20))
+
+
+@pytest.mark.parametrize("has_fast_path", [True, False])
+def test_a_jpeg_is_the_same_bit_for_bit_by_both_decoders(has_fast_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_fast_path:
+        monkeypatch.setattr(decode, "decode_jpeg", None)
+    data = encode(RGB.resize((200, 150)), "JPEG", quality=92)
+    assert torch.equal(decode_image(data, "x"), by_pillow(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_truncated_file_is_named_in_one_line(kind: str) -> None:
+    data = encode(RGB.resize((200, 200)), kind)
+    with pytest.raises(DataError, match=r"^cat\.jpg: not a readable image \(.+\)") as caught:
+        decode_image(data[: len(data) // 2], "cat.jpg")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_says_so() -> None:
+    with pytest.raises(DataError, match=r"cat\.jpg: the image file is empty"):
+        decode_image(b"", "cat.jpg")
+
+
+def test_text_is_no_image() -> None:
+    with pytest.raises(DataError, match=r"cat\.jpg: not a readable image"):
+        decode_image(b"<html>404 not found</html>", "cat.jpg")
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encode(Image.new("1", (20_000, 10_000)), "PNG")
+    monkeypatch.setattr(decode, "_decode_pillow", None)  # would be called if pixels were decoded
+    with pytest.raises(DataError, match=r"bomb\.png: .*limit"):
+        decode_image(bomb, "bomb.png")
+
+
+def test_a_large_photograph_below_the_limit_is_no_bomb() -> None:
+    assert decode_image(encode(Image.new("L", (6000, 4000)), "JPEG"), "x").shape == (3, 4000, 6000)
+
+
+def test_random_damage_gives_an_image_or_one_line() -> None:
+    rng = np.random.default_rng(0)
+    whole = [encode(RGB, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")]
+    for turn in range(300):
+        data = bytearray(whole[turn % len(whole)])
+        for place in rng.integers(0, len(data), 8):
+            data[place] = rng.integers(256)
+        try:
+            assert decode_image(bytes(data), "x").dtype == torch.uint8
+        except DataError as error:
+            assert "\n" not in str(error)

@@ -1,0 +1,139 @@
+"""Crops: torchvision's distribution, exact geometry, and nothing but the seed decides."""
+
+import math
+
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tvf
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.views import CropSpec, center_crop, crop_box, crop_numbers, cut, draw_crop
+
+PLAIN = CropSpec(64, flip=0.0)
+
+
+def coordinate_image(height: int, width: int) -> torch.Tensor:
+    """Red counts columns, green rows: each pixel says where it was."""
+    red = torch.arange(width).expand(height, width)
+    green = torch.arange(height)[:, None].expand(height, width)
+    return torch.stack([red, green, torch.zeros_like(red)]).to(torch.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_coordinate_image_shows_that_the_box_is_what_is_cut(interpolation: str, seed: int) -> None:
+    image, spec = coordinate_image(200, 250), CropSpec(64, flip=0.0, interpolation=interpolation)  # type: ignore[arg-type]
+    top, left, height, width = crop_box(200, 250, spec, crop_numbers(torch.tensor([seed]), 0)[0])
+    crop = draw_crop(image, spec, seed, 0).float()
+    centres = (torch.arange(64) + 0.5) / 64
+    assert (crop[0] - (left + centres * width - 0.5)[None, :]).abs()[:, 2:-2].max() <= 1
+    assert (crop[1] - (top + centres * height - 0.5)[:, None]).abs()[2:-2].max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flip_mirrors_the_very_same_crop(seed: int) -> None:
+    image = coordinate_image(200, 250)
+    flipped = draw_crop(image, CropSpec(64, flip=1.0), seed, 0)
+    assert torch.equal(flipped.flip(-1), draw_crop(image, PLAIN, seed, 0))
+
+
+def test_half_of_the_crops_are_flipped() -> None:
+    numbers = torch.tensor(crop_numbers(torch.arange(4000), 0))
+    assert abs((numbers[:, -2] < 0.5).float().mean() - 0.5) < 0.03
+
+
+def test_a_crop_turns_by_at_most_the_given_angle() -> None:
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    image[:, :32] = 255  # a horizontal edge through the middle
+    whole = CropSpec(64, scale=(1, 1), ratio=(1, 1), flip=0.0, rotation_degrees=30.0)
+    angles = []
+    for seed in range(50):
+        crop = draw_crop(image, whole, seed, 0)
+        left_edge, right_edge = (crop[0, :, column].float().sum() / 255 for column in (20, 43))
+        angles.append(math.degrees(math.atan2(float(right_edge - left_edge), 23)))
+    assert max(map(abs, angles)) <= 32 and min(angles) < -15 and max(angles) > 15
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale"), [(300, 400, (0.2, 1.0)), (500, 120, (0.2, 1.0)), (64, 64, (0.05, 0.25))]
+)
+def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: tuple[float, float]) -> None:
+    count, ratio = 3000, (3 / 4, 4 / 3)
+    spec = CropSpec(64, scale=scale, ratio=ratio)
+    mine = [crop_box(height, width, spec, numbers) for numbers in crop_numbers(torch.arange(count), 0)]
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = [RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)]
+    mine_sorted = torch.tensor(mine, dtype=torch.float64).sort(dim=0).values
+    theirs_sorted = torch.tensor(theirs, dtype=torch.float64).sort(dim=0).values
+    for column, side in enumerate((height, width, height, width)):
+        distance = (mine_sorted[:, column] - theirs_sorted[:, column]).abs().mean() / side  # Wasserstein
+        assert distance < 0.015, ("top", "left", "height", "width")[column]
+
+
+@pytest.mark.parametrize(("height", "width"), [(1000, 10), (10, 1000)])
+def test_an_image_too_slim_for_any_crop_gives_its_middle(height: int, width: int) -> None:
+    spec = CropSpec(64, scale=(0.9, 1.0))
+    box = crop_box(height, width, spec, crop_numbers(torch.tensor([0]), 0)[0])
+    assert box == ((493, 0, 13, 10) if height > width else (0, 493, 10, 13))
+
+
+def test_a_box_never_leaves_the_image() -> None:
+    for seed, numbers in enumerate(crop_numbers(torch.arange(500), 0)):
+        height, width = 1 + seed % 37, 1 + seed % 23
+        top, left, crop_height, crop_width = crop_box(height, width, PLAIN, numbers)
+        assert 0 <= top <= top + crop_height <= height and 0 <= left <= left + crop_width <= width
+        assert crop_height > 0 and crop_width > 0
+
+
+def test_a_crop_is_torchvisions_own_resize_of_its_box() -> None:
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    numbers = crop_numbers(torch.tensor([5]), 0)[0]
+    top, left, height, width = crop_box(90, 120, PLAIN, numbers)
+    box = image[:, top : top + height, left : left + width]
+    assert torch.equal(cut(image, PLAIN, numbers), tvf.resize(box, [64, 64], InterpolationMode.BICUBIC, antialias=True))
+
+
+def test_the_same_seed_gives_the_same_crop_and_another_view_another() -> None:
+    image = coordinate_image(200, 250)
+    assert torch.equal(draw_crop(image, PLAIN, 7, 0), draw_crop(image, PLAIN, torch.tensor(7), 0))
+    assert not torch.equal(draw_crop(image, PLAIN, 7, 0), draw_crop(image, PLAIN, 7, 1))
+
+
+def test_numbers_do_not_depend_on_the_batch_they_are_drawn_in() -> None:
+    together = crop_numbers(torch.arange(10), 0)
+    assert together == [crop_numbers(torch.tensor([seed]), 0)[0] for seed in range(10)]
+
+
+def test_an_8_pixel_image_is_scaled_up() -> None:
+    assert draw_crop(coordinate_image(8, 8), CropSpec(32), 0, 0).shape == (3, 32, 32)
+
+
+def test_the_shared_crop_is_what_the_recipe_says() -> None:
+    section = DataConfig(
+        image_size=96,
+        crop_scale=(0.3, 0.9),
+        crop_ratio=(1, 1),
+        interpolation="bilinear",
+        horizontal_flip=0.25,
+        rotation_degrees=5,
+    )
+    assert CropSpec.from_section(section) == CropSpec(96, (0.3, 0.9), (1, 1), "bilinear", 0.25, 5)
+
+
+def test_the_middle_at_224_is_that_of_resize_256_and_crop_224() -> None:
+    image = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = tvf.center_crop(tvf.resize(image, [256], InterpolationMode.BICUBIC, antialias=True), [224, 224])
+    assert torch.equal(center_crop(image, 224), expected)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 100), (100, 5), (1, 1)])
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_the_middle_has_the_size_asked_for(shape: tuple[int, int], size: int) -> None:
+    assert center_crop(coordinate_image(*shape), size).shape == (3, size, size)
+
+
+def test_a_small_evaluation_crop_keeps_the_whole_image() -> None:
+    crop = center_crop(coordinate_image(128, 128), 32).float()
+    assert crop[0].min() < 3 and crop[0].max() > 124
