@@ -1,0 +1,199 @@
+"""What the doctor finds, before a queue does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dmt_ds.commands.doctor import Finding, render, run
+from dmt_ds.config.load import load_config
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.data.sources import open_source
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from tests.models import tiny
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of three images, and one validation image."""
+    picture = Image.effect_noise((32, 32), 50).convert("RGB")
+    for name in (
+        "train/cat/1",
+        "train/cat/2",
+        "train/cat/3",
+        "train/dog/1",
+        "train/dog/2",
+        "train/dog/3",
+        "val/cat/1",
+        "val/dog/1",
+    ):
+        path = tmp_path / "images" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    state = {f"backbone.{key}": value for key, value in tiny.vit().state_dict().items()}
+    torch.save({"teacher": state}, tmp_path / "teacher.pth")
+    return tmp_path / "teacher.pth"
+
+
+def small_run(tmp_path: Path, images: Path, *more: str) -> RunConfig:
+    settings: dict[str, object] = {
+        "data.source": "folder",
+        "data.path": images,
+        "data.image_size": tiny.IMAGE_SIZE,
+        "student.patch_size": tiny.PATCH_SIZE,
+        "student.embed_dim": 24,
+        "student.depth": 1,
+        "student.num_heads": 2,
+        "mae.decoder_embed_dim": 16,
+        "mae.decoder_depth": 1,
+        "train.global_batch_size": 4,
+        "train.micro_batch_size": 2,
+        "train.deepspeed": "student_zero2_fp32",
+        "tracking.enabled": "false",
+        "output_dir": tmp_path / "run",
+    }
+    settings |= dict(override.split("=", 1) for override in more)
+    return load_config(None, [f"{key}={value}" for key, value in settings.items()])
+
+
+def teacher_making(tmp_path: Path, images: Path, *more: str, ranks: int = 2) -> list[Finding]:
+    return run(small_run(tmp_path, images, "task=mae", *more), ranks)
+
+
+def distillation(tmp_path: Path, images: Path, teacher: Path, *more: str, ranks: int = 2) -> list[Finding]:
+    source = (f"teachers.models.ibot.source={teacher}", f"teachers.models.ibot.num_heads={tiny.HEADS}")
+    return run(small_run(tmp_path, images, *source, *more), ranks)
+
+
+def failed(findings: list[Finding]) -> dict[str, str]:
+    return {finding.what: finding.message for finding in findings if finding.status == "fail"}
+
+
+def said(findings: list[Finding], what: str) -> str:
+    return "\n".join(f"{finding.status}: {finding.message}" for finding in findings if finding.what == what)
+
+
+def test_a_healthy_run_has_nothing_that_fails(tmp_path: Path, images: Path, teacher: Path) -> None:
+    findings = distillation(tmp_path, images, teacher)
+    assert failed(findings) == {}
+    assert said(findings, "batch") == "ok: 4 = 2 x 2 ranks x 1 accumulation steps"
+    assert "ok: 6 training images, 2 classes" in said(findings, "data")
+    assert f"{tiny.WIDTH} wide" in said(findings, "teachers")
+
+
+def test_looking_leaves_nothing_behind(tmp_path: Path, images: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    teacher_making(tmp_path, images)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_failure_hides_no_other(tmp_path: Path, images: Path) -> None:
+    findings = distillation(
+        tmp_path, images / "nothing", Path("/no/teacher.pth"), "train.deepspeed=/no/file.json", "distill.fusion=concat"
+    )
+    assert set(failed(findings)) == {"batch", "data", "teachers"}
+
+
+def test_a_batch_that_does_not_divide_shows_its_arithmetic(tmp_path: Path, images: Path) -> None:
+    message = failed(teacher_making(tmp_path, images, ranks=3))["batch"]
+    assert "4 is not divisible by micro_batch_size 2 x 3 ranks = 6; nearest: 6" in message
+
+
+def test_a_corrupt_image_among_those_looked_at_is_named(tmp_path: Path, images: Path) -> None:
+    (images / "train" / "dog" / "3.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
+    assert str(images / "train" / "dog" / "3.jpg") in failed(teacher_making(tmp_path, images))["data"]
+
+
+def test_a_missing_validation_split_is_no_failure(tmp_path: Path, images: Path) -> None:
+    findings = teacher_making(tmp_path, images, "data.val_split=elsewhere")
+    assert failed(findings) == {}
+    assert "warn: needed for k-NN only" in said(findings, "data")
+
+
+def test_a_warmup_as_long_as_the_run_is_told(tmp_path: Path, images: Path) -> None:
+    findings = teacher_making(tmp_path, images, "train.steps=5", "optim.warmup_steps=5")
+    assert said(findings, "length").startswith("warn: 5 steps, 5 of them warm-up")
+
+
+def test_a_damaged_teacher_is_named_with_its_key(tmp_path: Path, images: Path) -> None:
+    state = {f"backbone.{key}": value for key, value in tiny.vit().state_dict().items()}
+    state.pop("backbone.norm.weight")
+    torch.save({"teacher": state}, tmp_path / "damaged.pth")
+    message = failed(distillation(tmp_path, images, tmp_path / "damaged.pth"))["teachers"]
+    assert "teacher 'ibot'" in message
+    assert "norm.weight" in message
+
+
+def test_teachers_and_student_of_different_patches_are_told(tmp_path: Path, images: Path, teacher: Path) -> None:
+    message = failed(distillation(tmp_path, images, teacher, "student.patch_size=4"))["student"]
+    assert message == "student has 65 tokens, teacher 'ibot' 17: set student.patch_size to its patch"
+
+
+def test_a_disk_that_is_too_small_is_told(tmp_path: Path, images: Path) -> None:
+    findings = teacher_making(tmp_path, images, "train.keep_checkpoints=1000000000")
+    assert "choose another output_dir, or train.keep_checkpoints=1" in failed(findings)["output"]
+
+
+def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    findings = teacher_making(tmp_path, images, f"output_dir={tmp_path}/file/run")
+    assert "can't write in" in failed(findings)["output"]
+
+
+def test_a_tracking_server_that_is_away_is_only_a_warning(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    findings = teacher_making(tmp_path, images, "tracking.enabled=true", "tracking.uri=http://127.0.0.1:9")
+    assert failed(findings) == {}
+    assert said(findings, "tracking").startswith("warn: ")
+
+
+def save_checkpoint(tmp_path: Path, config: dict[str, object], fingerprint: str) -> None:
+    def write(folder: Path, tag: str) -> None:
+        (folder / tag / "weights.pt").write_bytes(b"0")
+
+    state = RunState(
+        step=7,
+        images_seen=28,
+        world_size=1,
+        zero_stage=2,
+        precision="fp32",
+        config=config,
+        data_fingerprint=fingerprint,
+    )
+    CheckpointFolder(tmp_path / "run" / "checkpoints", keep=2).save(state, write)
+
+
+def test_a_checkpoint_of_the_same_run_is_gone_on_from(tmp_path: Path, images: Path) -> None:
+    config = small_run(tmp_path, images, "task=mae")
+    save_checkpoint(tmp_path, config.model_dump(mode="json"), open_source(config.data, "train").fingerprint)
+    findings = run(config, ranks=2)
+    assert failed(findings) == {}
+    assert "(step 7, converted from 1 to 2 ranks)" in said(findings, "checkpoint")
+
+
+def test_a_checkpoint_of_another_run_shows_the_difference(tmp_path: Path, images: Path) -> None:
+    other = small_run(tmp_path, images, "task=mae", "optim.base_lr=1")
+    save_checkpoint(tmp_path, other.model_dump(mode="json"), "other images")
+    lines = said(run(small_run(tmp_path, images, "task=mae"), ranks=2), "checkpoint")
+    assert "fail: optim.base_lr: 1.0 -> 0.00015" in lines
+    assert "fail: data_fingerprint: other images" in lines
+
+
+def test_the_table_marks_each_line_and_says_what_it_comes_to() -> None:
+    findings = [Finding("ok", "a", "fine"), Finding("warn", "bbb", "look"), Finding("fail", "c", "broken")]
+    assert render(findings).splitlines() == [
+        "✓ a    fine",
+        "! bbb  look",
+        "✗ c    broken",
+        "",
+        "1 will fail, 1 to look at",
+    ]
+    assert render(findings[:1]).splitlines()[-1] == "ready"
