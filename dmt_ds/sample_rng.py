@@ -27,10 +27,16 @@ def uniform(seeds: Tensor, stream: str, count: int) -> Tensor:
     Args:
         stream: what the numbers are for (`"crop"`, `"drop_path/3"`); streams are independent of each other.
     """
-    key = _mix(seeds ^ zlib.crc32(stream.encode()))  # [B]
+    key = _mix(seeds ^ _stream_number(stream))  # [B]
     counters = torch.arange(1, count + 1, device=seeds.device, dtype=torch.int64) * _GAMMA
     bits = _mix(key[:, None] + counters)  # [B, count]
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+@torch.compiler.assume_constant_result
+def _stream_number(stream: str) -> int:
+    """A number for a name; torch.compile takes it as a constant, as it can't trace zlib."""
+    return zlib.crc32(stream.encode())
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -127,6 +127,7 @@ def _build_trainer(
         grad_accum_steps=run.batch.grad_accum_steps,
         log_every_steps=config.train.log_every_steps,
         save_every_steps=config.train.save_every_steps,
+        stop_after_step=config.train.stop_after_step,
     )
     start_step = resume.checkpoint.state.step if resume else 0
     view = ProgressView(config.name, start_step, plan.total_steps, visible=dist.is_main())

@@ -349,6 +349,8 @@ class TrainConfig(Section):
     """Complete checkpoints that stay on disk."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest complete checkpoint of output_dir; `never` refuses to start where there is one."""
+    stop_after_step: Count | None = None
+    """This start ends, saved, after so many steps of the run; the schedule stays that of the whole run. For runs in slices."""
     hang_timeout_seconds: Positive = 1800.0
     """A rank that makes no step for so long dumps all stacks and ends the job."""
     compile: bool = False
@@ -428,4 +430,12 @@ class RunConfig(Section):
             )
         if self.task == "dmt" and not self.teachers.used():
             raise ValueError("task dmt needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_have_weight(self) -> "RunConfig":
+        weights = {name: teacher.weight for name, teacher in self.teachers.used().items()}
+        idle = [name for name, weight in weights.items() if weight == 0]
+        if self.task == "dmt" and (len(idle) == len(weights) or (idle and self.distill.fusion == "concat")):
+            raise ValueError(f"teachers {idle} have weight 0: raise teachers.models.NAME.weight, or leave them out by teachers.use")
         return self

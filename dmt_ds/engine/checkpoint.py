@@ -96,7 +96,7 @@ class CheckpointFolder:
         def prepare() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob("*_universal")]:
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             hidden.mkdir()
             newest = max(self.folder.glob("step*"), default=None)
             needed = sum(f.stat().st_size for f in newest.iterdir() if f.is_file()) if newest else 0

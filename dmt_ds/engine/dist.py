@@ -82,7 +82,7 @@ def is_main() -> bool:
 
 def local_world_size() -> int:
     """Ranks on this node, as the launcher says; all of them where it does not."""
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return world_size()

@@ -30,7 +30,7 @@ class Outcome(Enum):
     """How `fit` ended."""
 
     FINISHED = "finished"
-    STOPPED = "stopped by a signal; start again to go on"
+    STOPPED = "saved and stopped; start again to go on"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class TrainPlan:
     grad_accum_steps: int
     log_every_steps: int
     save_every_steps: int
+    stop_after_step: int | None = None
 
     def logs_at(self, step: int) -> bool:
         """Whether the update that makes `step` done is a log step: the first, every n-th, the last."""
@@ -104,17 +105,19 @@ class Trainer:
         self.step = checkpoint.state.step
 
     def fit(self) -> Outcome:
-        """Train to the last step, or to the first step's end after a signal."""
+        """Train to the last step, or to the end of the step in which a signal came."""
         self.engine.train()
-        batches = self._batches()
+        batches = self.batches()
         while self.step < self._plan.total_steps:
-            stop_asked = self._update(batches)
+            signalled = self.update(batches)
             self._around.view.advance()
             self._around.watchdog.beat(f"step {self.step}")
-            if self._plan.saves_at(self.step) or stop_asked:
+            stops = signalled or self.step == self._plan.stop_after_step
+            if self._plan.saves_at(self.step) or stops:
                 self.save()
-            if stop_asked and self.step < self._plan.total_steps:
-                logger.info("%s: saved at step %d", self._around.stop.name, self.step)
+            if stops and self.step < self._plan.total_steps:
+                reason = self._around.stop.name if signalled else "train.stop_after_step"
+                logger.info("%s: saved at step %d of %d", reason, self.step, self._plan.total_steps)
                 return Outcome.STOPPED
         return Outcome.FINISHED
 
@@ -125,7 +128,8 @@ class Trainer:
         self._around.watchdog.beat(f"step {self.step}")
         self._throughput.pop()  # a save is not training time
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
+        """This rank's micro-batches from the present step to the last."""
         accumulation = self._plan.grad_accum_steps
         return self._loader.batches(
             start_image=self.step * self._plan.global_batch_size,
@@ -133,7 +137,7 @@ class Trainer:
             grad_accum_steps=accumulation,
         )
 
-    def _update(self, batches: Iterator[Batch]) -> bool:
+    def update(self, batches: Iterator[Batch]) -> bool:
         """One optimizer update from `grad_accum_steps` micro-batches; whether some rank was asked to stop."""
         logs = self._plan.logs_at(self.step + 1)
         progress = Progress(self.step, self._plan.total_steps)

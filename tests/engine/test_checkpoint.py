@@ -90,3 +90,13 @@ def test_saving_a_step_again_replaces_it(folder):
     folder.save(state(1), write_weights)
     folder.save(state(1), lambda root, tag: (root / tag / "weights.pt").write_bytes(b"new"))
     assert (folder.folder / "step00000001" / "weights.pt").read_bytes() == b"new"
+
+
+def test_what_kills_and_conversions_leave_behind_is_removed_by_the_next_save(folder):
+    folder.save(state(1), write_weights)
+    for name in (".tmp-step00000002", "step00000001_universal"):
+        (folder.folder / name).mkdir()
+    for name in (".tmp-latest", "latest_universal"):
+        (folder.folder / name).write_text("step00000001")
+    folder.save(state(2), write_weights)
+    assert sorted(p.name for p in folder.folder.iterdir()) == ["latest", "step00000001", "step00000002"]

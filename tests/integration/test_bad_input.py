@@ -1,0 +1,146 @@
+"""What a person gets wrong ends in one clear line and exit code 2, and nothing is lost."""
+
+import io
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests import processes, tiny_run
+
+pytestmark = pytest.mark.distributed
+
+
+def errors_of(arguments, code: int = 2, **options) -> list[str]:
+    """Lines of the error, after checking that there is no traceback."""
+    done = processes.run(arguments, check=False, **options)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert "Traceback" not in done.stderr
+    return [line.removeprefix("dmt-ds: error: ") for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a recipe whose run was stopped at step 3."""
+    folder = tmp_path_factory.mktemp("stopped")
+    processes.run(tiny_run.pretrain(tiny_run.write_recipe(folder), "train.stop_after_step=3"))
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """48 digits as PNG files in two classes, in an ImageNet-style folder."""
+    images, labels = load_digits(return_X_y=True)
+    for number in range(48):
+        target = tmp_path / "images" / "train" / f"class{labels[number] % 2}" / f"{number:03d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((images[number].reshape(8, 8) * 15).astype(np.uint8)).resize((16, 16)).save(target)
+    return tmp_path / "images"
+
+
+def test_all_findings_of_a_recipe_come_at_once(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path)
+    lines = errors_of(tiny_run.pretrain(recipe, "optim.wieght_decay=0.1", "train.epochs=abc"))
+    assert any("optim.wieght_decay" in line and "Did you mean 'weight_decay'" in line for line in lines)
+    assert any("train.epochs" in line for line in lines)
+
+
+def test_batch_arithmetic_is_shown(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path)
+    (line,) = errors_of(tiny_run.pretrain(recipe, "train.global_batch_size=30"))
+    assert "30 is not divisible by micro_batch_size 8 x 1 rank = 8; nearest: 24, 32" in line
+
+
+def test_a_missing_teacher_file_is_named(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path)
+    (line,) = errors_of(tiny_run.pretrain(recipe, "teachers.models.red.source=/nowhere/mae.pth"))
+    assert "/nowhere/mae.pth" in line and "red" in line
+
+
+def test_a_resume_with_another_recipe_shows_the_difference(stopped_run):
+    lines = errors_of(tiny_run.pretrain(stopped_run / "recipe.yaml", "distill.fusion=mean", "optim.weight_decay=0.2"))
+    text = "\n".join(lines)
+    assert "distill.fusion: sum -> mean" in text and "optim.weight_decay: 0.05 -> 0.2" in text
+    assert (stopped_run / "run" / "checkpoints" / "latest").read_text() == "step00000003"
+
+
+def test_a_resume_with_another_teacher_shows_the_hashes(stopped_run, tmp_path):
+    other = tiny_run.make_teacher(tmp_path / "other", seed=9)
+    lines = errors_of(tiny_run.pretrain(stopped_run / "recipe.yaml", f"teachers.models.red.source={other}"))
+    assert any(line.startswith("teacher red: weights sha256") for line in lines)
+
+
+def test_a_checkpoint_of_another_model_is_refused(stopped_run):
+    lines = errors_of(tiny_run.pretrain(stopped_run / "recipe.yaml", "student.embed_dim=36"))
+    assert any("student.embed_dim: 24 -> 36" in line for line in lines)
+
+
+def test_a_corrupt_image_in_the_middle_stops_the_run_with_its_name(tmp_path, image_folder):
+    recipe = tiny_run.write_recipe(tmp_path, data={"source": "folder", "path": str(image_folder)})
+    broken = sorted(image_folder.rglob("*.png"))[20]
+    broken.write_bytes(broken.read_bytes()[:40])
+    (line,) = errors_of(tiny_run.pretrain(recipe))
+    assert str(broken) in line
+
+
+def test_a_corrupt_image_can_be_skipped_and_is_named_in_the_log(tmp_path, image_folder):
+    recipe = tiny_run.write_recipe(tmp_path, data={"source": "folder", "path": str(image_folder), "bad_images": "skip"})
+    broken = sorted(image_folder.rglob("*.png"))[20]
+    broken.write_bytes(b"")
+    processes.run(tiny_run.pretrain(recipe))
+    assert str(broken) in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_an_empty_data_set_is_one_line(tmp_path):
+    (tmp_path / "empty" / "train" / "cats").mkdir(parents=True)
+    recipe = tiny_run.write_recipe(tmp_path, data={"source": "folder", "path": str(tmp_path / "empty")})
+    (line,) = errors_of(tiny_run.pretrain(recipe))
+    assert str(tmp_path / "empty") in line
+
+
+def test_a_taken_port_is_one_line_with_the_address(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        (line,) = errors_of(tiny_run.pretrain(recipe), **ranks)
+    assert f"127.0.0.1:{port}" in line and "MASTER_PORT" in line
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a small file system can't be mounted here (needs root)")
+    try:
+        recipe = tiny_run.write_recipe(tmp_path, output_dir=str(small / "run"), train={"save_every_steps": 2})
+        processes.run(tiny_run.pretrain(recipe, "train.stop_after_step=2"))
+        free = shutil.disk_usage(small).free
+        (small / "ballast").write_bytes(io.BytesIO(b"\0" * max(0, free - 100_000)).getvalue())
+        (line,) = errors_of(tiny_run.pretrain(recipe))
+        assert "step00000004: not saved" in line and "No space left on device" in line and "step00000002" in line
+        (small / "ballast").unlink()
+        processes.run(tiny_run.pretrain(recipe))
+        assert (small / "run" / "DONE").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_an_unreachable_tracking_server_does_not_stop_the_run(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tracking = {"enabled": True, "uri": f"http://127.0.0.1:{port}", "drain_seconds": 1, "system_metrics_seconds": 0}
+    recipe = tiny_run.write_recipe(tmp_path, tracking=tracking)
+    processes.run(tiny_run.pretrain(recipe))
+    assert len(tiny_run.losses(tmp_path / "run")) == tiny_run.NUM_STEPS
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"127.0.0.1:{port}" in log

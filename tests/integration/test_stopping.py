@@ -1,0 +1,93 @@
+"""Signals, hangs and MLflow: a run ends well and goes on as one run."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from dmt_ds.engine.stopping import HANG_EXIT_CODE
+from tests import processes, tiny_run
+
+pytestmark = pytest.mark.distributed
+
+
+def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and max(tiny_run.losses(run), default=0) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached in {seconds} s")
+
+
+def mlflow_runs(folder: Path):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dmt_ds")
+    return client, client.search_runs([experiment.experiment_id])
+
+
+def test_term_saves_and_ends_with_0_and_the_next_start_goes_on_in_the_same_mlflow_run(tmp_path):
+    tracking = {"enabled": True, "uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "system_metrics_seconds": 0}
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 400, "micro_batch_size": 16}, tracking=tracking)
+    run = tmp_path / "run"
+    first = processes.start(tiny_run.pretrain(recipe), log=tmp_path / "first.log")
+    wait_for_step(run, 5)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 0, (tmp_path / "first.log").read_text()
+    assert "SIGTERM: saved at step" in (run / "train.log").read_text()
+    _, runs = mlflow_runs(tmp_path)
+    assert [r.info.status for r in runs] == ["KILLED"]
+    saved_at = max(tiny_run.losses(run))
+
+    processes.run(tiny_run.pretrain(recipe, f"train.stop_after_step={saved_at + 5}"))
+    client, runs = mlflow_runs(tmp_path)
+    assert len(runs) == 1
+    history = client.get_metric_history(runs[0].info.run_id, "train/loss")
+    assert sorted(point.step for point in history) == list(range(1, saved_at + 6))
+    assert runs[0].data.tags["task"] == "dmt" and runs[0].data.tags["teachers"] == "red+blue"
+    assert runs[0].data.params["distill.fusion"] == "sum"
+    artifacts = {artifact.path for artifact in client.list_artifacts(runs[0].info.run_id)}
+    assert {"config.yaml", "deepspeed_student.json", "environment.json"} <= artifacts
+
+
+def test_usr1_on_one_rank_stops_all_ranks_after_a_save(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2000})
+    launched = processes.start(tiny_run.pretrain(recipe), processes=2, log=tmp_path / "log")
+    wait_for_step(tmp_path / "run", 3)
+    children = [int(pid) for pid in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
+    import os
+
+    os.kill(children[-1], signal.SIGUSR1)
+    assert launched.wait(90) == 0, (tmp_path / "log").read_text()[-3000:]
+    last = max(tiny_run.losses(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == f"step{last:08d}"
+
+
+def test_an_exception_ends_the_mlflow_run_as_failed(tmp_path):
+    tracking = {"enabled": True, "uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "system_metrics_seconds": 0}
+    recipe = tiny_run.write_recipe(tmp_path, optim={"base_lr": 1e30, "clip_grad_norm": 0.0}, tracking=tracking)
+    done = processes.run(tiny_run.pretrain(recipe), check=False)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
+    assert len(errors) == 1 and "the loss is not finite on rank 0" in errors[0] and "digits" in errors[0]
+    _, runs = mlflow_runs(tmp_path)
+    assert [r.info.status for r in runs] == ["FAILED"]
+
+
+def test_a_rank_that_hangs_ends_the_job_with_stacks(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2000, "hang_timeout_seconds": 8})
+    launched = processes.start(tiny_run.pretrain(recipe), processes=2, log=tmp_path / "log")
+    wait_for_step(tmp_path / "run", 3)
+    children = [int(pid) for pid in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
+    import os
+
+    os.kill(children[-1], signal.SIGSTOP)
+    code = launched.wait(90)
+    os.kill(children[-1], signal.SIGKILL) if Path(f"/proc/{children[-1]}").exists() else None
+    log = (tmp_path / "log").read_text()
+    assert code != 0
+    assert f"exitcode  : {HANG_EXIT_CODE}" in log or f"exitcode: {HANG_EXIT_CODE}" in log or "no progress for" in log
+    assert "no progress for" in log and "Thread" in log
