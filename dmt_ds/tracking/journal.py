@@ -66,6 +66,8 @@ class Journal:
     def read(self, offset: int, max_lines: int = 1000) -> tuple[list[Record], int]:
         """The next complete lines from byte `offset`, and the offset behind them; unreadable lines are left out."""
         records: list[Record] = []
+        if not self.path.exists():
+            return records, offset
         with self.path.open("rb") as file:
             file.seek(offset if offset <= self.num_bytes else 0)
             offset = file.tell()
@@ -79,6 +81,8 @@ class Journal:
 
     def last(self) -> Record | None:
         """The last complete line; None where there is none."""
+        if not self.path.exists():
+            return None
         with self.path.open("rb") as file:
             file.seek(max(0, self.num_bytes - _TAIL))
             lines = file.read().splitlines(keepends=True)
@@ -87,8 +91,8 @@ class Journal:
 
     @property
     def num_bytes(self) -> int:
-        """Length of the file."""
-        return self.path.stat().st_size
+        """Length of the file; 0 where someone has removed it."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def close(self) -> None:
         """Say what was lost, and let go of the file."""

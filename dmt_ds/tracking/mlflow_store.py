@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,11 +75,8 @@ def open_run(store: StoreUri, experiment: str, spool: Spool) -> "MlflowRun":
     """
     client, experiment_id = open_store(store, experiment)
     with _translated():
-        run = (
-            _known_run(client, spool.run_id)
-            or _run_with_key(client, experiment_id, spool)
-            or _new_run(client, experiment_id, spool)
-        )
+        run = _known_run(client, spool.run_id) or _run_with_key(client, experiment_id, spool)
+        run = run or _new_run(client, experiment_id, spool)
         spool.adopt(run.info.run_id)
         return MlflowRun(client, run, spool.output_dir)
 
@@ -97,7 +94,12 @@ class MlflowRun:
 
     def log_points(self, points: list[Record]) -> None:
         """Add points. A step that a metric has passed already is left out: it was sent before, or is being repeated."""
-        fresh = [metric for point in points for metric in self._fresh_metrics(point)]
+        fresh: list[Metric] = []
+        for point in points:
+            try:
+                fresh += self._fresh_metrics(point)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                logger.warning("not recorded, since it is no point: %s", point)
         for start in range(0, len(fresh), _METRICS_AT_ONCE):
             self._log_metrics(fresh[start : start + _METRICS_AT_ONCE])
 
@@ -190,8 +192,9 @@ class MlflowRun:
             source_type="local" if Path(source).exists() else "external",
             source=json.dumps({"uri": source}),
         )
-        tags = [InputTag("mlflow.data.context", record["context"])]
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+        self._client.log_inputs(
+            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", record["context"])])]
+        )
 
     def _set_status(self, record: Record) -> None:
         if record["status"] == "RUNNING":
@@ -236,10 +239,8 @@ def _experiment_id(client: "MlflowClient", store: StoreUri, name: str) -> str:
             if found is None:
                 raise StoreAway(_one_line(error)) from error
     if found.lifecycle_stage != "active":
-        raise StoreAway(
-            f"experiment {name} was deleted; `mlflow experiments restore -x {found.experiment_id}`, or "
-            "name another in tracking.experiment"
-        )
+        remedy = f"`mlflow experiments restore -x {found.experiment_id}`, or name another in tracking.experiment"
+        raise StoreAway(f"experiment {name} was deleted; {remedy}")
     return str(found.experiment_id)
 
 
@@ -267,7 +268,7 @@ def _run_with_key(client: "MlflowClient", experiment_id: str, spool: Spool) -> "
 
 
 def _new_run(client: "MlflowClient", experiment_id: str, spool: Spool) -> "Run":
-    begin: Mapping[str, Any] = spool.beginning()
+    begin = spool.beginning()
     tags = {
         _KEY_TAG: begin.get("key", ""),
         "mlflow.source.name": "dmt-ds",

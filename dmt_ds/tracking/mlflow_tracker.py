@@ -184,9 +184,7 @@ def _shipper(section: TrackingConfig, store: StoreUri, spool: Spool) -> Shipper:
 def _drain(shipper: Shipper, spool: Spool, seconds: float) -> bool:
     arrived = shipper.finish(seconds)
     if not arrived:
-        logger.warning(
-            "%s: %d lines wait there and are sent by the run, or by its next start", spool.folder, spool.num_waiting()
-        )
+        logger.warning("%s: not all has arrived; the rest is kept and sent by the run, or its next start", spool.folder)
     spool.close()
     return arrived
 

@@ -60,7 +60,7 @@ class Shipper(threading.Thread):
         self._finish_asked.set()
         self.join(drain_seconds)
         self._stopped = True
-        return not self.is_alive() and self._spool.is_empty()
+        return not self.is_alive() and self._all_arrived()
 
     def run(self) -> None:
         """Until finished."""
@@ -72,16 +72,24 @@ class Shipper(threading.Thread):
             except StoreAway as error:
                 self._say_away(str(error))
                 delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
-            except Exception:
+            except Exception as error:
                 # A bug here must cost points on a page, never a training run.
-                logger.exception("tracking: unexpected error; trying again")
+                logger.debug("unexpected error", exc_info=True)
+                self._say_away(f"unexpected {type(error).__name__}: {error}")
                 self._run = None
-            if self._finish_asked.is_set() and self._run is not None and self._spool.is_empty():
+                delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+            if self._finish_asked.is_set() and self._run is not None and self._all_arrived():
                 return
             if self._finish_asked.is_set():
                 time.sleep(_FINISHING_SECONDS)
             else:
                 self._finish_asked.wait(_POLL_SECONDS if self._run else delay)
+
+    def _all_arrived(self) -> bool:
+        try:
+            return self._spool.is_empty()
+        except OSError:
+            return False
 
     def _ship(self) -> None:
         if not self._spool.lock.acquire(wait=False):

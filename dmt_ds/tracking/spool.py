@@ -73,12 +73,6 @@ class Spool:
         """Everything before `offset` has arrived."""
         self._shipped.advance(journal, offset)
 
-    def num_waiting(self) -> int:
-        """Lines that have not arrived."""
-        return sum(
-            len(self.unshipped(journal, max_lines=1 << 62)[0]) for journal in (self.metrics, self.records, self.system)
-        )
-
     def is_empty(self) -> bool:
         """Whether everything has arrived."""
         return not any(self.unshipped(journal, 1)[0] for journal in (self.metrics, self.records, self.system))

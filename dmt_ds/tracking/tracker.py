@@ -95,7 +95,11 @@ class JsonlTracker(NullTracker):
 
 def point(metrics: Mapping[str, float], step: int) -> Record:
     """One line of `metrics.jsonl`, stamped with the present time."""
-    return {"step": step, "time_ms": time.time_ns() // 1_000_000, "metrics": dict(metrics)}
+    return {
+        "step": step,
+        "time_ms": time.time_ns() // 1_000_000,
+        "metrics": {name: float(value) for name, value in metrics.items()},
+    }
 
 
 def read_points(output_dir: Path) -> Iterator[Record]:

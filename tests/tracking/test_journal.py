@@ -104,6 +104,14 @@ def test_what_a_full_disk_costs_is_counted(tmp_path: Path, caplog: pytest.LogCap
     assert "3000 lines are lost for good" in caplog.text
 
 
+def test_a_file_that_someone_removed_is_empty(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "points.jsonl")
+    journal.append({"step": 1})
+    journal.path.unlink()
+    journal.append({"step": 2})
+    assert journal.read(0) == ([], 0) and journal.last() is None and journal.num_bytes == 0
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrackingError, match=r"file/points\.jsonl: can't be written .*output_dir"):
