@@ -1,7 +1,7 @@
 """Bytes of an image file to a tensor; knows no data set.
 
-torchvision decodes JPEG, a quarter faster than Pillow, which decodes the rest. Not PNG: torchvision 0.29 ends the process
-(SIGSEGV) on a PNG with a damaged byte. It means to drop its decoders one day; then Pillow decodes JPEG too.
+torchvision decodes JPEG, a quarter faster than Pillow, which decodes the rest. Not PNG: torchvision 0.29 ends the
+process (SIGSEGV) on a PNG with a damaged byte. It means to drop its decoders one day; then Pillow decodes JPEG too.
 """
 
 import io

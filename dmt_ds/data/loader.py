@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
@@ -12,7 +13,7 @@ from dmt_ds.data.batch_maker import EvalBatchMaker, Job, Made, TrainBatchMaker
 from dmt_ds.data.sampling import SampleStream, rank_positions
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import CropSpec
-from dmt_ds.data.worker_processes import start_server
+from dmt_ds.data.worker_processes import obey_trainer, start_server
 from dmt_ds.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ def _made(
         collate_fn=_as_it_is,
         prefetch_factor=_BATCHES_AHEAD if num_workers else None,
         multiprocessing_context=start_server() if num_workers else None,
+        worker_init_fn=partial(obey_trainer, os.getpid()),
     )
     try:
         for made in loader:

@@ -51,12 +51,8 @@ def test_jitter_is_torchvisions_with_an_order_and_strengths_for_each_image(hue: 
         brightness=0.4, contrast=0.8, saturation=1.5, hue=hue, jitter_probability=probability, **PLAIN
     )
     images, seeds = random_images(64), torch.arange(64)
-    expected = torch.stack(
-        [
-            jittered_by_torchvision(*pair, seed)
-            for *pair, seed in ((image, section, seed) for image, seed in zip(images, seeds, strict=True))
-        ]
-    )
+    pairs = zip(images, seeds, strict=True)
+    expected = torch.stack([jittered_by_torchvision(image, section, seed) for image, seed in pairs])
     torch.testing.assert_close(Augment(section)(images, seeds), expected, atol=1e-4, rtol=0)
 
 

@@ -1,0 +1,327 @@
+"""The loader: complete, in order, the same at any world size, and plain about what goes wrong."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import _utils as torch_loader
+
+from dmt_ds import sample_rng
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.loader import TrainLoader, eval_batches, usable_workers
+from dmt_ds.data.sampling import SampleStream
+from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.views import CropSpec, center_crop, draw_crop
+from dmt_ds.errors import DataError
+
+SPECS = (CropSpec(16), CropSpec(8, scale=(0.05, 0.25)))
+
+
+class GreySource:
+    """Image i is of brightness i; rows in `broken` can't be read."""
+
+    class_names = ("even", "odd")
+    fingerprint = "grey"
+
+    def __init__(self, count: int, broken: frozenset[int] = frozenset()) -> None:
+        self.count, self.broken, self.reads = count, broken, [0] * count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Tensor:
+        self.reads[index] += 1
+        if index in self.broken:
+            raise DataError(f"{self.name(index)}: broken")
+        return torch.full((3, 9, 12), index % 256, dtype=torch.uint8)
+
+    def label(self, index: int) -> int:
+        return index % 2
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+class BuggySource(GreySource):
+    """Reading fails as a programming error would."""
+
+    def read(self, index: int) -> Tensor:
+        raise RuntimeError("a bug of ours")
+
+
+def make_loader(source: ImageSource, **settings: Any) -> TrainLoader:
+    settings = {"run_seed": 3, "micro_batch_size": 4, **settings}
+    return TrainLoader(source, SampleStream(len(source), seed=3), SPECS, **settings)
+
+
+def all_ranks(source: ImageSource, world_size: int, accum: int, start: int, steps: int) -> list[Batch]:
+    """Batches of all ranks in the order of the stream."""
+    loaders = [make_loader(source, rank=rank, world_size=world_size) for rank in range(world_size)]
+    iterators = [loader.batches(start, steps * accum, accum) for loader in loaders]
+    return [next(iterator) for _ in range(steps * accum) for iterator in iterators]
+
+
+@pytest.fixture
+def no_limit_on_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+
+
+def test_a_batch_holds_the_crops_that_its_seeds_stand_for() -> None:
+    source, stream = open_source(DataConfig(), "train"), SampleStream(1437, seed=3)
+    batch = next(make_loader(source).batches(1435, 1, 1))
+    epochs, rows = stream.at(1435, 4)
+    assert epochs.tolist() == [0, 0, 1, 1] and torch.equal(batch.indices, rows)
+    assert torch.equal(batch.seeds, sample_rng.image_seeds(3, epochs, rows))
+    assert batch.labels.tolist() == [source.label(row) for row in rows.tolist()]
+    for view, spec in enumerate(SPECS):
+        crops = [
+            draw_crop(source.read(row), spec, seed, view) for row, seed in zip(rows.tolist(), batch.seeds, strict=True)
+        ]
+        assert torch.equal(batch.crops[view], torch.stack(crops)) and batch.crops[view].is_contiguous()
+    assert batch.images is batch.crops[0]
+
+
+@pytest.mark.parametrize(("world_size", "accum"), [(1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1)])
+def test_any_number_of_ranks_sees_the_same_stream(world_size: int, accum: int) -> None:
+    source = GreySource(37)
+    batches = all_ranks(source, world_size, accum, start=0, steps=2)
+    assert torch.cat([batch.indices for batch in batches]).equal(SampleStream(37, seed=3).at(0, 96)[1])
+    alone = all_ranks(source, 1, 12, start=0, steps=2)
+    for mine, theirs in zip(batches, alone, strict=True):
+        assert torch.equal(mine.seeds, theirs.seeds) and torch.equal(mine.images, theirs.images)
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 12), (2, 6)), ((3, 4), (1, 12)), ((2, 6), (6, 2))])
+def test_a_restart_in_the_middle_of_an_epoch_repeats_and_loses_nothing(
+    before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    source = GreySource(100)
+    seen = all_ranks(source, *before, start=0, steps=1) + all_ranks(source, *after, start=48, steps=2)
+    rows = torch.cat([batch.indices for batch in seen])
+    assert sorted(rows[:100].tolist()) == list(range(100)) and len(rows) == 144
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_image_stops_the_run_and_is_named(num_workers: int, no_limit_on_workers: None) -> None:
+    loader = make_loader(GreySource(20, frozenset({7})), num_workers=num_workers)
+    with pytest.raises(DataError) as caught:
+        list(loader.batches(0, 5, 1))
+    assert str(caught.value) == "image 7: broken"
+
+
+def test_batches_before_the_broken_image_arrive() -> None:
+    loader, place = make_loader(GreySource(20, frozenset({7}))), SampleStream(20, 3).at(0, 20)[1].tolist().index(7)
+    iterator = loader.batches(0, 5, 1)
+    for _ in range(place // 4):
+        next(iterator)
+    with pytest.raises(DataError):
+        next(iterator)
+
+
+def test_a_skipped_image_is_named_once_and_its_place_goes_to_another(caplog: pytest.LogCaptureFixture) -> None:
+    source = GreySource(20, frozenset({7, 8}))
+    whole = list(make_loader(GreySource(20)).batches(0, 25, 1))
+    with caplog.at_level(logging.WARNING):
+        batches = list(make_loader(source, bad_images="skip").batches(0, 25, 1))
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "skipped: image 7: broken",
+        "skipped: image 8: broken",
+    ]
+    assert source.reads[7] == source.reads[8] == 1
+    for mine, theirs in zip(batches, whole, strict=True):
+        good = (theirs.indices != 7) & (theirs.indices != 8)
+        assert torch.equal(mine.indices[good], theirs.indices[good]) and torch.equal(mine.seeds, theirs.seeds)
+        assert not (mine.indices[~good] == 7).any() and not (mine.indices[~good] == 8).any()
+        assert torch.equal(mine.images[:, 0, 0, 0].long(), mine.indices)
+        assert torch.equal(mine.labels, mine.indices % 2)
+
+
+def test_the_substitute_is_the_same_at_any_world_size() -> None:
+    source = GreySource(37, frozenset(range(0, 37, 3)))
+    orders = []
+    for world_size, accum in ((1, 4), (2, 2), (4, 1)):
+        loaders = [make_loader(source, rank=r, world_size=world_size, bad_images="skip") for r in range(world_size)]
+        iterators = [loader.batches(0, 3 * accum, accum) for loader in loaders]
+        orders.append([next(iterator).indices.tolist() for _ in range(3 * accum) for iterator in iterators])
+    assert orders[0] == orders[1] == orders[2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20, 1000])
+def test_a_data_set_of_broken_images_ends_in_an_error(count: int) -> None:
+    source = GreySource(count, frozenset(range(count)))
+    with pytest.raises(DataError, match="images in a row can't be read"):
+        next(make_loader(source, bad_images="skip").batches(0, 1, 1))
+    assert max(source.reads) == 1
+
+
+def test_the_last_good_image_of_a_small_set_is_found() -> None:
+    source = GreySource(20, frozenset(range(20)) - {13})
+    batch = next(make_loader(source, bad_images="skip").batches(0, 1, 1))
+    assert batch.indices.tolist() == [13] * 4
+
+
+def broken_jpeg_folder(root: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        path = root / "train" / "abc"[index % 3] / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+    broken = root / "train" / "b" / "4.jpg"
+    broken.write_bytes(broken.read_bytes()[:600])
+    return broken
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_truncated_jpeg_of_a_folder_is_named_or_skipped(
+    num_workers: int, tmp_path: Path, no_limit_on_workers: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = broken_jpeg_folder(tmp_path)
+    source = open_source(DataConfig(source="folder", path=str(tmp_path)), "train")
+    with pytest.raises(DataError) as caught:
+        list(make_loader(source, num_workers=num_workers).batches(0, 6, 1))
+    assert str(caught.value).startswith(f"{broken}: not a readable image") and "\n" not in str(caught.value)
+    batches = list(make_loader(source, num_workers=num_workers, bad_images="skip").batches(0, 6, 1))
+    assert sum(len(batch.indices) for batch in batches) == 24
+    assert len([record for record in caplog.records if str(broken) in record.getMessage()]) == 1
+
+
+def test_workers_give_what_the_training_process_would_give(no_limit_on_workers: None) -> None:
+    source = open_source(DataConfig(), "train")
+    alone = list(make_loader(source).batches(100, 20, 2))
+    helped = list(make_loader(source, num_workers=2).batches(100, 20, 2))
+    for mine, theirs in zip(helped, alone, strict=True):
+        assert all(map(torch.equal, mine.crops, theirs.crops))
+        assert all(torch.equal(getattr(mine, name), getattr(theirs, name)) for name in ("seeds", "indices", "labels"))
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback(no_limit_on_workers: None) -> None:
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        next(make_loader(BuggySource(20), num_workers=1).batches(0, 1, 1))
+
+
+class StuckSource(GreySource):
+    """Reading image 7 never ends, as from a file server that is gone."""
+
+    def read(self, index: int) -> Tensor:
+        if index == 7:
+            time.sleep(3600)
+        return super().read(index)
+
+
+@pytest.fixture
+def workers(no_limit_on_workers: None) -> Callable[[], set[int]]:
+    """Process ids of the loader processes that this test has started and that are alive."""
+    earlier = {child.pid for child in multiprocessing.active_children()}
+
+    def alive() -> set[int]:
+        return {child.pid for child in multiprocessing.active_children() if child.pid} - earlier  # type: ignore[operator]
+
+    return alive
+
+
+def gone_in_time(workers: Callable[[], set[int]]) -> bool:
+    deadline = time.monotonic() + 20
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not workers()
+
+
+def endless(source: ImageSource, num_workers: int) -> Generator[Batch, None, None]:
+    batches = make_loader(source, num_workers=num_workers).batches(0, 10_000, 1)
+    return cast(Generator[Batch, None, None], batches)
+
+
+def test_a_killed_worker_ends_the_run_with_the_remedy(workers: Callable[[], set[int]]) -> None:
+    batches = endless(GreySource(200), 2)
+    next(batches)
+    os.kill(min(workers()), signal.SIGKILL)
+    with pytest.raises(DataError, match=r"a loader process .* was killed.*set data\.num_workers below 2"):
+        list(batches)
+
+
+def test_signals_to_the_whole_job_leave_the_workers_at_work(workers: Callable[[], set[int]]) -> None:
+    batches = endless(GreySource(200), 2)
+    next(batches)
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    before = workers()
+    for name in ("-USR1", "-TERM", "-INT"):
+        subprocess.run(["kill", name, *map(str, [server, *before])], check=True)
+    for _ in range(50):
+        next(batches)
+    assert workers() == before and len(before) == 2
+
+
+def test_workers_leave_when_the_batches_are_no_longer_wanted(workers: Callable[[], set[int]]) -> None:
+    batches = endless(GreySource(200), 2)
+    next(batches)
+    assert len(workers()) == 2
+    batches.close()
+    assert gone_in_time(workers)
+
+
+def test_a_worker_that_is_stuck_in_a_read_is_ended(
+    workers: Callable[[], set[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_loader, "MP_STATUS_CHECK_INTERVAL", 0.2)  # how long torch waits for it to leave
+    batches = endless(StuckSource(20), 2)
+    next(batches)
+    batches.close()
+    assert gone_in_time(workers)
+
+
+def test_the_server_of_the_workers_has_one_thread(workers: Callable[[], set[int]]) -> None:
+    next(endless(GreySource(200), 1))
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    assert len(os.listdir(f"/proc/{server}/task")) == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_shows_every_image_once_in_order(num_workers: int, no_limit_on_workers: None) -> None:
+    source = open_source(DataConfig(), "val")
+    batches = list(eval_batches(source, 32, 50, num_workers))
+    assert [len(batch.labels) for batch in batches] == [50] * 7 + [10]
+    assert torch.cat([batch.indices for batch in batches]).equal(torch.arange(360))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [source.label(index) for index in range(360)]
+    assert torch.equal(batches[1].images[3], center_crop(source.read(53), 32)) and not batches[1].seeds.any()
+
+
+def test_evaluation_stops_at_a_broken_image() -> None:
+    with pytest.raises(DataError, match="image 7: broken"):
+        list(eval_batches(GreySource(20, frozenset({7})), 8, 5))
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores", "local_ranks", "expected"),
+    [
+        ({}, 16, 1, 8),
+        ({}, 16, 4, 4),
+        ({}, 2, 4, 1),
+        ({"SLURM_CPUS_PER_TASK": "6"}, 6, 4, 6),
+        ({"SLURM_CPUS_PER_TASK": "6"}, 64, 4, 6),
+        ({"SLURM_CPUS_PER_TASK": "32", "LOCAL_WORLD_SIZE": "8"}, 32, 8, 4),
+    ],
+)
+def test_a_rank_takes_no_more_workers_than_its_share_of_the_cores(
+    environment: dict[str, str], cores: int, local_ranks: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert usable_workers(8, local_ranks) == expected
+    assert usable_workers(0, local_ranks) == 0
