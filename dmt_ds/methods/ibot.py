@@ -168,7 +168,7 @@ class IbotTask:
         """Moves teacher and centres, and shares batch norm over CUDA ranks: before an engine takes the module."""
         share_batch_norm(self.module, device)
         share_batch_norm(self._teacher.network, device)
-        self._teacher.network.to(device)
+        self._teacher.to(device)
         self._class_targets.to(device)
         self._patch_targets.to(device)
 
@@ -189,7 +189,8 @@ class IbotTask:
 
     def backbone(self) -> nn.Module:
         """The momentum teacher's ViT."""
-        return self._teacher.network.vit
+        vit: nn.Module = self._teacher.network.vit
+        return vit
 
     def _views(self, batch: Batch) -> tuple[Views, Views | None]:
         """Global crops [2B, 3, H, W], and local ones [L * B, 3, h, w] where there are any."""

@@ -19,8 +19,9 @@ def class_loss(student_logits: Tensor, teacher_probabilities: Tensor, temperatur
         student_logits: [crops * B, K], global crops first.
         teacher_probabilities: [globals * B, K] float32.
     """
-    student = F.log_softmax(student_logits.float() / temperature, dim=1).unflatten(0, (-1, num_images))  # [crops, B, K]
-    teacher = teacher_probabilities.unflatten(0, (-1, num_images))  # [globals, B, K]
+    log_probabilities = F.log_softmax(student_logits.float() / temperature, dim=1)
+    student = log_probabilities.reshape(-1, num_images, log_probabilities.shape[1])  # [crops, B, K]
+    teacher = teacher_probabilities.reshape(-1, num_images, teacher_probabilities.shape[1])  # [globals, B, K]
     pairs = [(q, v) for q in range(len(teacher)) for v in range(len(student)) if q != v]
     terms = [-(teacher[q] * student[v]).sum(dim=1).mean() for q, v in pairs]
     return torch.stack(terms).mean()
@@ -87,10 +88,11 @@ class CentredTargets:
         return F.softmax((logits - self.centre) / self._temperature(fraction), dim=-1)
 
     def after_step(self) -> None:
-        """Move the centre: m * centre + (1 - m) * mean of the step's rows, over all ranks (each has as many)."""
-        mean = dist.mean_over_ranks(self._sum / self._rows)
-        self.centre.lerp_(mean, 1 - self._momentum)
-        self._sum, self._rows = torch.zeros_like(mean), 0
+        """Move the centre: m * centre + (1 - m) * mean of the step's rows, over all ranks."""
+        count = self._sum.new_full((1,), self._rows)
+        totals = dist.sum_over_ranks(torch.cat([self._sum, count]))
+        self.centre.lerp_(totals[:-1] / totals[-1], 1 - self._momentum)
+        self._sum, self._rows = torch.zeros_like(self._sum), 0
 
     def to(self, device: torch.device) -> None:
         """Move to `device`."""

@@ -158,7 +158,8 @@ class MaeTask:
 
     def backbone(self) -> nn.Module:
         """The encoder."""
-        return self.module.encoder
+        vit: nn.Module = self.module.encoder
+        return vit
 
 
 def _linear(width_in: int, width_out: int) -> nn.Linear:

@@ -117,7 +117,7 @@ class MocoV3Task:
         """Moves the key network, and shares batch norm over CUDA ranks: before an engine takes the module."""
         share_batch_norm(self.module, device)
         share_batch_norm(self._keys.network, device)
-        self._keys.network.to(device)
+        self._keys.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The key network, and what is frozen in the trained one."""
@@ -130,4 +130,5 @@ class MocoV3Task:
 
     def backbone(self) -> nn.Module:
         """The trained encoder."""
-        return self.module.encoder.vit
+        vit: nn.Module = self.module.encoder.vit
+        return vit

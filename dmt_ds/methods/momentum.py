@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dmt_ds.engine.task import Progress
-
+from dmt_ds.models.vit import prefer_written_attention
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,6 +36,12 @@ class MomentumNetwork(Generic[M]):
         for module in self.network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()  # statistics of the batch, and of all ranks where they are shared
+
+    def to(self, device: torch.device) -> None:
+        """Move to `device`, and take the attention that is fast there."""
+        self.network.to(device)
+        if device.type == "cpu":
+            prefer_written_attention(self.network)
 
     @torch.no_grad()
     def update(self, trained: nn.Module, momentum: float) -> None:

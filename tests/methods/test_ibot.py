@@ -1,0 +1,122 @@
+"""iBOT and DINO: what the student sees, what the prototypes and the teacher do."""
+
+import pytest
+import torch
+
+from dmt_ds.engine.task import Progress
+from dmt_ds.errors import ConfigError
+from dmt_ds.methods.heads import PrototypeHead
+from dmt_ds.methods.ibot import IbotTask, Views
+from dmt_ds.methods.masking import hide_patches
+from tests.methods import tiny
+
+START = Progress(0, 10)
+
+
+def large_views(count: int = 4) -> Views:
+    return Views(torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(count))
+
+
+def test_the_loss_is_class_loss_plus_weighted_patch_loss():
+    task = IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update={"patch_loss_weight": 0.5}), 16)
+    out = task.losses(task.module, tiny.batch(task), START, False)
+    expected = out.metrics["train/loss_class"] + 0.5 * out.metrics["train/loss_patch"]
+    torch.testing.assert_close(out.loss.detach(), expected)
+
+
+def test_dino_hides_nothing_and_has_no_patch_loss():
+    task = tiny.task("dino")
+    seen = []
+
+    def model(large, hidden, small, frozen):
+        seen.append(hidden)
+        return task.module(large, hidden, small, frozen)
+
+    out = task.losses(model, tiny.batch(task), START, False)
+    assert seen == [None]
+    assert set(out.metrics) == {"train/loss_class"}
+
+
+def test_hidden_patches_do_not_reach_the_student():
+    module = tiny.task("ibot").module.eval()
+    large = large_views()
+    hidden = hide_patches(large.seeds, "mask", 16, (0.5, 0.5), 1.0)
+    pixels = hidden.mask.reshape(4, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    other = large._replace(images=torch.where(pixels, torch.randn(4, 3, 16, 16), large.images))
+    for logits, same in zip(module(large, hidden), module(other, hidden), strict=True):
+        assert torch.equal(logits, same)
+    assert not torch.equal(module(large)[0], module(other)[0])
+
+
+def test_patch_logits_are_those_of_the_slots():
+    torch.manual_seed(0)
+    task = IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update={"head_batch_norm": False}), 16)
+    module = task.module.eval()
+    large = large_views()
+    hidden = hide_patches(large.seeds, "mask", 16, (0.2, 0.5), 0.5).shown()
+    from dmt_ds.models.vit import tokens_of
+
+    tokens = tokens_of(module.vit, large.images)  # nothing is hidden: the plain ViT
+    class_logits, patch_logits = module(large, hidden)
+    torch.testing.assert_close(class_logits, module.head(tokens[:, 0]))
+    for crop in range(4):
+        expected = module.head(tokens[crop, 1 + hidden.slots[crop]])
+        torch.testing.assert_close(patch_logits[crop], expected)
+
+
+def test_a_prototype_counts_by_its_direction_only():
+    head = PrototypeHead(8, 16, 4, 6, batch_norm=False)
+    rows = torch.randn(5, 8)
+    before = head(rows)
+    with torch.no_grad():
+        head.prototypes *= torch.rand(6, 1) + 0.5
+    torch.testing.assert_close(head(rows), before)
+    assert before.abs().max() <= 1 + 1e-6  # cosines
+
+
+def test_frozen_prototypes_get_no_gradient_but_what_is_below_them_does():
+    head = PrototypeHead(8, 16, 4, 6, batch_norm=False)
+    head(torch.randn(5, 8), freeze_prototypes=True).sum().backward()
+    assert head.prototypes.grad is None
+    assert head.mlp[0].weight.grad.abs().sum() > 0
+
+
+def test_prototypes_are_frozen_for_the_first_share_of_the_run():
+    task = IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update={"freeze_last_layer": 0.2}), 16)
+    for step, frozen in ((0, True), (1, True), (2, False)):
+        task.module.zero_grad()
+        task.losses(task.module, tiny.batch(task), Progress(step, 10), False).loss.backward()
+        assert (task.module.head.prototypes.grad is None) == frozen
+
+
+def test_the_published_encoder_is_the_momentum_teacher():
+    task = tiny.task("ibot")
+    start = task.backbone().blocks[0].attn.qkv.weight.clone()
+    tiny.train(task, steps=1)
+    trained = task.module.vit.blocks[0].attn.qkv.weight
+    torch.testing.assert_close(task.backbone().blocks[0].attn.qkv.weight, 0.98 * start + 0.02 * trained)
+
+
+def test_two_large_crops_come_first_then_the_small_ones():
+    task = tiny.task("ibot")
+    specs = task.crops(tiny.DATA)
+    assert [spec.size for spec in specs] == [16, 16, 8, 8]
+    assert [spec.scale for spec in specs] == [(0.5, 1.0)] * 2 + [(0.3, 0.5)] * 2
+    assert {spec.rotation_degrees for spec in specs} == {10.0}
+
+
+def test_small_crops_that_are_no_whole_number_of_patches_are_refused():
+    with pytest.raises(ConfigError, match=r"ibot\.local_crop_size 10 is not a multiple of student\.patch_size 4"):
+        IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update={"local_crop_size": 10}), 16)
+
+
+def test_without_small_crops_the_two_large_ones_are_compared():
+    task = IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update={"local_crops": 0}), 16)
+    assert len(task.crops(tiny.DATA)) == 2
+    assert task.losses(task.module, tiny.batch(task), START, False).loss.isfinite()
+
+
+def test_log_steps_show_both_entropies_of_the_teacher():
+    task = tiny.task("ibot")
+    metrics = task.losses(task.module, tiny.batch(task), START, True).metrics
+    assert 0 <= metrics["train/teacher_entropy_each"] <= metrics["train/teacher_entropy_mean"]

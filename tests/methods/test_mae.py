@@ -1,0 +1,96 @@
+"""MAE's loss against loops, and what its encoder sees."""
+
+import pytest
+import torch
+
+from dmt_ds.config.schema import MaeConfig
+from dmt_ds.engine.task import Progress
+from dmt_ds.errors import ConfigError
+from dmt_ds.methods.mae import MaeTask, num_kept_patches, patchify, reconstruction_loss, unpatchify
+from dmt_ds.methods.masking import patch_order
+from tests.methods import tiny
+
+
+def test_unpatchify_inverts_patchify():
+    images = torch.randn(2, 3, 12, 12)
+    assert torch.equal(unpatchify(patchify(images, 4), 4), images)
+
+
+def test_a_patch_lists_its_pixels_row_by_row_with_the_colour_last():
+    images = torch.randn(2, 3, 8, 12)
+    patches = patchify(images, 4)
+    for row in range(2):
+        for column in range(3):
+            for y in range(4):
+                for x in range(4):
+                    pixel = images[:, :, 4 * row + y, 4 * column + x]
+                    place = 3 * (4 * y + x)
+                    assert torch.equal(patches[:, 3 * row + column, place : place + 3], pixel)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_is_a_loop_over_hidden_patches(normalize):
+    predicted, patches = torch.randn(3, 5, 12), torch.randn(3, 5, 12)
+    mask = torch.rand(3, 5) < 0.6
+    terms = []
+    for image in range(3):
+        for patch in range(5):
+            if mask[image, patch]:
+                target = patches[image, patch]
+                if normalize:
+                    target = (target - target.mean()) / (target.var(unbiased=True) + 1e-6) ** 0.5
+                terms.append(sum((predicted[image, patch, k] - target[k]) ** 2 for k in range(12)) / 12)
+    torch.testing.assert_close(reconstruction_loss(predicted, patches, mask, normalize), sum(terms) / len(terms))
+
+
+def test_seen_patches_have_no_part_in_the_loss():
+    predicted, patches = torch.randn(1, 4, 12), torch.randn(1, 4, 12)
+    mask = torch.tensor([[True, False, True, False]])
+    before = reconstruction_loss(predicted, patches, mask, True)
+    predicted[:, 1] = 100.0
+    assert torch.equal(reconstruction_loss(predicted, patches, mask, True), before)
+
+
+def guess(task: MaeTask, images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    return task.module.eval()(images, order, 4, torch.arange(len(images)))
+
+
+def test_the_guess_does_not_depend_on_hidden_pixels():
+    task = tiny.task("mae")
+    images = torch.randn(2, 3, 16, 16)
+    order = patch_order(torch.tensor([1, 2]), "mae/order", 16)
+    other = patchify(images, 4)
+    for image in range(2):
+        other[image, order[image, 4:]] = torch.randn(12, 48)
+    assert torch.equal(guess(task, images, order), guess(task, unpatchify(other, 4), order))
+
+
+def test_the_guess_depends_on_seen_pixels_and_comes_in_the_images_order():
+    task = tiny.task("mae")
+    images = torch.randn(1, 3, 16, 16)
+    order = patch_order(torch.tensor([1]), "mae/order", 16)
+    assert not torch.equal(guess(task, images, order), guess(task, images + 1, order))
+    # The encoder is a set function of what it sees: another order of the same two sets changes nothing.
+    reordered = torch.cat([order[:, :4].flip(1), order[:, 4:].flip(1)], dim=1)
+    torch.testing.assert_close(guess(task, images, order), guess(task, images, reordered))
+
+
+def test_the_number_of_seen_patches_is_exact():
+    assert num_kept_patches(0.75, 196) == 49
+    assert num_kept_patches(0.9, 100) == 10
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.99])
+def test_a_ratio_that_leaves_nothing_to_see_or_to_guess_is_refused(ratio):
+    with pytest.raises(ConfigError, match=r"mae\.mask_ratio .* between 0\.062 and 0\.938"):
+        MaeTask(tiny.STUDENT, MaeConfig(mask_ratio=ratio), 16, tiny.PLAIN)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_halves():
+    task = tiny.task("mae")
+    whole = tiny.batch(task, 8)
+    losses = [
+        task.losses(task.module, data, Progress(0, 10), False).loss
+        for data in (whole, tiny.part(whole, slice(0, 4)), tiny.part(whole, slice(4, 8)))
+    ]
+    torch.testing.assert_close(losses[0], (losses[1] + losses[2]) / 2)

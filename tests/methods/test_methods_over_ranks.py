@@ -1,0 +1,109 @@
+"""Two real processes with half a batch each give what one process gives with the whole (heads without batch norm)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as torch_dist
+import torch.multiprocessing as torch_mp
+from torch import Tensor
+
+from dmt_ds.engine import dist
+from dmt_ds.engine.task import PretrainingTask, Progress
+from dmt_ds.methods.ibot import IbotTask
+from dmt_ds.methods.moco_v3 import contrast
+from tests.methods import tiny
+
+SIZE = 8
+NAMES = ("mae", "ibot", "dino")
+
+
+def without_batch_norm(name: str) -> PretrainingTask:
+    """On the CPU batch norm has the statistics of its rank, so with it nothing could be equal."""
+    if name == "mae":
+        return tiny.task(name)
+    torch.manual_seed(0)
+    changes = {"head_batch_norm": False, "patch_loss_weight": 1.0 if name == "ibot" else 0.0}
+    return IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update=changes), tiny.IMAGE_SIZE)
+
+
+def gradients(task: PretrainingTask) -> dict[str, Tensor]:
+    """The mean over ranks, as an engine makes it."""
+    named = [(name, parameter.grad) for name, parameter in task.module.named_parameters()]
+    return {name: dist.mean_over_ranks(gradient.clone()) for name, gradient in named if gradient is not None}
+
+
+def share_of(size: int) -> slice:
+    """The rows of this rank."""
+    each = size // dist.world_size()
+    return slice(dist.rank() * each, (dist.rank() + 1) * each)
+
+
+def one_step(name: str) -> dict[str, Any]:
+    """Loss, gradients and state after one step without an optimizer."""
+    task = without_batch_norm(name)
+    data = tiny.part(tiny.batch(task, SIZE), share_of(SIZE))
+    out = task.losses(task.module, data, Progress(5, 10), True)
+    out.loss.backward()
+    task.after_step(Progress(6, 10))
+    metrics = {key: dist.mean_over_ranks(value.clone()) for key, value in out.metrics.items()}
+    loss = dist.mean_over_ranks(out.loss.detach())
+    return {"loss": loss, "metrics": metrics, "gradients": gradients(task), "state": task.state_dict()}
+
+
+def one_contrast() -> dict[str, Tensor]:
+    """MoCo v3's loss and accuracy over all ranks, and the gradient of all queries."""
+    torch.manual_seed(0)
+    queries = torch.randn(SIZE, 16)
+    keys = queries + 2 * torch.randn(SIZE, 16)
+    rows = share_of(SIZE)
+    own = queries[rows].clone().requires_grad_()
+    loss, accuracy = contrast(own, keys[rows], 0.2)
+    loss.backward()
+    assert own.grad is not None
+    gradient = dist.gather_rows(own.grad) / dist.world_size()
+    return {
+        "loss": dist.mean_over_ranks(loss.detach()), "accuracy": dist.mean_over_ranks(accuracy), "gradient": gradient,
+    }  # fmt: skip
+
+
+def everything() -> dict[str, Any]:
+    return {**{name: one_step(name) for name in NAMES}, "contrast": one_contrast()}
+
+
+def rank_main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch_dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(everything(), folder / f"{rank}.pt")
+    torch_dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch_mp.spawn(rank_main, (folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_on_two_ranks_is_the_step_of_one(name: str, ranks: list[dict[str, Any]]) -> None:
+    alone = one_step(name)
+    for of_rank in ranks:
+        torch.testing.assert_close(of_rank[name], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_task_keeps_is_the_same_on_every_rank(name: str, ranks: list[dict[str, Any]]) -> None:
+    first, second = (of_rank[name]["state"] for of_rank in ranks)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.distributed
+def test_queries_are_held_against_the_keys_of_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    alone = one_contrast()
+    for of_rank in ranks:
+        torch.testing.assert_close(of_rank["contrast"], alone)

@@ -1,0 +1,108 @@
+"""Small tasks on real digits that the tests of methods share."""
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from dmt_ds import sample_rng
+from dmt_ds.config.schema import AugmentConfig, DataConfig, IbotConfig, MaeConfig, MocoV3Config, StudentConfig
+from dmt_ds.data.augment import Augment
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.digits import DigitsSource
+from dmt_ds.data.views import draw_crop
+from dmt_ds.engine.task import PretrainingTask, Progress
+from dmt_ds.methods.ibot import IbotTask
+from dmt_ds.methods.mae import MaeTask
+from dmt_ds.methods.moco_v3 import MocoV3Task
+
+IMAGE_SIZE, PATCH_SIZE, NUM_PATCHES = 16, 4, 16
+DATA = DataConfig(
+    image_size=IMAGE_SIZE, crop_scale=(0.6, 1.0), horizontal_flip=0.0, rotation_degrees=10.0, interpolation="bilinear"
+)
+PLAIN = AugmentConfig(brightness=0.0, contrast=0.0, saturation=0.0)
+JITTER = AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.0)
+STUDENT = StudentConfig(patch_size=PATCH_SIZE, embed_dim=48, depth=2, num_heads=3, drop_path=0.1)
+MAE = MaeConfig(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+MOCO = MocoV3Config(momentum=0.9, hidden_dim=64, output_dim=32, view_1=JITTER, view_2=JITTER)
+IBOT = IbotConfig(
+    output_dim=64,
+    hidden_dim=64,
+    bottleneck_dim=32,
+    head_batch_norm=True,
+    teacher_temperature=0.02,
+    teacher_temperature_final=0.02,
+    teacher_patch_temperature=0.02,
+    teacher_patch_temperature_final=0.02,
+    momentum=0.98,
+    freeze_last_layer=0.0,
+    global_crop_scale=(0.5, 1.0),
+    local_crops=2,
+    local_crop_size=8,
+    local_crop_scale=(0.3, 0.5),
+    view_1=JITTER,
+    view_2=JITTER,
+    view_local=JITTER,
+)
+NAMES = ("mae", "moco_v3", "ibot", "dino")
+
+
+def task(name: str, seed: int = 0, student: StudentConfig = STUDENT) -> PretrainingTask:
+    torch.manual_seed(seed)
+    if name == "mae":
+        return MaeTask(student, MAE, IMAGE_SIZE, PLAIN)
+    if name == "moco_v3":
+        return MocoV3Task(student, MOCO, IMAGE_SIZE)
+    section = IBOT if name == "ibot" else IBOT.model_copy(update={"patch_loss_weight": 0.0})
+    return IbotTask(student, section, IMAGE_SIZE)
+
+
+@cache
+def digits(split: str = "train") -> tuple[list[Tensor], Tensor]:
+    """Images [3, 8, 8] uint8 and labels."""
+    source = DigitsSource("train" if split == "train" else "val")
+    return [source.read(i) for i in range(len(source))], torch.tensor([source.label(i) for i in range(len(source))])
+
+
+def batch(of: PretrainingTask, size: int = 8, epoch: int = 0, indices: Tensor | None = None) -> Batch:
+    images, _ = digits()
+    indices = torch.arange(size) if indices is None else indices
+    seeds = sample_rng.image_seeds(0, torch.full_like(indices, epoch), indices)
+    pairs = list(zip(indices.tolist(), seeds, strict=True))
+    crops = tuple(
+        torch.stack([draw_crop(images[index], spec, seed, view) for index, seed in pairs])
+        for view, spec in enumerate(of.crops(DATA))
+    )
+    return Batch(crops, seeds, indices, torch.full_like(indices, -1))
+
+
+def part(whole: Batch, rows: slice) -> Batch:
+    return Batch(tuple(crop[rows] for crop in whole.crops), whole.seeds[rows], whole.indices[rows], whole.labels[rows])
+
+
+def batches(of: PretrainingTask, size: int, steps: int) -> Iterator[Batch]:
+    order = torch.Generator().manual_seed(0)
+    num_images = len(digits()[0])
+    for step in range(steps):
+        yield batch(of, epoch=step, indices=torch.randperm(num_images, generator=order)[:size])
+
+
+def train(of: PretrainingTask, steps: int, size: int = 32) -> list[dict[str, float]]:
+    """Plain AdamW on the bare module; metrics of each step."""
+    trained = [parameter for parameter in of.module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 2e-3)
+    history = []
+    for step, data in enumerate(batches(of, size, steps)):
+        optimizer.zero_grad()
+        loss, metrics = of.losses(of.module, data, Progress(step, steps), diagnose=True)
+        loss.backward()
+        optimizer.step()
+        of.after_step(Progress(step + 1, steps))
+        history.append({"loss": loss.item(), **{name: value.item() for name, value in metrics.items()}})
+    return history
+
+
+def normalised(images: Tensor) -> Tensor:
+    """[B, 3, H, W] uint8 -> float32, as every task's input is."""
+    return Augment(PLAIN)(images, torch.zeros(len(images), dtype=torch.int64))
