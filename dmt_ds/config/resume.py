@@ -7,7 +7,7 @@ MAY_CHANGE: dict[str, str] = {
     "name": "a label",
     "output_dir": "a folder may be moved",
     "data.path": "a folder may be moved; the images' fingerprint is compared with the checkpoint's",
-    "data.num_workers": "images draw their randomness from their own seed, whoever decodes them",
+    "data.num_workers": "images draw their randomness from their own seed, whoever decodes",
     "data.bad_images": "the remedy after a run that stopped at an unreadable image",
     "teachers.models.*.source": "a file may be moved; its sha256 is compared with the checkpoint's",
     "teachers.models.*.licence": "a label",
@@ -26,8 +26,8 @@ MAY_CHANGE: dict[str, str] = {
     "tracking": "only looks at the run",
     "knn": "only looks at the run",
 }
-"""Key or section -> why it may differ. `*` stands for one name. All else may not: the schedule depends on the
-length and on optim, the order of images on seed and data, the student on its shape, the loss on teachers and distill."""
+"""Key or section -> why it may differ; `*` stands for one name. All else may not: the schedule depends on the length
+and on optim, the order of images on seed and data, the student on its shape, the loss on teachers and distill."""
 
 
 def differences(

@@ -350,7 +350,7 @@ class TrainConfig(Section):
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest complete checkpoint of output_dir; `never` refuses to start where there is one."""
     stop_after_step: Count | None = None
-    """This start ends, saved, after so many steps of the run; the schedule stays that of the whole run. For runs in slices."""
+    """This start ends, saved, after so many steps of the run, whose schedule stays: for runs in slices."""
     hang_timeout_seconds: Positive = 1800.0
     """A rank that makes no step for so long dumps all stacks and ends the job."""
     compile: bool = False
@@ -437,5 +437,7 @@ class RunConfig(Section):
         weights = {name: teacher.weight for name, teacher in self.teachers.used().items()}
         idle = [name for name, weight in weights.items() if weight == 0]
         if self.task == "dmt" and (len(idle) == len(weights) or (idle and self.distill.fusion == "concat")):
-            raise ValueError(f"teachers {idle} have weight 0: raise teachers.models.NAME.weight, or leave them out by teachers.use")
+            raise ValueError(
+                f"teachers {idle} have weight 0: raise teachers.models.NAME.weight, or leave them out by teachers.use"
+            )
         return self
