@@ -5,7 +5,7 @@
 
 Bare: uint8 images that lie on the device, teachers, sum, student, both losses, backward, DeepSpeed's step. Trainer: the
 same plus loader, jitter, sampler, agreement between ranks, meters, watchdog. Rounds alternate; medians and ranges are
-printed, and nothing is asserted: machines are noisy. The augmentation is counted for the trainer, not for the bare loop.
+printed, and nothing is asserted: machines are noisy. Augmentation counts for the trainer, not for the bare loop.
 """
 
 import argparse
@@ -22,7 +22,14 @@ from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.config.schema import (
-    DataConfig, OptimConfig, RunConfig, StudentConfig, TeacherConfig, TeachersConfig, TrackingConfig, TrainConfig,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    TeachersConfig,
+    TrackingConfig,
+    TrainConfig,
 )
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
@@ -60,9 +67,15 @@ def build(config: RunConfig, folder: Path, device: torch.device) -> tuple[Traine
     engine = ds_engine.build_student(built.task.module, optimizer, lambda step: 1.0, ds_config)
     source = open_source(config.data, "train")
     loader = TrainLoader(
-        source, SampleStream(len(source), 0), built.task.crops(config.data), run_seed=0,
-        micro_batch_size=config.train.micro_batch_size, rank=dist.rank(), world_size=dist.world_size(),
-        num_workers=config.data.num_workers, pin_memory=device.type == "cuda",
+        source,
+        SampleStream(len(source), 0),
+        built.task.crops(config.data),
+        run_seed=0,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=config.data.num_workers,
+        pin_memory=device.type == "cuda",
     )
     plan = TrainPlan(10**6, config.train.global_batch_size, batch.grad_accum_steps, 20, 10**6)
     view = ProgressView("benchmark", 0, 1, visible=False)
@@ -132,7 +145,9 @@ def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device)
         trainer.update(batches)
 
     seconds(bare, 1, device), seconds(whole, 1, device)
-    times = [(seconds(bare, options.steps, device), seconds(whole, options.steps, device)) for _ in range(options.rounds)]
+    times = [
+        (seconds(bare, options.steps, device), seconds(whole, options.steps, device)) for _ in range(options.rounds)
+    ]
     ratios = [trained / plain for plain, trained in times]
     figures = {
         "bare_seconds": [plain for plain, _ in times],

@@ -33,7 +33,7 @@ def uniform(seeds: Tensor, stream: str, count: int) -> Tensor:
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
 def _stream_number(stream: str) -> int:
     """A number for a name; torch.compile takes it as a constant, as it can't trace zlib."""
     return zlib.crc32(stream.encode())

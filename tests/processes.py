@@ -24,20 +24,38 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run(
-    arguments: Sequence[str], processes: int = 1, *, cwd: Path | None = None, timeout: float = 300, check: bool = True, **extra: str
+    arguments: Sequence[str],
+    processes: int = 1,
+    *,
+    cwd: Path | None = None,
+    timeout: float = 300,
+    check: bool = True,
+    **extra: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; on a failure (where `check`) the output is the test's message."""
     done = subprocess.run(
-        command(arguments, processes), capture_output=True, text=True, cwd=cwd, env=environment(**extra), timeout=timeout
+        command(arguments, processes),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment(**extra),
+        timeout=timeout,
     )
     if check and done.returncode != 0:
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}")
     return done
 
 
-def start(arguments: Sequence[str], processes: int = 1, *, cwd: Path | None = None, log: Path, **extra: str) -> subprocess.Popen[bytes]:
+def start(
+    arguments: Sequence[str], processes: int = 1, *, cwd: Path | None = None, log: Path, **extra: str
+) -> subprocess.Popen[bytes]:
     """Start in the background in a process group of its own; output goes to `log`."""
     with log.open("ab") as out:
         return subprocess.Popen(
-            command(arguments, processes), stdout=out, stderr=out, cwd=cwd, env=environment(**extra), start_new_session=True
+            command(arguments, processes),
+            stdout=out,
+            stderr=out,
+            cwd=cwd,
+            env=environment(**extra),
+            start_new_session=True,
         )

@@ -36,7 +36,11 @@ def write_recipe(folder: Path, **changes: object) -> Path:
         "student": {"arch": "vit_tiny", "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "drop_path": 0.2},
         "optim": {"base_lr": 1.6e-2, "warmup_steps": 2, "clip_grad_norm": 1.0},
         "train": {
-            "steps": NUM_STEPS, "global_batch_size": 32, "micro_batch_size": 8, "log_every_steps": 1, "save_every_steps": 100,
+            "steps": NUM_STEPS,
+            "global_batch_size": 32,
+            "micro_batch_size": 8,
+            "log_every_steps": 1,
+            "save_every_steps": 100,
             "deepspeed": "student_zero2_fp32",
         },
         "tracking": {"enabled": False},

@@ -1,4 +1,4 @@
-"""`dmt-ds pretrain`: puts a run together from its recipe, trains it, and leaves the encoder in `<output_dir>/backbone`."""
+"""`dmt-ds pretrain`: puts a run together, trains it, and leaves the encoder in `<output_dir>/backbone`."""
 
 import json
 import logging
@@ -25,6 +25,7 @@ from dmt_ds.engine.optim import build_optimizer, warmup_cosine
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
+from dmt_ds.errors import ConfigError
 from dmt_ds.tracking.environment import environment_record, environment_tags
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import Tracker
@@ -67,6 +68,11 @@ def _resolve(config: RunConfig, device: torch.device) -> Run:
     folder = Path(config.output_dir)
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
+    if zero_stage(ds_config) == 3 and config.task in ("moco_v3", "ibot", "dino"):
+        raise ConfigError(
+            f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but task {config.task} averages whole weights into "
+            "its momentum network: use ZeRO-2 or ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
+        )
     if dist.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         _log_to_file(folder / "train.log")
@@ -78,8 +84,12 @@ def _resolve(config: RunConfig, device: torch.device) -> Run:
     length = plan_length(config.train, config.optim, len(source))
     logger.info(
         "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
-        len(source), length.total_steps, config.train.global_batch_size,
-        dist.world_size(), config.train.micro_batch_size, batch.grad_accum_steps,
+        len(source),
+        length.total_steps,
+        config.train.global_batch_size,
+        dist.world_size(),
+        config.train.micro_batch_size,
+        batch.grad_accum_steps,
     )
     return Run(config, folder, device, source, batch, length, ds_config)
 
@@ -170,7 +180,7 @@ def _run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None)
         zero_stage=zero_stage(run.ds_config),
         precision=precision(run.ds_config),
         config=run.config.model_dump(mode="json"),
-        teachers={name: record.sha256 for name, record in built.teachers.items()},
+        teachers={name: record.sha256 or "unknown" for name, record in built.teachers.items()},
         data_fingerprint=run.source.fingerprint,
         mlflow_run_id=mlflow_run_id,
     )

@@ -25,28 +25,33 @@ NUM_PICTURED_IMAGES = 6
 
 
 def publish_backbone(config: RunConfig, folder: Path, built: BuiltTask, trainer: Trainer) -> None:
-    """Write `<folder>/backbone` from the last checkpoint's float32 weights; rank 0 writes."""
-    if dist.is_main():
-        tag = f"step{trainer.step:08d}"
-        masters = ds_engine.trained_state(folder / "checkpoints", tag)
-        provenance = {
-            "task": config.task,
-            "name": config.name,
-            "step": trainer.step,
-            "images_seen": trainer.step * config.train.global_batch_size,
-            "teachers": {name: record.as_params() for name, record in built.teachers.items()},
-        }
-        save_backbone(
-            folder / "backbone",
-            backbone_state(built.task.backbone(), built.task.module, masters),
-            config.student,
-            config.data.image_size,
-            mean=config.augment.mean,
-            std=config.augment.std,
-            provenance=provenance,
-        )
-        logger.info("%s: the encoder, for timm.create_model('local-dir:...') or as a teacher", folder / "backbone")
+    """Write `<folder>/backbone` from the last checkpoint's float32 weights; all ranks call, rank 0 writes."""
+    with ds_engine.gathered(trainer.engine.module):
+        if dist.is_main():
+            masters = ds_engine.trained_state(folder / "checkpoints", f"step{trainer.step:08d}")
+            state = backbone_state(built.task.backbone(), built.task.module, masters)
+            _save(state, config, folder, built, trainer.step)
+            logger.info("%s: the encoder, for timm.create_model('local-dir:...') or as a teacher", folder / "backbone")
     dist.barrier()
+
+
+def _save(state: Mapping[str, Tensor], config: RunConfig, folder: Path, built: BuiltTask, step: int) -> None:
+    provenance = {
+        "task": config.task,
+        "name": config.name,
+        "step": step,
+        "images_seen": step * config.train.global_batch_size,
+        "teachers": {name: record.as_params() for name, record in built.teachers.items()},
+    }
+    save_backbone(
+        folder / "backbone",
+        state,
+        config.student,
+        config.data.image_size,
+        mean=config.augment.mean,
+        std=config.augment.std,
+        provenance=provenance,
+    )
 
 
 def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -90,7 +90,9 @@ def _run_stage(stage: Stage, output: Path, position: str, say: Say) -> None:
     if code != 0:
         lines = log.read_text().strip().splitlines()
         errors = [line for line in lines if "error:" in line] or lines[-3:]
-        raise DmtError(f"quickstart: {what} ended with code {code}; the whole output is in {log}\n" + "\n".join(errors[-3:]))
+        raise DmtError(
+            f"quickstart: {what} ended with code {code}; the whole output is in {log}\n" + "\n".join(errors[-3:])
+        )
     say(f"      done in {time.monotonic() - started:.0f} s; log: {folder / 'train.log'}")
 
 

@@ -41,7 +41,8 @@ def plan_resume(folder: CheckpointFolder, now: RunState, resume: str) -> ResumeP
         return None
     if resume == "never":
         raise CheckpointError(
-            f"{checkpoint.folder}: there is a checkpoint and train.resume is 'never': choose another output_dir, or train.resume=auto"
+            f"{checkpoint.folder}: there is a checkpoint and train.resume is 'never': "
+            "choose another output_dir, or train.resume=auto"
         )
     refuse_another_run(checkpoint, now)
     plan = ResumePlan(checkpoint, universal=checkpoint.state.world_size != now.world_size)

@@ -15,10 +15,11 @@ from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.task import PretrainingTask
+from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_teacher, start_from
-from dmt_ds.models.vit import build_vit, prefer_written_attention
+from dmt_ds.models.vit import VitShape, build_vit, describe, prefer_written_attention
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,7 @@ class BuiltTask:
 def build_task(config: RunConfig, device: torch.device) -> BuiltTask:
     """The recipe's task, built on every rank from the same seed; teachers are already in their engines."""
     torch.manual_seed(config.seed)
-    if config.task == "dmt":
-        built = _build_dmt(config, device)
-    else:
-        built = BuiltTask(_build_teacher_maker(config))
+    built = _build_dmt(config, device) if config.task == "dmt" else BuiltTask(_build_teacher_maker(config))
     if device.type == "cpu":
         # Fused attention has a slow backward in bf16 on CPU; written out it is five times faster.
         prefer_written_attention(built.task.module)
@@ -78,6 +76,7 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
     )
     widths = fusion.targets({name: model.record.shape.embed_dim for name, model in models.items()})
     vit = build_vit(config.student, config.data.image_size)
+    _check_same_grid(describe(vit), models)
     if config.student.init_from is not None:
         start_from(vit, config.student.init_from, config.data.image_size)
     student = Student(vit, widths, config.student.adapter)
@@ -93,6 +92,21 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
     teachers = _teacher_engines(models, config.teachers, device)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
     return BuiltTask(DmtTask(student, teachers, fusion, objective, diagnostics, Augment(config.augment)), records)
+
+
+def _check_same_grid(student: VitShape, models: dict[str, TeacherModel]) -> None:
+    """Tokens are compared position by position.
+
+    Raises:
+        ConfigError: names both sides.
+    """
+    name, teacher = next((name, model.record.shape) for name, model in models.items())
+    if (teacher.image_size, teacher.patch_size) != (student.image_size, student.patch_size):
+        raise ConfigError(
+            f"student.patch_size {student.patch_size} cuts {student.image_size} pixels into another grid than "
+            f"teacher '{name}' (patch {teacher.patch_size}, image {teacher.image_size}); "
+            f"set student.patch_size={teacher.patch_size}"
+        )
 
 
 def _teacher_engines(
@@ -121,7 +135,11 @@ def _choose_sharding(models: dict[str, TeacherModel], section: TeachersConfig, d
     choice = "zero3" if dist.world_size() > 1 and copies > AUTO_SHARD_SHARE * memory else "replicate"
     logger.info(
         "teachers.sharding auto -> %s: whole copies take %.2f GiB of %.0f GiB (%.1f %%; sharded above %.0f %%)",
-        choice, copies / 2**30, memory / 2**30, 100 * copies / memory, 100 * AUTO_SHARD_SHARE,
+        choice,
+        copies / 2**30,
+        memory / 2**30,
+        100 * copies / memory,
+        100 * AUTO_SHARD_SHARE,
     )
     return choice
 

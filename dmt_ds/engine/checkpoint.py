@@ -51,8 +51,8 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one run.
 
-    A save goes to a hidden name on all ranks, then rank 0 writes the manifest, renames, and points `latest` at it. A kill
-    at any moment leaves at most a hidden folder, which the next start removes.
+    A save goes to a hidden name on all ranks, then rank 0 writes the manifest, renames, and points `latest` at it. A
+    kill at any moment leaves at most a hidden folder, which the next save removes.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -91,7 +91,7 @@ class CheckpointFolder:
         return None
 
     def _make_room(self, hidden: Path) -> None:
-        """Remove what an earlier kill left, and refuse at once where the disk is too full for a checkpoint like the last."""
+        """Remove what a kill left, and refuse at once where the disk is too full for a checkpoint like the last."""
 
         def prepare() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,9 @@ def read_run_state(folder: Path) -> RunState:
     try:
         return RunState(**json.loads((folder / RUN_STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder / RUN_STATE}: unreadable ({error}); move this checkpoint away to go on from an older one") from error
+        raise CheckpointError(
+            f"{folder / RUN_STATE}: unreadable ({error}); move this checkpoint away to go on from an older one"
+        ) from error
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -43,7 +43,7 @@ def _slurm_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if "MASTER_ADDR" not in environ:
         raise LaunchError(
             "SLURM_NTASKS > 1 but MASTER_ADDR is not set: "
-            "export MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)"
+            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         )
     return {
         "RANK": environ["SLURM_PROCID"],
@@ -115,11 +115,11 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def gather_objects(item: object) -> list[object]:
+def gather_objects(item: T) -> list[T]:
     """One small picklable thing from each rank, in rank order."""
     if world_size() == 1:
         return [item]
-    items: list[object] = [None] * world_size()
+    items = [item] * world_size()
     torch_dist.all_gather_object(items, item)
     return items
 

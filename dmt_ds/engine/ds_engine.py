@@ -1,9 +1,10 @@
-"""The door to DeepSpeed: one training engine for the student, one inference engine a teacher; knows no method and no recipe.
+"""The door to DeepSpeed: a training engine for the student, an inference engine a teacher; knows no method.
 
-DeepSpeed is never allowed to compile an op here: optimizers are torch's, and the CPU's shared-memory collective is switched
-off, so that neither a compiler nor minutes of waiting are needed.
+DeepSpeed is never allowed to compile an op here: optimizers are torch's, and the CPU's shared-memory collective is
+switched off, so that neither a compiler nor minutes of waiting are needed.
 """
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +31,7 @@ def _deepspeed() -> ModuleType:
     """DeepSpeed, imported once its accelerator is chosen: it reads DS_ACCELERATOR at import."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
+    deepspeed: ModuleType = importlib.import_module("deepspeed")
     deepspeed.utils.logger.setLevel(logging.WARNING)
     return deepspeed
 
@@ -118,17 +118,6 @@ class StudentEngine:
         norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
-    @property
-    def skipped_steps(self) -> int:
-        """Updates that DeepSpeed left out because a gradient was not finite."""
-        return int(self._engine.skipped_steps)
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer as DeepSpeed wraps it."""
-        optimizer: Optimizer = self._engine.optimizer
-        return optimizer
-
     def compile(self) -> None:
         """torch.compile inside the engine: keys of the state dict stay as they are."""
         self._engine.compile()
@@ -180,14 +169,16 @@ def build_student(
     return StudentEngine(engine)
 
 
-def build_teacher(module: nn.Module, config: DsConfig, device: torch.device, *, shard_over: str) -> Callable[..., Tensor]:
+def build_teacher(
+    module: nn.Module, config: DsConfig, device: torch.device, *, shard_over: str
+) -> Callable[..., Tensor]:
     """An inference engine around one frozen teacher, its parameters cut over ranks (ZeRO-3).
 
     All ranks must call all teachers equally often and in one order: gathering is a collective. On a group of one rank
     there is nothing to cut and the plain module is returned.
 
     Args:
-        module: frozen; everything goes through its `forward`. Float parameters are cast to the JSON's precision, buffers kept.
+        module: frozen; everything goes through its `forward`. Parameters take the JSON's precision, not buffers.
         shard_over: `node` cuts over the ranks of this node, `world` over all.
     """
     cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
@@ -247,6 +238,17 @@ def _shard_group(shard_over: str) -> tuple[Any, int]:
         return None, world
     groups = [torch.distributed.new_group(list(range(first, first + local))) for first in range(0, world, local)]
     return groups[dist.rank() // local], local
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Parameters that ZeRO-3 cut are whole inside; all ranks enter. Nothing happens to others."""
+    cut = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+    if not cut:
+        yield
+        return
+    with _deepspeed().zero.GatheredParameters(cut):
+        yield
 
 
 def to_universal(source: Path, target: Path) -> None:

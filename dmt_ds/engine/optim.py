@@ -18,7 +18,8 @@ def peak_learning_rate(section: OptimConfig, global_batch_size: int) -> float:
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Matrices with weight decay; biases, norms, tokens and positions without."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -32,7 +33,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def build_optimizer(module: nn.Module, section: OptimConfig, global_batch_size: int, *, fused: bool) -> Optimizer:
-    """torch's AdamW: nothing to compile, and parameter groups are ours. `fused`: one kernel, on CUDA."""
+    """Torch's AdamW: nothing to compile, and parameter groups are ours. `fused`: one kernel, on CUDA."""
     return AdamW(
         parameter_groups(module, section.weight_decay),
         lr=peak_learning_rate(section, global_batch_size),
@@ -42,8 +43,10 @@ def build_optimizer(module: nn.Module, section: OptimConfig, global_batch_size: 
     )
 
 
-def warmup_cosine(section: OptimConfig, global_batch_size: int, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Step (from 0) -> factor of the peak: linear up over `warmup_steps`, then half a cosine down to min_lr at the last step."""
+def warmup_cosine(
+    section: OptimConfig, global_batch_size: int, warmup_steps: int, total_steps: int
+) -> Callable[[int], float]:
+    """Step (from 0) -> factor of the peak: linear over `warmup_steps`, then half a cosine to min_lr at the end."""
     floor = section.min_lr / peak_learning_rate(section, global_batch_size)
 
     def factor(step: int) -> float:

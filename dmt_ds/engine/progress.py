@@ -41,7 +41,7 @@ class ProgressView:
 
 
 def _figures(metrics: Mapping[str, float], limit: int | None = None) -> str:
-    """Losses, rate and speed as `loss 1.234  loss_tfd 1.1 ...`, losses first; what the step says already is left out."""
+    """`loss 1.234  loss_tfd 1.1 ...`, losses first and speed last; what the step says already is left out."""
     shown = [name for name in metrics if name.startswith(("train/", "perf/")) and name != "train/images_seen"]
     shown.sort(key=lambda name: (name.startswith("perf/"), not name.startswith("train/loss")))
     return "  ".join(f"{name.split('/', 1)[1]} {metrics[name]:.4g}" for name in shown[:limit])

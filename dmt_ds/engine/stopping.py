@@ -43,7 +43,7 @@ class StopRequest:
 
 
 class Watchdog:
-    """Ends the process when `beat` was not called for `timeout_seconds`: a lost rank leaves the others in a collective for ever."""
+    """Ends the process when `beat` was not called for long: a lost rank leaves the others in a collective for ever."""
 
     def __init__(self, timeout_seconds: float, rank: int) -> None:
         self._timeout = timeout_seconds
@@ -73,8 +73,11 @@ class Watchdog:
             if silent > self._timeout:
                 logger.error(
                     "rank %d: no progress for %.0f s at %s: stacks follow, the job ends with code %d. "
-                    "Start again to go on from the newest checkpoint; raise train.hang_timeout_seconds if it was only slow",
-                    self._rank, silent, self._doing, HANG_EXIT_CODE,
+                    "Start again to go on from the newest checkpoint; raise train.hang_timeout_seconds if it was slow",
+                    self._rank,
+                    silent,
+                    self._doing,
+                    HANG_EXIT_CODE,
                 )
                 faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
                 os._exit(HANG_EXIT_CODE)

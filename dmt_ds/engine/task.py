@@ -38,14 +38,16 @@ class TaskLosses(NamedTuple):
     loss: Tensor
     """Scalar, float32, with its graph: the mean over this rank's micro-batch."""
     metrics: Mapping[str, Tensor]
-    """Detached scalars on the device, by metric name (`train/loss_tfd`); averaged over micro-batches and ranks by the trainer."""
+    """Detached scalars on the device, by name (`train/loss_tfd`); the trainer averages over micro-batches and ranks."""
 
 
 class Task(Protocol):
     """A method of pretraining, or later a downstream task."""
 
-    module: nn.Module
-    """What is trained: all of its parameters that require a gradient, and nothing else of size."""
+    @property
+    def module(self) -> nn.Module:
+        """What is trained: all of its parameters that require a gradient, and nothing else of size."""
+        ...
 
     def losses(self, model: Model, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
         """Forward of one micro-batch already on the device. `diagnose`: also give the costlier metrics of log steps."""

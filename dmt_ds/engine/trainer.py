@@ -1,4 +1,4 @@
-"""The loop: steps, accumulation, logging, checkpoints, stopping; knows a task's verbs, no method and no library but torch."""
+"""The loop: steps, accumulation, log, checkpoints, stopping; knows a task's verbs, no method, no library but torch."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,12 +180,12 @@ class Trainer:
 
     def _raise_divergence(self, finite_here: bool, seen: Sequence[Batch]) -> None:
         names = [] if finite_here else [self._around.image_name(int(i)) for batch in seen for i in batch.indices[:4]]
-        report = {rank: images for rank, images in enumerate(dist.gather_objects(names)) if images}
-        where = "; ".join(f"rank {rank}: {', '.join(images[:4])}, ..." for rank, images in report.items())  # type: ignore[index]
+        report = {rank: ", ".join(images[:4]) for rank, images in enumerate(dist.gather_objects(names)) if images}
+        where = "; ".join(f"rank {rank}: {images}, ..." for rank, images in report.items())
         raise DivergenceError(
-            f"step {self.step + 1}: the loss is not finite on rank {', '.join(map(str, report))}; stopped before the update. "
-            f"Images of its batch: {where}. Start again to go on from the newest checkpoint, "
-            "with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
+            f"step {self.step + 1}: the loss is not finite on rank {', '.join(map(str, report))}; "
+            f"stopped before the update. Images of its batch: {where}. Start again to go on from the newest "
+            "checkpoint, with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
         )
 
     def _log(self, learning_rate: float) -> None:

@@ -1,4 +1,4 @@
-"""DMT: several teachers' tokens, fused, are what the student learns to give (paper, section 2); knows no engine's library."""
+"""DMT: the student learns to give several teachers' fused tokens (paper, section 2); knows no engine's library."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -31,7 +31,7 @@ class DmtTask:
         diagnostics: TeacherDiagnostics,
         augment: Augment,
     ) -> None:
-        self.module: Student = student
+        self.module = student
         self._teachers = dict(teachers)
         self._fusion = fusion
         self._objective = objective
@@ -98,7 +98,10 @@ class DmtTask:
         """One teacher after the other, in the same order on every rank: with ZeRO-3 each forward is a collective."""
         for name, teacher in self._teachers.items():
             if kept is None:
-                yield name, teacher(images)  # no name of ours: it would keep these tokens through the next teacher's pass
+                yield (
+                    name,
+                    teacher(images),
+                )  # no name of ours: it would keep these tokens through the next teacher's pass
             else:
                 kept[name] = teacher(images)
                 yield name, kept[name]

@@ -31,6 +31,9 @@ _PARAM_CHARACTERS, _TAG_CHARACTERS, _DIGEST_CHARACTERS = 6000, 8000, 36
 _ARTIFACT_ATTEMPTS = 3
 _NOT_IN_A_NAME = re.compile(r"[^\w./ :-]")
 _OPENING = threading.Lock()
+_ENVIRONMENT = {"HTTP_REQUEST_MAX_RETRIES": "0", "HTTP_REQUEST_TIMEOUT": "20", "DISABLE_TELEMETRY": "true"} | {
+    "ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "SUPPRESS_PRINTING_URL_TO_STDOUT": "true"
+}  # fmt: skip
 
 
 def import_mlflow(store: StoreUri) -> None:
@@ -39,11 +42,8 @@ def import_mlflow(store: StoreUri) -> None:
     Two threads that import large packages at once can see each other's half-made modules.
     """
     # A retry belongs to the spool, which can wait for days; the user's own settings win.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(f"MLFLOW_{name}", value)
     import mlflow.system_metrics.system_metrics_monitor
 
     if store.artifact_root is not None:

@@ -1,4 +1,4 @@
-"""Run by test_ds_engine on every rank: facts about a ViT-B cut by ZeRO-3 next to a student in ZeRO-2, as JSON on rank 0."""
+"""Run by test_ds_engine on every rank: facts about a ViT-B cut by ZeRO-3 beside a ZeRO-2 student, as JSON."""
 
 import json
 import sys
@@ -43,11 +43,14 @@ def main() -> None:
     student = torch.nn.Linear(8, 8)
     batch = plan_batch(2 * dist.world_size(), 2, dist.world_size())
     student_engine = ds_engine.build_student(
-        student, build_optimizer(student, OptimConfig(), 2, fused=False), lambda step: 1.0,
+        student,
+        build_optimizer(student, OptimConfig(), 2, fused=False),
+        lambda step: 1.0,
         resolve_student(find_ds_config("student_zero2_bf16"), batch, 0.0),
     )
 
     peak = 0
+
     def count(*_: object) -> None:
         nonlocal peak
         peak = max(peak, sum(p.numel() for p in cut.parameters()))
@@ -71,7 +74,7 @@ def main() -> None:
         "student_has_ds_id": any(hasattr(p, "ds_id") for p in student_engine.module.parameters()),
     }
     if dist.is_main():
-        print("FACTS " + json.dumps(facts), flush=True)
+        sys.stdout.write("FACTS " + json.dumps(facts) + "\n")
     ds_engine.stop()
 
 

@@ -82,7 +82,7 @@ def test_a_record_of_another_program_version_is_one_clear_line(folder):
     manifest = folder.folder / "step00000001" / "manifest.json"
     sizes = json.loads(manifest.read_text()) | {"run_state.json": len(text)}
     manifest.write_text(json.dumps(sizes))
-    with pytest.raises(CheckpointError, match="run_state.json: unreadable"):
+    with pytest.raises(CheckpointError, match=r"run_state\.json: unreadable"):
         folder.newest()
 
 

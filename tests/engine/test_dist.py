@@ -20,7 +20,11 @@ def test_a_half_set_launcher_environment_names_what_is_missing():
 
 def test_slurm_tasks_become_ranks_and_the_port_comes_from_the_job():
     assert launch_environment(SLURM) == {
-        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "n1", "MASTER_PORT": str(10000 + 123456 % 20000),
+        "RANK": "5",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "8",
+        "MASTER_ADDR": "n1",
+        "MASTER_PORT": str(10000 + 123456 % 20000),
     }
 
 

@@ -74,9 +74,11 @@ def main() -> None:
         in_save = bool(list(checkpoints.glob(".tmp-step*")))
         found = CheckpointFolder(checkpoints, keep=2).newest()
         step = found.state.step if found else 0
-        report.append({"began": began, "victim": victim, "in_save": in_save, "step": step, "went_back": step < newest_step})
+        report.append(
+            {"began": began, "victim": victim, "in_save": in_save, "step": step, "went_back": step < newest_step}
+        )
         newest_step = step
-    print("REPORT " + json.dumps(report), flush=True)
+    sys.stdout.write("REPORT " + json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

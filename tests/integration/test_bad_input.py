@@ -21,7 +21,9 @@ def errors_of(arguments, code: int = 2, **options) -> list[str]:
     done = processes.run(arguments, check=False, **options)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stderr
-    return [line.removeprefix("dmt-ds: error: ") for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
+    return [
+        line.removeprefix("dmt-ds: error: ") for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,13 @@ def test_a_taken_port_is_one_line_with_the_address(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         (line,) = errors_of(tiny_run.pretrain(recipe), **ranks)
     assert f"127.0.0.1:{port}" in line and "MASTER_PORT" in line
 

@@ -1,0 +1,99 @@
+"""Photographs: three teachers made by three methods, distilled on one and two processes, judged by k-NN."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import processes, tiny_run
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_dir: Path) -> dict[str, object]:
+    """The data section: 48 px crops of 112 px photographs."""
+    return {
+        "source": "parquet", "path": str(shared_dir / "data" / "imagenette112"), "image_size": 48, "num_workers": 0,
+        "max_train_images": 600,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teachers(photographs: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders of a MAE, a MoCo v3 and an iBOT teacher, a few steps each."""
+    folder = tmp_path_factory.mktemp("teachers")
+    made = {}
+    for task in ("mae", "moco_v3", "ibot"):
+        recipe = {
+            "task": task,
+            "name": task,
+            "output_dir": str(folder / task),
+            "data": photographs,
+            "student": {
+                "arch": "vit_tiny",
+                "patch_size": 12,
+                "embed_dim": 48,
+                "depth": 3,
+                "num_heads": 3,
+                "drop_path": 0.0,
+            },
+            "mae": {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2},
+            "moco_v3": {"hidden_dim": 64, "output_dim": 32},
+            "ibot": {"output_dim": 64, "hidden_dim": 64, "bottleneck_dim": 32, "local_crops": 2, "local_crop_size": 24},
+            "optim": {"base_lr": 4e-3, "warmup_steps": 4, "clip_grad_norm": 3.0},
+            "train": {"steps": STEPS, "global_batch_size": 32, "micro_batch_size": 32, "log_every_steps": 1},
+            "tracking": {"enabled": False},
+        }
+        path = folder / f"{task}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        processes.run(tiny_run.pretrain(path))
+        made[task] = folder / task
+    return made
+
+
+def distil(folder: Path, data: object, teachers: dict[str, Path], precision: str, number: int) -> dict[int, float]:
+    """Losses of one run."""
+    suffix = "" if precision == "bf16" else "_fp32"
+    recipe = tiny_run.write_recipe(
+        folder,
+        data=data,
+        student={"patch_size": 12},
+        teachers={
+            "models": {name: {"source": str(path)} for name, path in teachers.items()},
+            "deepspeed": f"teacher_zero3_inference{suffix}",
+        },
+        train={"steps": STEPS, "deepspeed": f"student_zero2_{precision}"},
+    )
+    text = yaml.safe_load(recipe.read_text())
+    text["teachers"]["models"] = {name: {"source": str(path)} for name, path in teachers.items()}
+    recipe.write_text(yaml.safe_dump(text))
+    processes.run(tiny_run.pretrain(recipe), processes=number)
+    return tiny_run.losses(folder / "run")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-3)])
+def test_distillation_on_photographs_is_the_same_on_one_and_two_processes(
+    photographs, teachers, tmp_path, precision, tolerance
+):
+    curves = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        curves.append(distil(folder, photographs, teachers, precision, number))
+    assert curves[0][STEPS] < 0.7 * curves[0][1]
+    assert tiny_run.largest_difference(*curves) < tolerance
+
+
+def test_every_method_lowers_its_loss(teachers):
+    for task, name in (("mae", "train/loss"), ("moco_v3", "train/loss"), ("ibot", "train/loss")):
+        curve = tiny_run.losses(teachers[task], name)
+        assert min(list(curve.values())[-3:]) < curve[1], task
+
+
+def test_knn_judges_a_teacher_on_photographs(photographs, teachers):
+    settings = [f"data.{key}={value}" for key, value in photographs.items()]
+    done = processes.run(["-m", "dmt_ds", "knn", "-e", str(teachers["mae"]), *settings, "tracking.enabled=false"])
+    assert "3925 test images, 10 classes" in done.stdout

@@ -1,0 +1,27 @@
+"""Each DeepSpeed JSON that is shipped trains, resumes and publishes on two processes."""
+
+import pytest
+
+from tests import processes, tiny_run
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize(
+    ("student", "teachers"),
+    [
+        ("student_zero1_bf16", "teacher_zero3_inference"),
+        ("student_zero2_bf16", "teacher_zero3_cpu_offload"),
+        ("student_zero3_bf16", "teacher_zero3_inference"),
+    ],
+)
+def test_a_run_in_two_slices_finishes_with_an_encoder(tmp_path, student, teachers):
+    recipe = tiny_run.write_recipe(tmp_path, train={"deepspeed": student, "steps": 4}, teachers={"deepspeed": teachers})
+    processes.run(tiny_run.pretrain(recipe, "train.stop_after_step=2"), processes=2)
+    processes.run(tiny_run.pretrain(recipe), processes=2)
+    curve = tiny_run.losses(tmp_path / "run")
+    assert sorted(curve) == [1, 2, 3, 4] and curve[4] < curve[1]
+    from dmt_ds.models.teachers import load_encoder
+
+    shape = load_encoder(str(tmp_path / "run"), 16).record.shape
+    assert (shape.embed_dim, shape.depth) == (24, 2)
