@@ -25,10 +25,10 @@ NUM_PICTURED_IMAGES = 6
 
 
 def publish_backbone(config: RunConfig, folder: Path, built: BuiltTask, trainer: Trainer) -> None:
-    """Write `<folder>/backbone` from the last checkpoint's float32 weights; all ranks call, rank 0 writes."""
+    """Write `<folder>/backbone` with float32 weights; all ranks call, rank 0 writes."""
+    masters = trainer.engine.trained_state()
     with ds_engine.gathered(trainer.engine.module):
         if dist.is_main():
-            masters = ds_engine.trained_state(folder / "checkpoints", f"step{trainer.step:08d}")
             state = backbone_state(built.task.backbone(), built.task.module, masters)
             _save(state, config, folder, built, trainer.step)
             logger.info("%s: the encoder, for timm.create_model('local-dir:...') or as a teacher", folder / "backbone")

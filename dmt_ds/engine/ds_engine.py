@@ -7,7 +7,7 @@ switched off, so that neither a compiler nor minutes of waiting are needed.
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -121,6 +121,18 @@ class StudentEngine:
     def compile(self) -> None:
         """torch.compile inside the engine: keys of the state dict stay as they are."""
         self._engine.compile()
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """float32 masters of all trained parameters, whole, on the CPU; all ranks call, whatever the ZeRO stage."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        state = {}
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                master = safe_get_full_fp32_param(parameter)  # a collective
+                assert master is not None, f"{name} has no master"
+                state[name] = master.detach().float().cpu()
+        return state
 
     def save(self, folder: Path, tag: str) -> None:
         """Write weights, masters and moments to folder/tag; all ranks call."""
@@ -271,20 +283,8 @@ def to_universal(source: Path, target: Path) -> None:
         ds_to_universal.main(settings)
 
 
-def trained_state(folder: Path, tag: str) -> Mapping[str, Tensor]:
-    """float32 masters of all trained parameters, read from a checkpoint of any ZeRO stage; one process calls."""
-    _deepspeed()
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with _quiet():
-        state: Mapping[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-            str(folder), tag, exclude_frozen_parameters=True
-        )
-    return state
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed's converters print bars and greetings; what goes wrong still comes as an exception."""
+    """DeepSpeed's converter prints bars and greetings; what goes wrong still comes as an exception."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield

@@ -32,8 +32,7 @@ _ARTIFACT_ATTEMPTS = 3
 _NOT_IN_A_NAME = re.compile(r"[^\w./ :-]")
 _OPENING = threading.Lock()
 _ENVIRONMENT = {"HTTP_REQUEST_MAX_RETRIES": "0", "HTTP_REQUEST_TIMEOUT": "20", "DISABLE_TELEMETRY": "true"} | {
-    "ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "SUPPRESS_PRINTING_URL_TO_STDOUT": "true"
-}  # fmt: skip
+    "ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}  # fmt: skip
 
 
 def import_mlflow(store: StoreUri) -> None:
@@ -269,11 +268,8 @@ def _run_with_key(client: "MlflowClient", experiment_id: str, spool: Spool) -> "
 
 def _new_run(client: "MlflowClient", experiment_id: str, spool: Spool) -> "Run":
     begin = spool.beginning()
-    tags = {
-        _KEY_TAG: begin.get("key", ""),
-        "mlflow.source.name": "dmt-ds",
-        "mlflow.user": os.environ.get("USER") or str(os.getuid()),
-    }
+    user = os.environ.get("USER") or str(os.getuid())
+    tags = {_KEY_TAG: begin.get("key", ""), "mlflow.source.name": "dmt-ds", "mlflow.user": user}
     return client.create_run(experiment_id, begin.get("time_ms"), tags, begin.get("run_name"))
 
 
