@@ -2,18 +2,22 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import DataConfig, KnnConfig, TeacherConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.downstream.features import extract_features, pixel_features
 from dmt_ds.downstream.knn import KnnScores, knn_scores
+from dmt_ds.engine.checkpoint import DONE
 from dmt_ds.errors import DataError
+from dmt_ds.tracking.mlflow_tracker import add_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +91,18 @@ def run_knn(
                 log(f"eval/knn_{metric}" + (f"/{name}" if len(encoders) > 1 else ""), value)
         rows.append(KnnRow(name, scores))
     return KnnTable(tuple(rows), len(train), len(test), num_classes, knn)
+
+
+def add_to_run(folder: Path, scores: KnnScores) -> None:
+    """Add the scores to the MLflow run of a run's folder; anything else than such a folder is left alone."""
+    if not (folder / "tracking").is_dir():
+        return
+    section = config_from_yaml((folder / "config.yaml").read_text()).tracking
+    done = folder / DONE
+    step = int(done.read_text()) if done.exists() else 0
+    metrics = {f"eval/knn_{name}": value for name, value in scores._asdict().items()}
+    if not add_metrics(section, folder, metrics, step):
+        logger.warning("%s: the tracking store is away; the scores wait in the folder", folder)
 
 
 def _evaluate(

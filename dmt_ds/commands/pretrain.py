@@ -20,7 +20,7 @@ from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine import dist, ds_engine
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.checkpoint import DONE, CheckpointFolder, RunState
 from dmt_ds.engine.optim import build_optimizer, warmup_cosine
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
@@ -31,9 +31,6 @@ from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
-
-DONE = "DONE"
-"""File that a finished run leaves in its folder, for scripts."""
 
 
 @dataclass(frozen=True)

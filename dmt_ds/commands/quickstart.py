@@ -14,19 +14,19 @@ from pathlib import Path
 
 import torch
 
-from dmt_ds.commands.knn import PIXELS, KnnTable, run_knn
-from dmt_ds.commands.pretrain import DONE
+from dmt_ds.commands.knn import PIXELS, KnnTable, add_to_run, run_knn
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.engine.checkpoint import DONE
 from dmt_ds.errors import DmtError
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe
-from dmt_ds.tracking.mlflow_tracker import add_metrics
 
 logger = logging.getLogger(__name__)
 
 TEACHERS = ("mae", "moco_v3", "ibot")
 STUDENT = "dmt"
+SECONDS_BETWEEN_LINES = 10.0
 
 Say = Callable[[str], None]
 
@@ -86,7 +86,8 @@ def _run_stage(stage: Stage, output: Path, position: str, say: Say) -> None:
     folder.mkdir(exist_ok=True)
     log = folder / "output.log"
     with log.open("a") as out:
-        code = subprocess.run(_command(stage), stdout=out, stderr=out, env=_environment()).returncode
+        process = subprocess.Popen(_command(stage), stdout=out, stderr=out, env=_environment())
+        code = _wait(process, folder / "train.log", say)
     if code != 0:
         lines = log.read_text().strip().splitlines()
         errors = [line for line in lines if "error:" in line] or lines[-3:]
@@ -94,6 +95,17 @@ def _run_stage(stage: Stage, output: Path, position: str, say: Say) -> None:
             f"quickstart: {what} ended with code {code}; the whole output is in {log}\n" + "\n".join(errors[-3:])
         )
     say(f"      done in {time.monotonic() - started:.0f} s; log: {folder / 'train.log'}")
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, say: Say) -> int:
+    """Exit code of a stage; its newest step is shown every few seconds. Ctrl-C reaches the stage too, which saves."""
+    while True:
+        try:
+            return process.wait(SECONDS_BETWEEN_LINES)
+        except subprocess.TimeoutExpired:
+            steps = [line for line in log.read_text().splitlines() if " step " in line] if log.exists() else []
+            if steps:
+                say(f"      {steps[-1].split(' INFO ')[-1][:100]}")
 
 
 def _command(stage: Stage) -> list[str]:
@@ -116,11 +128,10 @@ def _measure(output: Path, stages: Sequence[Stage]) -> KnnTable:
     encoders |= {f"teacher {name}": str(output / name) for name in TEACHERS}
     encoders |= {"student, untrained": _untrained(student), "student, distilled": str(output / STUDENT)}
     table = run_knn(student.data, student.knn, encoders, torch.device("cpu"))
-    stage_of = {f"teacher {name}": name for name in TEACHERS} | {"student, distilled": STUDENT}
+    folders = {f"teacher {name}": output / name for name in TEACHERS} | {"student, distilled": output / STUDENT}
     for row in table.rows:
-        if name := stage_of.get(row.encoder):
-            scores = {f"eval/knn_{metric}": value for metric, value in row.scores._asdict().items()}
-            add_metrics(configs[name].tracking, output / name, scores, step=configs[name].train.steps or 0)
+        if row.encoder in folders:
+            add_to_run(folders[row.encoder], row.scores)
     (output / "results.txt").write_text(f"{table}\n")
     return table
 

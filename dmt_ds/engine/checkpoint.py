@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"
+DONE = "DONE"
+"""File that a finished run leaves in its folder, for scripts; holds its last step."""
 _TEMPORARY = ".tmp-"
 
 
