@@ -114,8 +114,8 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
     """k-NN accuracy on frozen features: images of the training split vote on those of the validation split.
 
     SOURCE is written as a teacher's source: timm:TAG, hf:ID, a weights file, the output folder of a run; or pixels, the
-    baseline without encoder. Without -e the recipe's teachers are judged. Without -c the settings are those of the first
-    run among the sources. What a run's encoder reaches is added to its MLflow run.
+    baseline without encoder. Without -e the recipe's teachers are judged. Without -c the settings are those of the
+    first run among the sources. What a run's encoder reaches is added to its MLflow run.
     """
     recipe = recipe or next(
         (f"{source}/config.yaml" for source in encoders if Path(source, "config.yaml").is_file()), None
