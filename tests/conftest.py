@@ -1,13 +1,17 @@
 """Fixtures that all tests share."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-# One thread a process: tests start several, and a laptop has few cores. Set before torch is imported.
+# One thread a process: tests start several, and a laptop has few cores. Set before torch is imported. A GPU is hidden:
+# tests of several ranks would share it; those marked `gpu` show it to processes of their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +21,11 @@ def shared_dir() -> Path:
     if not (folder / "fixtures").is_dir():
         pytest.skip(f"no oracle data at {folder}; set DMT_DS_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda() -> dict[str, str]:
+    """Environment that shows the first GPU to a process; skips where there is none."""
+    if shutil.which("nvidia-smi") is None or subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode != 0:
+        pytest.skip("no NVIDIA GPU here")
+    return {"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator
 from multiprocessing import forkserver
@@ -281,6 +282,26 @@ def test_a_worker_that_is_stuck_in_a_read_is_ended(
     next(batches)
     batches.close()
     assert gone_in_time(workers)
+
+
+@pytest.mark.distributed
+def test_no_process_outlives_a_killed_trainer() -> None:
+    trainer = subprocess.run(
+        [sys.executable, "-m", "tests.data.killed_trainer"], stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    started = [int(number) for number in trainer.stdout.split()]
+    assert trainer.returncode == -signal.SIGKILL and len(started) == 2  # the server and a worker
+    deadline = time.monotonic() + 20
+    while any(map(is_running, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, started))
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_the_server_of_the_workers_has_one_thread(workers: Callable[[], set[int]]) -> None:

@@ -1,0 +1,64 @@
+"""What changes on CUDA; run in processes of its own, as the other tests hide the GPU from themselves."""
+
+import json
+
+import pytest
+
+from tests import processes, tiny_run
+
+pytestmark = pytest.mark.gpu
+
+ON_DEVICES = """
+import json, sys, torch
+from dmt_ds import sample_rng
+from dmt_ds.config.schema import AugmentConfig
+from dmt_ds.data.augment import Augment
+seeds = sample_rng.image_seeds(7, torch.arange(64), torch.arange(64))
+images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+augment = Augment(AugmentConfig(hue=0.1, blur_probability=0.5, grayscale_probability=0.2, solarize_probability=0.2))
+here = sample_rng.uniform(seeds, "x", 16), augment(images, seeds)
+there = sample_rng.uniform(seeds.cuda(), "x", 16).cpu(), augment(images.cuda(), seeds.cuda()).cpu()
+on_cuda = images.cuda(), seeds.cuda()
+torch.cuda.set_sync_debug_mode("error")  # the host must not wait
+augment(*on_cuda)
+torch.cuda.set_sync_debug_mode("default")
+print(json.dumps({"uniform": torch.equal(here[0], there[0]), "augment": (here[1] - there[1]).abs().max().item()}))
+"""
+
+
+def test_randomness_is_the_same_on_both_devices_and_augmentation_agrees(cuda):
+    done = processes.run(["-c", ON_DEVICES], **cuda)
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["uniform"]
+    assert facts["augment"] < 0.05  # two of 255 levels, normalised
+
+
+def test_a_run_on_cuda_gives_the_losses_of_the_cpu(cuda, tmp_path):
+    curves = []
+    for place, environment in (("cpu", {}), ("cuda", cuda)):
+        (tmp_path / place).mkdir()
+        recipe = tiny_run.write_recipe(tmp_path / place)
+        processes.run(tiny_run.pretrain(recipe), **environment)
+        curves.append(tiny_run.losses(tmp_path / place / "run"))
+    assert tiny_run.largest_difference(*curves) < 1e-3  # float32; cuDNN and CPU round differently
+
+
+def test_a_bf16_run_on_cuda_resumes_bit_equal(cuda, tmp_path):
+    folders = [tmp_path / name for name in ("whole", "slices")]
+    for folder in folders:
+        folder.mkdir()
+    recipes = [tiny_run.write_recipe(folder, train={"deepspeed": "student_zero2_bf16"}) for folder in folders]
+    processes.run(tiny_run.pretrain(recipes[0]), **cuda)
+    processes.run(tiny_run.pretrain(recipes[1], "train.stop_after_step=4"), **cuda)
+    processes.run(tiny_run.pretrain(recipes[1]), **cuda)
+    assert tiny_run.largest_difference(*(tiny_run.losses(folder / "run") for folder in folders)) < 1e-4
+
+
+def test_a_compiled_student_gives_the_same_losses(cuda, tmp_path):
+    curves = []
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        (tmp_path / name).mkdir()
+        recipe = tiny_run.write_recipe(tmp_path / name, student={"drop_path": 0.1})
+        processes.run(tiny_run.pretrain(recipe, f"train.compile={compiled}"), timeout=600, **cuda)
+        curves.append(tiny_run.losses(tmp_path / name / "run"))
+    assert tiny_run.largest_difference(*curves) < 1e-3
