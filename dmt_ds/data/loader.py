@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
@@ -136,7 +135,7 @@ def _made(
         collate_fn=_as_it_is,
         prefetch_factor=_BATCHES_AHEAD if num_workers else None,
         multiprocessing_context=start_server() if num_workers else None,
-        worker_init_fn=partial(obey_trainer, os.getpid()),
+        worker_init_fn=obey_trainer,
     )
     try:
         for made in loader:

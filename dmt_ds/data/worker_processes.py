@@ -10,10 +10,11 @@ answers: workers that died of SIGUSR1 would spoil the checkpoint that it asks fo
 import os
 import signal
 import threading
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 _PRELOADED = ["dmt_ds.data.batch_maker"]  # torch and torchvision are imported once, not by each worker
+_WATCH_SECONDS = 1.0
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -30,12 +31,19 @@ def start_server() -> ForkServerContext:
     return context
 
 
-def obey_trainer(trainer: int, _worker: int) -> None:
-    """In a worker: let SIGTERM from the trainer's process, and from no other, end it, however stuck it is."""
-    threading.Thread(target=_exit_at_sigterm_of, args=(trainer,), daemon=True).start()
+def obey_trainer(_worker: int) -> None:
+    """In a worker: end it, however stuck it is, when the trainer is gone or sends SIGTERM; nobody else's counts.
+
+    torch watches the parent for that, but a worker's parent is the server, which itself lives as long as a worker does.
+    """
+    threading.Thread(target=_exit_with_trainer, daemon=True).start()
 
 
-def _exit_at_sigterm_of(process: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
-        pass
+def _exit_with_trainer() -> None:
+    trainer = parent_process()  # the process that asked for this one, though the server forked it
+    assert trainer is not None
+    while trainer.is_alive():
+        told = signal.sigtimedwait({signal.SIGTERM}, _WATCH_SECONDS)
+        if told is not None and told.si_pid == trainer.pid:
+            break
     os._exit(0)
