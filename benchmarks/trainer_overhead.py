@@ -78,7 +78,7 @@ def build(config: RunConfig, folder: Path, device: torch.device) -> tuple[Traine
         pin_memory=device.type == "cuda",
     )
     plan = TrainPlan(10**6, config.train.global_batch_size, batch.grad_accum_steps, 20, 10**6)
-    view = ProgressView("benchmark", 0, 1, visible=False)
+    view = ProgressView("benchmark", 1, visible=False)
     around = Surroundings(NullTracker(), view, StopRequest(), Watchdog(1e6, 0), source.name)
     no_record: Callable[[int], RunState] = lambda step: RunState(step, 0, 1, 2, "bf16", {})  # noqa: E731
     return Trainer(built.task, engine, loader, plan, CheckpointFolder(folder, 1), no_record, around), config

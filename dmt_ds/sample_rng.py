@@ -5,8 +5,6 @@ epoch, image). So a run gives the same losses on 1 and on 8 processes, and goes 
 stopped, without any generator's state. The generator is splitmix64 (Steele et al., 2014) used as a counter-based hash.
 """
 
-import zlib
-
 import torch
 from torch import Tensor
 
@@ -33,10 +31,12 @@ def uniform(seeds: Tensor, stream: str, count: int) -> Tensor:
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
 def _stream_number(stream: str) -> int:
-    """A number for a name; torch.compile takes it as a constant, as it can't trace zlib."""
-    return zlib.crc32(stream.encode())
+    """FNV-1a of a name, 32 bits; in plain Python, so that torch.compile takes it as a constant."""
+    number = 2166136261
+    for letter in stream:
+        number = (number ^ ord(letter)) * 16777619 % 2**32
+    return number
 
 
 def _mix(x: Tensor) -> Tensor:

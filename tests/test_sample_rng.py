@@ -1,6 +1,6 @@
 """Random numbers of an image: the published generator, uniform, and the same however images are batched."""
 
-import zlib
+import functools
 
 import pytest
 import torch
@@ -9,6 +9,11 @@ from dmt_ds.sample_rng import image_seeds, uniform
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
+
+
+def fnv1a(text: str) -> int:
+    """Fowler, Noll, Vo: offset basis and prime of the 32-bit hash."""
+    return functools.reduce(lambda number, byte: ((number ^ byte) * 0x01000193) & 0xFFFFFFFF, text.encode(), 0x811C9DC5)
 
 
 def splitmix64(state: int) -> int:
@@ -29,7 +34,7 @@ def image_seed_by_hand(run_seed: int, epoch: int, index: int) -> int:
 
 
 def uniform_by_hand(seed: int, stream: str, count: int) -> list[float]:
-    key = splitmix64((seed & MASK) ^ zlib.crc32(stream.encode()))
+    key = splitmix64((seed & MASK) ^ fnv1a(stream))
     return [(splitmix64((key + i * GAMMA) & MASK) >> 40) * 2.0**-24 for i in range(1, count + 1)]
 
 

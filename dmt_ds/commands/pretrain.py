@@ -21,6 +21,8 @@ from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder, RunState
+from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.optim import build_optimizer, warmup_cosine
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
@@ -92,11 +94,16 @@ def _resolve(config: RunConfig, device: torch.device) -> Run:
 
 
 def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) -> Outcome:
-    checkpoints = CheckpointFolder(run.folder / "checkpoints", run.config.train.keep_checkpoints)
+    fence = Fence.claim(run.folder) if dist.is_main() else None
+    checkpoints = CheckpointFolder(run.folder / "checkpoints", run.config.train.keep_checkpoints, fence)
     resume = plan_resume(checkpoints, _run_state(run, built, 0, None), run.config.train.resume)
     tracker = _open_tracker(run, built, resume)
     try:
-        trainer = _build_trainer(run, built, checkpoints, tracker, resume, stop, watchdog)
+        engine = _build_engine(run, built, resume)
+        around = _surroundings(run, tracker, stop, watchdog, fence)
+        trainer = _build_trainer(run, built, engine, checkpoints, around)
+        if resume:
+            trainer.resume(resume.checkpoint, resume.tag)
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED:
             _publish(run, built, trainer, tracker)
@@ -109,47 +116,48 @@ def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) ->
     return outcome
 
 
-def _build_trainer(
-    run: Run,
-    built: BuiltTask,
-    checkpoints: CheckpointFolder,
-    tracker: Tracker,
-    resume: ResumePlan | None,
-    stop: StopRequest,
-    watchdog: Watchdog,
-) -> Trainer:
-    config, task = run.config, built.task
+def _build_engine(run: Run, built: BuiltTask, resume: ResumePlan | None) -> StudentEngine:
+    config, module = run.config, built.task.module
     engine = ds_engine.build_student(
-        task.module,
-        build_optimizer(task.module, config.optim, config.train.global_batch_size, fused=run.device.type == "cuda"),
+        module,
+        build_optimizer(module, config.optim, config.train.global_batch_size, fused=run.device.type == "cuda"),
         warmup_cosine(config.optim, config.train.global_batch_size, run.length.warmup_steps, run.length.total_steps),
         run.ds_config,
         universal=resume is not None and resume.universal,
     )
     if config.train.compile:
         engine.compile()
+    return engine
+
+
+def _surroundings(
+    run: Run, tracker: Tracker, stop: StopRequest, watchdog: Watchdog, fence: Fence | None
+) -> Surroundings:
+    view = ProgressView(run.config.name, run.length.total_steps, visible=dist.is_main())
+    return Surroundings(tracker, view, stop, watchdog, run.source.name, fence)
+
+
+def _build_trainer(
+    run: Run, built: BuiltTask, engine: StudentEngine, checkpoints: CheckpointFolder, around: Surroundings
+) -> Trainer:
+    train = run.config.train
     plan = TrainPlan(
         total_steps=run.length.total_steps,
-        global_batch_size=config.train.global_batch_size,
+        global_batch_size=train.global_batch_size,
         grad_accum_steps=run.batch.grad_accum_steps,
-        log_every_steps=config.train.log_every_steps,
-        save_every_steps=config.train.save_every_steps,
-        stop_after_step=config.train.stop_after_step,
+        log_every_steps=train.log_every_steps,
+        save_every_steps=train.save_every_steps,
+        stop_after_step=train.stop_after_step,
     )
-    start_step = resume.checkpoint.state.step if resume else 0
-    view = ProgressView(config.name, start_step, plan.total_steps, visible=dist.is_main())
-    trainer = Trainer(
-        task,
+    return Trainer(
+        built.task,
         engine,
         _loader(run, built),
         plan,
         checkpoints,
-        lambda step: _run_state(run, built, step, tracker.run_id),
-        Surroundings(tracker, view, stop, watchdog, run.source.name),
+        lambda step: _run_state(run, built, step, around.tracker.run_id),
+        around,
     )
-    if resume:
-        trainer.resume(resume.checkpoint, resume.tag)
-    return trainer
 
 
 def _loader(run: Run, built: BuiltTask) -> TrainLoader:

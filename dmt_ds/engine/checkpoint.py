@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_ds.engine import dist
+from dmt_ds.engine.fence import Fence
 from dmt_ds.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,16 @@ class CheckpointFolder:
     kill at any moment leaves at most a hidden folder, which the next save removes.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, fence: Fence | None = None) -> None:
+        """Nothing is touched yet.
+
+        Args:
+            keep: complete checkpoints that stay.
+            fence: rank 0's claim on the run; without it nothing guards against a second writer.
+        """
         self.folder = folder
         self._keep = keep
+        self._fence = fence
 
     def save(self, state: RunState, write: Callable[[Path, str], None]) -> Path:
         """Save on all ranks.
@@ -96,6 +104,7 @@ class CheckpointFolder:
         """Remove what a kill left, and refuse at once where the disk is too full for a checkpoint like the last."""
 
         def prepare() -> None:
+            self._check_fence()
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob("*_universal")]:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -115,6 +124,7 @@ class CheckpointFolder:
         for name in files:
             _sync(hidden / name)
         _write_json(hidden / MANIFEST, files)
+        self._check_fence()
         final = self.folder / tag
         if final.exists():
             shutil.rmtree(final)
@@ -130,12 +140,18 @@ class CheckpointFolder:
         for folder in complete[: -self._keep]:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _check_fence(self) -> None:
+        if self._fence is not None:
+            self._fence.check()
+
     def _on_main(self, act: Callable[[], None], tag: str) -> None:
         """Do it on rank 0; if that fails, all ranks raise the same error instead of waiting for each other."""
         problem = None
         if dist.is_main():
             try:
                 act()
+            except CheckpointError as error:
+                problem = str(error)
             except OSError as error:
                 problem = self._write_failed(tag, error)
         problem = dist.from_main(problem)

@@ -10,14 +10,20 @@ logger = logging.getLogger(__name__)
 class ProgressView:
     """One line a log step; on a terminal also a bar with the newest figures."""
 
-    def __init__(self, name: str, start_step: int, total_steps: int, *, visible: bool) -> None:
+    def __init__(self, name: str, total_steps: int, *, visible: bool) -> None:
         self._total = total_steps
+        self._visible = visible
         self._bar = None
         if visible and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True)
-        self._visible = visible
+            self._bar = tqdm(total=total_steps, desc=name, unit="step", dynamic_ncols=True)
+
+    def start(self, step: int) -> None:
+        """Begin, or go on, after so many steps; the bar's speed counts from here."""
+        if self._bar is not None:
+            self._bar.initial = step
+            self._bar.reset()
 
     def advance(self) -> None:
         """One more step is done."""

@@ -14,6 +14,7 @@ from dmt_ds.data.loader import TrainLoader
 from dmt_ds.engine import dist, rng_state
 from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
 from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import Progress, Task
@@ -63,6 +64,8 @@ class Surroundings:
     watchdog: Watchdog
     image_name: Callable[[int], str]
     """Row of the data set -> its name in messages."""
+    fence: Fence | None = None
+    """Rank 0's claim on the run folder."""
 
 
 class Trainer:
@@ -107,6 +110,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the last step, or to the end of the step in which a signal came."""
         self.engine.train()
+        self._around.view.start(self.step)
         batches = self.batches()
         while self.step < self._plan.total_steps:
             signalled = self.update(batches)
@@ -189,6 +193,8 @@ class Trainer:
         )
 
     def _log(self, learning_rate: float) -> None:
+        if self._around.fence is not None:
+            self._around.fence.check()
         metrics = self._meters.pop_means(dist.mean_over_ranks)
         metrics["train/lr"] = learning_rate
         metrics["train/grad_norm"] = self.engine.gradient_norm()
