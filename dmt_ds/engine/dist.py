@@ -1,6 +1,8 @@
 """Ranks, and the few collectives that tasks and trainer need; works with no process group; knows no DeepSpeed."""
 
+import math
 import os
+import re
 import socket
 from collections.abc import Mapping
 from typing import TypeVar
@@ -28,7 +30,7 @@ def launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
         if missing:
             raise LaunchError(f"RANK is set but {', '.join(missing)} is not: start with torchrun, deepspeed or srun")
         return found
-    if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
+    if slurm_step_tasks(environ) > 1:
         return _slurm_environment(environ)
     return {
         "RANK": "0",
@@ -39,16 +41,36 @@ def launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def slurm_step_tasks(environ: Mapping[str, str]) -> int:
+    """Tasks of the `srun` step that this process is one of; 1 outside a step.
+
+    SLURM_NTASKS would not do: the shell of a batch job has it, with SLURM_PROCID=0, though nobody joins it there.
+    """
+    text = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    return int(text) if text.isdigit() and "SLURM_PROCID" in environ else 1
+
+
+def slurm_tasks_of_nodes(text: str) -> list[int]:
+    """Tasks of each node as SLURM writes them: `2(x3),1` is [2, 2, 2, 1]; [] where it is written otherwise."""
+    nodes: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if found is None:
+            return []
+        nodes += [int(found[1])] * int(found[2] or 1)
+    return nodes
+
+
 def _slurm_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if "MASTER_ADDR" not in environ:
         raise LaunchError(
-            "SLURM_NTASKS > 1 but MASTER_ADDR is not set: "
+            "a SLURM step of several tasks but MASTER_ADDR is not set: "
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         )
     return {
         "RANK": environ["SLURM_PROCID"],
         "LOCAL_RANK": environ["SLURM_LOCALID"],
-        "WORLD_SIZE": environ["SLURM_NTASKS"],
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
         "MASTER_ADDR": environ["MASTER_ADDR"],
         "MASTER_PORT": environ.get("MASTER_PORT", str(10000 + int(environ["SLURM_JOB_ID"]) % 20000)),
     }
@@ -81,10 +103,16 @@ def is_main() -> bool:
 
 
 def local_world_size() -> int:
-    """Ranks on this node, as the launcher says; all of them where it does not."""
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
+    """Ranks on each node, as the launcher says; all of them where it does not.
+
+    Where nodes have unlike numbers it is the largest number that divides them all, so that ranks agree and groups of
+    so many neighbours never cross a node.
+    """
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
+    if slurm_step_tasks(os.environ) > 1:
+        return math.gcd(*slurm_tasks_of_nodes(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) or world_size()
     return world_size()
 
 

@@ -2,11 +2,28 @@
 
 import pytest
 
-from dmt_ds.engine.dist import launch_environment
+from dmt_ds.engine.dist import launch_environment, local_world_size, slurm_tasks_of_nodes
 from dmt_ds.errors import LaunchError
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
-SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "123456", "MASTER_ADDR": "n1"}
+STEP = {
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_JOB_ID": "123456",
+    "MASTER_ADDR": "n1",
+}
+# What the shell of `sbatch --nodes=2 --ntasks-per-node=2` has, where no srun has started anything yet.
+BATCH_SHELL = {
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_TASKS_PER_NODE": "2(x2)",
+    "SLURM_JOB_ID": "1",
+}
 
 
 def test_torchrun_variables_are_taken_as_they_are():
@@ -19,7 +36,7 @@ def test_a_half_set_launcher_environment_names_what_is_missing():
 
 
 def test_slurm_tasks_become_ranks_and_the_port_comes_from_the_job():
-    assert launch_environment(SLURM) == {
+    assert launch_environment(STEP) == {
         "RANK": "5",
         "LOCAL_RANK": "1",
         "WORLD_SIZE": "8",
@@ -30,11 +47,35 @@ def test_slurm_tasks_become_ranks_and_the_port_comes_from_the_job():
 
 def test_slurm_tasks_without_an_address_are_told_how_to_get_one():
     with pytest.raises(LaunchError, match="scontrol show hostnames"):
-        launch_environment({k: v for k, v in SLURM.items() if k != "MASTER_ADDR"})
+        launch_environment({k: v for k, v in STEP.items() if k != "MASTER_ADDR"})
 
 
-def test_a_lone_process_inside_a_slurm_allocation_is_a_world_of_one():
-    assert launch_environment({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"})["WORLD_SIZE"] == "1"
+def test_a_step_of_one_task_is_a_world_of_one():
+    assert launch_environment({**STEP, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"})["WORLD_SIZE"] == "1"
+
+
+def test_a_program_in_the_shell_of_a_batch_job_waits_for_nobody():
+    assert launch_environment(BATCH_SHELL)["WORLD_SIZE"] == "1"
+
+
+def test_fewer_tasks_in_a_step_than_in_the_job_are_the_world():
+    assert launch_environment({**STEP, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "6"})["WORLD_SIZE"] == "6"
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"), [("2(x2)", [2, 2]), ("8", [8]), ("4(x2),2", [4, 4, 2]), ("2,1", [2, 1]), ("", []), ("2(x", [])]
+)
+def test_tasks_of_nodes_are_read_as_slurm_writes_them(text, nodes):
+    assert slurm_tasks_of_nodes(text) == nodes
+
+
+@pytest.mark.parametrize(("text", "ranks"), [("4(x2)", 4), ("4,4,2", 2), ("2,1", 1), ("8", 8)])
+def test_ranks_on_a_node_come_from_the_step_and_are_the_same_on_all_ranks(monkeypatch, text, ranks):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**STEP, "SLURM_STEP_TASKS_PER_NODE": text}.items():
+        monkeypatch.setenv(name, value)
+    assert local_world_size() == ranks
 
 
 def test_nothing_set_is_one_process_on_a_free_port():
