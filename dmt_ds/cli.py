@@ -179,6 +179,7 @@ def teachers_convert(source: str, target: Path, key: str | None, num_heads: int 
         "dmt-ds config --defaults",
         "dmt-ds config -c vit_tiny optim.base_lr=1e-4 > my_recipe.yaml",
         "dmt-ds config -c vit_tiny --ds --ranks 8",
+        "dmt-ds config -c vit_tiny --get output_dir",
     ),
 )
 @recipe_option
@@ -186,7 +187,15 @@ def teachers_convert(source: str, target: Path, key: str | None, num_heads: int 
 @click.option("--ds", "show_deepspeed", is_flag=True, help="Also print the resolved DeepSpeed JSONs.")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, for --ds.")
 @click.option("--defaults", is_flag=True, help="Print every setting with its meaning and default instead.")
-def config(recipe: str | None, overrides: tuple[str, ...], show_deepspeed: bool, ranks: int, defaults: bool) -> None:
+@click.option("--get", "keys", multiple=True, metavar="KEY", help="Print only this value; again and again for several.")
+def config(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    show_deepspeed: bool,
+    ranks: int,
+    defaults: bool,
+    keys: tuple[str, ...],
+) -> None:
     """Print the resolved run as YAML; what is printed is itself a recipe."""
     from dmt_ds.commands import config as command
 
@@ -194,6 +203,9 @@ def config(recipe: str | None, overrides: tuple[str, ...], show_deepspeed: bool,
         click.echo(command.render_defaults(), nl=False)
         return
     resolved = _load(recipe, overrides)
+    if keys:
+        click.echo(command.render_values(resolved, keys), nl=False)
+        return
     click.echo(command.render(resolved), nl=False)
     if show_deepspeed:
         click.echo(command.render_deepspeed(resolved, ranks), nl=False)

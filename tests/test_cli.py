@@ -157,6 +157,14 @@ def test_config_prints_every_setting_with_its_meaning(tmp_path: Path) -> None:
             assert lines[number - 1].lstrip().startswith("# ") and len(lines[number - 1].strip()) > 4, line
 
 
+def test_config_prints_single_values_for_scripts() -> None:
+    keys = ("--get", "output_dir", "--get", "train.stop_after_step", "--get", "optim.base_lr")
+    printed = call("config", "-c", "vit_small", "output_dir=runs/x y", "optim.base_lr=1e-3", *keys).output
+    assert printed.splitlines() == ["runs/x y", "null", "0.001"]
+    wrong = call("config", "-c", "vit_small", "--get", "output_dri")
+    assert wrong.exit_code == 2 and "output_dri: unknown key" in wrong.output
+
+
 def test_config_imports_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['dmt-ds', 'config', '-c', 'vit_tiny', '--ds']\nfrom dmt_ds.cli import main\n"

@@ -1,7 +1,7 @@
 """`dmt-ds config`: a run with every setting written out; imports no torch, so that it answers at once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import yaml
 from pydantic import BaseModel
@@ -9,13 +9,27 @@ from pydantic import BaseModel
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_student
 from dmt_ds.config.findings import section_in
-from dmt_ds.config.load import to_yaml
+from dmt_ds.config.load import flatten, to_yaml
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.errors import ConfigError
 
 
 def render(config: RunConfig) -> str:
     """The run as YAML; it loads back as a recipe."""
     return to_yaml(config)
+
+
+def render_values(config: RunConfig, keys: Sequence[str]) -> str:
+    """The values of some dotted keys, one a line, for scripts; what is not set is `null`.
+
+    Raises:
+        ConfigError: there is no such setting.
+    """
+    values = flatten(config)
+    unknown = [key for key in keys if key not in values]
+    if unknown:
+        raise ConfigError("\n".join(f"{key}: unknown key, or a whole section" for key in unknown))
+    return "".join(f"{value if isinstance(value := values[key], str) else _inline(value)}\n" for key in keys)
 
 
 def render_deepspeed(config: RunConfig, ranks: int) -> str:
