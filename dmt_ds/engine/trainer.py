@@ -1,13 +1,13 @@
 """The loop: steps, accumulation, log, checkpoints, stopping; knows a task's verbs, no method, no library but torch."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
@@ -18,6 +18,7 @@ from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import Progress, Task
+from dmt_ds.engine.untrained import restore_untrained, untrained_state
 from dmt_ds.errors import DivergenceError
 from dmt_ds.tracking.meters import MeanMeters, Throughput, memory_gib
 from dmt_ds.tracking.tracker import Tracker
@@ -210,21 +211,3 @@ class Trainer:
         if dist.is_main():
             state = {"task": self.task.state_dict(), "untrained": untrained_state(self.engine.module)}
             torch.save(state, folder / tag / TASK_STATE)
-
-
-def untrained_state(module: nn.Module) -> dict[str, Tensor]:
-    """Buffers and frozen parameters: DeepSpeed's universal form forgets them."""
-    frozen = {
-        name: parameter.detach()
-        for name, parameter in module.named_parameters()
-        if not parameter.requires_grad and not hasattr(parameter, "ds_id")  # one cut by ZeRO-3 is not whole here
-    }
-    return {**frozen, **{name: buffer.detach() for name, buffer in module.named_buffers()}}
-
-
-def restore_untrained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Inverse of `untrained_state`, in place."""
-    now = untrained_state(module)
-    assert now.keys() == state.keys(), f"frozen parameters and buffers changed: {now.keys() ^ state.keys()}"
-    for name, value in state.items():
-        now[name].copy_(value)

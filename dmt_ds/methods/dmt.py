@@ -13,6 +13,7 @@ from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine.task import Model, Progress, TaskLosses
+from dmt_ds.methods.state import with_prefix, without_prefix
 from dmt_ds.models.student import Student
 
 Teacher = Callable[[Tensor], Tensor]
@@ -67,15 +68,14 @@ class DmtTask:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Running means of fusion and of diagnostics."""
-        return {
-            **{f"fusion.{key}": value for key, value in self._fusion.state_dict().items()},
-            **{f"diagnostics.{key}": value for key, value in self._diagnostics.state_dict().items()},
-        }
+        return with_prefix("fusion", self._fusion.state_dict()) | with_prefix(
+            "diagnostics", self._diagnostics.state_dict()
+        )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`."""
-        self._fusion.load_state_dict(_below("fusion.", state))
-        self._diagnostics.load_state_dict(_below("diagnostics.", state))
+        self._fusion.load_state_dict(without_prefix("fusion", state))
+        self._diagnostics.load_state_dict(without_prefix("diagnostics", state))
 
     def to(self, device: torch.device) -> None:
         """Nothing to move: running means start on the tokens' device."""
@@ -105,7 +105,3 @@ class DmtTask:
             else:
                 kept[name] = teacher(images)
                 yield name, kept[name]
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}

@@ -25,7 +25,7 @@ from dmt_ds.methods.heads import PrototypeHead, share_batch_norm
 from dmt_ds.methods.ibot_loss import CentredTargets, class_loss, entropies, patch_loss, warmed_up
 from dmt_ds.methods.masking import HiddenPatches, hide_patches, take_rows
 from dmt_ds.methods.momentum import MomentumNetwork, momentum_at
-from dmt_ds.methods.state import fixed_state, load_fixed_state, with_prefix, without_prefix
+from dmt_ds.methods.state import with_prefix, without_prefix
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.vit import tokens_of
 
@@ -90,13 +90,12 @@ class IbotModule(nn.Module):
         if small is not None:
             with drop_path_seeds(self.vit, small.seeds):
                 rows.append(tokens_of(self.vit, small.images.to(patches.dtype))[:, 0])
-        num_class_rows = sum(len(part) for part in rows)
-        if hidden is not None:
-            rows.append(take_rows(tokens[:, 1:], hidden.slots).flatten(0, 1))  # [G * S, D]
-        logits = self.head(torch.cat(rows), freeze_prototypes)
+        class_logits = self.head(torch.cat(rows), freeze_prototypes)
         if hidden is None:
-            return logits, None
-        return logits[:num_class_rows], logits[num_class_rows:].unflatten(0, hidden.slots.shape)
+            return class_logits, None
+        # A call of its own: a batch norm over class and patch tokens together would mostly tell the two kinds apart.
+        patch_rows = take_rows(tokens[:, 1:], hidden.slots).flatten(0, 1)  # [G * S, D]
+        return class_logits, self.head(patch_rows, freeze_prototypes).unflatten(0, hidden.slots.shape)
 
 
 class IbotTask:
@@ -173,16 +172,12 @@ class IbotTask:
         self._patch_targets.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Teacher, centres, and what is frozen in the student."""
-        return (
-            with_prefix("module", fixed_state(self.module))
-            | with_prefix("teacher", self._teacher.network.state_dict())
-            | {"class_centre": self._class_targets.centre, "patch_centre": self._patch_targets.centre}
-        )
+        """Teacher and centres."""
+        centres = {"class_centre": self._class_targets.centre, "patch_centre": self._patch_targets.centre}
+        return with_prefix("teacher", self._teacher.network.state_dict()) | centres
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`."""
-        load_fixed_state(self.module, without_prefix("module", state))
         self._teacher.network.load_state_dict(without_prefix("teacher", state))
         self._class_targets.centre.copy_(state["class_centre"])
         self._patch_targets.centre.copy_(state["patch_centre"])

@@ -14,7 +14,6 @@ from dmt_ds.engine.task import Model, Progress, TaskLosses
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.encoder import build_encoder, encode, patch_embeddings, patch_positions
 from dmt_ds.methods.masking import patch_order, take_rows
-from dmt_ds.methods.state import fixed_state, load_fixed_state
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.vit import build_vit
 
@@ -149,12 +148,11 @@ class MaeTask:
         """Nothing lies outside of the module."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The fixed positions of encoder and decoder."""
-        return fixed_state(self.module)
+        """Nothing: all of it is in the module."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `state_dict`."""
-        load_fixed_state(self.module, state)
+        """Nothing to load."""
 
     def backbone(self) -> nn.Module:
         """The encoder."""

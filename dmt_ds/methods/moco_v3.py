@@ -20,7 +20,7 @@ from dmt_ds.methods.crops import augmented_crops, crop_seeds
 from dmt_ds.methods.encoder import build_encoder, weights_type
 from dmt_ds.methods.heads import batch_norm_mlp, share_batch_norm
 from dmt_ds.methods.momentum import MomentumNetwork, momentum_at
-from dmt_ds.methods.state import fixed_state, load_fixed_state, with_prefix, without_prefix
+from dmt_ds.methods.state import with_prefix, without_prefix
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.vit import tokens_of
 
@@ -120,12 +120,11 @@ class MocoV3Task:
         self._keys.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The key network, and what is frozen in the trained one."""
-        return with_prefix("module", fixed_state(self.module)) | with_prefix("keys", self._keys.network.state_dict())
+        """The key network."""
+        return with_prefix("keys", self._keys.network.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`."""
-        load_fixed_state(self.module, without_prefix("module", state))
         self._keys.network.load_state_dict(without_prefix("keys", state))
 
     def backbone(self) -> nn.Module:
