@@ -9,10 +9,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dmt_ds.tracking.journal import FileLock, Record
 from dmt_ds.tracking.shipper import ItemRefused, StoreAway
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_KEY_TAG = "dmt_ds.key"  # finds a run that was created by a process which died before it could note the id
-_METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # MLflow's limits of one call
+KEY_TAG = "dmt_ds.key"  # finds a run that was created by a process which died before it could note the id
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # MLflow's limits of one call
 _PARAM_CHARACTERS, _TAG_CHARACTERS, _DIGEST_CHARACTERS = 6000, 8000, 36
 _ARTIFACT_ATTEMPTS = 3
 _NOT_IN_A_NAME = re.compile(r"[^\w./ :-]")
@@ -59,11 +59,17 @@ def open_store(store: StoreUri, experiment: str) -> tuple["MlflowClient", str]:
     """
     from mlflow import MlflowClient
 
-    lock = FileLock(Path(f"{store.database}.lock")) if store.database else nullcontext()
-    # Two first users of an SQLite file that both make its tables leave it broken for good.
-    with _translated(), _OPENING, lock:
+    with translated(), opening(store):
         client = MlflowClient(tracking_uri=store.uri)
         return client, _experiment_id(client, store, experiment)
+
+
+@contextmanager
+def opening(store: StoreUri) -> Iterator[None]:
+    """One at a time: two first users of an SQLite file that both make its tables leave it broken for good."""
+    lock = FileLock(Path(f"{store.database}.lock")) if store.database else nullcontext()
+    with _OPENING, lock:
+        yield
 
 
 def open_run(store: StoreUri, experiment: str, spool: Spool) -> "MlflowRun":
@@ -73,7 +79,7 @@ def open_run(store: StoreUri, experiment: str, spool: Spool) -> "MlflowRun":
         StoreAway: the store doesn't answer, or not as it should.
     """
     client, experiment_id = open_store(store, experiment)
-    with _translated():
+    with translated():
         run = _known_run(client, spool.run_id) or _run_with_key(client, experiment_id, spool)
         run = run or _new_run(client, experiment_id, spool)
         spool.adopt(run.info.run_id)
@@ -99,8 +105,8 @@ class MlflowRun:
                 fresh += self._fresh_metrics(point)
             except (AttributeError, KeyError, TypeError, ValueError):
                 logger.warning("not recorded, since it is no point: %s", point)
-        for start in range(0, len(fresh), _METRICS_AT_ONCE):
-            self._log_metrics(fresh[start : start + _METRICS_AT_ONCE])
+        for start in range(0, len(fresh), METRICS_AT_ONCE):
+            self._log_metrics(fresh[start : start + METRICS_AT_ONCE])
 
     def apply(self, record: Record) -> None:
         """Add what a record of the spool says."""
@@ -112,7 +118,7 @@ class MlflowRun:
             "status": self._set_status,
         }.get(record.get("kind", ""))
         if apply is not None:
-            with _translated():
+            with translated():
                 apply(record)
 
     def _fresh_metrics(self, point: Record) -> Iterator["Metric"]:
@@ -126,7 +132,7 @@ class MlflowRun:
 
     def _log_metrics(self, metrics: list["Metric"]) -> None:
         try:
-            with _translated():
+            with translated():
                 self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
         except ItemRefused as refusal:
             self._check_alive()
@@ -138,7 +144,7 @@ class MlflowRun:
 
     def _check_alive(self) -> None:
         """A deleted run refuses everything: then the run is at fault, and not the item."""
-        with _translated():
+        with translated():
             if self._client.get_run(self.run_id).info.lifecycle_stage != "active":
                 raise StoreAway(f"run {self.run_id} was deleted")
 
@@ -148,8 +154,8 @@ class MlflowRun:
 
         params = {_valid_name(name): masked(str(value))[:_PARAM_CHARACTERS] for name, value in record["params"].items()}
         new = [Param(key, value) for key, value in params.items() if key not in self._params]
-        for start in range(0, len(new), _PARAMS_AT_ONCE):
-            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE], synchronous=True)
+        for start in range(0, len(new), PARAMS_AT_ONCE):
+            self._client.log_batch(self.run_id, params=new[start : start + PARAMS_AT_ONCE], synchronous=True)
         changed = {
             f"resumed.{key}": value
             for key, value in params.items()
@@ -162,8 +168,8 @@ class MlflowRun:
 
         named = {_valid_name(key): masked(str(value))[:_TAG_CHARACTERS] for key, value in record["tags"].items()}
         tags = [RunTag(key, value) for key, value in named.items() if self._tags.get(key) != value]
-        for start in range(0, len(tags), _PARAMS_AT_ONCE):
-            self._client.log_batch(self.run_id, tags=tags[start : start + _PARAMS_AT_ONCE], synchronous=True)
+        for start in range(0, len(tags), PARAMS_AT_ONCE):
+            self._client.log_batch(self.run_id, tags=tags[start : start + PARAMS_AT_ONCE], synchronous=True)
         self._tags.update(named)
 
     def _log_artifact(self, record: Record) -> None:
@@ -200,28 +206,6 @@ class MlflowRun:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, record["status"], end_time=record["time_ms"])
-
-
-def system_sampler() -> Callable[[], dict[str, float]]:
-    """What measures CPU, memory, disk, network and, where NVIDIA's library works, GPUs, by MLflow's names."""
-    from mlflow.system_metrics import system_metrics_monitor as mlflow_monitors
-
-    monitors: list[Any] = []
-    for name in ("CPUMonitor", "DiskMonitor", "NetworkMonitor", "GPUMonitor"):
-        try:
-            monitors.append(getattr(mlflow_monitors, name)())
-        except Exception as error:
-            logger.debug("no %s: %s", name, error)
-
-    def sample() -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        for monitor in monitors:
-            monitor.collect_metrics()
-            metrics.update({f"system/{name}": value for name, value in monitor.aggregate_metrics().items()})
-            monitor.clear_metrics()
-        return metrics
-
-    return sample
 
 
 def _experiment_id(client: "MlflowClient", store: StoreUri, name: str) -> str:
@@ -262,14 +246,14 @@ def _known_run(client: "MlflowClient", run_id: str | None) -> "Run | None":
 
 def _run_with_key(client: "MlflowClient", experiment_id: str, spool: Spool) -> "Run | None":
     key = spool.beginning().get("key", "")
-    found = client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
+    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
     return client.get_run(found[0].info.run_id) if found else None
 
 
 def _new_run(client: "MlflowClient", experiment_id: str, spool: Spool) -> "Run":
     begin = spool.beginning()
     user = os.environ.get("USER") or str(os.getuid())
-    tags = {_KEY_TAG: begin.get("key", ""), "mlflow.source.name": "dmt-ds", "mlflow.user": user}
+    tags = {KEY_TAG: begin.get("key", ""), "mlflow.source.name": "dmt-ds", "mlflow.user": user}
     return client.create_run(experiment_id, begin.get("time_ms"), tags, begin.get("run_name"))
 
 
@@ -283,7 +267,8 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
+    """MLflow's errors as our two."""
     from mlflow.exceptions import MlflowException
 
     try:

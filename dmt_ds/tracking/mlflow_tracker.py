@@ -12,6 +12,7 @@ from pathlib import Path
 from dmt_ds.config.schema import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking import mlflow_store
+from dmt_ds.tracking.mlflow_system import system_sampler
 from dmt_ds.tracking.shipper import ItemRefused, Shipper, StoreAway
 from dmt_ds.tracking.spool import Spool
 from dmt_ds.tracking.store_uri import StoreUri, masked, store_uri
@@ -170,7 +171,7 @@ class _SystemSampler(threading.Thread):
 
     def run(self) -> None:
         """Until stopped."""
-        sample = mlflow_store.system_sampler()
+        sample = system_sampler()
         step = int((self._journal.last() or {"step": -1})["step"]) + 1
         while not self._stop_asked.wait(self._seconds):
             self._journal.append(point(sample(), step))
