@@ -1,0 +1,184 @@
+# What all jobs share; the scripts beside it source it with `home` set to the checkout. docs/slurm.md explains it.
+#
+#   train ARGUMENT...   `dmt-ds pretrain` on all tasks: checked first, asked to save before the time is up, requeued
+#   once COMMAND...     any other `dmt-ds` command in one process on the job's first node
+#
+# Exit codes: 0 finished, 2 something the user can mend, 75 saved but not finished and not requeued, others: a crash.
+# shellcheck shell=bash
+set -euo pipefail
+
+say() { printf '%s slurm: %s\n' "$(date +%T)" "$*"; }
+
+# ---- Settings: the environment at sbatch, then slurm/site.sh (see site.sh.example), then these defaults.
+srun_options=() # site.sh may add to it
+# shellcheck source=/dev/null
+if [[ -f ${DMT_DS_SITE:-$home/slurm/site.sh} ]]; then source "${DMT_DS_SITE:-$home/slurm/site.sh}"; fi
+
+: "${DMT_DS_MAX_RESTARTS:=20}"
+: "${DMT_DS_DOCTOR:=1}"
+: "${DMT_DS_CPU_BIND=cores}"
+: "${DMT_DS_CONTAINER:=}"
+: "${DMT_DS_CONTAINER_RUNTIME:=pyxis}"
+: "${DMT_DS_MOUNTS:=}"
+if [[ -z ${DMT_DS_PYTHON:-} ]]; then
+    DMT_DS_PYTHON=python3
+    if [[ -z $DMT_DS_CONTAINER && -x $home/.venv/bin/python ]]; then DMT_DS_PYTHON=$home/.venv/bin/python; fi
+fi
+
+# ---- Environment of every process.
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE LOCAL_SIZE # of a launcher around sbatch: each task has its own
+export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # images are decoded by loader processes, not by threads
+export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+export DS_BUILD_OPS=0
+if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun doesn't take it from sbatch: ranks would share one core each
+fi
+
+# ---- The container, where there is one: options of srun (pyxis), or words before python (apptainer).
+in_container=()
+pyxis_options=()
+if [[ -n $DMT_DS_CONTAINER ]]; then
+    mounts=$home,$PWD${DMT_DS_MOUNTS:+,$DMT_DS_MOUNTS}
+    case $DMT_DS_CONTAINER_RUNTIME in
+    pyxis)
+        pyxis_options=("--container-image=$DMT_DS_CONTAINER" "--container-workdir=$PWD")
+        while read -r -d, mount; do # pyxis wants both sides of each
+            if [[ $mount != *:* ]]; then mount=$mount:$mount; fi
+            pyxis_mounts=${pyxis_mounts:+$pyxis_mounts,}$mount
+        done <<<"$mounts,"
+        pyxis_options+=("--container-mounts=$pyxis_mounts")
+        ;;
+    apptainer) in_container=(apptainer exec --nv --bind "$mounts" --pwd "$PWD" "$DMT_DS_CONTAINER") ;;
+    *)
+        say "DMT_DS_CONTAINER_RUNTIME=$DMT_DS_CONTAINER_RUNTIME: pyxis or apptainer"
+        exit 2
+        ;;
+    esac
+fi
+
+once() {
+    local command=("${in_container[@]}" "$DMT_DS_PYTHON" -m dmt_ds "$@")
+    if ((${#pyxis_options[@]})); then
+        srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${srun_options[@]}" "${pyxis_options[@]}" "${command[@]}"
+    else
+        "${command[@]}"
+    fi
+}
+
+# ---- Signals. Slurm sends USR1 to this shell ahead of the time limit. Preemption and scancel send TERM to the ranks
+# themselves, some ways of scancel to this shell too. srun passes USR1 on, but kills the ranks on a TERM of its own.
+asked='' # the signal that asked for an end
+step=''  # pid of srun
+trap 'on_signal USR1' USR1
+trap 'on_signal TERM' TERM
+
+on_signal() {
+    asked=$1
+    say "got $1: the ranks save and end"
+    pass_on
+}
+
+pass_on() { if [[ -n $step ]]; then kill -USR1 "$step" 2>/dev/null || true; fi; }
+
+is_running() { kill -0 "$step" 2>/dev/null; }
+
+# bash's wait returns at a trapped signal with srun still there. A rank that still imports ignores the signal: repeat it.
+wait_for_step() {
+    local tries
+    while is_running; do
+        if [[ -z $asked ]]; then
+            wait "$step" || true
+        else
+            for ((tries = 0; tries < 50; tries++)); do
+                is_running || break
+                sleep 0.1
+            done
+            pass_on
+        fi
+    done
+    wait "$step"
+}
+
+# ---- Training.
+train() {
+    local arguments=("$@") settings code=0
+    if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then arguments=("${arguments[@]//%a/$SLURM_ARRAY_TASK_ID}"); fi
+    settings=$(once config "${arguments[@]}" --get output_dir --get train.stop_after_step) || exit
+    output_dir=${settings%$'\n'*} stop_after_step=${settings##*$'\n'}
+    if [[ -n ${SLURM_ARRAY_TASK_ID:-} && " $*" != *" output_dir="* ]]; then
+        output_dir+=-$SLURM_ARRAY_TASK_ID # two tasks of an array never share a folder
+        arguments+=("output_dir=$output_dir")
+    fi
+    ranks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
+    say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: $ranks tasks on $SLURM_JOB_NODELIST, into $output_dir"
+    if [[ $DMT_DS_DOCTOR == 1 && ${SLURM_RESTART_COUNT:-0} == 0 ]]; then
+        once doctor "${arguments[@]}" --ranks "$ranks" || exit 2
+    fi
+    done_before=$(mark_of_done) checkpoint_before=$(newest_checkpoint)
+    if [[ -z $asked ]]; then
+        start_ranks "${arguments[@]}"
+        wait_for_step || code=$?
+    fi
+    end_job "$code"
+}
+
+start_ranks() {
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))} # below the ephemeral ports, another for each job
+    export MASTER_ADDR MASTER_PORT
+    # Signals are ignored until Python's handlers stand: a USR1 during the imports would kill the rank.
+    srun --kill-on-bad-exit=1 ${DMT_DS_CPU_BIND:+"--cpu-bind=$DMT_DS_CPU_BIND"} "${srun_options[@]}" \
+        "${pyxis_options[@]}" bash -c 'trap "" USR1 TERM; exec "$@"' _ \
+        "${in_container[@]}" "$DMT_DS_PYTHON" -m dmt_ds pretrain "$@" &
+    step=$!
+    if [[ -n $asked ]]; then pass_on; fi # it came between the check and here
+}
+
+mark_of_done() { stat --format='%y %s' "$output_dir/DONE" 2>/dev/null || true; } # a new DONE has another time
+newest_checkpoint() { cat "$output_dir/checkpoints/latest" 2>/dev/null || true; }
+job_state() { scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p'; }
+
+# Ranks end with 0 when they have finished and when they have saved: the file DONE tells which.
+end_job() { # CODE of srun
+    local code=$1
+    if [[ $(mark_of_done) != "$done_before" ]] && { ((code == 0)) || [[ -n $asked ]]; }; then
+        say "finished: $output_dir"
+        exit 0
+    fi
+    if ((code == 0)) && [[ $stop_after_step != null && -z $asked ]]; then
+        say "stopped at train.stop_after_step=$stop_after_step: $output_dir"
+        exit 0
+    fi
+    if ((code == 2)); then
+        say "not tried again: the error above is to be mended first"
+        exit 2
+    fi
+    if ((code != 0)); then sleep 10; fi # if a node was lost, Slurm itself requeues the job and ends this shell
+    if [[ $(job_state) != RUNNING ]]; then
+        say "the job was cancelled or its time is over"
+        exit "$code"
+    fi
+    if ((code != 0)) && [[ -z $asked && $(newest_checkpoint) == "$checkpoint_before" ]]; then
+        say "srun ended with code $code, and no checkpoint was written since the start: not tried again"
+        exit "$code"
+    fi
+    requeue "$code"
+}
+
+requeue() { # CODE of srun
+    local where
+    where="newest checkpoint: $(newest_checkpoint)"
+    if ((${SLURM_RESTART_COUNT:-0} >= DMT_DS_MAX_RESTARTS)); then
+        say "not finished after $DMT_DS_MAX_RESTARTS restarts (DMT_DS_MAX_RESTARTS): submit again to go on; $where"
+        exit 75
+    fi
+    say "srun ended with code $1 before the run was finished: back to the queue; $where"
+    if ! scontrol requeue "$SLURM_JOB_ID"; then
+        say "can't requeue (submitted with --no-requeue?): submit again to go on"
+        exit 75
+    fi
+    sleep 300 # Slurm ends this shell; an exit of its own would race with that
+    exit 75
+}

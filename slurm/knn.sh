@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=knn
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --time=02:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+# k-NN accuracy of encoders:  sbatch slurm/knn.sh -e runs/vit_small -e pixels data.path=/data/imagenet
+# or of the run that the arguments of a training job describe:  sbatch slurm/knn.sh --of-run -c vit_small output_dir=x
+home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
+    sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p')}
+# shellcheck source=slurm/job.sh
+source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
+
+if [[ ${1:-} == --of-run ]]; then
+    run=$(once config "${@:2}" --get output_dir)
+    set -- -e "$run"
+fi
+once knn "$@"

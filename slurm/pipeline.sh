@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Submits a chain of jobs, each of which starts when the one before has ended well: distil, then judge by k-NN.
+# Run it where sbatch works; it prints the job ids. Words that start with -- go to sbatch, the rest to the trainer:
+#   slurm/pipeline.sh vit_s --nodes=2 --partition=gpu data.path=/data/imagenet
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+usage() {
+    sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+}
+
+case ${1:-} in
+vit_t) recipe=vit_tiny ;;
+vit_s) recipe=vit_small ;;
+vit_b) recipe=vit_base ;;
+*) usage ;;
+esac
+training=("$here/pretrain_$1.sh")
+shift
+
+for_all=() for_training=() arguments=()
+for word in "$@"; do
+    case $word in
+    --account=* | --partition=* | --qos=* | --constraint=* | --reservation=*) for_all+=("$word") ;;
+    --*) for_training+=("$word") ;;
+    *) arguments+=("$word") ;;
+    esac
+done
+
+submit() { sbatch --parsable "${for_all[@]}" "$@"; }
+after() { printf -- '--dependency=afterok:%s' "${1%%;*}"; } # on several clusters an id is followed by ;CLUSTER
+
+trained=$(submit "${for_training[@]}" "${training[@]}" "${arguments[@]}")
+printf 'distil  %s\n' "$trained"
+judged=$(submit "$(after "$trained")" --kill-on-invalid-dep=yes "$here/knn.sh" --of-run -c "$recipe" "${arguments[@]}")
+printf 'knn     %s  after %s\n' "$judged" "$trained"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=sweep
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+# One run for each line of a file of overrides:  sbatch --array=1-4 slurm/sweep.sh losses.txt data.path=/data/imagenet
+# Any line above gives way to the same option of sbatch; one task a GPU. docs/slurm.md has the rest.
+home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
+    sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p')}
+# shellcheck source=slurm/job.sh
+source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
+
+lines=${1:?which file of overrides, one run a line?}
+line=$(sed -n "${SLURM_ARRAY_TASK_ID:?start it with sbatch --array=1-$(wc -l <"$lines")}p" "$lines")
+read -r -a words <<<"$line"
+say "line $SLURM_ARRAY_TASK_ID of $lines: ${line:?is empty}"
+train -c vit_tiny "${@:2}" "${words[@]}"
