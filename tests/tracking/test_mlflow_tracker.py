@@ -1,19 +1,12 @@
 """Runs in real MLflow stores: every point once, whatever dies in between, and training never waits."""
 
 import math
-import multiprocessing
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Barrier
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,57 +14,7 @@ from dmt_ds.config.schema import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics, check_store, open_tracker
 from dmt_ds.tracking.tracker import JsonlTracker, NullTracker
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(
-    ["dmt_ds.tracking.mlflow_tracker", "mlflow.store.tracking.sqlalchemy_store", "mlflow.system_metrics"]
-)
-
-
-class Server:
-    """A tracking server of its own process group, on one port and one database for its whole life."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it where it does not run, and wait until it answers."""
-        if self._process is not None:
-            return
-        options = {
-            "backend-store-uri": f"sqlite:///{self.folder / 'mlflow.db'}",
-            "artifacts-destination": str(self.folder / "files"),
-            "host": "127.0.0.1",
-            "port": str(self.port),
-            "workers": "1",
-        }
-        arguments = [word for key, value in options.items() for word in (f"--{key}", value)]
-        with (self.folder / "server.log").open("ab") as log:
-            command = [sys.executable, "-m", "mlflow", "server", *arguments]
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, env=server_environment()
-            )
-        wait_until(self._answers, 180)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._process = None
-
-    def _answers(self) -> bool:
-        assert self._process is not None and self._process.poll() is None, (self.folder / "server.log").read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -90,45 +33,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def server_environment() -> dict[str, str]:
-    """Without the server's seven further processes, which serve other features and take seconds to start."""
-    return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def settings(uri: str, **fields: object) -> TrackingConfig:
-    return TrackingConfig.model_validate({"uri": uri, "system_metrics_seconds": 0, "drain_seconds": 30, **fields})
-
-
-def mlflow_client(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def run_of(uri: str, tracker_or_id: MlflowTracker | str) -> "Run":
-    run_id = tracker_or_id if isinstance(tracker_or_id, str) else tracker_or_id.run_id
-    assert run_id is not None
-    return mlflow_client(uri).get_run(run_id)
-
-
-def curve(uri: str, run_id: str | None, key: str = "train/loss") -> list[tuple[int, float]]:
-    """All points that the store has of a metric, by step; double ones would show."""
-    assert run_id is not None
-    history = mlflow_client(uri).get_metric_history(run_id, key)
-    return sorted((metric.step, metric.value) for metric in history)
-
-
 def write_run(folder: Path, uri: str, num_points: int, start_line: Barrier, wait: bool) -> None:
     """A training process: logs, and ends properly or waits for its end."""
     start_line.wait(60)
-    tracker = MlflowTracker(settings(uri), folder, folder.name, None)
+    tracker = MlflowTracker(settings(uri, drain_seconds=180), folder, folder.name, None)
     for step in range(num_points):
         tracker.log_metrics({"train/loss": 1 / (1 + step)}, step)
     if wait:
@@ -333,16 +241,16 @@ def test_system_metrics_count_on_after_a_restart(database: str, tmp_path: Path) 
 
 def test_processes_that_start_at_once_on_a_new_store_all_get_their_run(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'fresh' / 'mlflow.db'}"
-    with training([tmp_path / f"run{index}" for index in range(6)], uri, 20, wait=False) as processes:
+    with training([tmp_path / f"run{index}" for index in range(16)], uri, 20, wait=False) as processes:
         for process in processes:
-            process.join(100)
-        assert [process.exitcode for process in processes] == [0] * 6
+            process.join(200)
+        assert [process.exitcode for process in processes] == [0] * 16
     client = mlflow_client(uri)
     experiment = client.get_experiment_by_name("dmt_ds")
     assert experiment is not None
     assert experiment.artifact_location == str(tmp_path / "fresh" / "mlartifacts" / "dmt_ds")
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(str(run.info.run_name) for run in runs) == [f"run{index}" for index in range(6)]
+    assert sorted(str(run.info.run_name) for run in runs) == sorted(f"run{index}" for index in range(16))
     assert all(run.info.status == "FINISHED" for run in runs)
     assert all(len(curve(uri, run.info.run_id)) == 20 for run in runs)
 
