@@ -51,14 +51,13 @@ def test_contrast_finds_the_other_crop_and_learns_to_tell_digits_apart() -> None
 
 
 @pytest.mark.parametrize("name", ["ibot", "dino"])
-def test_the_student_comes_to_predict_a_teacher_that_has_not_collapsed(name: str) -> None:
-    # The loss itself is no sign: it rises while the teacher's targets soften. Loss minus their entropy is a divergence.
-    history = tiny.train(tiny.task(name), steps=40)
+def test_the_student_predicts_its_teacher_better_than_who_knows_only_the_mean_target(name: str) -> None:
+    # The loss itself is no sign: it rises while targets soften, and falls when the teacher collapses.
+    history = tiny.train(tiny.easy_self_distillation(name), steps=60)
     for metrics in history:
-        metrics["divergence"] = metrics["train/loss_class"] - metrics["train/teacher_entropy_each"]
-        metrics["told_apart"] = metrics["train/teacher_entropy_mean"] - metrics["train/teacher_entropy_each"]
-    assert mean_over(history[-5:], "divergence") < 0.8 * mean_over(history[:5], "divergence")
-    assert mean_over(history[-5:], "told_apart") > 0.3
+        metrics["gain"] = metrics["train/teacher_entropy_mean"] - metrics["train/loss_class"]
+    assert mean_over(history[:5], "gain") < 0
+    assert mean_over(history[-10:], "gain") > 0.1  # nats; 0 is what knowing the mean gives
 
 
 @each_method

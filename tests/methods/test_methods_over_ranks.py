@@ -82,7 +82,7 @@ def rank_main(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch_mp.spawn(rank_main, (folder,), nprocs=2)
+    torch_mp.spawn(rank_main, (folder,), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

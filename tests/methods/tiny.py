@@ -58,6 +58,15 @@ def task(name: str, seed: int = 0, student: StudentConfig = STUDENT) -> Pretrain
     return IbotTask(student, section, IMAGE_SIZE)
 
 
+def easy_self_distillation(name: str) -> IbotTask:
+    """iBOT or DINO on two crops that are almost the same, so that it learns within seconds."""
+    torch.manual_seed(0)
+    weight = 1.0 if name == "ibot" else 0.0
+    easy = {"local_crops": 0, "global_crop_scale": (0.9, 1.0), "view_1": PLAIN, "view_2": PLAIN}
+    section = IBOT.model_copy(update={**easy, "patch_loss_weight": weight})
+    return IbotTask(STUDENT.model_copy(update={"drop_path": 0.0}), section, IMAGE_SIZE)
+
+
 @cache
 def digits(split: str = "train") -> tuple[list[Tensor], Tensor]:
     """Images [3, 8, 8] uint8 and labels."""
