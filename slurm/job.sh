@@ -7,6 +7,9 @@
 # shellcheck shell=bash
 set -euo pipefail
 
+# A task of an array by its own name: the number of the last one is that of the whole array.
+this_job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+
 say() { printf '%s slurm: %s\n' "$(date +%T)" "$*"; }
 
 # ---- Settings: the environment at sbatch, then slurm/site.sh (see site.sh.example), then these defaults.
@@ -112,7 +115,7 @@ train() {
         arguments+=("output_dir=$output_dir")
     fi
     ranks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
-    say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: $ranks tasks on $SLURM_JOB_NODELIST, into $output_dir"
+    say "job $this_job, restart ${SLURM_RESTART_COUNT:-0}: $ranks tasks on $SLURM_JOB_NODELIST, into $output_dir"
     if [[ $DMT_DS_DOCTOR == 1 && ${SLURM_RESTART_COUNT:-0} == 0 ]]; then
         once doctor "${arguments[@]}" --ranks "$ranks" || exit 2
     fi
@@ -138,7 +141,7 @@ start_ranks() {
 
 mark_of_done() { stat --format='%y %s' "$output_dir/DONE" 2>/dev/null || true; } # a new DONE has another time
 newest_checkpoint() { cat "$output_dir/checkpoints/latest" 2>/dev/null || true; }
-job_state() { scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p'; }
+job_state() { scontrol --oneliner show job "$this_job" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p'; }
 
 # Ranks end with 0 when they have finished and when they have saved: the file DONE tells which.
 end_job() { # CODE of srun
@@ -155,16 +158,22 @@ end_job() { # CODE of srun
         say "not tried again: the error above is to be mended first"
         exit 2
     fi
-    if ((code != 0)); then sleep 10; fi # if a node was lost, Slurm itself requeues the job and ends this shell
-    if [[ $(job_state) != RUNNING ]]; then
-        say "the job was cancelled or its time is over"
-        exit "$code"
+    end_if_slurm_ends_it "$code"
+    if ((code != 0)); then
+        sleep 5 # if a node was lost, Slurm itself requeues the job and ends this shell
+        end_if_slurm_ends_it "$code"
     fi
     if ((code != 0)) && [[ -z $asked && $(newest_checkpoint) == "$checkpoint_before" ]]; then
         say "srun ended with code $code, and no checkpoint was written since the start: not tried again"
         exit "$code"
     fi
     requeue "$code"
+}
+
+end_if_slurm_ends_it() { # CODE of srun
+    if [[ $(job_state) == RUNNING ]]; then return; fi
+    say "the job was cancelled or its time is over"
+    exit "$1"
 }
 
 requeue() { # CODE of srun
@@ -175,7 +184,7 @@ requeue() { # CODE of srun
         exit 75
     fi
     say "srun ended with code $1 before the run was finished: back to the queue; $where"
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
+    if ! scontrol requeue "$this_job"; then
         say "can't requeue (submitted with --no-requeue?): submit again to go on"
         exit 75
     fi

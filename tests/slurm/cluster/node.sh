@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# What happens to nodes: node.sh start|kill|cut|mend NODE
+# What happens to nodes: node.sh start|kill|cut|mend|freeze|thaw NODE
 #   start  run the node's slurmd
 #   kill   power loss: slurmd and every process of the node's jobs die at once
 #   cut    (mode netns) off the network; the node's processes live on       mend   undo cut
+#   freeze stop the processes of the node's jobs where they are             thaw   let them go on
 set -euo pipefail
 # shellcheck source=tests/slurm/cluster/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
@@ -29,20 +30,24 @@ processes_of_jobs() {
     done | sort -un
 }
 
-kill_node() {
-    local victims=()
-    kill -KILL "$(<"$root/run/slurmd-$node.pid")" 2>/dev/null || true # first: it would report the steps' end
-    mapfile -t victims < <(processes_of_jobs)
-    ((${#victims[@]} == 0)) || kill -KILL "${victims[@]}" 2>/dev/null || true
+signal_jobs() { # SIGNAL
+    local pids=()
+    mapfile -t pids < <(processes_of_jobs)
+    ((${#pids[@]} == 0)) || kill "-$1" "${pids[@]}" 2>/dev/null || true
 }
 
 case $action in
 start) start_node ;;
-kill) kill_node ;;
+kill)
+    kill -KILL "$(<"$root/run/slurmd-$node.pid")" 2>/dev/null || true # first: it would report the steps' end
+    signal_jobs KILL
+    ;;
+freeze) signal_jobs STOP ;;
+thaw) signal_jobs CONT ;;
 cut) ip link set "dmt-v${node#node}" down ;;
 mend) ip link set "dmt-v${node#node}" up ;;
 *)
-    printf 'node.sh: %s? start, kill, cut or mend\n' "$action" >&2
+    printf 'node.sh: %s? start, kill, cut, mend, freeze or thaw\n' "$action" >&2
     exit 2
     ;;
 esac

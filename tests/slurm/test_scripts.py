@@ -1,0 +1,198 @@
+"""What the scripts do with ends, signals and settings; a stand-in takes the trainer's place, so it takes seconds."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.slurm_cluster import ROOT, SCRIPTS, SMALL, Cluster, Job, output_of
+
+TRAINING = ["pretrain_vit_t.sh", "pretrain_vit_s.sh", "pretrain_vit_b.sh", "make_teacher.sh", "sweep.sh"]
+JOBS = [path.name for path in sorted(SCRIPTS.glob("*.sh")) if "#SBATCH" in path.read_text()]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> str:
+    """A program that takes the place of Python in the scripts."""
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("stand_in.py")} "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def submit(cluster: Cluster, stand_in: str, tmp_path: Path):
+    """Submits a script with the stand-in; options and environment may be added."""
+
+    def submit(script: str, *words: str, options: tuple[str, ...] = (), **environment: str) -> Job:
+        environment = {"DMT_DS_PYTHON": stand_in, **environment}
+        return cluster.submit(script, *words, folder=tmp_path, options=(*SMALL, *options), **environment)
+
+    return submit
+
+
+def starts(job: Job) -> list[str]:
+    """Steps that the first rank of each attempt started at."""
+    return [line.split()[4].rstrip(",") for line in job.text().splitlines() if line.startswith("stand-in 0: start at")]
+
+
+def test_all_scripts_with_a_header_are_tested():
+    assert set(TRAINING) <= set(JOBS)
+
+
+@pytest.mark.parametrize("script", JOBS)
+def test_slurm_takes_the_header_of(cluster, script):
+    output_of("sbatch", "--test-only", SCRIPTS / script)
+
+
+def test_no_script_names_a_site():
+    words = ("--account", "--partition", "--qos", "--constraint", "--container-image")
+    found = [
+        f"{name}: {line}"
+        for name in JOBS
+        for line in (SCRIPTS / name).read_text().splitlines()
+        if line.startswith("#SBATCH") and any(word in line for word in words)
+    ]
+    assert not found
+
+
+def test_a_job_finishes_on_tasks_of_two_nodes_that_know_the_first_ones_address(submit, tmp_path):
+    job = submit("pretrain_vit_b.sh").ends_as("COMPLETED")
+    assert (tmp_path / "run" / "DONE").exists()
+    lines = [line for line in job.text().splitlines() if "start at" in line]
+    assert len(lines) == 4
+    port = 10000 + int(job.number) % 20000
+    assert all(f"{job.nodes[0]}:{port}" in line for line in lines)
+    assert sorted(line.rsplit(" ", 1)[1] for line in lines) == ["0", "0", "1", "1"]
+    assert "doctor ['-c', 'vit_base', '--ranks', '4']" in job.text()
+
+
+def test_overrides_reach_the_trainer_as_they_are_written(submit, tmp_path):
+    odd = "output_dir=a b $HOME `x` * [1, 2]"
+    submit("pretrain_vit_t.sh", odd).ends_as("COMPLETED")
+    assert (tmp_path / odd.split("=", 1)[1] / "DONE").exists()
+
+
+def test_what_the_doctor_finds_ends_the_job_before_a_task_starts(submit):
+    job = submit("pretrain_vit_b.sh", "doctor=2").ends_as("FAILED")
+    assert job.field("ExitCode") == "2:0" and "start at" not in job.text()
+
+
+def test_a_signal_ahead_of_the_time_limit_saves_requeues_and_goes_on(submit):
+    job = submit("pretrain_vit_b.sh", "steps=30", "save_every=100").until_log("0: start at 0")
+    job.scancel("--batch", "--signal=USR1")
+    job.ends_as("COMPLETED")
+    assert job.restarts == 1 and starts(job)[0] == "0" and int(starts(job)[1]) > 0
+
+
+def test_a_signal_while_python_imports_is_repeated_and_kills_no_rank(submit):
+    job = submit("pretrain_vit_b.sh", "steps=100", "save_every=100", "deaf=4").until_log("job .* restart 0")
+    job.until_log("doctor")
+    job.scancel("--batch", "--signal=USR1")
+    job.until_log("saved at")
+    assert "error" not in job.text()
+
+
+def test_a_preempted_job_saves_in_its_grace_time_and_comes_back(submit, cluster, tmp_path):
+    job = submit("pretrain_vit_b.sh", "steps=30", "save_every=100", options=("--nodes=4",)).until_log("7: start at 0")
+    all_nodes = ("--partition=urgent", "--nodes=4", "--exclusive", "--wrap=sleep 1", "--output=/dev/null")
+    urgent = cluster.job(cluster.at(tmp_path, ["sbatch", "--parsable", *all_nodes]), tmp_path)
+    urgent.ends_as("COMPLETED")
+    job.ends_as("COMPLETED")
+    assert job.restarts == 1 and "after ['SIGTERM']" in job.text() and int(starts(job)[1]) > 0
+
+
+def test_a_cancelled_job_saves_and_stays_away(submit, tmp_path):
+    job = submit("pretrain_vit_b.sh", "steps=100", "save_every=100").until_log("0: start at 0")
+    job.scancel()
+    job.ends_as("CANCELLED")
+    job.until_log("cancelled or its time is over")
+    assert job.restarts == 0 and (tmp_path / "run" / "checkpoints" / "latest").exists()
+
+
+def test_an_error_that_the_user_must_mend_is_not_tried_again(submit):
+    job = submit("pretrain_vit_b.sh", "fail_at=3", "code=2").ends_as("FAILED")
+    assert job.restarts == 0 and job.field("ExitCode") == "2:0"
+
+
+def test_a_crash_after_progress_is_tried_again_and_one_without_is_not(submit):
+    job = submit("pretrain_vit_b.sh", "steps=8", "fail_at=3", "code=75", "save_every=1").ends_as("COMPLETED")
+    assert job.restarts == 1 and starts(job) == ["0", "3"]
+    job = submit("pretrain_vit_b.sh", "fail_at=2", "code=1", "save_every=9", "output_dir=other").ends_as("FAILED")
+    assert job.restarts == 0 and "no checkpoint was written" in job.text()
+
+
+def test_restarts_are_bounded(submit):
+    job = submit("pretrain_vit_b.sh", "steps=1000", DMT_DS_MAX_RESTARTS="1").until_log("0: start at 0")
+    job.scancel("--batch", "--signal=USR1")
+    job.until_log("(?s)start at .*0: start at [1-9]")
+    job.scancel("--batch", "--signal=USR1")
+    job.ends_as("FAILED")
+    assert job.field("ExitCode") == "75:0" and "not finished after 1 restarts" in job.text()
+
+
+def test_a_run_that_stops_where_it_was_told_to_ends_well(submit):
+    job = submit("pretrain_vit_b.sh", "steps=100", "train.stop_after_step=3").ends_as("COMPLETED")
+    assert job.restarts == 0 and "stopped at train.stop_after_step=3" in job.text()
+
+
+def test_a_mark_of_an_earlier_shorter_run_does_not_end_a_longer_one(submit, tmp_path):
+    submit("pretrain_vit_b.sh", "steps=2").ends_as("COMPLETED")
+    job = submit("pretrain_vit_b.sh", "steps=40", "save_every=100").until_log("0: start at 2")
+    job.scancel("--batch", "--signal=USR1")
+    job.ends_as("COMPLETED")
+    assert job.restarts == 1 and (tmp_path / "run" / "DONE").read_text() == "40"
+
+
+def test_tasks_of_an_array_get_their_number_and_a_folder_each_and_one_failure_stays_alone(cluster, stand_in, tmp_path):
+    options = (*SMALL, "--nodes=1", "--array=0-3")
+    job = cluster.submit(
+        "pretrain_vit_t.sh", "fail_at=%a", "code=2", "steps=2", folder=tmp_path, options=options, DMT_DS_PYTHON=stand_in
+    )
+    tasks = [cluster.job(f"{job.number}_{index}", tmp_path) for index in range(4)]
+    for index, state in enumerate(["COMPLETED", "FAILED", "FAILED", "COMPLETED"]):
+        tasks[index].ends_as(state)
+    assert [(tmp_path / f"run-{index}" / "DONE").exists() for index in range(4)] == [True, False, False, True]
+
+
+def test_a_task_of_an_array_goes_back_to_the_queue_alone(cluster, stand_in, tmp_path):
+    options = (*SMALL, "--nodes=1", "--array=0-1")
+    job = cluster.submit("pretrain_vit_t.sh", "steps=60", folder=tmp_path, options=options, DMT_DS_PYTHON=stand_in)
+    first, last = (cluster.job(f"{job.number}_{index}", tmp_path) for index in range(2))
+    last.until_log(f"(?s)job {job.number}_1.*0: start at 0")
+    last.scancel("--batch", "--signal=USR1")
+    assert first.ends_as("COMPLETED").restarts == 0
+    assert last.ends_as("COMPLETED").restarts == 1
+
+
+def test_a_sweep_runs_each_line_of_its_file(cluster, stand_in, tmp_path):
+    (tmp_path / "lines.txt").write_text("steps=2\nsteps=3 output_dir=mine\n")
+    options = (*SMALL, "--nodes=1", "--array=1-2")
+    job = cluster.submit("sweep.sh", "lines.txt", folder=tmp_path, options=options, DMT_DS_PYTHON=stand_in)
+    for index in (1, 2):
+        cluster.job(f"{job.number}_{index}", tmp_path).ends_as("COMPLETED")
+    assert (tmp_path / "run-1" / "DONE").read_text() == "2" and (tmp_path / "mine" / "DONE").read_text() == "3"
+
+
+@pytest.mark.parametrize(
+    ("fail", "states"), [((), ("COMPLETED", "COMPLETED")), (("fail_at=1", "code=2"), ("FAILED", "CANCELLED"))]
+)
+def test_a_pipeline_judges_what_was_trained_and_nothing_else(cluster, stand_in, tmp_path, fail, states):
+    words = [SCRIPTS / "pipeline.sh", "vit_t", *SMALL, "output_dir=mine", *fail]
+    printed = cluster.at(tmp_path, words, DMT_DS_PYTHON=stand_in, SBATCH_GPUS_PER_NODE="0")
+    trained, judged = (cluster.job(line.split()[1], tmp_path) for line in printed.splitlines())
+    trained.ends_as(states[0])
+    judged.ends_as(states[1])
+    assert states[1] != "COMPLETED" or "knn ['-e', 'mine']" in judged.text()
+
+
+def test_a_site_file_adds_to_srun_and_to_the_environment(submit, tmp_path):
+    site = tmp_path / "site.sh"
+    site.write_text("srun_options+=(--label)\nexport MASTER_PORT=23456\n")
+    job = submit("pretrain_vit_t.sh", DMT_DS_SITE=str(site)).ends_as("COMPLETED")
+    assert "3: stand-in 3: start at 0" in job.text() and ":23456" in job.text()
+
+
+def test_a_checkout_is_found_from_any_folder(submit, tmp_path):
+    assert ROOT not in tmp_path.parents
+    assert "finished" in submit("pretrain_vit_t.sh").ends_as("COMPLETED").text()
