@@ -26,7 +26,7 @@ lint: $(VENV)/.installed-dev ## formatting, lint, types, shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/shellcheck --external-sources .ci/run $(wildcard slurm/*.sh)
+	$(VENV)/bin/shellcheck --external-sources .ci/run $(wildcard slurm/*.sh tests/slurm/cluster/*.sh benchmarks/*.sh)
 
 format: $(VENV)/.installed-dev ## rewrite the code as `make lint` wants it
 	$(VENV)/bin/ruff format .

@@ -4,7 +4,7 @@
 #
 #   benchmarks/gpu_check.sh OUT_FOLDER          # PYTHON=/path/to/python chooses the interpreter
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
 python=${PYTHON:-python3}
 mkdir -p "$out"
