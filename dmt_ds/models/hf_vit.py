@@ -33,14 +33,14 @@ def read_hf(source: str, *, shapes_only: bool = False) -> Weights:
             f"hf:{source}: its tensors have {weights.layout} names, not transformers'; give the file itself"
         )
     processor = _json(source, "preprocessor_config.json")
-    normalised = processor.get("do_normalize", True)
+    unchanged = processor.get("do_normalize", True) is False
     return replace(
         weights,
         where=f"hf:{source}",
         num_heads=config.num_attention_heads,
         norm_eps=config.layer_norm_eps,
-        mean=_triple(processor.get("image_mean")) if normalised else None,
-        std=_triple(processor.get("image_std")) if normalised else None,
+        mean=(0.0, 0.0, 0.0) if unchanged else _triple(processor.get("image_mean")) or weights.mean,
+        std=(1.0, 1.0, 1.0) if unchanged else _triple(processor.get("image_std")) or weights.std,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.errors import WeightsError
 
 LICENCES = {
@@ -19,6 +20,14 @@ LICENCES = {
     "beit": "Apache-2.0",
 }
 """SPDX ids, by layout, of what the layouts' authors publish; layouts that many use (`timm`, `hf`) have none."""
+
+_HALF: Triple = (0.5, 0.5, 0.5)
+NORMALISATION: dict[str, tuple[Triple, Triple]] = {
+    **dict.fromkeys(LICENCES, (IMAGENET_MEAN, IMAGENET_STD)),
+    "beit": (_HALF, _HALF),
+}
+"""Mean and std, by layout, of the pixels in 0..1 that the authors train with. `beit` is BEiT v1: pretrained weights of
+v2, which has ImageNet's, are refused for the extra blocks in their files, fine-tuned ones for their missing norm."""
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _MOCO_ENCODERS = ("base_encoder", "momentum_encoder")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.layouts import LICENCES, file_key, to_timm_names
+from dmt_ds.models.layouts import LICENCES, NORMALISATION, file_key, to_timm_names
 
 _WRAPPED_IN = ("teacher", "model", "state_dict", "module")
 _ENCODERS_OF_MOCO = ("base_encoder", "momentum_encoder")
@@ -39,7 +39,7 @@ class Weights:
         licence: SPDX id, None where the layout does not tell.
         num_heads: None where the file does not tell, as nearly all don't.
         norm_eps: of all LayerNorms.
-        mean: of the input's pixels in 0..1; None where the file does not tell.
+        mean: of the input's pixels in 0..1; None where neither file nor layout tells.
         std: the same.
     """
 
@@ -81,10 +81,12 @@ def read_weights(path: str | Path, checkpoint_key: str | None = None, *, shapes_
         raw, metadata = _read_torch(path, shapes_only), {}
     state, part = _unwrap(raw, path, checkpoint_key)
     found = to_timm_names(state, str(path), part, siblings=list(raw))
+    layout = metadata.get("layout", found.layout)
+    mean, std = NORMALISATION.get(layout, (None, None))
     return Weights(
         where=str(path),
         state=found.state,
-        layout=metadata.get("layout", found.layout),
+        layout=layout,
         part=part,
         file_keys=found.file_keys,
         dropped=found.dropped,
@@ -92,8 +94,8 @@ def read_weights(path: str | Path, checkpoint_key: str | None = None, *, shapes_
         licence=metadata.get("licence", LICENCES.get(found.layout)),
         num_heads=metadata.get("num_heads"),
         norm_eps=metadata.get("norm_eps", 1e-6),
-        mean=_triple(metadata.get("mean")),
-        std=_triple(metadata.get("std")),
+        mean=_triple(metadata.get("mean")) or mean,
+        std=_triple(metadata.get("std")) or std,
     )
 
 

@@ -91,6 +91,19 @@ def test_heads_and_normalisation_come_from_the_folder(tmp_path):
         build_from(weights, num_heads=4)
 
 
+def test_a_folder_that_says_nothing_of_its_normalisation_has_its_layouts(tmp_path):
+    _model("Beit").save_pretrained(tmp_path)
+    weights = read_hf(str(tmp_path))
+    assert (weights.mean, weights.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_a_folder_that_normalises_nothing_leaves_pixels_in_0_to_1(tmp_path):
+    _model("ViT").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "image_mean": [0.5] * 3}))
+    weights = read_hf(str(tmp_path))
+    assert (weights.mean, weights.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 @pytest.mark.parametrize(
     ("key", "change"),
     [

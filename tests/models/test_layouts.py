@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import build_from
+from dmt_ds.models.teachers import load_encoder
 from dmt_ds.models.vit import create, describe
 from dmt_ds.models.weights import read_weights
 from tests.models import tiny
@@ -161,6 +163,24 @@ def test_beit_loads_with_relative_positions_and_its_final_norm(shared, tmp_path)
     weights = read_weights(tmp_path / "beit.pth")
     assert (weights.layout, weights.licence) == ("beit", "Apache-2.0")
     assert torch.equal(_tokens_of_file(tmp_path / "beit.pth", heads=None), tiny.tokens(beit))
+
+
+def test_each_layout_has_its_authors_normalisation(vit, tmp_path):
+    for name, (wrap, layout, _) in FILES.items():
+        torch.save(wrap(vit.state_dict()), tmp_path / "file.pth")
+        weights = read_weights(tmp_path / "file.pth")
+        known = (IMAGENET_MEAN, IMAGENET_STD) if layout != "timm" else (None, None)  # many use timm's names
+        assert (weights.mean, weights.std) == known, name
+    torch.save({"model": _timm("beit_base_patch16_224", use_rel_pos_bias=True).state_dict()}, tmp_path / "beit.pth")
+    record = load_encoder(str(tmp_path / "beit.pth")).record
+    assert (record.mean, record.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_beit_two_with_another_normalisation_is_refused(tmp_path):
+    state = _timm("beit_base_patch16_224", use_rel_pos_bias=True).state_dict()
+    torch.save({"model": state | {"cls_pt_layers.0.norm1.weight": torch.ones(32)}}, tmp_path / "beit2.pth")
+    with pytest.raises(WeightsError, match=r"unexpected 'cls_pt_layers\.0\.norm1\.weight'"):
+        build_from(read_weights(tmp_path / "beit2.pth"))
 
 
 def test_a_fine_tuned_beit_has_no_norm_over_its_tokens_and_is_refused(tmp_path):
