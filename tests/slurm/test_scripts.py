@@ -1,5 +1,6 @@
 """What the scripts do with ends, signals and settings; a stand-in takes the trainer's place, so it takes seconds."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -191,6 +192,37 @@ def test_a_site_file_adds_to_srun_and_to_the_environment(submit, tmp_path):
     site.write_text("srun_options+=(--label)\nexport MASTER_PORT=23456\n")
     job = submit("pretrain_vit_t.sh", DMT_DS_SITE=str(site)).ends_as("COMPLETED")
     assert "3: stand-in 3: start at 0" in job.text() and ":23456" in job.text()
+
+
+def program(folder: Path, name: str, text: str) -> dict[str, str]:
+    """Environment in which `name` is this shell script."""
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_apptainer_runs_all_python_in_the_image(submit, tmp_path):
+    text = 'echo "apptainer $*" | sed "s/ -m dmt_ds.*//"; until [[ $1 == *.sif ]]; do shift; done; shift; exec "$@"'
+    path = program(tmp_path, "apptainer", text.replace("; until", " >&2; until", 1))
+    container = {"DMT_DS_CONTAINER": "my.sif", "DMT_DS_CONTAINER_RUNTIME": "apptainer", "DMT_DS_MOUNTS": "/data"}
+    job = submit("pretrain_vit_t.sh", **path, **container).ends_as("COMPLETED")
+    calls = {line for line in job.text().splitlines() if line.startswith("apptainer ")}
+    assert calls == {f"apptainer exec --nv --bind {ROOT},{tmp_path},/data --pwd {tmp_path} my.sif {tmp_path}/python"}
+    assert job.text().count("apptainer exec") == 1 + 1 + 4
+
+
+def test_pyxis_gets_its_options_from_srun_for_each_step(submit, tmp_path):
+    text = """words=()
+for word in "$@"; do if [[ $word == --container-* ]]; then echo "pyxis $word" >&2; else words+=("$word"); fi; done
+exec /usr/bin/srun "${words[@]}\""""
+    path = program(tmp_path, "srun", text)
+    job = submit("pretrain_vit_t.sh", DMT_DS_CONTAINER="r.io#me:1", DMT_DS_MOUNTS="/data:/d", **path)
+    options = [line for line in job.ends_as("COMPLETED").text().splitlines() if line.startswith("pyxis ")]
+    assert options == 3 * [
+        "pyxis --container-image=r.io#me:1",
+        f"pyxis --container-workdir={tmp_path}",
+        f"pyxis --container-mounts={ROOT}:{ROOT},{tmp_path}:{tmp_path},/data:/d",
+    ]
 
 
 def test_a_checkout_is_found_from_any_folder(submit, tmp_path):
