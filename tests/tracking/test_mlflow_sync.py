@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -129,8 +128,9 @@ def test_a_run_that_grows_between_two_copies_gets_what_is_new(stores: list[str],
     assert runs_of(stores[1])[0].info.status == "RUNNING"
     tracker.log_metrics({"train/loss": 1.0, "train/new": 3.0}, 6)
     tracker.finish("FINISHED")
-    assert add_metrics(settings(stores[0]), tmp_path / "a" / "run", {"train/loss": 9.0}, 1)  # of an earlier step
-    assert copy(stores[0], stores[1]) == ["dmt_ds/run: 3 points added, FINISHED"]
+    for step in (1, 6):  # an earlier one, and one that is there
+        assert add_metrics(settings(stores[0]), tmp_path / "a" / "run", {"train/loss": 9.0}, step)
+    assert copy(stores[0], stores[1]) == ["dmt_ds/run: 4 points added, FINISHED"]
     assert wordings(stores[1]) == wordings(stores[0])
     assert copy(stores[0], stores[1]) == ["dmt_ds/run: up to date"]
 
@@ -217,20 +217,27 @@ def copy_in_a_process(source: str, target: str) -> BaseProcess:
     return process
 
 
-def test_copies_that_are_killed_or_run_at_once_end_in_one_run_each(stores: list[str], tmp_path: Path) -> None:
-    for name in ("one", "two", "three"):
+def test_a_copy_that_is_killed_is_completed_by_the_next(stores: list[str], tmp_path: Path) -> None:
+    for name in ("one", "three", "two"):
         track(stores[0], tmp_path / "a" / name, range(600))
-    for seconds in (0.2, 0.6, 1.0):
+    for num_runs in (1, 2, 3):
         process = copy_in_a_process(stores[0], stores[1])
-        time.sleep(seconds)
+        wait_until(lambda num_runs=num_runs: len(runs_of(stores[1])) >= num_runs)
         os.kill(int(process.pid or 0), signal.SIGKILL)
         process.join()
-    processes = [copy_in_a_process(stores[0], stores[1]) for _ in range(2)]
+    copy(stores[0], stores[1])
+    assert wordings(stores[1]) == wordings(stores[0])
+    assert {line.partition(": ")[2] for line in copy(stores[0], stores[1])} == {"up to date"}
+
+
+def test_copies_at_once_make_each_run_once(stores: list[str], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        track(stores[0], tmp_path / "a" / name, range(10))
+    processes = [copy_in_a_process(stores[0], stores[1]) for _ in range(3)]
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert wordings(stores[1]) == wordings(stores[0])
-    assert set(copy(stores[0], stores[1])) == {f"dmt_ds/{name}: up to date" for name in ("one", "two", "three")}
 
 
 def test_a_copy_that_is_refused_one_run_makes_all_others_and_says_so(stores: list[str]) -> None:
