@@ -278,6 +278,8 @@ class IbotConfig(Section):
     """Range of the masked share of an image's patches."""
     mask_probability: Fraction = 0.5
     """Share of the images that are masked."""
+    mask_shape: Literal["block", "random"] = "block"
+    """Patches are hidden by rectangles, or one by one."""
     freeze_last_layer: Fraction = 0.01
     """Share of the run during which the prototypes stay fixed."""
     global_crop_scale: tuple[Fraction, Fraction] = (0.25, 1.0)

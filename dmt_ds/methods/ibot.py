@@ -1,8 +1,9 @@
 """iBOT and DINO: a student matches its own running mean on other crops and on hidden patches; knows no engine.
 
 iBOT: Zhou et al., 2022; DINO (Caron et al., 2021) is iBOT with `patch_loss_weight: 0`: nothing is hidden and no patch
-loss is computed. Patches are hidden one by one (the authors' `rand` shape), and head and patch loss run on as many
-patches as can be hidden, not on all. On the CPU the head's batch norm, if there is one, is that of each rank alone.
+loss is computed. Head, patch loss and the patches' centre run on as many patches as can be hidden, the hidden ones
+first and random others after them, where the authors run head and centre on all. On the CPU the head's batch norm, if
+there is one, is that of each rank alone.
 """
 
 import dataclasses
@@ -202,4 +203,6 @@ class IbotTask:
         section = self._section
         if not self._hides_patches:
             return None
-        return hide_patches(seeds, "ibot/mask", self._num_patches, section.mask_ratio, section.mask_probability)
+        return hide_patches(
+            seeds, "ibot/mask", self._num_patches, section.mask_ratio, section.mask_probability, section.mask_shape
+        )

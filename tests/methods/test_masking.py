@@ -1,10 +1,13 @@
 """What is hidden is a function of the image's seed, exact in number."""
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
-from dmt_ds.methods.masking import hide_patches, patch_order, take_rows
-from dmt_ds.sample_rng import image_seeds
+from dmt_ds.methods.masking import BLOCK_ATTEMPTS, hidden_blocks, hide_patches, patch_order, take_rows
+from dmt_ds.sample_rng import image_seeds, uniform
 
 SEEDS = image_seeds(0, torch.zeros(2000, dtype=torch.int64), torch.arange(2000))
 
@@ -19,9 +22,13 @@ def test_every_patch_comes_first_equally_often():
     assert first.min() > 150 and first.max() < 250  # 200 expected, sd 13
 
 
-def test_the_masks_of_a_batch_cut_in_two_are_those_of_the_whole():
-    whole = hide_patches(SEEDS[:9], "mask", 16, (0.1, 0.5), 0.5)
-    cut = [hide_patches(part, "mask", 16, (0.1, 0.5), 0.5) for part in (SEEDS[:4], SEEDS[4:9])]
+each_shape = pytest.mark.parametrize("shape", ["block", "random"])
+
+
+@each_shape
+def test_the_masks_of_a_batch_cut_in_two_are_those_of_the_whole(shape):
+    whole = hide_patches(SEEDS[:9], "mask", 49, (0.1, 0.5), 0.5, shape)
+    cut = [hide_patches(part, "mask", 49, (0.1, 0.5), 0.5, shape) for part in (SEEDS[:4], SEEDS[4:9])]
     for tensor, first, second in zip(whole, *cut, strict=True):
         assert torch.equal(tensor, torch.cat([first, second]))
 
@@ -35,16 +42,71 @@ def test_the_hidden_share_is_within_its_range_for_the_wanted_share_of_images():
     assert 28 < counts[chosen].float().mean() < 32
 
 
-def test_weights_are_one_over_the_number_hidden_at_hidden_slots_and_zero_elsewhere():
-    hidden = hide_patches(SEEDS[:50], "mask", 16, (0.1, 0.5), 0.5)
+@each_shape
+def test_weights_are_one_over_the_number_hidden_at_hidden_slots_and_zero_elsewhere(shape):
+    hidden = hide_patches(SEEDS[:50], "mask", 16, (0.1, 0.5), 0.5, shape)
     for mask, slots, weights in zip(*hidden, strict=True):
         expected = [1 / int(mask.sum()) if mask[slot] else 0.0 for slot in slots]
         assert weights.tolist() == pytest.approx(expected)
 
 
-def test_every_hidden_patch_has_a_slot():
-    hidden = hide_patches(SEEDS, "mask", 16, (0.1, 0.5), 1.0)
+@each_shape
+def test_every_hidden_patch_has_a_slot_and_no_patch_has_two(shape):
+    hidden = hide_patches(SEEDS, "mask", 36, (0.1, 0.5), 1.0, shape)
     assert torch.equal(hidden.mask.sum(dim=1), hidden.mask.gather(1, hidden.slots).sum(dim=1))
+    assert all(len(set(slots)) == 18 for slots in hidden.slots.tolist())
+
+
+@each_shape
+def test_slots_that_hide_nothing_are_any_patches(shape):
+    hidden = hide_patches(SEEDS, "mask", 16, (0.1, 0.5), 0.0, shape)
+    often = hidden.slots.flatten().bincount(minlength=16)
+    assert often.min() > 900 and often.max() < 1100  # 1000 expected, sd 22
+
+
+def looped_blocks(seed: Tensor, side: int, count: int) -> Tensor:
+    """The authors' loop for one image, one number at a time."""
+    numbers = iter(uniform(seed[None], "block", 4 * BLOCK_ATTEMPTS)[0].tolist())
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    for _ in range(BLOCK_ATTEMPTS):
+        left = count - int(mask.sum())
+        smallest = (side // 3) ** 2
+        area = smallest + (left - smallest) * next(numbers)
+        aspect = math.exp(math.log(0.3) + (math.log(1 / 0.3) - math.log(0.3)) * (1 - next(numbers)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        top, start = int(next(numbers) * (side - height + 1)), int(next(numbers) * (side - width + 1))
+        if height < side and width < side:
+            rectangle = (slice(top, top + height), slice(start, start + width))
+            num_new = height * width - int(mask[rectangle].sum())
+            if 0 < num_new <= left:
+                mask[rectangle] = True
+    return mask.flatten()
+
+
+@pytest.mark.parametrize("side", [4, 7, 14])
+def test_blocks_are_a_loop_over_rectangles(side):
+    count = (0.1 * side**2 + 0.4 * side**2 * torch.linspace(0, 1, 60)).round()
+    masks = hidden_blocks(SEEDS[:60], "block", side, count)
+    for seed, number, mask in zip(SEEDS[:60], count.tolist(), masks, strict=True):
+        assert torch.equal(mask, looped_blocks(seed, side, int(number)))
+
+
+def test_blocks_hide_nearly_all_that_is_wanted_and_never_more():
+    count = torch.full((2000,), 60.0)
+    hidden = hidden_blocks(SEEDS, "block", 14, count).sum(dim=1)
+    assert hidden.max() == 60
+    assert hidden.float().mean() > 0.97 * 60
+
+
+def hidden_neighbours(shape: str) -> float:
+    """Share of the hidden patches' right neighbours that are hidden too."""
+    mask = hide_patches(SEEDS, "mask", 196, (0.1, 0.5), 1.0, shape).mask.reshape(-1, 14, 14)
+    return (mask[:, :, 1:] & mask[:, :, :-1]).sum().item() / mask[:, :, :-1].sum().item()
+
+
+def test_blocks_lie_together_and_random_patches_do_not():
+    assert hidden_neighbours("block") > 0.75
+    assert hidden_neighbours("random") < 0.4
 
 
 def test_a_chosen_image_hides_at_least_one_patch():
