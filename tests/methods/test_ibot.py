@@ -74,6 +74,20 @@ def test_a_prototype_counts_by_its_direction_only():
     assert before.abs().max() <= 1 + 1e-6  # cosines
 
 
+@pytest.mark.parametrize("by_autocast", [False, True], ids=["bf16 weights", "autocast"])
+def test_cosines_are_not_rounded_to_bf16(by_autocast):
+    torch.manual_seed(0)
+    head = PrototypeHead(8, 16, 64, 32, batch_norm=False)
+    rows = torch.randn(200, 8).bfloat16()
+    if not by_autocast:
+        head.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=by_autocast):
+        logits, bottleneck = head(rows), head.mlp(rows)
+    assert (logits.dtype, bottleneck.dtype) == (torch.float32, torch.bfloat16)
+    units = [torch.nn.functional.normalize(matrix.double(), dim=1) for matrix in (bottleneck, head.prototypes)]
+    assert (logits - units[0] @ units[1].T).abs().max() < 1e-6
+
+
 def test_frozen_prototypes_get_no_gradient_but_what_is_below_them_does():
     head = PrototypeHead(8, 16, 4, 6, batch_norm=False)
     head(torch.randn(5, 8), freeze_prototypes=True).sum().backward()
