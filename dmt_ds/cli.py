@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmt_ds import __version__
-from dmt_ds.errors import DmtError
+from dmt_ds.errors import ConfigError, DmtError, PeerFailedError
 
 if TYPE_CHECKING:
     from dmt_ds.config.schema import RunConfig
@@ -28,10 +28,17 @@ class _CarefulGroup(click.Group):
         """
         try:
             return super().invoke(ctx)
+        except OSError as error:
+            if ctx.params["debug"] or error.filename is None:
+                raise
+            click.echo(f"dmt-ds: error: {error.filename}: {error.strerror}", err=True)
+            raise click.exceptions.Exit(2) from None
         except DmtError as error:
             if ctx.params["debug"]:
                 raise
             rank = _rank()
+            if rank and isinstance(error, (PeerFailedError, ConfigError)):
+                raise click.exceptions.Exit(2) from None  # rank 0, or the peer that failed, says it for all
             prefix = "dmt-ds: error: " if rank == 0 else f"dmt-ds: error: rank {rank}: "
             for line in str(error).splitlines():
                 click.echo(prefix + line, err=True)

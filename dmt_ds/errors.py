@@ -33,5 +33,9 @@ class LaunchError(DmtError):
     """The processes of a run don't find each other: ranks, addresses, ports."""
 
 
+class PeerFailedError(DmtError):
+    """Another rank failed and has said why; this one ends with it and adds no words."""
+
+
 class DivergenceError(DmtError):
     """The loss is not a number any more; the weights are those before the update."""

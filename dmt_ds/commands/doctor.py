@@ -128,6 +128,10 @@ def _check_batch(patient: _Patient) -> Iterator[Finding]:
     plan = plan_batch(train.global_batch_size, train.micro_batch_size, patient.ranks)
     arithmetic = f"{plan.micro_batch_size} x {plan.world_size} ranks x {plan.grad_accum_steps} accumulation steps"
     yield Finding("ok", "batch", f"{plan.global_batch_size} = {arithmetic}")
+    if patient.config.task == "moco_v3" and plan.grad_accum_steps > 1:
+        keys = plan.micro_batch_size * plan.world_size
+        why = "accumulation adds no negatives: raise train.micro_batch_size, or use more ranks"
+        yield Finding("warn", "batch", f"moco_v3: {keys} keys instead of {plan.global_batch_size}: {why}")
     path = find_ds_config(train.deepspeed)
     patient.ds_config = resolve_student(path, plan, patient.config.optim.clip_grad_norm)
     stage, numbers = zero_stage(patient.ds_config), precision(patient.ds_config)

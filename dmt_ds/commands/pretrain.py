@@ -4,13 +4,14 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dmt_ds.commands.publish import publish_backbone, publish_pictures
-from dmt_ds.commands.resume import ResumePlan, plan_resume
+from dmt_ds.commands.publish import export_backbone, publish_backbone, publish_pictures
+from dmt_ds.commands.resume import ResumePlan, plan_resume, prepare
 from dmt_ds.commands.tasks import BuiltTask, build_task
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
@@ -24,6 +25,7 @@ from dmt_ds.engine.checkpoint import DONE, CheckpointFolder, RunState
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.optim import build_optimizer, warmup_cosine
+from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
@@ -33,6 +35,9 @@ from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
+
+GROUP_SLACK_SECONDS = 120.0
+"""Collectives wait so much longer than the watchdog: it, not they, ends a hanging job."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +54,24 @@ class Run:
 
 
 def run(config: RunConfig) -> int:
-    """Train on all ranks; 0 when finished or stopped by a signal after a save."""
+    """Train on all ranks; 0 when finished, or stopped after a save."""
     stop = StopRequest().install()
-    device = ds_engine.start(config.train.hang_timeout_seconds)
-    watchdog = Watchdog(config.train.hang_timeout_seconds, dist.rank()).start()
-    resolved = _resolve(config, device)
-    built = build_task(config, device)
-    watchdog.beat("built teachers")
-    outcome = _train(resolved, built, stop, watchdog)
-    watchdog.stop()
+    hang = config.train.hang_timeout_seconds
+    device = ds_engine.start(hang + GROUP_SLACK_SECONDS)
+    peers = Peers()
+    watchdog = Watchdog(hang, dist.rank(), peers).start()
+    with peers.together():
+        resolved = _resolve(config, device)
+        built = build_task(config, device)
+        watchdog.beat("built teachers")
+        outcome = _train(resolved, built, stop, watchdog)
+        watchdog.stop()
     ds_engine.stop()
     logger.info("%s: %s", resolved.folder, outcome.value)
     return 0
 
 
 def _resolve(config: RunConfig, device: torch.device) -> Run:
-    folder = Path(config.output_dir)
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
     if zero_stage(ds_config) == 3 and config.task in ("moco_v3", "ibot", "dino"):
@@ -72,13 +79,8 @@ def _resolve(config: RunConfig, device: torch.device) -> Run:
             f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but task {config.task} averages whole weights into "
             "its momentum network: use ZeRO-2 or ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
         )
-    if dist.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        _log_to_file(folder / "train.log")
-        (folder / "config.yaml").write_text(to_yaml(config))
-        # Preparing a data set writes a cache: once, not on every rank.
-        open_source(config.data, "train")
-    dist.barrier()
+    folder = Path(config.output_dir)
+    dist.decided_by_main(lambda: _prepare(folder, config))
     source = open_source(config.data, "train")
     length = plan_length(config.train, config.optim, len(source))
     logger.info(
@@ -93,11 +95,17 @@ def _resolve(config: RunConfig, device: torch.device) -> Run:
     return Run(config, folder, device, source, batch, length, ds_config)
 
 
+def _prepare(folder: Path, config: RunConfig) -> None:
+    """On rank 0, before the others look: the folder, its log, and the data set's cache, which is written once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _log_to_file(folder / "train.log")
+    open_source(config.data, "train")
+
+
 def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) -> Outcome:
-    fence = Fence.claim(run.folder) if dist.is_main() else None
-    checkpoints = CheckpointFolder(run.folder / "checkpoints", run.config.train.keep_checkpoints, fence)
-    resume = plan_resume(checkpoints, _run_state(run, built, 0, None), run.config.train.resume)
+    checkpoints, resume, fence = _take_over(run, built)
     tracker = _open_tracker(run, built, resume)
+    watchdog.last_words = lambda: tracker.finish("FAILED")
     try:
         engine = _build_engine(run, built, resume)
         around = _surroundings(run, tracker, stop, watchdog, fence)
@@ -114,6 +122,21 @@ def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) ->
     tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
     return outcome
+
+
+def _take_over(run: Run, built: BuiltTask) -> tuple[CheckpointFolder, ResumePlan | None, Fence | None]:
+    """Refuse what does not belong together while nothing is touched; then claim the run and look again."""
+    now = _run_state(run, built, 0, None)
+    folder, keep = run.folder / "checkpoints", run.config.train.keep_checkpoints
+    plan_resume(CheckpointFolder(folder, keep), now, run.config.train.resume)
+    fence = dist.decided_by_main(lambda: Fence.claim(run.folder))
+    checkpoints = CheckpointFolder(folder, keep, fence)
+    resume = plan_resume(checkpoints, now, run.config.train.resume)  # an older attempt may have saved until now
+    if resume:
+        prepare(resume, dist.world_size())
+    if dist.is_main():
+        (run.folder / "config.yaml").write_text(to_yaml(run.config))
+    return checkpoints, resume, fence if dist.is_main() else None
 
 
 def _build_engine(run: Run, built: BuiltTask, resume: ResumePlan | None) -> StudentEngine:
@@ -156,6 +179,7 @@ def _build_trainer(
         plan,
         checkpoints,
         lambda step: _run_state(run, built, step, around.tracker.run_id),
+        partial(export_backbone, run.config, built),
         around,
     )
 
@@ -187,6 +211,7 @@ def _run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None)
         config=run.config.model_dump(mode="json"),
         teachers={name: record.sha256 or "unknown" for name, record in built.teachers.items()},
         data_fingerprint=run.source.fingerprint,
+        parameters=built.parameters,
         mlflow_run_id=mlflow_run_id,
     )
 
@@ -226,7 +251,8 @@ def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
 
 def _publish(run: Run, built: BuiltTask, trainer: Trainer, tracker: Tracker) -> None:
     """The encoder, the pictures, and the mark that the run is done."""
-    publish_backbone(run.config, run.folder, built, trainer)
+    if dist.is_main():
+        publish_backbone(run.folder, run.folder / "checkpoints" / f"step{trainer.step:08d}")
     if run.config.tracking.pictures:
         publish_pictures(run.folder, built, trainer, run.source, run.config, tracker)
     if dist.is_main():

@@ -1,8 +1,8 @@
 """What a finished run leaves: the encoder as a folder that timm and dmt_ds load, and pictures."""
 
 import logging
+import shutil
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,48 +10,54 @@ from torch import Tensor, nn
 
 from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.schema import RunConfig
-from dmt_ds.data.batch import Batch
-from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource
+from dmt_ds.data.views import center_crop
 from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.trainer import Trainer
+from dmt_ds.errors import DataError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.teachers import BACKBONE_FOLDER
 from dmt_ds.tracking.tracker import Tracker, read_points
 
 logger = logging.getLogger(__name__)
 
 NUM_PICTURED_IMAGES = 6
+PICTURES_FOLDER = "pictures"
 
 
-def publish_backbone(config: RunConfig, folder: Path, built: BuiltTask, trainer: Trainer) -> None:
+def export_backbone(config: RunConfig, built: BuiltTask, engine: StudentEngine, folder: Path, step: int) -> None:
     """Write `<folder>/backbone` with float32 weights; all ranks call, rank 0 writes."""
-    masters = trainer.engine.trained_state()
-    with ds_engine.gathered(trainer.engine.module):
-        if dist.is_main():
-            state = backbone_state(built.task.backbone(), built.task.module, masters)
-            _save(state, config, folder, built, trainer.step)
-            logger.info("%s: the encoder, for timm.create_model('local-dir:...') or as a teacher", folder / "backbone")
-    dist.barrier()
+    masters = engine.trained_state()
+    with ds_engine.gathered(engine.module):
+        if not dist.is_main():
+            return
+        save_backbone(
+            folder / BACKBONE_FOLDER,
+            backbone_state(built.task.backbone(), built.task.module, masters),
+            config.student,
+            config.data.image_size,
+            mean=config.augment.mean,
+            std=config.augment.std,
+            provenance={
+                "task": config.task,
+                "name": config.name,
+                "step": step,
+                "images_seen": step * config.train.global_batch_size,
+                "teachers": {name: record.as_params() for name, record in built.teachers.items()},
+            },
+        )
 
 
-def _save(state: Mapping[str, Tensor], config: RunConfig, folder: Path, built: BuiltTask, step: int) -> None:
-    provenance = {
-        "task": config.task,
-        "name": config.name,
-        "step": step,
-        "images_seen": step * config.train.global_batch_size,
-        "teachers": {name: record.as_params() for name, record in built.teachers.items()},
-    }
-    save_backbone(
-        folder / "backbone",
-        state,
-        config.student,
-        config.data.image_size,
-        mean=config.augment.mean,
-        std=config.augment.std,
-        provenance=provenance,
-    )
+def publish_backbone(folder: Path, checkpoint: Path) -> None:
+    """The last checkpoint's encoder becomes the run's: `<folder>/backbone`, whole or not at all."""
+    partial, target = folder / f".{BACKBONE_FOLDER}.partial", folder / BACKBONE_FOLDER
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoint / BACKBONE_FOLDER, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    logger.info("%s: the encoder, for timm.create_model('local-dir:...') or as a teacher", target)
 
 
 def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,25 +74,39 @@ def publish_pictures(
     folder: Path, built: BuiltTask, trainer: Trainer, source: ImageSource, config: RunConfig, tracker: Tracker
 ) -> None:
     """Loss curves, and for DMT the patch tokens of teachers, their sum and the student as colours; all ranks call."""
+    images, tokens = None, {}
+    if isinstance(built.task, DmtTask) and (images := _first_images(source, config)) is not None:
+        tokens = _tokens_of_all(built.task, trainer, images)
+    if not dist.is_main():
+        return
+    try:
+        _draw(folder, config.name, images, tokens)
+        tracker.log_artifact(folder / PICTURES_FOLDER)
+    except Exception as error:  # a picture is no reason to lose a run
+        logger.warning("%s: no pictures: %s: %s", folder / PICTURES_FOLDER, type(error).__name__, error)
+
+
+def _draw(folder: Path, name: str, images: Tensor | None, tokens: dict[str, Tensor]) -> None:
     from dmt_ds.tracking import pictures
 
-    target = folder / "pictures"
-    if dist.is_main():
-        target.mkdir(exist_ok=True)
-        pictures.loss_curves(read_points(folder), target / "losses.png", config.name)
-    if isinstance(built.task, DmtTask):
-        images = _first_images(source, config)
-        tokens = _tokens_of_all(built.task, trainer, images)
-        if dist.is_main():
-            pictures.pca_of_tokens(images, tokens, target / "tokens.png")
-    tracker.log_artifact(target)
+    target = folder / PICTURES_FOLDER
+    target.mkdir(exist_ok=True)
+    pictures.loss_curves(read_points(folder), target / "losses.png", name)
+    if images is not None:
+        pictures.pca_of_tokens(images, tokens, target / "tokens.png")
 
 
-def _first_images(source: ImageSource, config: RunConfig) -> Tensor:
-    """[B, 3, H, W] uint8: the same few images on every rank."""
-    batches = eval_batches(source, config.data.image_size, NUM_PICTURED_IMAGES, 0, config.data.interpolation)
-    batch: Batch = next(islice(batches, 1))
-    return batch.images
+def _first_images(source: ImageSource, config: RunConfig) -> Tensor | None:
+    """[B, 3, H, W] uint8: the same few readable images on every rank; None where there is none."""
+    images: list[Tensor] = []
+    for index in range(min(len(source), 10 * NUM_PICTURED_IMAGES)):
+        try:
+            images.append(center_crop(source.read(index), config.data.image_size, config.data.interpolation))
+        except DataError:
+            continue
+        if len(images) == NUM_PICTURED_IMAGES:
+            break
+    return torch.stack(images) if images else None
 
 
 def _tokens_of_all(task: DmtTask, trainer: Trainer, images: Tensor) -> dict[str, Tensor]:

@@ -117,8 +117,9 @@ def _command(stage: Stage) -> list[str]:
 
 
 def _environment() -> Mapping[str, str]:
-    """One thread a process: the networks are tiny, and threads of several processes get in each other's way."""
-    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    """On the CPU wherever it runs, one thread a process: two ranks would share a laptop's GPU, which NCCL refuses."""
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    return {**os.environ, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 def _measure(output: Path, stages: Sequence[Stage]) -> KnnTable:

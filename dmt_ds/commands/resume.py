@@ -27,15 +27,19 @@ class ResumePlan:
 
 
 def plan_resume(folder: CheckpointFolder, now: RunState, resume: str) -> ResumePlan | None:
-    """The newest complete checkpoint of this run, converted where the world size changed; None to start afresh.
+    """The newest complete checkpoint of this run, as rank 0 sees it; None to start afresh. All ranks call.
 
     Args:
         now: what the run is as started now (`step` does not matter).
         resume: `auto` or `never`.
 
     Raises:
-        CheckpointError: there is a checkpoint, but of another run, or `resume` is `never`.
+        CheckpointError: there is a checkpoint, but of another run, or `resume` is `never`; nothing was touched.
     """
+    return dist.decided_by_main(lambda: _plan(folder, now, resume))
+
+
+def _plan(folder: CheckpointFolder, now: RunState, resume: str) -> ResumePlan | None:
     checkpoint = folder.newest()
     if checkpoint is None:
         return None
@@ -45,15 +49,11 @@ def plan_resume(folder: CheckpointFolder, now: RunState, resume: str) -> ResumeP
             "choose another output_dir, or train.resume=auto"
         )
     refuse_another_run(checkpoint, now)
-    plan = ResumePlan(checkpoint, universal=checkpoint.state.world_size != now.world_size)
-    if plan.universal:
-        _convert(plan, now.world_size)
-    logger.info("resuming from %s (step %d)", checkpoint.folder, checkpoint.state.step)
-    return plan
+    return ResumePlan(checkpoint, universal=checkpoint.state.world_size != now.world_size)
 
 
 def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
-    """Compare recipe, teachers, data and engine with those of the checkpoint.
+    """Compare recipe, teachers, data, engine and parameters with those of the checkpoint.
 
     Raises:
         CheckpointError: one line a difference.
@@ -65,7 +65,7 @@ def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
         for name in sorted({*saved.teachers, *now.teachers})
         if saved.teachers.get(name) != now.teachers.get(name)
     ]
-    for what in ("data_fingerprint", "precision", "zero_stage"):
+    for what in ("data_fingerprint", "precision", "zero_stage", "parameters"):
         before, after = getattr(saved, what), getattr(now, what)
         if before != after:
             lines.append(f"{what}: {_short(before)} -> {_short(after)}")
@@ -74,18 +74,26 @@ def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
         raise CheckpointError("\n".join([head, *lines]))
 
 
-def _convert(plan: ResumePlan, world_size: int) -> None:
+def prepare(plan: ResumePlan, world_size: int) -> None:
+    """Convert the checkpoint where the world size changed; all ranks call.
+
+    Raises:
+        CheckpointError: DeepSpeed can't convert it.
+    """
     folder = plan.checkpoint.folder
+    logger.info("resuming from %s (step %d)", folder, plan.checkpoint.state.step)
+    if not plan.universal:
+        return
     logger.info("%s: converting from %d to %d ranks", folder, plan.checkpoint.state.world_size, world_size)
-    problem = None
-    if dist.is_main():
+
+    def convert() -> None:
         try:
             ds_engine.to_universal(folder, folder.parent / plan.tag)
-        except Exception as error:  # whatever it is, the other ranks wait for the answer
-            problem = f"{folder}: conversion to {world_size} ranks failed: {type(error).__name__}: {error}"
-    problem = dist.from_main(problem)
-    if problem is not None:
-        raise CheckpointError(problem)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{folder}: conversion to {world_size} ranks failed: {reason}") from error
+
+    dist.decided_by_main(convert)
 
 
 def _short(value: object) -> str:

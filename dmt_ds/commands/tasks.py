@@ -1,8 +1,10 @@
 """From a recipe to a task: the only place that knows all methods."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from dmt_ds.data.augment import Augment
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.objective import DistillationObjective
-from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine import dist, ds_teachers
 from dmt_ds.engine.task import PretrainingTask
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask
@@ -33,6 +35,12 @@ class BuiltTask:
 
     task: PretrainingTask
     teachers: dict[str, TeacherRecord] = field(default_factory=dict)
+
+    @cached_property
+    def parameters(self) -> str:
+        """Hash of the trained parameters' names and shapes; asked for before an engine may cut them."""
+        trained = (f"{name} {list(p.shape)}" for name, p in self.task.module.named_parameters() if p.requires_grad)
+        return hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16]
 
 
 def build_task(config: RunConfig, device: torch.device) -> BuiltTask:
@@ -119,10 +127,10 @@ def _teacher_engines(
     for name, model in models.items():
         ds_config = resolve_teacher(path, model.record.shape.embed_dim)
         if sharding == "zero3":
-            engines[name] = ds_engine.build_teacher(model, ds_config, device, shard_over=section.shard_over)
+            engines[name] = ds_teachers.build_teacher(model, ds_config, device, shard_over=section.shard_over)
         else:
-            engines[name] = ds_engine.replicate_teacher(model, ds_config, device)
-        held, full = ds_engine.held_bytes(model)
+            engines[name] = ds_teachers.replicate_teacher(model, ds_config, device)
+        held, full = ds_teachers.held_bytes(model)
         logger.info("teacher %s: %.1f of %.1f MiB on this rank", name, held / 2**20, full / 2**20)
     return engines
 

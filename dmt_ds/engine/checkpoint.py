@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class RunState:
     teachers: dict[str, str] = field(default_factory=dict)
     """Teacher name -> sha256 of its weights."""
     data_fingerprint: str = ""
+    parameters: str = ""
+    """Hash of the trained parameters' names and shapes."""
     mlflow_run_id: str | None = None
 
 
@@ -85,8 +88,9 @@ class CheckpointFolder:
             write(self.folder, hidden.name)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             raise CheckpointError(self._write_failed(tag, error)) from error
-        dist.barrier()
-        self._on_main(lambda: self._publish(hidden, tag, state), tag)
+        # Each rank says what it sees: a shared file system may show it other nodes' files late.
+        seen = dist.gather_objects(_files_in(hidden))
+        self._on_main(lambda: self._publish(hidden, tag, state, seen), tag)
         return self.folder / tag
 
     def newest(self) -> Checkpoint | None:
@@ -110,7 +114,7 @@ class CheckpointFolder:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             hidden.mkdir()
             newest = max(self.folder.glob("step*"), default=None)
-            needed = sum(f.stat().st_size for f in newest.iterdir() if f.is_file()) if newest else 0
+            needed = sum(_files_in(newest).values()) if newest else 0
             free = shutil.disk_usage(self.folder).free
             if free < needed:
                 hidden.rmdir()
@@ -118,9 +122,10 @@ class CheckpointFolder:
 
         self._on_main(prepare, hidden.name.removeprefix(_TEMPORARY))
 
-    def _publish(self, hidden: Path, tag: str, state: RunState) -> None:
+    def _publish(self, hidden: Path, tag: str, state: RunState, seen: Sequence[Mapping[str, int]]) -> None:
         _write_json(hidden / RUN_STATE, asdict(state))
-        files = {f.name: f.stat().st_size for f in sorted(hidden.iterdir()) if f.is_file()}
+        files = {name: size for of_rank in seen for name, size in of_rank.items()} | _files_in(hidden)
+        _wait_for_files(hidden, files)
         for name in files:
             _sync(hidden / name)
         _write_json(hidden / MANIFEST, files)
@@ -145,18 +150,15 @@ class CheckpointFolder:
             self._fence.check()
 
     def _on_main(self, act: Callable[[], None], tag: str) -> None:
-        """Do it on rank 0; if that fails, all ranks raise the same error instead of waiting for each other."""
-        problem = None
-        if dist.is_main():
+        """Do it on rank 0; if that fails, all ranks end instead of waiting for each other."""
+
+        def attempt() -> None:
             try:
                 act()
-            except CheckpointError as error:
-                problem = str(error)
             except OSError as error:
-                problem = self._write_failed(tag, error)
-        problem = dist.from_main(problem)
-        if problem is not None:
-            raise CheckpointError(problem)
+                raise CheckpointError(self._write_failed(tag, error)) from error
+
+        dist.decided_by_main(attempt)
 
     def _write_failed(self, tag: str, error: Exception) -> str:
         newest = (self.folder / "latest").read_text() if (self.folder / "latest").exists() else "none"
@@ -165,6 +167,21 @@ class CheckpointFolder:
             f"{self.folder / tag}: not saved (rank {dist.rank()}): {reason}. "
             f"The newest complete checkpoint is {newest}; make room, then start again"
         )
+
+
+def _files_in(folder: Path) -> dict[str, int]:
+    """Path below `folder` -> size in bytes."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _wait_for_files(folder: Path, files: Mapping[str, int], seconds: float = 60.0) -> None:
+    """Until this rank sees what all ranks wrote; shared file systems may show it late."""
+    deadline = time.monotonic() + seconds
+    while missing := {name for name, size in files.items() if _files_in(folder).get(name) != size}:
+        if time.monotonic() > deadline:
+            raise OSError(5, f"{sorted(missing)[0]} of another rank does not appear on this node")
+        time.sleep(0.2)
 
 
 def incompleteness(folder: Path) -> str | None:

@@ -4,14 +4,14 @@ import math
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from dmt_ds.errors import LaunchError
+from dmt_ds.errors import DmtError, LaunchError, PeerFailedError
 
 T = TypeVar("T")
 
@@ -159,3 +159,31 @@ def from_main(item: T) -> T:
     box = [item]
     torch_dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def alike_on_all(error: DmtError) -> DmtError:
+    """What each rank raises where all find the same: rank 0 the error itself, the others no words of their own."""
+    return error if is_main() else PeerFailedError(str(error))
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """Have rank 0 do it, and give its result to all: ranks that look at a shared file system may see different things.
+
+    Raises:
+        PeerFailedError: on the other ranks, where rank 0 raises its own error.
+    """
+    if world_size() == 1:
+        return decide()
+    results: list[T] = []
+    failure: Exception | None = None
+    if is_main():
+        try:
+            results.append(decide())
+        except Exception as error:
+            failure = error
+    results, problem = from_main((results, None if failure is None else f"rank 0: {failure}"))
+    if failure is not None:
+        raise failure
+    if problem is not None:
+        raise PeerFailedError(problem)
+    return results[0]

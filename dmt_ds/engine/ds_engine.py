@@ -1,4 +1,4 @@
-"""The door to DeepSpeed: a training engine for the student, an inference engine a teacher; knows no method.
+"""The door to DeepSpeed, and the engine that trains the student; knows no method.
 
 DeepSpeed is never allowed to compile an op here: optimizers are torch's, and the CPU's shared-memory collective is
 switched off, so that neither a compiler nor minutes of waiting are needed.
@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 DsConfig = dict[str, Any]
 
 
-def _deepspeed() -> ModuleType:
+def library() -> ModuleType:
     """DeepSpeed, imported once its accelerator is chosen: it reads DS_ACCELERATOR at import."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -47,8 +46,8 @@ def start(timeout_seconds: float) -> torch.device:
     """
     environment = dist.launch_environment(os.environ)
     os.environ.update(environment)
-    device = _local_device(int(environment["LOCAL_RANK"]))
-    deepspeed = _deepspeed()
+    device = _local_device(environment)
+    deepspeed = library()
     _forbid_shared_memory_build(deepspeed)
     try:
         deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_seconds))
@@ -68,11 +67,25 @@ def stop() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _local_device(local_rank: int) -> torch.device:
+def _local_device(environment: dict[str, str]) -> torch.device:
+    """This rank's device. DeepSpeed takes LOCAL_RANK for its index, so that is set to fit.
+
+    Raises:
+        LaunchError: there are more ranks on this node than GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # A launcher may show each task one GPU only, which then has index 0 whatever the local rank is.
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    local_rank, num_gpus = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
+    if num_gpus == 1 and "SLURM_STEP_GPUS" in os.environ:
+        # srun showed this task one GPU only, which has index 0 whatever the local rank is.
+        local_rank = 0
+        os.environ["LOCAL_RANK"] = "0"
+    if local_rank >= num_gpus:
+        raise LaunchError(
+            f"rank {environment['RANK']}: local rank {local_rank}, but this node has {num_gpus} GPU"
+            f"{'s' if num_gpus > 1 else ''}: start one process a GPU, or hide them with CUDA_VISIBLE_DEVICES="
+        )
+    device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
 
@@ -117,6 +130,11 @@ class StudentEngine:
         """Global norm of the last update's gradient before clipping; waits for the device."""
         norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Updates that DeepSpeed left out because a gradient was not finite."""
+        return int(self._engine.skipped_steps)
 
     def compile(self) -> None:
         """torch.compile inside the engine: keys of the state dict stay as they are."""
@@ -171,7 +189,7 @@ def build_student(
     assert not any(hasattr(p, "ds_id") for p in module.parameters()), "a student must not be built under zero.Init"
     if universal:
         config = {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
-    engine, *_ = _deepspeed().initialize(
+    engine, *_ = library().initialize(
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         optimizer=optimizer,
@@ -181,77 +199,6 @@ def build_student(
     return StudentEngine(engine)
 
 
-def build_teacher(
-    module: nn.Module, config: DsConfig, device: torch.device, *, shard_over: str
-) -> Callable[..., Tensor]:
-    """An inference engine around one frozen teacher, its parameters cut over ranks (ZeRO-3).
-
-    All ranks must call all teachers equally often and in one order: gathering is a collective. On a group of one rank
-    there is nothing to cut and the plain module is returned.
-
-    Args:
-        module: frozen; everything goes through its `forward`. Parameters take the JSON's precision, not buffers.
-        shard_over: `node` cuts over the ranks of this node, `world` over all.
-    """
-    cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
-    group, group_size = _shard_group(shard_over)
-    if group_size == 1:
-        return module.to(device)
-    deepspeed = _deepspeed()
-    linear_before = F.linear
-    _mark_blocks_as_leaves(deepspeed, module)
-    deepspeed.zero.Init(
-        module=module,
-        config_dict_or_path=config,
-        dtype=next(module.parameters()).dtype,
-        mem_efficient_linear=False,
-        data_parallel_group=group,
-    )
-    engine = deepspeed.initialize(model=module, config=config)[0]
-    engine.eval()
-    assert F.linear is linear_before, "a teacher's config patched F.linear for the whole process"
-    return lambda images: engine(images)
-
-
-def replicate_teacher(module: nn.Module, config: DsConfig, device: torch.device) -> Callable[..., Tensor]:
-    """A whole copy of a frozen teacher on this rank, in the JSON's precision."""
-    cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
-    return module.to(device)
-
-
-def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters to `dtype`; buffers (normalisation constants) stay float32. zero.Init does not cast by itself."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
-def held_bytes(module: nn.Module) -> tuple[int, int]:
-    """(bytes this rank keeps, bytes of the whole) of a module's parameters, sharded or not."""
-    held = full = 0
-    for parameter in module.parameters():
-        shard: Tensor = getattr(parameter, "ds_tensor", parameter)
-        held += shard.numel() * shard.element_size()
-        full += getattr(parameter, "ds_numel", parameter.numel()) * shard.element_size()
-    return held, full
-
-
-def _mark_blocks_as_leaves(deepspeed: ModuleType, module: nn.Module) -> None:
-    """One gather a transformer block instead of one a layer: a third of the hooks' time."""
-    for child in module.modules():
-        blocks = getattr(child, "blocks", None)
-        if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
-            deepspeed.utils.set_z3_leaf_modules(module, [type(blocks[0])])
-
-
-def _shard_group(shard_over: str) -> tuple[Any, int]:
-    """(process group that shares a cut copy, its size); None is the group of all."""
-    world, local = dist.world_size(), dist.local_world_size()
-    if shard_over == "world" or local >= world or world % local:
-        return None, world
-    groups = [torch.distributed.new_group(list(range(first, first + local))) for first in range(0, world, local)]
-    return groups[dist.rank() // local], local
-
-
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """Parameters that ZeRO-3 cut are whole inside; all ranks enter. Nothing happens to others."""
@@ -259,13 +206,13 @@ def gathered(module: nn.Module) -> Iterator[None]:
     if not cut:
         yield
         return
-    with _deepspeed().zero.GatheredParameters(cut):
+    with library().zero.GatheredParameters(cut):
         yield
 
 
 def to_universal(source: Path, target: Path) -> None:
     """Convert a checkpoint to DeepSpeed's universal form, which loads at any world size; one process calls."""
-    _deepspeed()
+    library()
     from argparse import Namespace
 
     from deepspeed.checkpoint import ds_to_universal

@@ -18,6 +18,8 @@ class ProgressView:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total_steps, desc=name, unit="step", dynamic_ncols=True)
+            for handler in logging.getLogger().handlers:  # the terminal's: the log file belongs to our own logger
+                handler.addFilter(lambda record: record.name != __name__)
 
     def start(self, step: int) -> None:
         """Begin, or go on, after so many steps; the bar's speed counts from here."""
@@ -36,9 +38,7 @@ class ProgressView:
             return
         if self._bar is not None:
             self._bar.set_postfix_str(_figures(metrics, limit=4), refresh=False)
-            logger.debug("step %d/%d  %s", step, self._total, _figures(metrics))
-        else:
-            logger.info("step %d/%d  %s", step, self._total, _figures(metrics))
+        logger.info("step %d/%d  %s", step, self._total, _figures(metrics))
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -7,7 +7,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+
+from dmt_ds.engine.peers import POLL_SECONDS, Peers
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +46,17 @@ class StopRequest:
 
 
 class Watchdog:
-    """Ends the process when `beat` was not called for long: a lost rank leaves the others in a collective for ever."""
+    """Ends the process when a peer has failed, or when `beat` was not called for long: a rank in a collective can't.
 
-    def __init__(self, timeout_seconds: float, rank: int) -> None:
+    Attributes:
+        last_words: called before the process ends, in the watchdog's thread: closes the run's record.
+    """
+
+    def __init__(self, timeout_seconds: float, rank: int, peers: Peers) -> None:
+        self.last_words: Callable[[], None] = lambda: None
         self._timeout = timeout_seconds
         self._rank = rank
+        self._peers = peers
         self._last = time.monotonic()
         self._doing = "starting"
         self._stopped = threading.Event()
@@ -68,16 +77,31 @@ class Watchdog:
         self._stopped.set()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(5.0, self._timeout / 4)):
-            silent = time.monotonic() - self._last
-            if silent > self._timeout:
-                logger.error(
-                    "rank %d: no progress for %.0f s at %s: stacks follow, the job ends with code %d. "
-                    "Start again to go on from the newest checkpoint; raise train.hang_timeout_seconds if it was slow",
-                    self._rank,
-                    silent,
-                    self._doing,
-                    HANG_EXIT_CODE,
-                )
-                faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-                os._exit(HANG_EXIT_CODE)
+        while not self._stopped.wait(min(POLL_SECONDS, self._timeout / 4)):
+            reason = self._peers.reason()
+            if reason is not None and not reason.startswith(f"rank {self._rank}:"):
+                self._end_with_peer(reason)
+            if time.monotonic() - self._last > self._timeout:
+                self._end_hanging()
+
+    def _end_with_peer(self, reason: str) -> None:
+        # The main thread may see the same by itself and end in order; it gets the time for it.
+        if self._stopped.wait(2 * POLL_SECONDS):
+            return
+        if self._rank == 0:
+            logger.error("the job ends: %s", reason)
+        self.last_words()
+        os._exit(2)
+
+    def _end_hanging(self) -> None:
+        logger.error(
+            "rank %d: no progress for %.0f s at %s: stacks follow, the job ends with code %d. "
+            "Start again to go on from the newest checkpoint; raise train.hang_timeout_seconds if it was slow",
+            self._rank,
+            time.monotonic() - self._last,
+            self._doing,
+            HANG_EXIT_CODE,
+        )
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        self.last_words()
+        os._exit(HANG_EXIT_CODE)

@@ -1,6 +1,7 @@
 """The loop: steps, accumulation, log, checkpoints, stopping; knows a task's verbs, no method, no library but torch."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -80,12 +81,14 @@ class Trainer:
         plan: TrainPlan,
         checkpoints: CheckpointFolder,
         record: Callable[[int], RunState],
+        export: Callable[[StudentEngine, Path, int], None],
         around: Surroundings,
     ) -> None:
         """Put the parts together.
 
         Args:
             record: step -> what a checkpoint says of the run.
+            export: (engine, folder, step) -> writes the encoder into a checkpoint's folder; all ranks call.
         """
         self.task = task
         self.engine = engine
@@ -94,9 +97,11 @@ class Trainer:
         self._plan = plan
         self._checkpoints = checkpoints
         self._record = record
+        self._export = export
         self._around = around
         self._meters = MeanMeters()
         self._throughput = Throughput()
+        self._skipped_steps = 0
 
     def resume(self, checkpoint: Checkpoint, tag: str) -> None:
         """Go on from a checkpoint; `tag` is its own, or that of its universal form."""
@@ -111,6 +116,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the last step, or to the end of the step in which a signal came."""
         self.engine.train()
+        self._skipped_steps = self.engine.skipped_steps
         self._around.view.start(self.step)
         batches = self.batches()
         while self.step < self._plan.total_steps:
@@ -160,6 +166,7 @@ class Trainer:
                 stop_asked = self._agree(finite, seen)
                 learning_rate = self.engine.learning_rate
             self.engine.step()
+        self._check_update(logs)
         self.step += 1
         self.task.after_step(Progress(self.step, self._plan.total_steps))
         self._throughput.count(self._plan.global_batch_size)
@@ -187,11 +194,28 @@ class Trainer:
         names = [] if finite_here else [self._around.image_name(int(i)) for batch in seen for i in batch.indices[:4]]
         report = {rank: ", ".join(images[:4]) for rank, images in enumerate(dist.gather_objects(names)) if images}
         where = "; ".join(f"rank {rank}: {images}, ..." for rank, images in report.items())
-        raise DivergenceError(
+        message = (
             f"step {self.step + 1}: the loss is not finite on rank {', '.join(map(str, report))}; "
             f"stopped before the update. Images of its batch: {where}. Start again to go on from the newest "
             "checkpoint, with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
         )
+        raise dist.alike_on_all(DivergenceError(message))
+
+    def _check_update(self, logs: bool) -> None:
+        """A finite loss may have a gradient that is not: never log or save what such an update left.
+
+        Raises:
+            DivergenceError: on all ranks alike, as the norm is that of all.
+        """
+        looks = logs or self._plan.saves_at(self.step + 1)
+        if self.engine.skipped_steps > self._skipped_steps or (
+            looks and not math.isfinite(self.engine.gradient_norm())
+        ):
+            message = (
+                f"step {self.step + 1}: the gradient is not finite, though the loss is. Start again to go on from the "
+                "newest checkpoint, with a lower optim.base_lr if it comes back"
+            )
+            raise dist.alike_on_all(DivergenceError(message))
 
     def _log(self, learning_rate: float) -> None:
         if self._around.fence is not None:
@@ -211,3 +235,4 @@ class Trainer:
         if dist.is_main():
             state = {"task": self.task.state_dict(), "untrained": untrained_state(self.engine.module)}
             torch.save(state, folder / tag / TASK_STATE)
+        self._export(self.engine, folder / tag, self.step)

@@ -8,26 +8,17 @@ import torch.nn.functional as F
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, resolve_teacher
-from dmt_ds.config.schema import OptimConfig, StudentConfig
-from dmt_ds.engine import dist, ds_engine
+from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, OptimConfig, StudentConfig
+from dmt_ds.engine import dist, ds_engine, ds_teachers
 from dmt_ds.engine.optim import build_optimizer
-from dmt_ds.models.vit import build_vit, tokens_of
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord
+from dmt_ds.models.vit import build_vit, describe
 
 
-class Tokens(torch.nn.Module):
-    """The shape of a teacher: everything through forward."""
-
-    def __init__(self, vit: torch.nn.Module) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return tokens_of(self.vit, images.to(next(self.vit.parameters()).dtype))
-
-
-def teacher() -> Tokens:
+def teacher() -> TeacherModel:
     torch.manual_seed(0)
-    return Tokens(build_vit(StudentConfig(arch="vit_base", drop_path=0.0), 224)).eval().requires_grad_(False)
+    vit = build_vit(StudentConfig(arch="vit_base", drop_path=0.0), 224)
+    return TeacherModel(vit, TeacherRecord("random", "none", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
 
 
 def main() -> None:
@@ -37,8 +28,8 @@ def main() -> None:
     config = resolve_teacher(find_ds_config("teacher_zero3_inference"), 768)
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     cut, whole = teacher(), teacher()
-    engine = ds_engine.build_teacher(cut, config, device, shard_over="world")
-    whole = ds_engine.replicate_teacher(whole, config, device)
+    engine = ds_teachers.build_teacher(cut, config, device, shard_over="world")
+    whole = ds_teachers.replicate_teacher(whole, config, device)
 
     student = torch.nn.Linear(8, 8)
     batch = plan_batch(2 * dist.world_size(), 2, dist.world_size())
@@ -58,10 +49,10 @@ def main() -> None:
     for module in cut.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
             module.register_forward_hook(count)
-    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         differences = [(engine(images) - whole(images)).abs().max().item() for _ in range(3)]
-    held, full = ds_engine.held_bytes(cut)
+    held, full = ds_teachers.held_bytes(cut)
     own_whole = sum(p.numel() * p.element_size() for p in whole.parameters())
     facts = {
         "difference": max(differences),

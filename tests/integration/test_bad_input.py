@@ -94,7 +94,9 @@ def test_a_corrupt_image_can_be_skipped_and_is_named_in_the_log(tmp_path, image_
     recipe = tiny_run.write_recipe(tmp_path, data={"source": "folder", "path": str(image_folder), "bad_images": "skip"})
     broken = sorted(image_folder.rglob("*.png"))[20]
     broken.write_bytes(b"")
+    sorted(image_folder.rglob("*.png"))[0].write_bytes(b"")  # also one of those that would be pictured
     processes.run(tiny_run.pretrain(recipe))
+    assert (tmp_path / "run" / "DONE").exists()
     assert str(broken) in (tmp_path / "run" / "train.log").read_text()
 
 
@@ -120,6 +122,37 @@ def test_a_taken_port_is_one_line_with_the_address(tmp_path):
         }
         (line,) = errors_of(tiny_run.pretrain(recipe), **ranks)
     assert f"127.0.0.1:{port}" in line and "MASTER_PORT" in line
+
+
+def test_a_refused_start_changes_nothing_in_the_run(stopped_run):
+    kept = {name: (stopped_run / "run" / name).read_bytes() for name in ("config.yaml", "attempt.json")}
+    errors_of(tiny_run.pretrain(stopped_run / "recipe.yaml", "optim.base_lr=0.5"))
+    assert {name: (stopped_run / "run" / name).read_bytes() for name in kept} == kept
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    recipe = tiny_run.write_recipe(tmp_path, output_dir=str(tmp_path / "file" / "run"))
+    (line,) = errors_of(tiny_run.pretrain(recipe))
+    assert str(tmp_path / "file") in line and "Not a directory" in line
+
+
+def test_of_two_ranks_the_one_that_fails_says_it_in_one_line(tmp_path, image_folder):
+    recipe = tiny_run.write_recipe(tmp_path, data={"source": "folder", "path": str(image_folder)})
+    broken = sorted(image_folder.rglob("*.png"))[20]
+    broken.write_bytes(broken.read_bytes()[:40])
+    done = processes.run(tiny_run.pretrain(recipe), processes=2, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
+    assert done.returncode != 0 and len(lines) == 1 and str(broken) in lines[0]
+    assert "[rank" not in done.stderr  # no traceback of a rank
+
+
+def test_what_rank_0_alone_finds_ends_all_ranks_with_one_line(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path, data={"source": "folder", "path": str(tmp_path / "nowhere")})
+    done = processes.run(tiny_run.pretrain(recipe), processes=2, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
+    assert done.returncode != 0 and len(lines) == 1 and "nowhere" in lines[0]
+    assert "[rank" not in done.stderr
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path):

@@ -1,5 +1,7 @@
 """Signals, hangs and MLflow: a run ends well and goes on as one run."""
 
+import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -58,8 +60,6 @@ def test_usr1_on_one_rank_stops_all_ranks_after_a_save(tmp_path):
     launched = processes.start(tiny_run.pretrain(recipe), processes=2, log=tmp_path / "log")
     wait_for_step(tmp_path / "run", 3)
     children = [int(pid) for pid in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
-    import os
-
     os.kill(children[-1], signal.SIGUSR1)
     assert launched.wait(90) == 0, (tmp_path / "log").read_text()[-3000:]
     last = max(tiny_run.losses(tmp_path / "run"))
@@ -82,12 +82,10 @@ def test_a_rank_that_hangs_ends_the_job_with_stacks(tmp_path):
     launched = processes.start(tiny_run.pretrain(recipe), processes=2, log=tmp_path / "log")
     wait_for_step(tmp_path / "run", 3)
     children = [int(pid) for pid in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
-    import os
-
     os.kill(children[-1], signal.SIGSTOP)
-    code = launched.wait(90)
-    os.kill(children[-1], signal.SIGKILL) if Path(f"/proc/{children[-1]}").exists() else None
+    launched.wait(90)
+    if Path(f"/proc/{children[-1]}").exists():
+        os.kill(children[-1], signal.SIGKILL)
     log = (tmp_path / "log").read_text()
-    assert code != 0
-    assert f"exitcode  : {HANG_EXIT_CODE}" in log or f"exitcode: {HANG_EXIT_CODE}" in log or "no progress for" in log
     assert "no progress for" in log and "Thread" in log
+    assert re.search(rf"exitcode\s*: {HANG_EXIT_CODE}", log)

@@ -5,7 +5,7 @@ import json
 import torch
 
 from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
-from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine import dist, ds_engine, ds_teachers
 from dmt_ds.models.vit import build_vit, tokens_of
 from tests import tiny_run
 
@@ -28,11 +28,11 @@ def main() -> None:
     config = resolve_teacher(find_ds_config("teacher_zero3_inference_fp32"), tiny_run.TEACHER.embed_dim or 0)
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     cut, whole = Tokens(), Tokens()
-    engine = ds_engine.build_teacher(cut, config, device, shard_over="node")
+    engine = ds_teachers.build_teacher(cut, config, device, shard_over="node")
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(dist.rank()))
     with torch.no_grad():
         difference = (engine(images) - whole(images)).abs().max().item()
-    held, full = ds_engine.held_bytes(cut)
+    held, full = ds_teachers.held_bytes(cut)
     facts = dist.gather_objects({"share": held / full, "difference": difference, "local": dist.local_world_size()})
     if dist.is_main():
         print("FACTS " + json.dumps(facts))
