@@ -50,7 +50,9 @@ def warmed_up(start: float, end: float, warmup: float, fraction: float) -> float
 def entropies(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     """Mean entropy of each distribution, and entropy of their mean over all ranks, in nats: [R, K] -> 2 scalars.
 
-    Both at log K is collapse to uniform; both at 0 is collapse to one prototype; far apart is health.
+    Both at log K is collapse to uniform; both at 0 is collapse to one prototype; far apart is health. A
+    diagnostic, not a function of the run alone: the second is of one micro-batch on all ranks and grows with its rows,
+    so it is lower where a step has more accumulation.
     """
     mean = dist.mean_over_ranks(probabilities.mean(dim=0))
     return _entropy(probabilities).mean(), _entropy(mean)
