@@ -1,7 +1,8 @@
 """MoCo v3: two crops of an image agree in a contrast with all other images (Chen et al., 2021); knows no engine.
 
 Negatives are the images of one micro-batch on all ranks: unlike the other methods, its loss depends on
-`train.micro_batch_size` times the number of ranks. On the CPU the heads' batch norm is that of each rank alone.
+`train.micro_batch_size` times the number of ranks, and accumulation adds none (`dmt-ds doctor` warns). On the CPU the
+heads' batch norm is that of each rank alone.
 """
 
 from collections.abc import Mapping

@@ -105,6 +105,14 @@ def test_a_batch_that_does_not_divide_shows_its_arithmetic(tmp_path: Path, image
     assert "4 is not divisible by micro_batch_size 2 x 3 ranks = 6; nearest: 6" in message
 
 
+def test_moco_v3_with_accumulation_is_told_its_number_of_keys(tmp_path: Path, images: Path) -> None:
+    small_heads = ("task=moco_v3", "moco_v3.hidden_dim=16", "moco_v3.output_dim=8", "train.global_batch_size=16")
+    findings = run(small_run(tmp_path, images, *small_heads), ranks=2)
+    assert "warn: moco_v3: 4 keys instead of 16: accumulation adds no negatives" in said(findings, "batch")
+    assert "keys" not in said(run(small_run(tmp_path, images, *small_heads), ranks=8), "batch")
+    assert "keys" not in said(teacher_making(tmp_path, images, "train.global_batch_size=16"), "batch")
+
+
 def test_a_corrupt_image_among_those_looked_at_is_named(tmp_path: Path, images: Path) -> None:
     (images / "train" / "dog" / "3.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
     assert str(images / "train" / "dog" / "3.jpg") in failed(teacher_making(tmp_path, images))["data"]
