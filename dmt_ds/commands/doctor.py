@@ -24,7 +24,7 @@ from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import DataError, DmtError, TrackingError
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_teacher
+from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_teacher, start_from
 from dmt_ds.models.vit import build_vit, describe
 
 Status = Literal["ok", "warn", "fail"]
@@ -205,6 +205,8 @@ def _student(patient: _Patient) -> Student:
             raise DataError(
                 f"student has {num_tokens} tokens, teacher '{name}' {theirs}: set student.patch_size to its patch"
             )
+    if config.student.init_from is not None:
+        start_from(vit, config.student.init_from, config.data.image_size)
     targets = widths if config.distill.fusion == "concat" else {"fused": next(iter(widths.values()), 768)}
     return Student(vit, targets, config.student.adapter)
 

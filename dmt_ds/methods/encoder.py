@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import ConfigError
+from dmt_ds.models.teachers import start_from
 from dmt_ds.models.vit import build_vit
 
 
 def build_encoder(student: StudentConfig, image_size: int, *, any_size: bool = False) -> Any:
-    """`build_vit`, for methods that reach between its parts.
+    """`build_vit`, for methods that reach between its parts, with the weights of `student.init_from` where it is set.
 
     Raises:
         ConfigError: the ViT has tokens beside patches and one class token, or positions that leave the class token out.
+        WeightsError: the weights to start from can't be had, or are of another ViT.
     """
     vit = build_vit(student, image_size, any_size=any_size)
     if vit.num_prefix_tokens != 1 or vit.no_embed_class:
@@ -22,6 +24,8 @@ def build_encoder(student: StudentConfig, image_size: int, *, any_size: bool = F
             f"student.arch: '{student.arch}' has register tokens, which masked and contrastive pretraining "
             "does not know: take vit_tiny, vit_small or vit_base"
         )
+    if student.init_from is not None:
+        start_from(vit, student.init_from, image_size)
     return vit
 
 

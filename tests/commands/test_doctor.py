@@ -143,6 +143,12 @@ def test_teachers_and_student_of_different_patches_are_told(tmp_path: Path, imag
     assert message == "student has 65 tokens, teacher 'ibot' 17: set student.patch_size to its patch"
 
 
+@pytest.mark.parametrize("task", ["dmt", "mae"])
+def test_weights_to_start_from_that_do_not_fit_are_told(tmp_path: Path, images: Path, teacher: Path, task: str) -> None:
+    findings = distillation(tmp_path, images, teacher, f"task={task}", f"student.init_from={tmp_path}/none.pth")
+    assert "none.pth: no such file" in failed(findings)["student"]
+
+
 def test_a_disk_that_is_too_small_is_told(tmp_path: Path, images: Path) -> None:
     findings = teacher_making(tmp_path, images, "train.keep_checkpoints=1000000000")
     assert "choose another output_dir, or train.keep_checkpoints=1" in failed(findings)["output"]
