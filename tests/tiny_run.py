@@ -1,7 +1,6 @@
 """A distillation so small that whole runs fit in a test: digits, random teachers of width 48, a student of width 24."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -79,9 +78,3 @@ def backbone_difference(a: Path, b: Path) -> float:
     first, second = (load_file(run / "backbone" / "model.safetensors") for run in (a, b))
     assert first.keys() == second.keys()
     return max((first[key] - second[key]).abs().max().item() for key in first)
-
-
-def checkpoint_keys(run: Path) -> Iterable[str]:
-    """Names of all tensors in the weights of a run's checkpoints."""
-    for file in sorted((run / "checkpoints").glob("step*/mp_rank_*_model_states.pt")):
-        yield from torch.load(file, weights_only=False)["module"]

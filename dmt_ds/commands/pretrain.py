@@ -227,7 +227,11 @@ def _open_tracker(run: Run, built: BuiltTask, resume: ResumePlan | None) -> Trac
     records = {f"teachers.{name}": record.as_params() for name, record in built.teachers.items()}
     tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
     tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")
-    described = {"deepspeed_student.json": run.ds_config, "environment.json": environment_record()}
+    described = {
+        "deepspeed_student.json": run.ds_config,
+        "deepspeed_teachers.json": built.teacher_ds_configs,
+        "environment.json": environment_record(),
+    }
     for name, content in described.items():
         (run.folder / name).write_text(json.dumps(content, indent=1))
         tracker.log_artifact(run.folder / name)

@@ -16,6 +16,7 @@ from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine import dist, ds_teachers
+from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.engine.task import PretrainingTask
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask
@@ -35,6 +36,8 @@ class BuiltTask:
 
     task: PretrainingTask
     teachers: dict[str, TeacherRecord] = field(default_factory=dict)
+    teacher_ds_configs: dict[str, DsConfig] = field(default_factory=dict)
+    """Each teacher's DeepSpeed JSON, resolved."""
 
     @cached_property
     def parameters(self) -> str:
@@ -97,9 +100,12 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
         without_class_token=fusion.without_class_token,
     )
     records = {name: model.record for name, model in models.items()}
-    teachers = _teacher_engines(models, config.teachers, device)
+    path = find_ds_config(config.teachers.deepspeed)
+    ds_configs = {name: resolve_teacher(path, record.shape.embed_dim) for name, record in records.items()}
+    teachers = _teacher_engines(models, ds_configs, config.teachers, device)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
-    return BuiltTask(DmtTask(student, teachers, fusion, objective, diagnostics, Augment(config.augment)), records)
+    task = DmtTask(student, teachers, fusion, objective, diagnostics, Augment(config.augment))
+    return BuiltTask(task, records, ds_configs)
 
 
 def _check_same_grid(student: VitShape, models: dict[str, TeacherModel]) -> None:
@@ -118,18 +124,16 @@ def _check_same_grid(student: VitShape, models: dict[str, TeacherModel]) -> None
 
 
 def _teacher_engines(
-    models: dict[str, TeacherModel], section: TeachersConfig, device: torch.device
+    models: dict[str, TeacherModel], ds_configs: dict[str, DsConfig], section: TeachersConfig, device: torch.device
 ) -> dict[str, Callable[..., Tensor]]:
     """Each teacher in an engine of its own, in the recipe's order: building one is a collective."""
-    path = find_ds_config(section.deepspeed)
     sharding = _choose_sharding(models, section, device)
     engines: dict[str, Callable[..., Tensor]] = {}
     for name, model in models.items():
-        ds_config = resolve_teacher(path, model.record.shape.embed_dim)
         if sharding == "zero3":
-            engines[name] = ds_teachers.build_teacher(model, ds_config, device, shard_over=section.shard_over)
+            engines[name] = ds_teachers.build_teacher(model, ds_configs[name], device, shard_over=section.shard_over)
         else:
-            engines[name] = ds_teachers.replicate_teacher(model, ds_config, device)
+            engines[name] = ds_teachers.replicate_teacher(model, ds_configs[name], device)
         held, full = ds_teachers.held_bytes(model)
         logger.info("teacher %s: %.1f of %.1f MiB on this rank", name, held / 2**20, full / 2**20)
     return engines

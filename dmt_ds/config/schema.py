@@ -344,7 +344,7 @@ class TrainConfig(Section):
     deepspeed: str = "student_zero2_bf16"
     """DeepSpeed JSON of the student: a name in ds_configs/ or a path. It owns ZeRO stage, precision and offload."""
     log_every_steps: Count = 20
-    """Steps between two points in the log and in MLflow; only then does the host wait for the device."""
+    """Steps between two points in the log and in MLflow; metrics are read from the device only then."""
     save_every_steps: Count = 1000
     """Steps between two checkpoints; there is always one at the end and one on a signal."""
     keep_checkpoints: Count = 2

@@ -5,7 +5,9 @@ Negatives are the images of one micro-batch on all ranks: unlike the other metho
 heads' batch norm is that of each rank alone.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +46,23 @@ def contrast(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor,
     return loss, (logits.detach().argmax(dim=1) == own).float().mean()
 
 
+def initialise_as_authors(vit: Any) -> None:
+    """What MoCo v3 does otherwise than MAE: query, key and value are three matrices; class token and bias near 0."""
+    for block in vit.blocks:
+        bound = math.sqrt(6 / (2 * vit.embed_dim))
+        nn.init.uniform_(block.attn.qkv.weight, -bound, bound)
+    nn.init.normal_(vit.cls_token, std=1e-6)
+    nn.init.zeros_(vit.patch_embed.proj.bias)
+
+
 class KeyNetwork(nn.Module):
     """ViT and projector: what the momentum network is an average of."""
 
     def __init__(self, student: StudentConfig, section: MocoV3Config, image_size: int) -> None:
         super().__init__()
         self.vit = build_encoder(student, image_size)
+        if student.init_from is None:
+            initialise_as_authors(self.vit)
         if section.freeze_patch_embed:
             self.vit.patch_embed.requires_grad_(False)
         hidden = section.hidden_dim

@@ -21,7 +21,7 @@ from dmt_ds.tracking.store_uri import StoreUri, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import DatasetInput, Metric, Run
 
 logger = logging.getLogger(__name__)
 
@@ -197,15 +197,24 @@ class MlflowRun:
             source_type="local" if Path(source).exists() else "external",
             source=json.dumps({"uri": source}),
         )
-        self._client.log_inputs(
-            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", record["context"])])]
-        )
+        context = InputTag("mlflow.data.context", record["context"])
+        log_datasets(self._client, self.run_id, [DatasetInput(dataset, [context])])
 
     def _set_status(self, record: Record) -> None:
         if record["status"] == "RUNNING":
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, record["status"], end_time=record["time_ms"])
+
+
+def log_datasets(client: "MlflowClient", run_id: str, datasets: list["DatasetInput"]) -> None:
+    """Of two runs that bring a new data set at the same moment one is refused; the second time it is there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_inputs(run_id, datasets)
+    except MlflowException:
+        client.log_inputs(run_id, datasets)
 
 
 def _experiment_id(client: "MlflowClient", store: StoreUri, name: str) -> str:

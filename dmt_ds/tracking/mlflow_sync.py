@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dmt_ds.errors import TrackingError
+from dmt_ds.tracking import mlflow_store
 from dmt_ds.tracking.journal import FileLock
 from dmt_ds.tracking.mlflow_source import (
     ORIGIN_TAG,
@@ -22,7 +23,6 @@ from dmt_ds.tracking.mlflow_source import (
     runs_of_store,
     store_files,
 )
-from dmt_ds.tracking.mlflow_store import KEY_TAG, METRICS_AT_ONCE, PARAMS_AT_ONCE, import_mlflow, open_store, opening
 from dmt_ds.tracking.shipper import ItemRefused
 from dmt_ds.tracking.store_uri import StoreUri, store_uri
 
@@ -62,7 +62,7 @@ def sync(source: str, target: str, experiments: Sequence[str]) -> Iterator[Outco
     to_store = _store(target, must_exist=False)
     if from_store == to_store:
         raise TrackingError(f"{to_store}: source and target are the same store; name two")
-    import_mlflow(to_store)
+    mlflow_store.import_mlflow(to_store)
     with _lock(folder, from_store, to_store):
         runs = runs_of_folders(folder, experiments) if folder else runs_of_store(from_store or to_store, experiments)
         copy = _Copy(to_store, str(folder.resolve() if folder else from_store))
@@ -85,7 +85,7 @@ class _Copy:
 
         self._store = store
         self._source = source
-        with asking(store), opening(store):
+        with asking(store), mlflow_store.opening(store):
             self._client = MlflowClient(store.uri)
             found = pages(self._client.search_experiments, view_type=ViewType.ALL)
             self._experiment_ids: list[str] = [experiment.experiment_id for experiment in found]
@@ -122,7 +122,7 @@ class _Copy:
         """The run's copy, or the run itself where it comes from this store."""
         found = self._run(run.ids[0]) or self._tagged(ORIGIN_TAG, run.ids[0])
         if found is None and run.key is not None:
-            found = self._tagged(KEY_TAG, run.key)
+            found = self._tagged(mlflow_store.KEY_TAG, run.key)
             # Of two runs with one key (one was deleted, rewritten, restored) each has its own copy.
             other = found.data.tags.get(ORIGIN_TAG, run.key) if found else run.key
             found = found if run.key in (other, run.ids[0]) else None
@@ -131,7 +131,7 @@ class _Copy:
     def _make(self, run: SourceRun) -> "Run":
         if run.experiment not in self._experiments:
             with asking(self._store):
-                self._experiments[run.experiment] = open_store(self._store, run.experiment)[1]
+                self._experiments[run.experiment] = mlflow_store.open_store(self._store, run.experiment)[1]
         tags = {ORIGIN_TAG: run.ids[0], _SOURCE_TAG: self._source}
         with asking(self._store):
             made = self._client.create_run(self._experiments[run.experiment], run.start_time, tags, run.name)
@@ -166,14 +166,14 @@ class _Copy:
             histories = [self._client.get_metric_history(copy.info.run_id, name) for name in names]
         known = {_identity(point) for history in histories for point in history}
         new = [_plain(point) for point in points if _identity(point) not in known]
-        self._log(copy, METRICS_AT_ONCE, metrics=new)
+        self._log(copy, mlflow_store.METRICS_AT_ONCE, metrics=new)
         return _counted(len(new), "point")
 
     def _add_params(self, run: SourceRun, copy: "Run") -> str:
         from mlflow.entities import Param
 
         new = [Param(name, value) for name, value in run.params.items() if name not in copy.data.params]
-        self._log(copy, PARAMS_AT_ONCE, params=new)
+        self._log(copy, mlflow_store.PARAMS_AT_ONCE, params=new)
         return _counted(len(new), "param")
 
     def _set_tags(self, run: SourceRun, copy: "Run") -> str:
@@ -183,7 +183,7 @@ class _Copy:
         if run.parent is not None and (parent := self._copy_of(run.parent)):
             wanted[PARENT_TAG] = parent
         new = [RunTag(name, value) for name, value in wanted.items() if copy.data.tags.get(name) != value]
-        self._log(copy, PARAMS_AT_ONCE, tags=new)
+        self._log(copy, mlflow_store.PARAMS_AT_ONCE, tags=new)
         return _counted(len(new), "tag")
 
     def _log(self, copy: "Run", at_once: int, **kind: list[Any]) -> None:
@@ -206,7 +206,7 @@ class _Copy:
         new = [item for item in run.datasets if _dataset_name(item) not in known]
         if new:
             with asking(self._store):
-                self._client.log_inputs(copy.info.run_id, new)
+                mlflow_store.log_datasets(self._client, copy.info.run_id, new)
         return _counted(len(new), "data set")
 
     def _add_files(self, run: SourceRun, copy: "Run") -> str:

@@ -52,7 +52,8 @@ def test_term_saves_and_ends_with_0_and_the_next_start_goes_on_in_the_same_mlflo
     assert runs[0].data.tags["task"] == "dmt" and runs[0].data.tags["teachers"] == "red+blue"
     assert runs[0].data.params["distill.fusion"] == "sum"
     artifacts = {artifact.path for artifact in client.list_artifacts(runs[0].info.run_id)}
-    assert {"config.yaml", "deepspeed_student.json", "environment.json"} <= artifacts
+    described = {"config.yaml", "deepspeed_student.json", "deepspeed_teachers.json", "environment.json"}
+    assert described <= artifacts
 
 
 def test_usr1_on_one_rank_stops_all_ranks_after_a_save(tmp_path):

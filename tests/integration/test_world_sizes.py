@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from dmt_ds.config.schema import StudentConfig
+from dmt_ds.models.vit import build_vit
 from tests import processes, tiny_run
 
 pytestmark = pytest.mark.distributed
@@ -52,7 +55,22 @@ def test_one_two_one_processes_by_resume_equal_the_unbroken_run(unbroken, tmp_pa
     assert tiny_run.largest_difference(tiny_run.losses(tmp_path / "run"), tiny_run.losses(unbroken)) < 1e-6
     # Weights are looser than losses: Adam's first updates turn rounding of small gradients into parts of a step (2e-3).
     assert tiny_run.backbone_difference(tmp_path / "run", unbroken) < 1e-4
-    assert not [key for key in tiny_run.checkpoint_keys(tmp_path / "run") if "red" in key or "blue" in key]
+
+
+def test_a_checkpoint_holds_the_student_and_nothing_of_a_teacher(unbroken):
+    folder = unbroken / "checkpoints" / f"step{tiny_run.NUM_STEPS:08d}"
+    state = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=False)
+    task_state = torch.load(folder / "task_state.pt", weights_only=True)
+    vit = build_vit(StudentConfig(arch="vit_tiny", patch_size=4, embed_dim=24, depth=2, num_heads=3), 16)
+    trained = {f"vit.{name}" for name, p in vit.named_parameters() if p.requires_grad}
+    assert set(state["module"]) == trained | {"adapters.fused.weight", "adapters.fused.bias"}
+    assert set(task_state["untrained"]) == {"vit.pos_embed"}
+    assert all(
+        key.startswith(("diagnostics.", "fusion.")) and t.numel() <= 2 * 48 for key, t in task_state["task"].items()
+    )
+    # Three float32 copies (master, two moments) and the weights themselves; the encoder once more.
+    parameters = sum(p.numel() for p in vit.parameters()) + 24 * 48 + 48
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 4 * parameters * 5 + 200_000
 
 
 def test_a_resume_with_as_many_processes_is_bit_equal(unbroken, tmp_path):
