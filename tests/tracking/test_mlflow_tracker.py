@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from dmt_ds.config.schema import TrackingConfig
 from dmt_ds.errors import TrackingError
+from dmt_ds.tracking.mlflow_store import log_datasets
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics, check_store, open_tracker
 from dmt_ds.tracking.tracker import JsonlTracker, NullTracker
 from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
@@ -37,6 +39,7 @@ def write_run(folder: Path, uri: str, num_points: int, start_line: Barrier, wait
     """A training process: logs, and ends properly or waits for its end."""
     start_line.wait(60)
     tracker = MlflowTracker(settings(uri, drain_seconds=180), folder, folder.name, None)
+    tracker.log_dataset("digits", "digits", "f" * 8, "training")
     for step in range(num_points):
         tracker.log_metrics({"train/loss": 1 / (1 + step)}, step)
     if wait:
@@ -253,6 +256,23 @@ def test_processes_that_start_at_once_on_a_new_store_all_get_their_run(tmp_path:
     assert sorted(str(run.info.run_name) for run in runs) == sorted(f"run{index}" for index in range(16))
     assert all(run.info.status == "FINISHED" for run in runs)
     assert all(len(curve(uri, run.info.run_id)) == 20 for run in runs)
+    assert all(len(run.inputs.dataset_inputs) == 1 for run in runs)
+
+
+def test_runs_that_bring_the_same_data_set_at_once_all_keep_it(database: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput
+
+    client, barrier = mlflow_client(database), Barrier(8)
+
+    def bring(run_id: str, digest: str) -> None:
+        barrier.wait(30)
+        log_datasets(client, run_id, [DatasetInput(Dataset("digits", digest, "local", "{}"))])
+
+    for digest in "abc":
+        run_ids = [client.create_run("0").info.run_id for _ in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda run_id, digest=digest: bring(run_id, digest), run_ids))
+        assert all(len(client.get_run(run_id).inputs.dataset_inputs) == 1 for run_id in run_ids)
 
 
 def test_only_one_rank_tracks_and_tracking_can_be_off(tmp_path: Path) -> None:
