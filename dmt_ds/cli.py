@@ -236,13 +236,7 @@ def mlflow() -> None:
     """Runs in MLflow, where they have to move."""
 
 
-@mlflow.command(
-    "sync",
-    epilog=_examples(
-        "dmt-ds mlflow sync runs http://127.0.0.1:5000",
-        "dmt-ds mlflow sync runs/mlflow.db sqlite:////home/me/all.db --experiment dmt_ds",
-    ),
-)
+@mlflow.command("sync", epilog=_examples("dmt-ds mlflow sync runs http://127.0.0.1:5000 --experiment dmt_ds"))
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.option("--experiment", "experiments", multiple=True, metavar="NAME", help="Again and again for several.")
