@@ -56,6 +56,16 @@ def test_the_patch_embedding_stays_as_it_was_drawn():
     assert torch.equal(task.backbone().patch_embed.proj.weight, before)
 
 
+def test_query_key_and_value_are_drawn_as_three_matrices():
+    vit = tiny.task("moco_v3").backbone()
+    bound = math.sqrt(6 / (48 + 48))  # xavier's, of one 48 x 48 matrix
+    for block in vit.blocks:
+        for matrix in block.attn.qkv.weight.chunk(3):
+            assert 0.98 * bound < matrix.abs().max() <= bound
+    assert vit.cls_token.abs().max() < 1e-5
+    assert not vit.patch_embed.proj.bias.any()
+
+
 def test_the_key_network_follows_the_trained_one():
     task = tiny.task("moco_v3")
     key = task._keys.network.projector[0].weight
