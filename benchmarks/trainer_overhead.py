@@ -37,6 +37,7 @@ from dmt_ds.data.sources import open_source
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.engine.optim import build_optimizer
+from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
@@ -79,9 +80,15 @@ def build(config: RunConfig, folder: Path, device: torch.device) -> tuple[Traine
     )
     plan = TrainPlan(10**6, config.train.global_batch_size, batch.grad_accum_steps, 20, 10**6)
     view = ProgressView("benchmark", 1, visible=False)
-    around = Surroundings(NullTracker(), view, StopRequest(), Watchdog(1e6, 0), source.name)
-    no_record: Callable[[int], RunState] = lambda step: RunState(step, 0, 1, 2, "bf16", {})  # noqa: E731
-    return Trainer(built.task, engine, loader, plan, CheckpointFolder(folder, 1), no_record, around), config
+    around = Surroundings(NullTracker(), view, StopRequest(), Watchdog(1e6, 0, Peers()), source.name)
+
+    def no_record(step: int) -> RunState:
+        return RunState(step, 0, 1, 2, "bf16", {})
+
+    def no_export(engine: ds_engine.StudentEngine, folder: Path, step: int) -> None:
+        return
+
+    return Trainer(built.task, engine, loader, plan, CheckpointFolder(folder, 1), no_record, no_export, around), config
 
 
 def bare_step(trainer: Trainer, images: torch.Tensor, seeds: torch.Tensor, pixels: torch.Tensor) -> None:

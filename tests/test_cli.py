@@ -89,7 +89,15 @@ def test_debug_shows_where_an_error_came_from() -> None:
 
 
 def test_a_rank_says_who_it_is_before_its_error() -> None:
-    assert call("config", "seed=x", RANK="3").stderr.startswith("dmt-ds: error: rank 3: command line: ")
+    arguments = ["teachers", "inspect", "/nowhere/mae.pth"]
+    assert call(*arguments, RANK="0").stderr.startswith("dmt-ds: error: /nowhere/mae.pth")
+    assert call(*arguments, RANK="3").stderr.startswith("dmt-ds: error: rank 3: /nowhere/mae.pth")
+
+
+def test_a_recipes_error_that_all_ranks_find_is_said_by_rank_0_alone() -> None:
+    assert call("config", "seed=x", RANK="0").stderr.startswith("dmt-ds: error: command line: seed")
+    result = call("config", "seed=x", RANK="3")
+    assert (result.exit_code, result.stderr) == (2, "")
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
