@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,12 @@ from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
 from dmt_ds.models.weights import Weights, read_weights, sha256_of
 
+logger = logging.getLogger(__name__)
+
 BACKBONE_FOLDER = "backbone"
-"""Where a run's output folder holds its encoder."""
+"""Where a run's output folder, and each of its checkpoints, holds its encoder."""
+CHECKPOINTS_FOLDER = "checkpoints"
+"""Where a run's output folder holds its checkpoints, and the file `latest` with the name of the newest."""
 
 
 @dataclass(frozen=True)
@@ -225,13 +230,8 @@ def _of_timm(section: TeacherConfig, tag: str, load: bool) -> _Found:
 
 
 def _of_folder(section: TeacherConfig, path: Path, load: bool) -> _Found:
-    """A run's output folder, its encoder's folder, or a transformers folder."""
-    folder = next((p for p in (path / BACKBONE_FOLDER, path) if (p / CONFIG_FILE).is_file()), None)
-    if folder is None:
-        raise WeightsError(
-            f"{path}: neither {BACKBONE_FOLDER}/{CONFIG_FILE} nor {CONFIG_FILE} is there: the run has not finished, "
-            "or it is another folder; name a weights file, or a finished run"
-        )
+    """A run's output folder, a checkpoint of it, an encoder's folder, or a transformers folder."""
+    folder = _encoder_folder(path)
     if '"model_type"' in (folder / CONFIG_FILE).read_text():
         return _of_weights(read_hf(str(folder), shapes_only=not load), section, load)
     vit, config = load_backbone(folder, load=load)
@@ -245,6 +245,24 @@ def _of_folder(section: TeacherConfig, path: Path, load: bool) -> _Found:
         sha256=sha256_of(folder / WEIGHTS_FILE) if load else None,
         mean=_triple(data.get("mean")),
         std=_triple(data.get("std")),
+    )
+
+
+def _encoder_folder(path: Path) -> Path:
+    """The encoder's own folder; of a run that has not finished, the one in its newest complete checkpoint."""
+    for folder in (path / BACKBONE_FOLDER, path):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    latest = path / CHECKPOINTS_FOLDER / "latest"
+    if latest.is_file():
+        folder = latest.with_name(latest.read_text().strip()) / BACKBONE_FOLDER
+        if (folder / CONFIG_FILE).is_file():
+            logger.warning("%s: the run has not finished; its newest checkpoint is taken: %s", path, folder.parent)
+            return folder
+    raise WeightsError(
+        f"{path}: no encoder in it, neither {BACKBONE_FOLDER}/{CONFIG_FILE} nor {CONFIG_FILE}, nor one that "
+        f"{CHECKPOINTS_FOLDER}/latest points to: the run has not saved yet, or it is another folder; "
+        "name a run that has saved, or a weights file"
     )
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -87,9 +89,44 @@ def test_a_finished_run_is_a_teacher_with_its_own_normalisation(vit, run_folder)
         torch.testing.assert_close(teacher(tiny.pictures()), expected, atol=1e-5, rtol=0)
 
 
-def test_a_run_that_has_not_finished_is_no_teacher(tmp_path):
-    with pytest.raises(WeightsError, match="the run has not finished"):
+def _checkpoint(run, step: int) -> Path:
+    """One with an encoder of its own."""
+    folder = run / "checkpoints" / f"step{step:08d}"
+    save_backbone(folder / "backbone", tiny.vit(seed=step).state_dict(), tiny.section(), tiny.IMAGE_SIZE, provenance={})
+    return folder
+
+
+def _has_weights_of(source, seed: int) -> bool:
+    return torch.equal(load_encoder(str(source)).vit.cls_token, tiny.vit(seed=seed).cls_token)
+
+
+def test_a_run_that_has_not_finished_is_its_newest_checkpoint(tmp_path, caplog):
+    for step in (5, 10, 15):  # a save that was cut short may leave a folder that `latest` does not name
+        _checkpoint(tmp_path, step)
+    (tmp_path / "checkpoints" / "latest").write_text("step00000010\n")
+    assert _has_weights_of(tmp_path, 10)
+    assert "has not finished; its newest checkpoint is taken" in caplog.text
+    assert "step00000010" in caplog.text
+
+
+def test_a_finished_run_is_not_one_of_its_checkpoints(run_folder):
+    _checkpoint(run_folder, 5)
+    (run_folder / "checkpoints" / "latest").write_text("step00000005")
+    assert _has_weights_of(run_folder, 0)
+
+
+def test_a_checkpoint_is_a_teacher_too(tmp_path):
+    assert _has_weights_of(_checkpoint(tmp_path, 5), 5)
+
+
+@pytest.mark.parametrize("latest", [None, "step00000005"])
+def test_a_run_that_has_saved_no_encoder_is_no_teacher(latest, tmp_path):
+    if latest:
+        (tmp_path / "checkpoints" / latest).mkdir(parents=True)
+        (tmp_path / "checkpoints" / "latest").write_text(latest)
+    with pytest.raises(WeightsError, match=r"no encoder in it.*the run has not saved yet") as caught:
         load_encoder(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["file", "run"])
