@@ -52,11 +52,8 @@ def save_backbone(
     _replace(partial, folder)
 
 
-def load_backbone(folder: str | Path, *, load: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+def load_backbone(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The ViT of such a folder, and its config.json.
-
-    Args:
-        load: False leaves the weights random and reads the config alone.
 
     Raises:
         WeightsError: a file is missing or damaged, or the tensors are not the config's model.
@@ -71,8 +68,7 @@ def load_backbone(folder: str | Path, *, load: bool = True) -> tuple[nn.Module, 
             f"{folder / CONFIG_FILE}: no config of a timm model ({reason}); copy the folder anew"
         ) from error
     vit = create(full_name(arch, f"architecture in {folder / CONFIG_FILE}"), **{"num_classes": 0} | model_args)
-    if load:
-        load_strict(vit, read_weights(folder / WEIGHTS_FILE))
+    load_strict(vit, read_weights(folder / WEIGHTS_FILE))
     return vit, config
 
 

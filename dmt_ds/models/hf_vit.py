@@ -12,12 +12,11 @@ _MODEL_TYPES = ("vit", "vit_mae", "deit", "beit", "dinov2", "dinov2_with_registe
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def read_hf(source: str, *, shapes_only: bool = False) -> Weights:
+def read_hf(source: str) -> Weights:
     """Weights, heads, LayerNorm epsilon and normalisation of a transformers ViT, ViTMAE, DeiT, BEiT or DINOv2.
 
     Args:
         source: folder with config.json, or id on the hub.
-        shapes_only: as in `read_weights`.
 
     Raises:
         WeightsError: it can't be had, or is none of these models.
@@ -27,7 +26,7 @@ def read_hf(source: str, *, shapes_only: bool = False) -> Weights:
         raise WeightsError(f"hf:{source}: model_type '{config.model_type}' is none of {', '.join(_MODEL_TYPES)}")
     if config.hidden_act != "gelu":
         raise WeightsError(f"hf:{source}: hidden_act '{config.hidden_act}' is not supported, only gelu is")
-    weights = read_weights(_weights_file(source), shapes_only=shapes_only)
+    weights = read_weights(_weights_file(source))
     if weights.layout not in ("hf", "beit"):
         raise WeightsError(
             f"hf:{source}: its tensors have {weights.layout} names, not transformers'; give the file itself"

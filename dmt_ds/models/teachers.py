@@ -38,7 +38,7 @@ class TeacherRecord:
         mean: of the pixels in 0..1 that it expects.
         std: the same.
         licence: SPDX id of the weights; None where nobody said.
-        sha256: of the weights file (of all tensors, for timm's tags); None where they were not read.
+        sha256: of the weights file (of all tensors, for timm's tags); None where the weights are of no file.
         dropped: keys of the file that are not the encoder's.
     """
 
@@ -104,29 +104,26 @@ class _Found:
 
     vit: nn.Module
     layout: str
+    sha256: str
     licence: str | None = None
-    sha256: str | None = None
     dropped: tuple[str, ...] = ()
     mean: Triple | None = None
     std: Triple | None = None
 
 
-def load_teacher(
-    name: str, section: TeacherConfig, image_size: int | None = None, *, read_weights: bool = True
-) -> TeacherModel:
+def load_teacher(name: str, section: TeacherConfig, image_size: int | None = None) -> TeacherModel:
     """A frozen teacher, ready for an engine.
 
     Args:
         name: what the recipe calls it, for error messages.
         image_size: side of the run's images, in pixels; None takes the teacher's own.
-        read_weights: False leaves the values random, for ranks that get them from another one; shapes are checked.
 
     Raises:
         WeightsError: the weights can't be had, are not complete, or have another patch grid than the images.
         ConfigError: timm does not know the architecture.
     """
     try:
-        found = _find(section, read_weights)
+        found = _find(section)
         shape = describe(found.vit)
         if image_size is not None:
             check_image_size(section.source, shape, image_size)
@@ -203,38 +200,38 @@ def summary_of(keys: tuple[str, ...]) -> list[str]:
     return [f"{group} ({count})" if group.endswith("*") else group for group, count in groups.items()]
 
 
-def _find(section: TeacherConfig, load: bool) -> _Found:
+def _find(section: TeacherConfig) -> _Found:
     kind, _, rest = section.source.partition(":")
     if kind == "timm":
-        return _of_timm(section, rest, load)
+        return _of_timm(section, rest)
     if kind == "hf":
-        return _of_weights(read_hf(rest, shapes_only=not load), section, load)
+        return _of_weights(read_hf(rest), section)
     path = Path(section.source).expanduser()
     if path.is_dir():
-        return _of_folder(section, path, load)
-    return _of_weights(read_weights(path, section.checkpoint_key, shapes_only=not load), section, load)
+        return _of_folder(section, path)
+    return _of_weights(read_weights(path, section.checkpoint_key), section)
 
 
-def _of_timm(section: TeacherConfig, tag: str, load: bool) -> _Found:
-    vit, config = pretrained(tag, load=load)
+def _of_timm(section: TeacherConfig, tag: str) -> _Found:
+    vit, config = pretrained(tag)
     _check_heads(section, vit)
     licence = config.get("license")
     return _Found(
         vit=vit,
         layout="timm",
         licence=licence.upper().replace("APACHE", "Apache") if licence else None,
-        sha256=_hash_of_tensors(vit) if load else None,
+        sha256=_hash_of_tensors(vit),
         mean=_triple(config.get("mean")),
         std=_triple(config.get("std")),
     )
 
 
-def _of_folder(section: TeacherConfig, path: Path, load: bool) -> _Found:
+def _of_folder(section: TeacherConfig, path: Path) -> _Found:
     """A run's output folder, a checkpoint of it, an encoder's folder, or a transformers folder."""
     folder = _encoder_folder(path)
     if '"model_type"' in (folder / CONFIG_FILE).read_text():
-        return _of_weights(read_hf(str(folder), shapes_only=not load), section, load)
-    vit, config = load_backbone(folder, load=load)
+        return _of_weights(read_hf(str(folder)), section)
+    vit, config = load_backbone(folder)
     _check_heads(section, vit)
     data = config.get("pretrained_cfg", {})
     licence = data.get("license")
@@ -242,7 +239,7 @@ def _of_folder(section: TeacherConfig, path: Path, load: bool) -> _Found:
         vit=vit,
         layout="dmt_ds" if "dmt_ds" in config else "timm",
         licence=licence.upper().replace("APACHE", "Apache") if licence else None,
-        sha256=sha256_of(folder / WEIGHTS_FILE) if load else None,
+        sha256=sha256_of(folder / WEIGHTS_FILE),
         mean=_triple(data.get("mean")),
         std=_triple(data.get("std")),
     )
@@ -266,8 +263,8 @@ def _encoder_folder(path: Path) -> Path:
     )
 
 
-def _of_weights(weights: Weights, section: TeacherConfig, load: bool) -> _Found:
-    vit = build_from(weights, section.arch, section.num_heads, load=load)
+def _of_weights(weights: Weights, section: TeacherConfig) -> _Found:
+    vit = build_from(weights, section.arch, section.num_heads)
     return _Found(
         vit=vit,
         layout=weights.layout,

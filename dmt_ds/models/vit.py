@@ -159,12 +159,11 @@ def full_name(arch: str, setting: str) -> str:
     raise ConfigError(f"{setting}: timm knows no '{arch}'. Did you mean {' or '.join(repr(n) for n in near)}?")
 
 
-def pretrained(tag: str, *, load: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+def pretrained(tag: str) -> tuple[nn.Module, dict[str, Any]]:
     """A model of timm's hub with the authors' weights, at its own image size, and timm's record of them.
 
     Args:
         tag: `ARCH.TAG`, as `timm.list_pretrained()` has it.
-        load: False leaves the weights random.
 
     Raises:
         ConfigError: timm knows no such tag.
@@ -179,7 +178,7 @@ def pretrained(tag: str, *, load: bool = True) -> tuple[nn.Module, dict[str, Any
         near = difflib.get_close_matches(tag, known, n=3, cutoff=0.5)
         raise ConfigError(f"timm:{tag}: timm {timm.__version__} has no such weights; near names: {', '.join(near)}")
     try:
-        vit = create(tag, pretrained=load, num_classes=0, global_pool="token")
+        vit = create(tag, pretrained=True, num_classes=0, global_pool="token")
     except Exception as error:  # the hub client's errors have no common class
         raise WeightsError(_why_not_fetched(tag, error)) from error
     if not hasattr(vit, "blocks") or not getattr(vit, "num_prefix_tokens", 0) or isinstance(vit.norm, nn.Identity):

@@ -35,7 +35,7 @@ class Weights:
         part: top-level key or encoder of a full checkpoint; None for a flat file.
         file_keys: timm's name -> the name in the file.
         dropped: names in the file that are not the encoder's.
-        sha256: of the file's bytes; None where only shapes were read.
+        sha256: of the file's bytes.
         licence: SPDX id, None where the layout does not tell.
         num_heads: None where the file does not tell, as nearly all don't.
         norm_eps: of all LayerNorms.
@@ -49,7 +49,7 @@ class Weights:
     part: str | None
     file_keys: dict[str, str]
     dropped: tuple[str, ...]
-    sha256: str | None
+    sha256: str
     licence: str | None
     num_heads: int | None = None
     norm_eps: float = 1e-6
@@ -61,12 +61,11 @@ class Weights:
         return file_key(self.file_keys, name)
 
 
-def read_weights(path: str | Path, checkpoint_key: str | None = None, *, shapes_only: bool = False) -> Weights:
+def read_weights(path: str | Path, checkpoint_key: str | None = None) -> Weights:
     """Reads an official checkpoint of MAE, MoCo v3, iBOT, DINO, DeiT, BEiT, transformers or timm.
 
     Args:
         checkpoint_key: which part of a full checkpoint; None takes `teacher`, `model`, `state_dict` or `module`.
-        shapes_only: tensors on the meta device and no sha256: for ranks that get the values from another one.
 
     Raises:
         WeightsError: the file is missing, damaged, would run code, or holds no known layout.
@@ -76,9 +75,9 @@ def read_weights(path: str | Path, checkpoint_key: str | None = None, *, shapes_
         raise WeightsError(f"{path}: no such file")
     raw: Mapping[str, Any]
     if path.suffix == ".safetensors":
-        raw, metadata = _read_safetensors(path, shapes_only)
+        raw, metadata = _read_safetensors(path)
     else:
-        raw, metadata = _read_torch(path, shapes_only), {}
+        raw, metadata = _read_torch(path), {}
     state, part = _unwrap(raw, path, checkpoint_key)
     found = to_timm_names(state, str(path), part, siblings=list(raw))
     layout = metadata.get("layout", found.layout)
@@ -90,7 +89,7 @@ def read_weights(path: str | Path, checkpoint_key: str | None = None, *, shapes_
         part=part,
         file_keys=found.file_keys,
         dropped=found.dropped,
-        sha256=None if shapes_only else sha256_of(path),
+        sha256=sha256_of(path),
         licence=metadata.get("licence", LICENCES.get(found.layout)),
         num_heads=metadata.get("num_heads"),
         norm_eps=metadata.get("norm_eps", 1e-6),
@@ -138,24 +137,21 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_safetensors(path: Path, shapes_only: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            keys = list(file.keys())
-            if shapes_only:
-                return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in keys}, metadata
-            return {key: file.get_tensor(key) for key in keys}, metadata
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged or no safetensors file ({_first_line(error)}); fetch it anew") from error
 
 
-def _read_torch(path: Path, shapes_only: bool) -> Mapping[str, Any]:
+def _read_torch(path: Path) -> Mapping[str, Any]:
     try:
         with _allowed_globals():
-            raw = torch.load(path, map_location="meta" if shapes_only else "cpu", weights_only=True)
+            raw = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         offenders = _offenders(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         if offenders:

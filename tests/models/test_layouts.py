@@ -194,13 +194,3 @@ def test_a_fine_tuned_beit_has_no_norm_over_its_tokens_and_is_refused(tmp_path):
 def test_numpy_scalars_beside_the_weights_are_read(vit, tmp_path):
     torch.save({"state_dict": vit.state_dict(), "best_acc1": np.float64(0.5), "n": np.int64(3)}, tmp_path / "file.pth")
     assert torch.equal(_tokens_of_file(tmp_path / "file.pth"), tiny.tokens(vit))
-
-
-def test_shapes_alone_are_read_without_values(vit, tmp_path):
-    torch.save(_ibot(vit.state_dict()), tmp_path / "file.pth")
-    save_file(dict(vit.state_dict()), tmp_path / "file.safetensors")
-    for name in ("file.pth", "file.safetensors"):
-        weights = read_weights(tmp_path / name, shapes_only=True)
-        assert all(tensor.is_meta for tensor in weights.state.values())
-        assert weights.sha256 is None
-        build_from(weights, num_heads=2, load=False)

@@ -129,19 +129,6 @@ def test_a_run_that_has_saved_no_encoder_is_no_teacher(latest, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["file", "run"])
-def test_a_teacher_without_values_has_the_same_shapes(kind, file, run_folder):
-    section = _section(file if kind == "file" else run_folder)
-    with_values, without = load_teacher("t", section), load_teacher("t", section, read_weights=False)
-    assert without.record.sha256 is None
-    assert with_values.record.shape == without.record.shape
-    assert {n: p.shape for n, p in with_values.named_parameters()} == {
-        n: p.shape for n, p in without.named_parameters()
-    }
-    assert not any(p.is_meta for p in without.parameters())
-    assert torch.equal(with_values.scale, without.scale)
-
-
 def test_another_patch_grid_is_refused_with_both_grids(file):
     with pytest.raises(
         WeightsError, match=r"teacher 'mae'.*4 x 4 grid.*image_size 64 gives 8 x 8.*data\.image_size=32"
