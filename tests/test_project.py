@@ -194,6 +194,13 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def test_every_package_that_is_imported_is_asked_for() -> None:
+    other_names = {"PIL": "pillow", "pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    roots = {name.split(".")[0] for path in FILES for name, _ in imported_modules(tree_of(path))}
+    imported = {other_names.get(root, root) for root in roots - {"dmt_ds", *sys.stdlib_module_names}}
+    assert imported == {Requirement(line).name for line in project()["dependencies"]}
+
+
 @pytest.mark.parametrize("wanted", required(), ids=str)
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_the_lock_has_every_requirement_in_an_allowed_version(wanted: Requirement, python: str) -> None:
