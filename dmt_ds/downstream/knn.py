@@ -23,19 +23,6 @@ class KnnScores(NamedTuple):
     """The right class is among the five with the most votes; 1 by rule where there are five classes or fewer."""
 
 
-def knn_top1(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    k: int,
-    temperature: float,
-    num_classes: int,
-) -> float:
-    """Share of test images whose class wins the vote; see `knn_scores`."""
-    return knn_scores(train_features, train_labels, test_features, test_labels, k, temperature, num_classes).top1
-
-
 def knn_scores(
     train_features: Tensor,
     train_labels: Tensor,

@@ -26,14 +26,6 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size * patch_size * channels)
 
 
-def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """Inverse of `patchify` for square images: [B, N, P * P * 3] -> [B, 3, H, W]."""
-    batch, num_patches, _ = patches.shape
-    side = round(num_patches**0.5)
-    grid = patches.reshape(batch, side, side, patch_size, patch_size, 3)
-    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, 3, side * patch_size, side * patch_size)
-
-
 def reconstruction_loss(predicted: Tensor, patches: Tensor, mask: Tensor, normalize_pixels: bool) -> Tensor:
     """Mean squared error over the hidden patches of the batch, in float32.
 

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from dmt_ds.downstream import knn
-from dmt_ds.downstream.knn import knn_scores, knn_top1
+from dmt_ds.downstream.knn import knn_scores
 from dmt_ds.errors import DataError
 
 
@@ -53,7 +53,7 @@ def test_scores_are_scikit_learns_with_the_same_votes() -> None:
     test, test_labels = clusters(1, 300)
     peer = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
     peer.fit(train, train_labels)
-    assert knn_top1(train, train_labels, test, test_labels, 20, 0.07, 7) == pytest.approx(
+    assert knn_scores(train, train_labels, test, test_labels, 20, 0.07, 7).top1 == pytest.approx(
         peer.score(test, test_labels), abs=1e-9
     )
 
@@ -76,14 +76,14 @@ def test_the_length_of_features_does_not_matter() -> None:
 
 def test_an_image_finds_itself() -> None:
     features, labels = clusters(0, 60)
-    assert knn_top1(features, labels, features, labels, 1, 0.07, 7) == 1
+    assert knn_scores(features, labels, features, labels, 1, 0.07, 7).top1 == 1
 
 
 def test_a_tiny_temperature_lets_the_nearest_neighbour_decide_without_overflow() -> None:
     train, train_labels = clusters(0, 60)
     test, test_labels = clusters(1, 40)
-    nearest = knn_top1(train, train_labels, test, test_labels, 1, 0.07, 7)
-    assert knn_top1(train, train_labels, test, test_labels, 60, 1e-6, 7) == nearest
+    nearest = knn_scores(train, train_labels, test, test_labels, 1, 0.07, 7).top1
+    assert knn_scores(train, train_labels, test, test_labels, 60, 1e-6, 7).top1 == nearest
 
 
 def test_top5_is_certain_with_five_classes_or_fewer() -> None:
@@ -107,12 +107,12 @@ def test_images_without_label_are_refused() -> None:
     unlabelled = labels.clone()
     unlabelled[:3] = -1
     with pytest.raises(DataError, match=r"3 of 60 training images have none; set data.label_column"):
-        knn_top1(features, unlabelled, features, labels, 20, 0.07, 7)
+        knn_scores(features, unlabelled, features, labels, 20, 0.07, 7)
     with pytest.raises(DataError, match="3 of 60 test images have none"):
-        knn_top1(features, labels, features, unlabelled, 20, 0.07, 7)
+        knn_scores(features, labels, features, unlabelled, 20, 0.07, 7)
 
 
 def test_no_images_are_refused() -> None:
     features, labels = clusters(0, 60)
     with pytest.raises(DataError, match="k-NN needs test images, but there is none"):
-        knn_top1(features, labels, features[:0], labels[:0], 20, 0.07, 7)
+        knn_scores(features, labels, features[:0], labels[:0], 20, 0.07, 7)

@@ -6,12 +6,20 @@ import torch
 from dmt_ds.config.schema import MaeConfig
 from dmt_ds.engine.task import Progress
 from dmt_ds.errors import ConfigError
-from dmt_ds.methods.mae import MaeTask, num_kept_patches, patchify, reconstruction_loss, unpatchify
+from dmt_ds.methods.mae import MaeTask, num_kept_patches, patchify, reconstruction_loss
 from dmt_ds.methods.masking import patch_order
 from tests.methods import tiny
 
 
-def test_unpatchify_inverts_patchify():
+def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Inverse of `patchify` for square images: [B, N, P * P * 3] -> [B, 3, H, W]."""
+    batch, num_patches, _ = patches.shape
+    side = round(num_patches**0.5)
+    grid = patches.reshape(batch, side, side, patch_size, patch_size, 3)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, 3, side * patch_size, side * patch_size)
+
+
+def test_patches_put_back_in_their_places_are_the_images():
     images = torch.randn(2, 3, 12, 12)
     assert torch.equal(unpatchify(patchify(images, 4), 4), images)
 
