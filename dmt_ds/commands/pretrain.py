@@ -209,7 +209,7 @@ def _run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None)
         zero_stage=zero_stage(run.ds_config),
         precision=precision(run.ds_config),
         config=run.config.model_dump(mode="json"),
-        teachers={name: record.sha256 or "unknown" for name, record in built.teachers.items()},
+        teachers={name: record.sha256 or "unknown" for name, record in built.sources.items()},
         data_fingerprint=run.source.fingerprint,
         parameters=built.parameters,
         mlflow_run_id=mlflow_run_id,
@@ -224,7 +224,7 @@ def _open_tracker(run: Run, built: BuiltTask, resume: ResumePlan | None) -> Trac
     if not dist.is_main():
         return tracker
     tracker.set_tags({**_tags(run, built), **environment_tags(os.environ)})
-    records = {f"teachers.{name}": record.as_params() for name, record in built.teachers.items()}
+    records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
     tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
     tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")
     described = {

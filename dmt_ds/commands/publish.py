@@ -45,7 +45,7 @@ def export_backbone(config: RunConfig, built: BuiltTask, engine: StudentEngine, 
                 "name": config.name,
                 "step": step,
                 "images_seen": step * config.train.global_batch_size,
-                "teachers": {name: record.as_params() for name, record in built.teachers.items()},
+                "teachers": {name: record.as_params() for name, record in built.sources.items()},
             },
         )
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -21,7 +21,14 @@ from dmt_ds.engine.task import PretrainingTask
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_teacher, start_from
+from dmt_ds.models.teachers import (
+    TeacherModel,
+    TeacherRecord,
+    check_same_tokens,
+    load_encoder,
+    load_teacher,
+    start_from,
+)
 from dmt_ds.models.vit import VitShape, build_vit, describe, prefer_written_attention
 
 logger = logging.getLogger(__name__)
@@ -38,6 +45,13 @@ class BuiltTask:
     teachers: dict[str, TeacherRecord] = field(default_factory=dict)
     teacher_ds_configs: dict[str, DsConfig] = field(default_factory=dict)
     """Each teacher's DeepSpeed JSON, resolved."""
+    init_from: TeacherRecord | None = None
+    """What the student's weights started from."""
+
+    @property
+    def sources(self) -> dict[str, TeacherRecord]:
+        """All weights that the result derives from: their licences bind it, their hashes are compared on resume."""
+        return self.teachers | ({} if self.init_from is None else {"init_from": self.init_from})
 
     @cached_property
     def parameters(self) -> str:
@@ -54,7 +68,9 @@ def build_task(config: RunConfig, device: torch.device) -> BuiltTask:
         # Fused attention has a slow backward in bf16 on CPU; written out it is five times faster.
         prefer_written_attention(built.task.module)
     built.task.to(device)
-    return built
+    if config.student.init_from is None:
+        return built
+    return replace(built, init_from=load_encoder(config.student.init_from, config.data.image_size).record)
 
 
 def _build_teacher_maker(config: RunConfig) -> PretrainingTask:
