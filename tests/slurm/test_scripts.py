@@ -79,13 +79,6 @@ def test_what_the_doctor_finds_ends_the_job_before_a_task_starts(submit):
     assert job.field("ExitCode") == "2:0" and "start at" not in job.text()
 
 
-def test_a_signal_ahead_of_the_time_limit_saves_requeues_and_goes_on(submit):
-    job = submit("pretrain_vit_b.sh", "steps=30", "save_every=100").until_log("0: start at 0")
-    job.scancel("--batch", "--signal=USR1")
-    job.ends_as("COMPLETED")
-    assert job.restarts == 1 and starts(job)[0] == "0" and int(starts(job)[1]) > 0
-
-
 def test_a_signal_while_python_imports_is_repeated_and_kills_no_rank(submit):
     job = submit("pretrain_vit_b.sh", "steps=100", "save_every=100", "deaf=4").until_log("job .* restart 0")
     job.until_log("doctor")
@@ -117,10 +110,10 @@ def test_an_error_that_the_user_must_mend_is_not_tried_again(submit):
 
 
 def test_a_crash_after_progress_is_tried_again_and_one_without_is_not(submit):
-    job = submit("pretrain_vit_b.sh", "steps=8", "fail_at=3", "code=75", "save_every=1").ends_as("COMPLETED")
-    assert job.restarts == 1 and starts(job) == ["0", "3"]
-    job = submit("pretrain_vit_b.sh", "fail_at=2", "code=1", "save_every=9", "output_dir=other").ends_as("FAILED")
-    assert job.restarts == 0 and "no checkpoint was written" in job.text()
+    saved = submit("pretrain_vit_b.sh", "steps=8", "fail_at=3", "code=75", "save_every=1")
+    nothing = submit("pretrain_vit_b.sh", "fail_at=2", "code=1", "save_every=9", "output_dir=other")
+    assert saved.ends_as("COMPLETED").restarts == 1 and starts(saved) == ["0", "3"]
+    assert nothing.ends_as("FAILED").restarts == 0 and "no checkpoint was written" in nothing.text()
 
 
 def test_restarts_are_bounded(submit):
@@ -142,7 +135,8 @@ def test_a_mark_of_an_earlier_shorter_run_does_not_end_a_longer_one(submit, tmp_
     job = submit("pretrain_vit_b.sh", "steps=40", "save_every=100").until_log("0: start at 2")
     job.scancel("--batch", "--signal=USR1")
     job.ends_as("COMPLETED")
-    assert job.restarts == 1 and (tmp_path / "run" / "DONE").read_text() == "40"
+    assert job.restarts == 1 and int(starts(job)[1]) > 2
+    assert (tmp_path / "run" / "DONE").read_text() == "40"
 
 
 def test_tasks_of_an_array_get_their_number_and_a_folder_each_and_one_failure_stays_alone(cluster, stand_in, tmp_path):

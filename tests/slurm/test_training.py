@@ -10,7 +10,7 @@ import pytest
 
 from tests import processes, tiny_run
 from tests.integration.test_stopping import mlflow_runs
-from tests.slurm.slurm_cluster import ROOT, SMALL, Cluster, Job, wait_until
+from tests.slurm.slurm_cluster import ROOT, SMALL, Cluster, Job, output_of, wait_until
 
 STEPS = 120
 SAVE_EVERY = 10
@@ -207,7 +207,7 @@ def test_one_of_four_runs_of_an_array_diverges_and_only_that_is_failed(cluster, 
 
 @pytest.mark.slow
 def test_a_true_time_limit_saves_requeues_and_goes_on(cluster, tmp_path):
-    steps = 500
+    steps = 800
     recipe = recipe_with_store(tmp_path, train={"steps": steps, "save_every_steps": 1000}, teachers={"use": ["red"]})
     unbroken = tmp_path / "unbroken"
     processes.run(tiny_run.pretrain(recipe, f"output_dir={unbroken}", "tracking.enabled=false"), processes=4)
@@ -215,8 +215,10 @@ def test_a_true_time_limit_saves_requeues_and_goes_on(cluster, tmp_path):
     job = cluster.submit(
         "pretrain_vit_b.sh", "-c", recipe, folder=tmp_path, options=options, DMT_DS_DOCTOR="0", **PYTHON
     )
+    wait_until(lambda: job.restarts == 1, 120, job.report)
+    output_of("scontrol", "update", f"jobid={job.number}", "timelimit=30")
     job.ends_as("COMPLETED", seconds=600)
-    assert job.restarts >= 1
+    assert job.restarts == 1
     assert tiny_run.losses(tmp_path / "run") == tiny_run.losses(unbroken)
     client, runs = mlflow_runs(tmp_path)
     assert len(runs) == 1
