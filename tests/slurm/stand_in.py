@@ -20,6 +20,7 @@ def say(text: str) -> None:
 
 def pretrain(settings: dict[str, str]) -> int:
     asked: list[str] = []
+    say("importing")
     time.sleep(float(settings["deaf"]))
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda n, frame: asked.append(signal.Signals(n).name))
