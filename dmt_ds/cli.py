@@ -24,7 +24,8 @@ class _CarefulGroup(click.Group):
         """Run the command.
 
         Raises:
-            click.exceptions.Exit: 2 after a `DmtError`, 130 after Ctrl-C.
+            click.exceptions.Exit: 2 after a `DmtError`, 130 after Ctrl-C. A rank that ends because of another one gives
+                1: a launcher that takes the highest code of all ranks then tells 2 only where the user can mend it.
         """
         try:
             return super().invoke(ctx)
@@ -37,12 +38,13 @@ class _CarefulGroup(click.Group):
             if ctx.params["debug"]:
                 raise
             rank = _rank()
+            code = 1 if isinstance(error, PeerFailedError) else 2
             if rank and isinstance(error, (PeerFailedError, ConfigError)):
-                raise click.exceptions.Exit(2) from None  # rank 0, or the peer that failed, says it for all
+                raise click.exceptions.Exit(code) from None  # rank 0, or the peer that failed, says it for all
             prefix = "dmt-ds: error: " if rank == 0 else f"dmt-ds: error: rank {rank}: "
             for line in str(error).splitlines():
                 click.echo(prefix + line, err=True)
-            raise click.exceptions.Exit(2) from None
+            raise click.exceptions.Exit(code) from None
         except KeyboardInterrupt:
             if ctx.params["debug"]:
                 raise

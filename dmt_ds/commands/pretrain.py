@@ -105,7 +105,7 @@ def _prepare(folder: Path, config: RunConfig) -> None:
 def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) -> Outcome:
     checkpoints, resume, fence = _take_over(run, built)
     tracker = _open_tracker(run, built, resume)
-    watchdog.last_words = lambda: tracker.finish("FAILED")
+    watchdog.last_words = lambda: _record_failure(tracker, fence)
     try:
         engine = _build_engine(run, built, resume)
         around = _surroundings(run, tracker, stop, watchdog, fence)
@@ -116,12 +116,18 @@ def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) ->
         if outcome is Outcome.FINISHED:
             _publish(run, built, trainer, tracker)
     except BaseException:
-        tracker.finish("FAILED")
+        _record_failure(tracker, fence)
         raise
     watchdog.beat("sending the last metrics")
     tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
     return outcome
+
+
+def _record_failure(tracker: Tracker, fence: Fence | None) -> None:
+    """An attempt whose run was taken over leaves the record to the one that has it now."""
+    if fence is None or fence.holds():
+        tracker.finish("FAILED")
 
 
 def _take_over(run: Run, built: BuiltTask) -> tuple[CheckpointFolder, ResumePlan | None, Fence | None]:

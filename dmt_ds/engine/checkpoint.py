@@ -88,6 +88,7 @@ class CheckpointFolder:
             write(self.folder, hidden.name)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             raise CheckpointError(self._write_failed(tag, error)) from error
+        dist.barrier()  # no rank looks while another one still writes
         # Each rank says what it sees: a shared file system may show it other nodes' files late.
         seen = dist.gather_objects(_files_in(hidden))
         self._on_main(lambda: self._publish(hidden, tag, state, seen), tag)

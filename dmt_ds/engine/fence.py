@@ -36,6 +36,10 @@ class Fence:
         os.replace(partial, fence._file)
         return fence
 
+    def holds(self) -> bool:
+        """Whether nobody else has claimed the folder since."""
+        return _read(self._file).get("token") == self._token
+
     def check(self) -> None:
         """Go on only as long as nobody else has claimed the folder.
 

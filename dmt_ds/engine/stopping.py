@@ -31,6 +31,9 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+        # Asked once is enough. Ignored signals stay ignored while Python shuts down; handled ones would kill it there.
+        for other in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(other, signal.SIG_IGN)
         # A second Ctrl-C means it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -91,7 +94,7 @@ class Watchdog:
         if self._rank == 0:
             logger.error("the job ends: %s", reason)
         self.last_words()
-        os._exit(2)
+        os._exit(1)  # less than any code of the rank that failed: srun gives the highest
 
     def _end_hanging(self) -> None:
         logger.error(
