@@ -26,7 +26,7 @@ say() { printf 'mlflow_server: %s\n' "$*"; }
 # ---- Where things are. Slurm runs a copy of this script, which lies elsewhere.
 home=${DMT_DS_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 if [[ ! -f $home/slurm/mlflow_server.sh && -n ${SLURM_JOB_ID:-} ]]; then
-    home=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p')
+    home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')
 fi
 # shellcheck source=/dev/null
 if [[ -f ${DMT_DS_SITE:-$home/slurm/site.sh} ]]; then source "${DMT_DS_SITE:-$home/slurm/site.sh}"; fi
