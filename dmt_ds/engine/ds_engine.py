@@ -126,10 +126,13 @@ class StudentEngine:
         """Of the first parameter group, at the next update."""
         return float(self._engine.get_lr()[0])
 
-    def gradient_norm(self) -> float:
-        """Global norm of the last update's gradient before clipping; waits for the device."""
+    def gradient_norm(self) -> float | None:
+        """Global norm of the last update's gradient before clipping; waits for the device.
+
+        None where DeepSpeed does not compute it: ZeRO stage 0 in float32 without clipping.
+        """
         norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return None if norm is None else float(norm)
 
     @property
     def skipped_steps(self) -> int:

@@ -53,7 +53,7 @@ class TrainPlan:
 
     def saves_at(self, step: int) -> bool:
         """Whether a checkpoint follows that update."""
-        return step % self.save_every_steps == 0 or step == self.total_steps
+        return step % self.save_every_steps == 0 or step in (self.total_steps, self.stop_after_step)
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Trainer:
             self._around.view.advance()
             self._around.watchdog.beat(f"step {self.step}")
             stops = signalled or self.step == self._plan.stop_after_step
-            if self._plan.saves_at(self.step) or stops:
+            if self._plan.saves_at(self.step) or signalled:
                 self.save()
             if stops and self.step < self._plan.total_steps:
                 reason = self._around.stop.name if signalled else "train.stop_after_step"
@@ -166,7 +166,7 @@ class Trainer:
                 stop_asked = self._agree(finite, seen)
                 learning_rate = self.engine.learning_rate
             self.engine.step()
-        self._check_update(logs)
+        self._check_update(looks=logs or stop_asked or self._plan.saves_at(self.step + 1))
         self.step += 1
         self.task.after_step(Progress(self.step, self._plan.total_steps))
         self._throughput.count(self._plan.global_batch_size)
@@ -201,16 +201,17 @@ class Trainer:
         )
         raise dist.alike_on_all(DivergenceError(message))
 
-    def _check_update(self, logs: bool) -> None:
+    def _check_update(self, looks: bool) -> None:
         """A finite loss may have a gradient that is not: never log or save what such an update left.
+
+        Args:
+            looks: read the norm from the device too; an update that DeepSpeed left out is seen without.
 
         Raises:
             DivergenceError: on all ranks alike, as the norm is that of all.
         """
-        looks = logs or self._plan.saves_at(self.step + 1)
-        if self.engine.skipped_steps > self._skipped_steps or (
-            looks and not math.isfinite(self.engine.gradient_norm())
-        ):
+        norm = self.engine.gradient_norm() if looks else None
+        if self.engine.skipped_steps > self._skipped_steps or (norm is not None and not math.isfinite(norm)):
             message = (
                 f"step {self.step + 1}: the gradient is not finite, though the loss is. Start again to go on from the "
                 "newest checkpoint, with a lower optim.base_lr if it comes back"
@@ -222,7 +223,8 @@ class Trainer:
             self._around.fence.check()
         metrics = self._meters.pop_means(dist.mean_over_ranks)
         metrics["train/lr"] = learning_rate
-        metrics["train/grad_norm"] = self.engine.gradient_norm()
+        norm = self.engine.gradient_norm()
+        metrics |= {} if norm is None else {"train/grad_norm": norm}
         metrics["train/images_seen"] = float(self.step * self._plan.global_batch_size)
         metrics |= self._throughput.pop()
         metrics["perf/memory_gib"] = memory_gib()
