@@ -115,9 +115,10 @@ def test_losses_equal_those_of_four_ranks_without_slurm(story):
     on_slurm, without = tiny_run.losses(story.run), tiny_run.losses(story.unbroken)
     last_on_four_ranks = story.steps_seen[2]
     assert last_on_four_ranks > SAVE_EVERY
-    assert {step: on_slurm[step] for step in range(1, last_on_four_ranks)} == {
-        step: without[step] for step in range(1, last_on_four_ranks)
-    }
+    # Not to the bit: gloo adds up in another order between nodes than within one.
+    first = range(1, last_on_four_ranks)
+    curves = [{step: losses[step] for step in first} for losses in (on_slurm, without)]
+    assert tiny_run.largest_difference(*curves) < 1e-6
 
 
 def test_no_step_is_missing_after_all_that_and_every_loss_is_that_of_an_unbroken_run(story):
