@@ -43,7 +43,7 @@ def test_a_run_on_cuda_gives_the_losses_of_the_cpu(cuda, tmp_path):
     assert tiny_run.largest_difference(*curves) < 1e-3  # float32; cuDNN and CPU round differently
 
 
-def test_a_bf16_run_on_cuda_resumes_bit_equal(cuda, tmp_path):
+def test_a_bf16_run_on_cuda_goes_on_from_a_checkpoint_as_if_unbroken(cuda, tmp_path):
     folders = [tmp_path / name for name in ("whole", "slices")]
     for folder in folders:
         folder.mkdir()
