@@ -5,31 +5,12 @@ A section is frozen and refuses unknown keys. Constructors elsewhere take their 
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Triple = tuple[float, float, float]
-
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+from dmt_ds.config.methods import AugmentConfig, IbotConfig, MaeConfig, MocoV3Config
+from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Triple
 
 Task = Literal["dmt", "mae", "moco_v3", "ibot", "dino"]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class DataConfig(Section):
@@ -78,31 +59,6 @@ class DataConfig(Section):
         return self
 
 
-class AugmentConfig(Section):
-    """What happens to the student's pixels on the device, after the shared crop; strengths as torchvision has them."""
-
-    mean: Triple = IMAGENET_MEAN
-    """Normalisation of the student's input, per channel of pixels in 0..1."""
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
-    """Normalisation of the student's input, per channel of pixels in 0..1."""
-    brightness: NonNegative = 0.4
-    """Factor drawn from [1 - b, 1 + b] for each image."""
-    contrast: NonNegative = 0.4
-    """Factor drawn from [1 - c, 1 + c] for each image."""
-    saturation: NonNegative = 0.4
-    """Factor drawn from [1 - s, 1 + s] for each image."""
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Turn of the hue, drawn from [-h, h] of a full circle."""
-    jitter_probability: Fraction = 1.0
-    """Share of images that are jittered at all."""
-    grayscale_probability: Fraction = 0.0
-    """Share of images made grey."""
-    blur_probability: Fraction = 0.0
-    """Share of images blurred (Gaussian, sigma 0.1 to 2 pixels)."""
-    solarize_probability: Fraction = 0.0
-    """Share of images whose bright half (>= 0.5) is inverted."""
-
-
 class TeacherConfig(Section):
     """One frozen encoder."""
 
@@ -132,7 +88,7 @@ class TeacherConfig(Section):
 class TeachersConfig(Section):
     """The teachers, and how their weights lie on the devices."""
 
-    models: dict[str, TeacherConfig] = {}
+    models: dict[str, TeacherConfig] = Field(default={})
     """Name -> teacher; the order is the order in which they run."""
     use: tuple[str, ...] | None = None
     """Names of the teachers to use; null uses all."""
@@ -202,113 +158,6 @@ class DistillConfig(Section):
         return self
 
 
-class MaeConfig(Section):
-    """Masked autoencoder (He et al., 2022)."""
-
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of the patches that the encoder does not see."""
-    decoder_embed_dim: Count = 512
-    """Width of the decoder."""
-    decoder_depth: Count = 8
-    """Blocks of the decoder."""
-    decoder_num_heads: Count = 16
-    """Heads of the decoder."""
-    normalize_pixels: bool = True
-    """Each patch of the target has its own mean and standard deviation removed."""
-
-
-class MocoV3Config(Section):
-    """Momentum contrast for ViTs (Chen et al., 2021)."""
-
-    temperature: Positive = 0.2
-    """Of the contrastive softmax."""
-    momentum: Fraction = 0.99
-    """Of the key encoder at the start; rises to 1 by a half cosine."""
-    hidden_dim: Count = 4096
-    """Width of the MLP heads' hidden layers."""
-    output_dim: Count = 256
-    """Width of queries and keys."""
-    freeze_patch_embed: bool = True
-    """Random, fixed patch projection: the paper's remedy for instability."""
-    view_1: AugmentConfig = AugmentConfig(
-        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=1.0
-    )
-    """Augmentation of the first crop."""
-    view_2: AugmentConfig = AugmentConfig(
-        saturation=0.2,
-        hue=0.1,
-        jitter_probability=0.8,
-        grayscale_probability=0.2,
-        blur_probability=0.1,
-        solarize_probability=0.2,
-    )
-    """Augmentation of the second crop."""
-
-
-class IbotConfig(Section):
-    """Image BERT with online tokenizer (Zhou et al., 2022); `task: dino` is it without masks (Caron et al., 2021)."""
-
-    output_dim: Count = 8192
-    """Prototypes of the head, shared by class and patch tokens."""
-    hidden_dim: Count = 2048
-    """Width of the head's hidden layers."""
-    bottleneck_dim: Count = 256
-    """Width before the prototypes."""
-    head_batch_norm: bool = False
-    """Batch norm in the head: helps small data against the uniform collapse."""
-    student_temperature: Positive = 0.1
-    """Of the student's softmax."""
-    teacher_temperature: Positive = 0.04
-    """Of the momentum teacher's softmax, class token, at the start of training."""
-    teacher_temperature_final: Positive = 0.07
-    """The same after its warm-up."""
-    teacher_patch_temperature: Positive = 0.04
-    """Of the momentum teacher's softmax, patch tokens, at the start of training."""
-    teacher_patch_temperature_final: Positive = 0.07
-    """The same after its warm-up."""
-    teacher_temperature_warmup: Fraction = 0.3
-    """Share of the run over which both temperatures rise."""
-    center_momentum: Fraction = 0.9
-    """Of the running mean that is subtracted from the momentum teacher's outputs."""
-    momentum: Fraction = 0.996
-    """Of the momentum teacher at the start; rises to 1 by a half cosine."""
-    patch_loss_weight: NonNegative = 1.0
-    """Weight of the masked-patch loss; 0 is DINO."""
-    mask_ratio: tuple[Fraction, Fraction] = (0.1, 0.5)
-    """Range of the masked share of an image's patches."""
-    mask_probability: Fraction = 0.5
-    """Share of the images that are masked."""
-    mask_shape: Literal["block", "random"] = "block"
-    """Patches are hidden by rectangles, or one by one."""
-    freeze_last_layer: Fraction = 0.01
-    """Share of the run during which the prototypes stay fixed."""
-    global_crop_scale: tuple[Fraction, Fraction] = (0.25, 1.0)
-    """Area of the two large crops."""
-    local_crops: Annotated[int, Field(ge=0)] = 10
-    """Small crops an image, seen by the student only."""
-    local_crop_size: Count = 96
-    """Side of the small crops, in pixels; a multiple of the patch."""
-    local_crop_scale: tuple[Fraction, Fraction] = (0.05, 0.25)
-    """Area of the small crops."""
-    view_1: AugmentConfig = AugmentConfig(
-        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=1.0
-    )
-    """Augmentation of the first large crop."""
-    view_2: AugmentConfig = AugmentConfig(
-        saturation=0.2,
-        hue=0.1,
-        jitter_probability=0.8,
-        grayscale_probability=0.2,
-        blur_probability=0.1,
-        solarize_probability=0.2,
-    )
-    """Augmentation of the second large crop."""
-    view_local: AugmentConfig = AugmentConfig(
-        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.5
-    )
-    """Augmentation of the small crops."""
-
-
 class OptimConfig(Section):
     """AdamW with a linear warm-up and a half cosine, both per step."""
 
@@ -376,7 +225,7 @@ class TrackingConfig(Section):
     """Runs of one experiment are compared on one page."""
     run_name: str | None = None
     """Null takes `name`."""
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default={})
     """Further tags."""
     system_metrics_seconds: NonNegative = 30.0
     """Between two samples of CPU, memory and GPU; 0 takes none."""

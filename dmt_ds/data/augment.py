@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmt_ds import sample_rng
-from dmt_ds.config.schema import AugmentConfig, Triple
+from dmt_ds.config.methods import AugmentConfig
+from dmt_ds.config.section import Triple
 
 _BLUR_SIGMA = (0.1, 2.0)  # pixels, as in SimCLR, BYOL, DINO and MoCo v3
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.config.schema import DataConfig, IbotConfig, StudentConfig
+from dmt_ds.config.methods import IbotConfig
+from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.config.schema import AugmentConfig, DataConfig, MaeConfig, StudentConfig
+from dmt_ds.config.methods import AugmentConfig, MaeConfig
+from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec

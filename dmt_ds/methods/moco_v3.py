@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmt_ds.config.schema import DataConfig, MocoV3Config, StudentConfig
+from dmt_ds.config.methods import MocoV3Config
+from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, StudentConfig
+from dmt_ds.config.schema import StudentConfig
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.vit import build_vit, create, full_name
 from dmt_ds.models.weights import load_strict, read_weights

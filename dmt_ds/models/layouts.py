@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, Triple
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.errors import WeightsError
 
 LICENCES = {

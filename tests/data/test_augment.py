@@ -6,7 +6,8 @@ import torchvision.transforms.v2.functional as tvf
 from torch import Tensor
 
 from dmt_ds import sample_rng
-from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from dmt_ds.config.methods import AugmentConfig
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.augment import Augment, gaussian_blur, normalize, turn_hue
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.gpu
 ON_DEVICES = """
 import json, sys, torch
 from dmt_ds import sample_rng
-from dmt_ds.config.schema import AugmentConfig
+from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.data.augment import Augment
 seeds = sample_rng.image_seeds(7, torch.arange(64), torch.arange(64))
 images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmt_ds.config.schema import MaeConfig
+from dmt_ds.config.methods import MaeConfig
 from dmt_ds.engine.task import Progress
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.mae import MaeTask, num_kept_patches, patchify, reconstruction_loss

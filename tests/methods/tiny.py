@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dmt_ds import sample_rng
-from dmt_ds.config.schema import AugmentConfig, DataConfig, IbotConfig, MaeConfig, MocoV3Config, StudentConfig
+from dmt_ds.config.methods import AugmentConfig, IbotConfig, MaeConfig, MocoV3Config
+from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.digits import DigitsSource

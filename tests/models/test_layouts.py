@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import build_from
 from dmt_ds.models.teachers import load_encoder

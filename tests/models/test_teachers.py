@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmt_ds.config.schema import IMAGENET_MEAN, IMAGENET_STD, TeacherConfig
+from dmt_ds.config.schema import TeacherConfig
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.teachers import check_same_tokens, load_encoder, load_teacher, start_from
