@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Count, Fraction, NonNegative, Positive, Section, Triple
 
@@ -137,3 +137,41 @@ class IbotConfig(Section):
         saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.5
     )
     """Augmentation of the small crops."""
+
+
+class TinyMimConfig(Section):
+    """TinyMIM (Ren et al., 2023): relations inside the last block's attention; several teachers make it m-TinyMIM."""
+
+    qk_weight: NonNegative = 1.0
+    """Weight of the loss on softmax(Q K^T / sqrt(d)); 0 leaves it out."""
+    vv_weight: NonNegative = 1.0
+    """Weight of the loss on softmax(V V^T / sqrt(d)); 0 leaves it out."""
+
+    @model_validator(mode="after")
+    def _one_relation_is_left(self) -> "TinyMimConfig":
+        if self.qk_weight == 0 and self.vv_weight == 0:
+            raise ValueError("qk_weight and vv_weight are both 0: there is nothing to learn; set one above 0")
+        return self
+
+
+class ClassifyConfig(Section):
+    """Training with labels: from scratch (DeiT's recipe; Touvron et al., 2021), or from `student.init_from`."""
+
+    pooling: Literal["class", "patch_mean"] = "class"
+    """What the head sees: the class token, or the mean of the patch tokens, after a LayerNorm either way."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target that is spread over all classes."""
+    mixup: NonNegative = 0.8
+    """Alpha of the beta distribution that mixes two images; 0 does not mix."""
+    cutmix: NonNegative = 1.0
+    """Alpha of the beta distribution of the area that another image's rectangle takes; 0 pastes none."""
+    mix_probability: Fraction = 1.0
+    """Share of the images that are mixed or pasted into."""
+    cutmix_share: Fraction = 0.5
+    """Share of these that get a rectangle, where both are on."""
+    rand_augment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    """Of RandAugment's two operations an image (timm's rand-m9-mstd0.5-inc1); 0 leaves it out."""
+    rand_augment_std: NonNegative = 0.5
+    """Standard deviation of that magnitude."""
+    erasing: Fraction = 0.25
+    """Share of the images of which a rectangle becomes noise."""

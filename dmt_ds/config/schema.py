@@ -7,10 +7,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmt_ds.config.methods import AugmentConfig, IbotConfig, MaeConfig, MocoV3Config
+from dmt_ds.config.methods import (
+    AugmentConfig,
+    ClassifyConfig,
+    IbotConfig,
+    MaeConfig,
+    MocoV3Config,
+    TinyMimConfig,
+)
 from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Triple
 
-Task = Literal["dmt", "mae", "moco_v3", "ibot", "dino"]
+Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify"]
+TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
+"""The tasks that learn from teachers."""
 
 
 class DataConfig(Section):
@@ -184,8 +193,8 @@ class TrainConfig(Section):
 
     epochs: Positive | None = 300.0
     """Passes over the data; give this or `steps`."""
-    steps: Count | None = None
-    """Optimizer updates; wins over `epochs`."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer updates; wins over `epochs`. 0 leaves the encoder as it starts: the untrained baseline."""
     global_batch_size: Count = 4096
     """Images an update, over all ranks and accumulation steps, exactly."""
     micro_batch_size: Count = 128
@@ -225,6 +234,8 @@ class TrackingConfig(Section):
     """Runs of one experiment are compared on one page."""
     run_name: str | None = None
     """Null takes `name`."""
+    parent: str | None = None
+    """Name of the run, in the same experiment, under which this one stands; made where missing (suites, pipelines)."""
     tags: dict[str, str] = Field(default={})
     """Further tags."""
     system_metrics_seconds: NonNegative = 30.0
@@ -252,7 +263,7 @@ class RunConfig(Section):
     """A whole run: what a recipe and its overrides resolve to."""
 
     task: Task = "dmt"
-    """`dmt` distils; `mae`, `moco_v3`, `ibot` and `dino` make teachers."""
+    """`dmt` and `tinymim` distil; `mae`, `moco_v3`, `ibot` and `dino` make teachers; `classify` trains with labels."""
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run: letters, digits, `.`, `_`, `-`."""
     output_dir: str = "runs/{name}"
@@ -264,9 +275,11 @@ class RunConfig(Section):
     teachers: TeachersConfig = TeachersConfig()
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()
+    tinymim: TinyMimConfig = TinyMimConfig()
     mae: MaeConfig = MaeConfig()
     moco_v3: MocoV3Config = MocoV3Config()
     ibot: IbotConfig = IbotConfig()
+    classify: ClassifyConfig = ClassifyConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -279,8 +292,10 @@ class RunConfig(Section):
                 f"data.image_size {self.data.image_size} is not a multiple of"
                 f" student.patch_size {self.student.patch_size}"
             )
-        if self.task == "dmt" and not self.teachers.used():
-            raise ValueError("task dmt needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)")
+        if self.task in TEACHER_TASKS and not self.teachers.used():
+            raise ValueError(
+                f"task {self.task} needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)"
+            )
         return self
 
     @model_validator(mode="after")
