@@ -120,7 +120,7 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("epochs=3", "epochs: unknown key. Did you mean 'train.epochs'?"),
         ("optim.lr=3", "optim.lr: unknown key. Did you mean 'base_lr'?"),
         ("teachers.models.mae.sorce=x", "teachers.models.mae.sorce: unknown key. Did you mean 'source'?"),
-        ("train.steps=0", "train.steps=0: must be >= 1"),
+        ("train.steps=-1", "train.steps=-1: must be >= 0"),
         ("train.steps=1.5", "train.steps=1.5: not a whole number"),
         ("train.steps=true", "train.steps=true: not a whole number"),
         ("optim.base_lr=nan", "optim.base_lr=nan: must be a finite number"),
