@@ -56,6 +56,12 @@ def test_every_command_shows_examples_that_it_understands(path: tuple[str, ...])
         LEAVES[path].make_context(path[-1], words[start + 1 + len(path) :])
 
 
+def test_help_keeps_its_examples_line_by_line() -> None:
+    text = CliRunner().invoke(main, ["--help"]).output
+    assert "\\b" not in text
+    assert any(line.strip().startswith("dmt-ds quickstart") for line in text.splitlines())
+
+
 def test_help_needs_no_library_but_click() -> None:
     code = (
         "import sys; sys.argv = ['dmt-ds', '--help']\nfrom dmt_ds.cli import main\n"

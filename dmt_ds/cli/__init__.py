@@ -1,0 +1,54 @@
+"""The command `dmt-ds`: arguments in, exit code out; knows no library but click, so that `--help` is there at once."""
+
+import logging
+
+import click
+
+from dmt_ds import __version__
+from dmt_ds.cli import judging, records, teachers, training
+from dmt_ds.cli.parts import CarefulGroup, examples, launch_rank
+
+
+@click.group(
+    cls=CarefulGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog=examples(
+        "dmt-ds quickstart                        the whole machine at work on digits, in minutes, no GPU",
+        "dmt-ds config -c vit_tiny                what a run would do, every setting written out",
+        "dmt-ds doctor -c vit_tiny --ranks 8      everything that can fail, before a queue does",
+        "torchrun --nproc-per-node 8 -m dmt_ds pretrain -c vit_tiny data.path=/data/imagenet",
+        title="First steps",
+    ),
+)
+@click.version_option(__version__, prog_name="dmt-ds")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error, and debug messages.")
+def main(debug: bool) -> None:
+    """Distil several self-supervised ViT teachers into one ViT student.
+
+    RECIPE is the name of a shipped recipe or the path of a YAML file. Settings follow as KEY=VALUE with a dotted key:
+    field default < recipe < KEY=VALUE.
+    """
+    _set_up_logging(debug)
+
+
+for command in (
+    training.pretrain,
+    training.quickstart,
+    training.doctor,
+    training.config,
+    judging.knn,
+    teachers.teachers,
+    records.mlflow,
+):
+    main.add_command(command)
+
+
+def _set_up_logging(debug: bool) -> None:
+    """Lines with the time on stderr; of the ranks only the first one tells more than warnings."""
+    rank = launch_rank()
+    where = f"rank {rank}: " if rank else ""
+    logging.basicConfig(
+        format=f"%(asctime)s %(levelname).1s {where}%(message)s", datefmt="%H:%M:%S", level=logging.WARNING
+    )
+    own_level = logging.DEBUG if debug else logging.WARNING if rank else logging.INFO
+    logging.getLogger("dmt_ds").setLevel(own_level)

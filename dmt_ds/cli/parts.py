@@ -1,0 +1,73 @@
+"""What the commands of the line share: how errors are told, how a recipe is named; knows no command.
+
+A `DmtError` becomes lines on stderr and an exit code, never a traceback; anything else is our bug and keeps its own.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dmt_ds.errors import ConfigError, DmtError, PeerFailedError
+
+if TYPE_CHECKING:
+    from dmt_ds.config.schema import RunConfig
+
+
+class CarefulGroup(click.Group):
+    """Turns what the user can mend into one line a finding."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            click.exceptions.Exit: 2 after a `DmtError`, 130 after Ctrl-C. A rank that ends because of another one gives
+                1: a launcher that takes the highest code of all ranks then tells 2 only where the user can mend it.
+        """
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if ctx.params["debug"] or error.filename is None:
+                raise
+            click.echo(f"dmt-ds: error: {error.filename}: {error.strerror}", err=True)
+            raise click.exceptions.Exit(2) from None
+        except DmtError as error:
+            if ctx.params["debug"]:
+                raise
+            rank = launch_rank()
+            code = 1 if isinstance(error, PeerFailedError) else 2
+            if rank and isinstance(error, (PeerFailedError, ConfigError)):
+                raise click.exceptions.Exit(code) from None  # rank 0, or the peer that failed, says it for all
+            prefix = "dmt-ds: error: " if rank == 0 else f"dmt-ds: error: rank {rank}: "
+            for line in str(error).splitlines():
+                click.echo(prefix + line, err=True)
+            raise click.exceptions.Exit(code) from None
+        except KeyboardInterrupt:
+            if ctx.params["debug"]:
+                raise
+            click.echo("dmt-ds: stopped", err=True)
+            raise click.exceptions.Exit(130) from None
+
+
+def examples(*lines: str, title: str = "Examples") -> str:
+    """Lines that click leaves as they are, below the options."""
+    return "\b\n" + "\n".join([f"{title}:", *(f"  {line}" for line in lines)])
+
+
+recipe_option = click.option(
+    "-c", "--recipe", metavar="RECIPE", help="Shipped recipe (vit_tiny, vit_small, vit_base, mae, ...) or YAML file."
+)
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+def load_recipe(recipe: str | None, overrides: tuple[str, ...]) -> "RunConfig":
+    """The run that was asked for; pydantic is imported only now."""
+    from dmt_ds.config.load import load_config
+
+    return load_config(recipe, overrides)
+
+
+def launch_rank() -> int:
+    """This process's number as its launcher says, before there is a process group."""
+    text = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return int(text) if text.isdigit() else 0

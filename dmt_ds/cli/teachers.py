@@ -1,0 +1,45 @@
+"""The commands on weights files: teachers list, inspect, convert."""
+
+from pathlib import Path
+
+import click
+
+from dmt_ds.cli.parts import examples
+
+
+@click.group(short_help="List, inspect and convert teachers.")
+def teachers() -> None:
+    """Which teachers there are, what is in a weights file, and its conversion."""
+
+
+@teachers.command("list", epilog=examples("dmt-ds teachers list"))
+def teachers_list() -> None:
+    """Teachers that load without further settings: where to get them, layout, licence."""
+    from dmt_ds.commands import teachers as command
+
+    click.echo(command.list_teachers())
+
+
+@teachers.command("inspect", epilog=examples("dmt-ds teachers inspect teachers/mae_pretrain_vit_base.pth"))
+@click.argument("file", metavar="FILE")
+@click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
+def teachers_inspect(file: str, key: str | None) -> None:
+    """Layout, architecture, sha256 and dropped keys of a weights file."""
+    from dmt_ds.commands import teachers as command
+
+    click.echo(command.inspect_file(file, key))
+
+
+@teachers.command(
+    "convert",
+    epilog=examples("dmt-ds teachers convert teachers/checkpoint_teacher.pth teachers/ibot_vitb.safetensors"),
+)
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT.safetensors", type=click.Path(path_type=Path))
+@click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
+@click.option("--num-heads", type=click.IntRange(min=1), help="Attention heads, where the file does not tell.")
+def teachers_convert(source: str, target: Path, key: str | None, num_heads: int | None) -> None:
+    """Write the backbone of a weights file as safetensors, without what is not needed."""
+    from dmt_ds.commands import teachers as command
+
+    click.echo(command.convert(source, target, key, num_heads))

@@ -1,0 +1,111 @@
+"""The commands that train and what is looked at before: pretrain, quickstart, doctor, config."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dmt_ds.cli.parts import examples, launch_rank, load_recipe, overrides_argument, recipe_option
+
+if TYPE_CHECKING:
+    from dmt_ds.config.schema import RunConfig
+
+
+@click.command(
+    short_help="Distil teachers into a student, or make a teacher.",
+    epilog=examples(
+        "dmt-ds pretrain -c vit_tiny data.path=/data/imagenet --dry-run",
+        "torchrun --nproc-per-node 8 -m dmt_ds pretrain -c vit_small optim.base_lr=1e-4",
+        "dmt-ds pretrain -c mae data.path=photos train.epochs=10 train.global_batch_size=256",
+    ),
+)
+@recipe_option
+@overrides_argument
+@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@click.pass_context
+def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Distil teachers into a student, or make a teacher (task mae, moco_v3, ibot, dino).
+
+    Run it under torchrun or srun for several processes. A second start in the same output_dir goes on where the first
+    one stopped.
+    """
+    config = load_recipe(recipe, overrides)
+    if dry_run:
+        ctx.exit(_doctor(config, ranks=None))
+    from dmt_ds.commands import pretrain as command
+
+    ctx.exit(command.run(config))
+
+
+@click.command(
+    short_help="The whole machine at work on digits, in minutes.",
+    epilog=examples("dmt-ds quickstart -o my_quickstart"),
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("quickstart"), show_default=True)
+@click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="For the distillation.")
+def quickstart(output: Path, processes: int) -> None:
+    """Make three small teachers on digits, distil them, compare all with k-NN; minutes, no GPU, no download."""
+    from dmt_ds.commands import quickstart as command
+
+    command.run(output, processes, say=click.echo)
+
+
+@click.command(
+    short_help="Check everything that can fail, before a queue does.",
+    epilog=examples("dmt-ds doctor -c vit_tiny data.path=/data/imagenet --ranks 8", "dmt-ds doctor -c my_recipe.yaml"),
+)
+@recipe_option
+@overrides_argument
+@click.option("--ranks", type=click.IntRange(min=1), help="Processes of the run to come; default: this launch's.")
+@click.pass_context
+def doctor(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], ranks: int | None) -> None:
+    """Check everything that can fail, before a queue does; exit code 2 if something will."""
+    ctx.exit(_doctor(load_recipe(recipe, overrides), ranks))
+
+
+@click.command(
+    short_help="Print the resolved run as YAML.",
+    epilog=examples(
+        "dmt-ds config --defaults",
+        "dmt-ds config -c vit_tiny optim.base_lr=1e-4 > my_recipe.yaml",
+        "dmt-ds config -c vit_tiny --ds --ranks 8",
+        "dmt-ds config -c vit_tiny --get output_dir",
+    ),
+)
+@recipe_option
+@overrides_argument
+@click.option("--ds", "show_deepspeed", is_flag=True, help="Also print the resolved DeepSpeed JSONs.")
+@click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, for --ds.")
+@click.option("--defaults", is_flag=True, help="Print every setting with its meaning and default instead.")
+@click.option("--get", "keys", multiple=True, metavar="KEY", help="Print only this value; again and again for several.")
+def config(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    show_deepspeed: bool,
+    ranks: int,
+    defaults: bool,
+    keys: tuple[str, ...],
+) -> None:
+    """Print the resolved run as YAML; what is printed is itself a recipe."""
+    from dmt_ds.commands import config as command
+
+    if defaults:
+        click.echo(command.render_defaults(), nl=False)
+        return
+    resolved = load_recipe(recipe, overrides)
+    if keys:
+        click.echo(command.render_values(resolved, keys), nl=False)
+        return
+    click.echo(command.render(resolved), nl=False)
+    if show_deepspeed:
+        click.echo(command.render_deepspeed(resolved, ranks), nl=False)
+
+
+def _doctor(config: "RunConfig", ranks: int | None) -> int:
+    if launch_rank() != 0:
+        return 0
+    from dmt_ds.commands import doctor as command
+
+    findings = command.run(config, ranks)
+    click.echo(command.render(findings))
+    return 2 if any(finding.status == "fail" for finding in findings) else 0
