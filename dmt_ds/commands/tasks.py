@@ -102,6 +102,7 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
         centring_momentum=config.distill.centring_momentum,
     )
     widths = fusion.targets({name: model.record.shape.embed_dim for name, model in models.items()})
+    torch.manual_seed(config.seed)  # a student starts from the same weights whatever teachers were built before it
     vit = build_vit(config.student, config.data.image_size)
     _check_same_grid(describe(vit), models)
     if config.student.init_from is not None:
