@@ -53,11 +53,13 @@ def plan_length(train: TrainConfig, optim: OptimConfig, num_images: int) -> Leng
     if num_images < 1:
         raise DataError("data: the training split has no images; check data.path and data.train_split")
     steps_per_epoch = num_images / train.global_batch_size
-    total_steps = train.steps or math.ceil((train.epochs or 0) * steps_per_epoch - 1e-9)
+    total_steps = train.steps
+    if total_steps is None:
+        total_steps = max(1, math.ceil((train.epochs or 0) * steps_per_epoch - 1e-9))
     warmup_steps = optim.warmup_steps
     if warmup_steps is None:
         warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
-    return LengthPlan(max(1, total_steps), warmup_steps)
+    return LengthPlan(total_steps, warmup_steps)
 
 
 def _other_micro_batch(global_batch_size: int, micro_batch_size: int, world_size: int) -> str:

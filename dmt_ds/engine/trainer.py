@@ -118,6 +118,8 @@ class Trainer:
         self.engine.train()
         self._skipped_steps = self.engine.skipped_steps
         self._around.view.start(self.step)
+        if self._plan.total_steps == 0:
+            self.save()  # the encoder as it starts
         batches = self.batches()
         while self.step < self._plan.total_steps:
             signalled = self.update(batches)

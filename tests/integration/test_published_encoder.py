@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
@@ -32,3 +34,16 @@ def test_a_student_started_from_bound_weights_carries_their_licence_and_plain_ti
     assert config["pretrained_cfg"]["license"].lower() == "cc-by-nc-4.0"
     loaded = processes.run(["-c", LOAD, str(backbone)], cwd=tmp_path, PYTHONPATH="")
     assert loaded.stdout.split("\n")[0] == "[1, 17, 24] False"
+
+
+def test_a_run_of_no_steps_publishes_the_encoder_as_it_starts(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path)
+    processes.run(tiny_run.pretrain(recipe, "train.steps=0", "seed=7"))
+    torch.manual_seed(7)
+    section = load_config(str(recipe)).student
+    fresh = build_vit(section, 16).state_dict()
+    published = load_file(tmp_path / "run" / "backbone" / "model.safetensors")
+    assert published.keys() == fresh.keys()
+    assert all(torch.equal(published[key], fresh[key]) for key in fresh)
+    again = processes.run(tiny_run.pretrain(recipe, "train.steps=0", "seed=7"))
+    assert "finished" in again.stderr
