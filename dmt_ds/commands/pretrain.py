@@ -104,7 +104,7 @@ def _prepare(folder: Path, config: RunConfig) -> None:
 
 def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) -> Outcome:
     checkpoints, resume, fence = _take_over(run, built)
-    tracker = _open_tracker(run, built, resume)
+    tracker = _open_tracker(run, built, resume, fence)
     watchdog.last_words = lambda: _record_failure(tracker, fence)
     try:
         engine = _build_engine(run, built, resume)
@@ -222,14 +222,15 @@ def _run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None)
     )
 
 
-def _open_tracker(run: Run, built: BuiltTask, resume: ResumePlan | None) -> Tracker:
+def _open_tracker(run: Run, built: BuiltTask, resume: ResumePlan | None, fence: Fence | None) -> Tracker:
     """The record of the run, on rank 0, with all that describes it."""
     config = run.config
     run_id = resume.checkpoint.state.mlflow_run_id if resume else None
     tracker = open_tracker(config.tracking, run.folder, config.name, run_id, dist.is_main())
     if not dist.is_main():
         return tracker
-    tracker.set_tags({**_tags(run, built), **environment_tags(os.environ)})
+    attempts = {} if fence is None else {"attempts": str(fence.number)}
+    tracker.set_tags({**_tags(run, built), **attempts, **environment_tags(os.environ)})
     records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
     tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
     tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")
@@ -256,6 +257,8 @@ def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
         "teachers": "+".join(built.teachers) or "none",
         "losses": "+".join(losses) if config.task == "dmt" else config.task,
         "world_size": str(dist.world_size()),
+        "device": run.device.type,
+        "threads": str(torch.get_num_threads()),
     }
 
 

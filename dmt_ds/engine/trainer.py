@@ -231,7 +231,7 @@ class Trainer:
         metrics |= self._throughput.pop()
         metrics["perf/memory_gib"] = memory_gib()
         self._around.view.report(self.step, metrics)
-        self._around.tracker.log_metrics(metrics, self.step)
+        self._around.tracker.log_metrics(metrics | {"perf/ranks": float(dist.world_size())}, self.step)
 
     def _write_checkpoint(self, folder: Path, tag: str) -> None:
         self.engine.save(folder, tag)
