@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dmt_ds.tracking.figures import (
+    BLUE,
+    FEW_POINTS,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    name_panel,
+    new_figure,
+    save,
+    smoothed,
+    style,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_BLUE, _ORANGE, _GREEN, _PURPLE = "#2166ac", "#d6604d", "#1b7837", "#762a83"
 _LABELS = {
-    "train/loss": ("total loss", _INK),
-    "train/loss_tfd": ("token fusion (TFD)", _BLUE),
-    "train/loss_sfd": ("spatial fusion (SFD)", _ORANGE),
-    "train/lr": ("learning rate", _GREEN),
+    "train/loss": ("total loss", INK),
+    "train/loss_tfd": ("token fusion (TFD)", BLUE),
+    "train/loss_sfd": ("spatial fusion (SFD)", ORANGE),
+    "train/lr": ("learning rate", GREEN),
 }
-_FEW_POINTS = 30
-_DPI = 150
 _CELL_INCHES = 1.75
 
 
@@ -36,17 +46,17 @@ def loss_curves(points: Iterable[Mapping[str, Any]], path: Path, title: str = ""
     """
     points = list(points)
     names = _curve_names(points)
-    figure, axes = _figure(max(1, len(names)), 1, (3.6 * max(1, len(names)), 2.9))
+    figure, axes = new_figure(max(1, len(names)), 1, (3.6 * max(1, len(names)), 2.9))
     for axis, name in zip(axes[0], names, strict=False):
-        label, colour = _LABELS.get(name, (name.removeprefix("train/").replace("_", " "), _PURPLE))
+        label, colour = _LABELS.get(name, (name.removeprefix("train/").replace("_", " "), PURPLE))
         _draw_curve(axis, *_curve(points, name), colour, smooth=name != "train/lr")
-        axis.set_title(label, fontsize=10, color=_INK, loc="left")
+        name_panel(axis, label)
     if not names:
-        axes[0][0].text(0.5, 0.5, "no points yet", ha="center", va="center", color=_GREY)
+        axes[0][0].text(0.5, 0.5, "no points yet", ha="center", va="center", color=GREY)
         axes[0][0].set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=11, color=_INK, x=0.01, ha="left", fontweight="bold")
-    _save(figure, path)
+        figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left", fontweight="bold")
+    save(figure, path)
 
 
 def pca_of_tokens(images: Tensor, named_tokens: Mapping[str, Tensor], path: Path, num_prefix_tokens: int = 1) -> None:
@@ -67,7 +77,7 @@ def pca_of_tokens(images: Tensor, named_tokens: Mapping[str, Tensor], path: Path
         previous = _components(tokens[:, num_prefix_tokens:].detach().float().cpu(), previous)  # [B, N, 3]
         columns[name] = _colours(previous)  # [B, side, side, 3] in [0, 1]
     num_rows = images.shape[0]
-    figure, axes = _figure(
+    figure, axes = new_figure(
         1 + len(columns), num_rows, (_CELL_INCHES * (1 + len(columns)), _CELL_INCHES * num_rows + 0.3)
     )
     for row in range(num_rows):
@@ -75,11 +85,11 @@ def pca_of_tokens(images: Tensor, named_tokens: Mapping[str, Tensor], path: Path
         for axis, colours in zip(axes[row][1:], columns.values(), strict=True):
             axis.imshow(colours[row].numpy(), interpolation="nearest")
     for axis, name in zip(axes[0], ("image", *columns), strict=True):
-        axis.set_title(name, fontsize=10, color=_INK, pad=5)
+        axis.set_title(name, fontsize=10, color=INK, pad=5)
     for axis in itertools.chain(*axes):
         axis.set_axis_off()
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _curve_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -96,29 +106,14 @@ def _curve(points: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], l
 
 def _draw_curve(axis: "Axes", steps: Sequence[int], values: Sequence[float], colour: str, smooth: bool) -> None:
     """Draw the values as a faint line and their running mean as a strong one; few points, or exact ones, alone."""
-    if smooth and len(values) >= _FEW_POINTS:
+    if smooth and len(values) >= FEW_POINTS:
         axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
-        axis.plot(steps, _smoothed(values, len(values) // 25), color=colour, linewidth=1.6)
+        axis.plot(steps, smoothed(values, len(values) // 25), color=colour, linewidth=1.6)
     else:
-        marker = "o" if len(values) < _FEW_POINTS else ""
+        marker = "o" if len(values) < FEW_POINTS else ""
         axis.plot(steps, values, color=colour, linewidth=1.6, marker=marker, markersize=2.5)
-    axis.set_xlabel("step", fontsize=8, color=_GREY)
-    axis.tick_params(labelsize=8, colors=_GREY, length=0)
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.grid(color=_GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
+    style(axis, "step")
     axis.margins(x=0.02)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(_GRID)
-
-
-def _smoothed(values: Sequence[float], half_width: int) -> list[float]:
-    """Running mean; towards both ends the window shrinks (to 3 on a side), so that it stays centred."""
-    last = len(values) - 1
-    halves = (max(3, min(half_width, index, last - index)) for index in range(len(values)))
-    windows = [values[max(0, index - half) : index + half + 1] for index, half in enumerate(halves)]
-    return [sum(window) / len(window) for window in windows]
 
 
 def _components(patch_tokens: Tensor, previous: Tensor | None) -> Tensor:
@@ -153,18 +148,3 @@ def _colours(components: Tensor) -> Tensor:
     colours: Tensor = ((components - low) / spread).clamp(0, 1).where(high - low > 1e-6, 0.5)
     side = math.isqrt(components.shape[1])
     return colours.reshape(-1, side, side, 3)
-
-
-def _figure(num_columns: int, num_rows: int, size: tuple[float, float]) -> "tuple[Figure, list[list[Axes]]]":
-    """A figure that no window system and no global state of pyplot knows of."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(num_rows, num_columns, squeeze=False).tolist()
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)

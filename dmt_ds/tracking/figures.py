@@ -1,0 +1,66 @@
+"""How the project's figures look: their colours, axes and size; knows no run and no metric."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GREY, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+BLUE, ORANGE, GREEN, PURPLE = "#2166ac", "#d6604d", "#1b7837", "#762a83"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#b8860b", "#17807e", "#a6407a", "#5b6770")
+FEW_POINTS = 30
+"""A curve of fewer points is drawn as it is, each point marked."""
+_DPI = 150
+
+
+def new_figure(
+    num_columns: int, num_rows: int, size: tuple[float, float], **shared: bool
+) -> "tuple[Figure, list[list[Axes]]]":
+    """A figure that no window system and no global state of pyplot knows of.
+
+    Args:
+        num_columns: panels beside each other.
+        num_rows: panels below each other.
+        size: width and height in inches.
+        shared: `sharex`, `sharey` of the panels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False, **shared).tolist()
+
+
+def style(axis: "Axes", x_label: str) -> None:
+    """Small grey numbers, a faint grid, no frame but the line below."""
+    axis.set_xlabel(x_label, fontsize=8, color=GREY)
+    axis.tick_params(labelsize=8, colors=GREY, length=0)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.grid(color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID)
+
+
+def name_panel(axis: "Axes", text: str) -> None:
+    """Above the panel, on the left."""
+    axis.set_title(text, fontsize=10, color=INK, loc="left")
+
+
+def smoothed(values: Sequence[float], half_width: int) -> list[float]:
+    """Running mean; towards both ends the window shrinks (to 3 on a side), so that it stays centred."""
+    last = len(values) - 1
+    halves = (max(3, min(half_width, index, last - index)) for index in range(len(values)))
+    windows = [values[max(0, index - half) : index + half + 1] for index, half in enumerate(halves)]
+    return [sum(window) / len(window) for window in windows]
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write the figure as PNG; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
