@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.methods import (
     AugmentConfig,
     ClassifyConfig,
@@ -134,6 +135,8 @@ class StudentConfig(Section):
     """Blocks; null takes the architecture's."""
     num_heads: Count | None = None
     """Heads; null takes the architecture's."""
+    last_block_num_heads: Count | None = None
+    """Heads of the last block; null: as the others, or as the teachers' for tinymim."""
     positions: Literal["sincos", "learned"] = "sincos"
     """Fixed sine-cosine positions, or learned ones."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -246,19 +249,6 @@ class TrackingConfig(Section):
     """Log pictures (loss curves; PCA of patch tokens) as artifacts."""
 
 
-class KnnConfig(Section):
-    """k-nearest-neighbour classification on frozen features (DINO's protocol)."""
-
-    k: Count = 20
-    """Neighbours that vote."""
-    temperature: Positive = 0.07
-    """Of the votes' weights exp(cosine / T)."""
-    features: Literal["class", "patch_mean"] = "class"
-    """The class token, or the mean of the patch tokens; after the final norm, without adapter."""
-    batch_size: Count = 256
-    """Images at once while features are taken."""
-
-
 class RunConfig(Section):
     """A whole run: what a recipe and its overrides resolve to."""
 
@@ -284,6 +274,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
     knn: KnnConfig = KnnConfig()
+    linear: LinearConfig = LinearConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "RunConfig":
@@ -302,7 +293,8 @@ class RunConfig(Section):
     def _teachers_have_weight(self) -> "RunConfig":
         weights = {name: teacher.weight for name, teacher in self.teachers.used().items()}
         idle = [name for name, weight in weights.items() if weight == 0]
-        if self.task == "dmt" and (len(idle) == len(weights) or (idle and self.distill.fusion == "concat")):
+        kept_apart = self.task == "dmt" and self.distill.fusion == "concat"
+        if self.task in TEACHER_TASKS and (len(idle) == len(weights) or (idle and kept_apart)):
             raise ValueError(
                 f"teachers {idle} have weight 0: raise teachers.models.NAME.weight, or leave them out by teachers.use"
             )
