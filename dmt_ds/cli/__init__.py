@@ -37,6 +37,7 @@ for command in (
     training.doctor,
     training.config,
     judging.knn,
+    judging.evaluate,
     teachers.teachers,
     records.mlflow,
 ):

@@ -1,10 +1,23 @@
-"""The commands that judge encoders: knn."""
+"""The commands that judge encoders: knn, evaluate."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dmt_ds.cli.parts import examples, load_recipe, overrides_argument, recipe_option
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from dmt_ds.commands.judging import Encoder
+    from dmt_ds.config.schema import RunConfig
+
+encoders_option = click.option(
+    "-e", "--encoder", "encoders", multiple=True, metavar="SOURCE", help="Again and again for several."
+)
 
 
 @click.command(
@@ -15,7 +28,7 @@ from dmt_ds.cli.parts import examples, load_recipe, overrides_argument, recipe_o
         "dmt-ds knn -e teachers/checkpoint_teacher.pth data.source=folder data.path=photos knn.features=patch_mean",
     ),
 )
-@click.option("-e", "--encoder", "encoders", multiple=True, metavar="SOURCE", help="Again and again for several.")
+@encoders_option
 @recipe_option
 @overrides_argument
 def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...]) -> None:
@@ -25,21 +38,55 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
     baseline without encoder. Without -e the recipe's teachers are judged. Without -c the settings are those of the
     first run among the sources. What a run's encoder reaches is added to its MLflow run.
     """
-    recipe = recipe or next(
-        (f"{source}/config.yaml" for source in encoders if Path(source, "config.yaml").is_file()), None
-    )
-    config = load_recipe(
-        recipe, overrides if recipe else ("task=mae", *overrides)
-    )  # without recipe: no teachers needed
+    config, judged = _judged(encoders, recipe, overrides)
+    from dmt_ds.commands import knn as command
+    from dmt_ds.commands.judging import add_to_run
+
+    table = command.run_knn(config.data, config.knn, judged, _device())
+    click.echo(table)
+    for row in table.rows:
+        add_to_run(Path(row.encoder), table.metrics(row))
+
+
+@click.command(
+    short_help="All frozen readouts at once: k-NN and linear probe.",
+    epilog=examples(
+        "dmt-ds evaluate -e runs/vit_tiny",
+        "dmt-ds evaluate -e runs/vit_tiny -e runs/vit_tiny_mse -e pixels",
+        "dmt-ds evaluate -c vit_tiny data.path=/data/imagenet",
+    ),
+)
+@encoders_option
+@recipe_option
+@overrides_argument
+@click.option("--again", is_flag=True, help="Also where a run's folder has these very scores.")
+def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...], again: bool) -> None:
+    """k-NN and linear probe on class token and mean patch token, from one pass over the images.
+
+    SOURCE, -c and the settings are those of `dmt-ds knn`. What a run's encoder reaches is added to its MLflow run and
+    kept in evaluation.json in its folder: called again with the same encoder, images and settings, it only prints.
+    """
+    config, judged = _judged(encoders, recipe, overrides)
+    from dmt_ds.commands import evaluate as command
+
+    click.echo(command.run(config.data, config.knn, config.linear, judged, _device(), again))
+
+
+def _judged(
+    encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...]
+) -> "tuple[RunConfig, Mapping[str, Encoder]]":
+    """The settings, and what is judged with them by its name in the table."""
+    run_recipes = (f"{source}/config.yaml" for source in encoders if Path(source, "config.yaml").is_file())
+    recipe = recipe or next(run_recipes, None)
+    # Without any recipe the task is one that needs no teachers.
+    config = load_recipe(recipe, overrides if recipe else ("task=mae", *overrides))
     judged = {source: source for source in encoders} or config.teachers.used()
     if not judged:
         raise click.UsageError("which encoder? Say -e SOURCE, or -c RECIPE with teachers")
+    return config, judged
+
+
+def _device() -> "torch.device":
     import torch
 
-    from dmt_ds.commands import knn as command
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = command.run_knn(config.data, config.knn, judged, device)
-    click.echo(table)
-    for row in table.rows:
-        command.add_to_run(Path(row.encoder), row.scores)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,31 +1,19 @@
 """k-NN accuracy of frozen encoders on the images of a recipe; puts data, encoders and the vote together."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from dmt_ds.config.load import config_from_yaml
-from dmt_ds.config.schema import DataConfig, KnnConfig, TeacherConfig
-from dmt_ds.data.batch import Batch
-from dmt_ds.data.loader import eval_batches
-from dmt_ds.data.sources import ImageSource, open_source
-from dmt_ds.downstream.features import extract_features, pixel_features
-from dmt_ds.downstream.knn import KnnScores, knn_scores
-from dmt_ds.engine.checkpoint import DONE
-from dmt_ds.errors import DataError
-from dmt_ds.tracking.mlflow_tracker import add_metrics
+from dmt_ds.commands.judging import Encoder, features_of, load_judged, open_labelled
+from dmt_ds.config.evaluation import KnnConfig
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.downstream.accuracy import Accuracy
+from dmt_ds.downstream.knn import knn_scores
+from dmt_ds.downstream.readouts import Scores, metrics_of
 
 logger = logging.getLogger(__name__)
-
-PIXELS = "pixels"
-"""Source of the baseline without encoder."""
-
-Encoder = str | TeacherConfig | nn.Module
-"""A teacher's `source`, a whole teacher section, `pixels`, or a module: uint8 [B, 3, H, W] -> tokens [B, 1+N, D]."""
 
 Log = Callable[[str, float], None]
 """Takes a metric's name and value, such as `eval/knn_top1`."""
@@ -35,7 +23,7 @@ class KnnRow(NamedTuple):
     """One encoder's result."""
 
     encoder: str
-    scores: KnnScores
+    scores: Accuracy
 
 
 class KnnTable(NamedTuple):
@@ -46,6 +34,10 @@ class KnnTable(NamedTuple):
     num_test_images: int
     num_classes: int
     knn: KnnConfig
+
+    def metrics(self, row: KnnRow) -> Scores:
+        """A row under the names that the features have everywhere: `eval/knn_top1` or `eval/knn_patch_top1`, ..."""
+        return metrics_of("knn", self.knn.features, row.scores)
 
     def __str__(self) -> str:
         """A line on the protocol, then an encoder a line, in percent."""
@@ -74,88 +66,24 @@ def run_knn(
         knn: the protocol.
         encoders: name for the table -> what is judged; one is in memory at a time where they are not modules.
         device: where encoders and votes are computed.
-        log: called with `eval/knn_top1` and `eval/knn_top5`; with several encoders, `/NAME` follows.
+        log: called with each of `KnnTable.metrics`; with several encoders, `/NAME` follows.
 
     Raises:
         DataError: there are no images, no labels, or the splits have different classes.
         WeightsError: an encoder can't be loaded.
     """
-    train, test = open_source(data, "train"), open_source(data, "val")
-    num_classes = _common_classes(train, test)
-    rows = []
+    images = open_labelled(data)
+    table = KnnTable((), len(images.train), len(images.test), images.num_classes, knn)
     for name, encoder in encoders.items():
-        scores = _evaluate(name, encoder, train, test, num_classes, data, knn, device)
+        module = load_judged(name, encoder, data.image_size)
+        train = features_of(module, images.train, data, knn.batch_size, device)
+        test = features_of(module, images.test, data, knn.batch_size, device)
+        voting, judged = train.of(knn.features).to(device), test.of(knn.features)
+        scores = knn_scores(voting, train.labels, judged, test.labels, knn.k, knn.temperature, images.num_classes)
         logger.info("%s: k-NN top-1 %.2f %%, top-5 %.2f %%", name, 100 * scores.top1, 100 * scores.top5)
-        for metric, value in scores._asdict().items():
+        row = KnnRow(name, scores)
+        for metric, value in table.metrics(row).items():
             if log is not None:
-                log(f"eval/knn_{metric}" + (f"/{name}" if len(encoders) > 1 else ""), value)
-        rows.append(KnnRow(name, scores))
-    return KnnTable(tuple(rows), len(train), len(test), num_classes, knn)
-
-
-def add_to_run(folder: Path, scores: KnnScores) -> None:
-    """Add the scores to the MLflow run of a run's folder; anything else than such a folder is left alone."""
-    if not (folder / "tracking").is_dir():
-        return
-    section = config_from_yaml((folder / "config.yaml").read_text()).tracking
-    done = folder / DONE
-    step = int(done.read_text()) if done.exists() else 0
-    metrics = {f"eval/knn_{name}": value for name, value in scores._asdict().items()}
-    if not add_metrics(section, folder, metrics, step):
-        logger.warning("%s: the tracking store is away; the scores wait in the folder", folder)
-
-
-def _evaluate(
-    name: str,
-    encoder: Encoder,
-    train: ImageSource,
-    test: ImageSource,
-    num_classes: int,
-    data: DataConfig,
-    knn: KnnConfig,
-    device: torch.device,
-) -> KnnScores:
-    module = _load(name, encoder, data.image_size)
-
-    def features(source: ImageSource) -> tuple[Tensor, Tensor]:
-        batches = _batches(source, data, knn)
-        if module is None:
-            return pixel_features(batches)
-        return extract_features(module, batches, knn.features, device)
-
-    train_features, train_labels = features(train)
-    test_features, test_labels = features(test)
-    return knn_scores(
-        train_features.to(device), train_labels, test_features, test_labels, knn.k, knn.temperature, num_classes
-    )
-
-
-def _load(name: str, encoder: Encoder, image_size: int) -> nn.Module | None:
-    """The encoder, or None for `pixels`."""
-    if encoder == PIXELS:
-        return None
-    if isinstance(encoder, nn.Module):
-        return encoder
-    from dmt_ds.models.teachers import load_encoder, load_teacher
-
-    if isinstance(encoder, TeacherConfig):
-        return load_teacher(name, encoder, image_size)
-    return load_encoder(encoder, image_size)
-
-
-def _batches(source: ImageSource, data: DataConfig, knn: KnnConfig) -> Iterator[Batch]:
-    return eval_batches(source, data.image_size, knn.batch_size, data.num_workers, data.interpolation)
-
-
-def _common_classes(train: ImageSource, test: ImageSource) -> int:
-    """Number of classes; a class number must mean the same in both splits, though one may lack the last classes."""
-    fewer, more = sorted((tuple(train.class_names), tuple(test.class_names)), key=len)
-    if not fewer:
-        raise DataError("k-NN needs labels, but the data has none; set data.label_column")
-    for number, (a, b) in enumerate(zip(fewer, more, strict=False)):
-        if a != b:
-            raise DataError(
-                f"class {number} is '{train.class_names[number]}' in the training split and "
-                f"'{test.class_names[number]}' in the validation split: both need the same classes"
-            )
-    return len(more)
+                log(metric + (f"/{name}" if len(encoders) > 1 else ""), value)
+        table = table._replace(rows=(*table.rows, row))
+    return table

@@ -5,7 +5,6 @@ The digits are small and easy: raw pixels win there. It shows the machine at wor
 
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-from dmt_ds.commands.knn import PIXELS, KnnTable, add_to_run, run_knn
+from dmt_ds.commands.judging import PIXELS, add_to_run
+from dmt_ds.commands.knn import KnnTable, run_knn
+from dmt_ds.commands.stages import RunningStage, Stage
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine.checkpoint import DONE
@@ -32,7 +33,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Training:
     """One training run in processes of its own."""
 
     name: str
@@ -52,68 +53,51 @@ def run(output: Path, processes: int, say: Say) -> KnnTable:
     output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    stages = _stages(output, processes)
-    for number, stage in enumerate(stages, start=1):
-        _run_stage(stage, output, f"[{number}/{len(stages) + 1}]", say)
-    say(f"[{len(stages) + 1}/{len(stages) + 1}] k-NN on 360 digits that nobody trained on")
-    table = _measure(output, stages)
+    trainings = _trainings(output, processes)
+    for number, training in enumerate(trainings, start=1):
+        _run_training(training, output, f"[{number}/{len(trainings) + 1}]", say)
+    say(f"[{len(trainings) + 1}/{len(trainings) + 1}] k-NN on 360 digits that nobody trained on")
+    table = _measure(output, trainings)
     say(f"\n{table}\n")
     say(_closing(output, time.monotonic() - started))
     return table
 
 
-def _stages(output: Path, processes: int) -> list[Stage]:
+def _trainings(output: Path, processes: int) -> list[Training]:
     store = f"tracking.uri=sqlite:///{output / 'mlflow.db'}"
 
     def overrides(name: str) -> tuple[str, ...]:
         return (f"output_dir={output / name}", store, "tracking.experiment=quickstart")
 
     sources = tuple(f"teachers.models.{name}.source={output / name}" for name in TEACHERS)
-    makers = [Stage(name, f"quickstart_{name}", overrides(name), 1) for name in TEACHERS]
+    makers = [Training(name, f"quickstart_{name}", overrides(name), 1) for name in TEACHERS]
     batch = load_config("quickstart").train.global_batch_size
     share = f"train.micro_batch_size={max(1, batch // processes)}"
-    return [*makers, Stage(STUDENT, "quickstart", (*overrides(STUDENT), *sources, share), processes)]
+    return [*makers, Training(STUDENT, "quickstart", (*overrides(STUDENT), *sources, share), processes)]
 
 
-def _run_stage(stage: Stage, output: Path, position: str, say: Say) -> None:
-    folder = output / stage.name
-    what = f"teacher {stage.name}" if stage.name in TEACHERS else f"student from {', '.join(TEACHERS)}"
+def _run_training(training: Training, output: Path, position: str, say: Say) -> None:
+    folder = output / training.name
+    what = f"teacher {training.name}" if training.name in TEACHERS else f"student from {', '.join(TEACHERS)}"
     if (folder / DONE).exists():
         say(f"{position} {what}: done before, kept ({folder})")
         return
-    say(f"{position} {what}: training on {stage.processes} process{'es' if stage.processes > 1 else ''} ...")
-    started = time.monotonic()
-    folder.mkdir(exist_ok=True)
-    log = folder / "output.log"
-    with log.open("a") as out:
-        process = subprocess.Popen(_command(stage), stdout=out, stderr=out, env=_environment())
-        code = _wait(process, folder / "train.log", say)
+    say(f"{position} {what}: training on {training.processes} process{'es' if training.processes > 1 else ''} ...")
+    arguments = ("pretrain", "-c", training.recipe, *training.overrides)
+    stage = RunningStage(Stage(arguments, folder / "output.log", _environment(), training.processes))
+    code = stage.wait(SECONDS_BETWEEN_LINES, lambda: _say_newest_step(folder / "train.log", say))
     if code != 0:
-        lines = log.read_text().strip().splitlines()
-        errors = [line for line in lines if "error:" in line] or lines[-3:]
         raise DmtError(
-            f"quickstart: {what} ended with code {code}; the whole output is in {log}\n" + "\n".join(errors[-3:])
+            f"quickstart: {what} ended with code {code}; the whole output is in {stage.log}\n"
+            + "\n".join(stage.errors()[-3:])
         )
-    say(f"      done in {time.monotonic() - started:.0f} s; log: {folder / 'train.log'}")
+    say(f"      done in {stage.seconds:.0f} s; log: {folder / 'train.log'}")
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, say: Say) -> int:
-    """Exit code of a stage; its newest step is shown every few seconds. Ctrl-C reaches the stage too, which saves."""
-    while True:
-        try:
-            return process.wait(SECONDS_BETWEEN_LINES)
-        except subprocess.TimeoutExpired:
-            steps = [line for line in log.read_text().splitlines() if " step " in line] if log.exists() else []
-            if steps:
-                say(f"      {steps[-1].split(' INFO ')[-1][:100]}")
-
-
-def _command(stage: Stage) -> list[str]:
-    program: Sequence[str] = ("-m", "dmt_ds", "pretrain", "-c", stage.recipe, *stage.overrides)
-    if stage.processes == 1:
-        return [sys.executable, *program]
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={stage.processes}")
-    return [sys.executable, *launcher, *program]
+def _say_newest_step(log: Path, say: Say) -> None:
+    steps = [line for line in log.read_text().splitlines() if " step " in line] if log.exists() else []
+    if steps:
+        say(f"      {steps[-1].split(' INFO ')[-1][:100]}")
 
 
 def _environment() -> Mapping[str, str]:
@@ -122,8 +106,8 @@ def _environment() -> Mapping[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
-def _measure(output: Path, stages: Sequence[Stage]) -> KnnTable:
-    configs = {stage.name: load_config(stage.recipe, stage.overrides) for stage in stages}
+def _measure(output: Path, trainings: Sequence[Training]) -> KnnTable:
+    configs = {training.name: load_config(training.recipe, training.overrides) for training in trainings}
     student = configs[STUDENT]
     encoders: dict[str, str | torch.nn.Module] = {"raw pixels": PIXELS}
     encoders |= {f"teacher {name}": str(output / name) for name in TEACHERS}
@@ -132,7 +116,7 @@ def _measure(output: Path, stages: Sequence[Stage]) -> KnnTable:
     folders = {f"teacher {name}": output / name for name in TEACHERS} | {"student, distilled": output / STUDENT}
     for row in table.rows:
         if row.encoder in folders:
-            add_to_run(folders[row.encoder], row.scores)
+            add_to_run(folders[row.encoder], table.metrics(row))
     (output / "results.txt").write_text(f"{table}\n")
     return table
 

@@ -1,26 +1,16 @@
 """k-nearest-neighbour classification on frozen features, DINO's protocol; knows no encoder."""
 
 import logging
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmt_ds.errors import DataError
+from dmt_ds.downstream.accuracy import Accuracy, check_labels, num_right
 
 logger = logging.getLogger(__name__)
 
 _SIMILARITIES_AT_ONCE = 2**26  # 256 MiB of float32
-
-
-class KnnScores(NamedTuple):
-    """Shares of test images, 0 to 1."""
-
-    top1: float
-    """The class with the most votes is the right one."""
-    top5: float
-    """The right class is among the five with the most votes; 1 by rule where there are five classes or fewer."""
 
 
 def knn_scores(
@@ -31,7 +21,7 @@ def knn_scores(
     k: int,
     temperature: float,
     num_classes: int,
-) -> KnnScores:
+) -> Accuracy:
     """Each test image's k most similar training images vote for their class with weight exp(cosine / temperature).
 
     Args:
@@ -46,8 +36,8 @@ def knn_scores(
     Raises:
         DataError: an image has no label.
     """
-    _check_labels(train_labels, num_classes, "training")
-    _check_labels(test_labels, num_classes, "test")
+    check_labels(train_labels, num_classes, "training")
+    check_labels(test_labels, num_classes, "test")
     if k > len(train_features):
         logger.warning("knn.k=%d, but there are only %d training images: all of them vote", k, len(train_features))
         k = len(train_features)
@@ -60,11 +50,9 @@ def knn_scores(
         test = F.normalize(test_features[rows].to(device).float(), dim=1)  # [r, D]
         cosine, neighbours = (test @ train).topk(k, dim=1)  # [r, k] each
         votes = _votes(cosine, train_labels[neighbours], temperature, num_classes)
-        ranked = votes.topk(min(5, num_classes), dim=1).indices  # [r, 5]
-        hits = ranked == test_labels[rows.to(device), None]
-        right += torch.stack([hits[:, 0].sum(), hits.any(dim=1).sum()])
+        right += num_right(votes, test_labels[rows.to(device)])
     top1, top5 = (right.double() / len(test_features)).tolist()
-    return KnnScores(top1, top5)
+    return Accuracy(top1, top5)
 
 
 def _votes(cosine: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
@@ -72,14 +60,3 @@ def _votes(cosine: Tensor, labels: Tensor, temperature: float, num_classes: int)
     # The softmax is exp(cosine / T) up to a factor per image, which moves no rank and overflows at no T.
     weights = (cosine.double() / temperature).softmax(dim=1)
     return weights.new_zeros(len(cosine), num_classes).scatter_add_(1, labels, weights)
-
-
-def _check_labels(labels: Tensor, num_classes: int, which: str) -> None:
-    if len(labels) == 0:
-        raise DataError(f"k-NN needs {which} images, but there is none; check data.path and the split's name")
-    num_unlabelled = int((labels < 0).sum())
-    if num_unlabelled:
-        raise DataError(
-            f"k-NN needs labels, but {num_unlabelled} of {len(labels)} {which} images have none; set data.label_column"
-        )
-    assert int(labels.max()) < num_classes, f"label {int(labels.max())} of {num_classes} classes"

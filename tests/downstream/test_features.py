@@ -39,7 +39,8 @@ def make_batches(num_images: int = 7, batch_size: int = 3) -> Iterator[Batch]:
 
 
 def test_every_image_gives_one_row_in_order_with_its_label() -> None:
-    found, labels = extract_features(ChannelMeans(), make_batches(), "class", CPU)
+    features = extract_features(ChannelMeans(), make_batches(), CPU)
+    found, labels = features.of("class"), features.labels
     images = torch.cat([batch.images for batch in make_batches()]).float()
     torch.testing.assert_close(found, images.mean(dim=(2, 3)))
     assert found.dtype == torch.float32 and not found.requires_grad
@@ -47,7 +48,7 @@ def test_every_image_gives_one_row_in_order_with_its_label() -> None:
 
 
 def test_patch_mean_leaves_the_class_token_out() -> None:
-    found, _ = extract_features(ChannelMeans(), make_batches(), "patch_mean", CPU)
+    found = extract_features(ChannelMeans(), make_batches(), CPU).of("patch_mean")
     images = torch.cat([batch.images for batch in make_batches()]).float()
     quarters = [images[:, :, r : r + 4, c : c + 4].amax(dim=(2, 3)) for r in (0, 4) for c in (0, 4)]
     torch.testing.assert_close(found, torch.stack(quarters).mean(dim=0))
@@ -55,39 +56,51 @@ def test_patch_mean_leaves_the_class_token_out() -> None:
 
 def test_the_encoder_is_asked_in_evaluation_mode_and_left_as_it_was() -> None:
     encoder = ChannelMeans().train()
-    extract_features(encoder, make_batches(), "class", CPU)
+    extract_features(encoder, make_batches(), CPU)
     assert set(encoder.modes_seen) == {(False, False)}
     assert encoder.training
 
 
 def test_features_are_the_same_at_any_batch_size() -> None:
-    one = extract_features(ChannelMeans(), make_batches(batch_size=1), "class", CPU)
-    all_at_once = extract_features(ChannelMeans(), make_batches(batch_size=7), "class", CPU)
+    one = extract_features(ChannelMeans(), make_batches(batch_size=1), CPU)
+    all_at_once = extract_features(ChannelMeans(), make_batches(batch_size=7), CPU)
     torch.testing.assert_close(one, all_at_once)
 
 
 def test_a_half_precision_encoder_gives_float32_features() -> None:
-    found, _ = extract_features(ChannelMeans().bfloat16(), make_batches(), "patch_mean", CPU)
-    assert found.dtype == torch.float32
+    class_token, patch_mean, _ = extract_features(ChannelMeans().bfloat16(), make_batches(), CPU)
+    assert class_token.dtype == patch_mean.dtype == torch.float32
 
 
 def test_an_encoder_that_gives_nan_is_refused() -> None:
     encoder = ChannelMeans()
     nn.init.constant_(encoder.scale, float("nan"))
     with pytest.raises(WeightsError, match="NaN or infinity for 7 of 7 images"):
-        extract_features(encoder, make_batches(), "class", CPU)
+        extract_features(encoder, make_batches(), CPU)
+
+
+def test_nan_in_the_patch_tokens_alone_is_refused_too() -> None:
+    class BrokenPatches(ChannelMeans):
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = super().forward(images)
+            tokens[0, 2] = float("nan")  # the first image of each batch
+            return tokens
+
+    with pytest.raises(WeightsError, match="NaN or infinity for 3 of 7 images"):
+        extract_features(BrokenPatches(), make_batches(), CPU)
 
 
 def test_no_images_at_all_are_refused() -> None:
     with pytest.raises(DataError, match="there is no image to take features of"):
-        extract_features(ChannelMeans(), iter(()), "class", CPU)
+        extract_features(ChannelMeans(), iter(()), CPU)
 
 
 def test_pixels_are_features_between_zero_and_one() -> None:
-    found, labels = pixel_features(make_batches())
+    features = pixel_features(make_batches())
     images = torch.cat([batch.images for batch in make_batches()])
-    assert torch.equal(found, images.reshape(7, -1) / 255)
-    assert len(labels) == 7
+    assert torch.equal(features.of("class"), images.reshape(7, -1) / 255)
+    assert torch.equal(features.of("patch_mean"), features.of("class"))
+    assert len(features.labels) == 7
 
 
 def test_progress_is_logged_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.commands.knn import run_knn
-from dmt_ds.config.schema import DataConfig, KnnConfig, TeacherConfig
+from dmt_ds.config.evaluation import KnnConfig
+from dmt_ds.config.schema import DataConfig, TeacherConfig
 from dmt_ds.errors import DataError
 
 DIGITS = DataConfig(source="digits", image_size=8, num_workers=0)
@@ -55,6 +56,14 @@ def test_several_encoders_scores_are_logged_under_their_names() -> None:
         "eval/knn_top5/pixels",
         "eval/knn_top5/tokens",
     ]
+
+
+def test_patch_features_have_names_of_their_own() -> None:
+    logged: dict[str, float] = {}
+    by_patches = KnnConfig(features="patch_mean")
+    table = run_knn(DIGITS, by_patches, {"tokens": PixelTokens()}, CPU, log=logged.__setitem__)
+    assert logged == table.metrics(table.rows[0])
+    assert sorted(logged) == ["eval/knn_patch_top1", "eval/knn_patch_top5"]
 
 
 def test_the_table_says_what_was_measured() -> None:
