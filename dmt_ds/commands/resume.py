@@ -1,10 +1,15 @@
 """Whether, and how, a run goes on from its newest checkpoint; refuses to mix two different runs."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
 
 from dmt_ds.config.load import flatten_tree
 from dmt_ds.config.resume import differences
+from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
 from dmt_ds.errors import CheckpointError
@@ -59,7 +64,7 @@ def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
         CheckpointError: one line a difference.
     """
     saved = checkpoint.state
-    lines = differences(flatten_tree(saved.config), flatten_tree(now.config))
+    lines = differences(flatten_tree(in_todays_settings(saved.config)), flatten_tree(now.config))
     lines += [
         f"teacher {name}: weights sha256 {_short(saved.teachers.get(name))} -> {_short(now.teachers.get(name))}"
         for name in sorted({*saved.teachers, *now.teachers})
@@ -72,6 +77,14 @@ def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
     if lines:
         head = f"{checkpoint.folder}: is of another run (saved -> now); choose another output_dir, or go back to:"
         raise CheckpointError("\n".join([head, *lines]))
+
+
+def in_todays_settings(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint's settings with the defaults of those that are newer than it: an update of dmt_ds ends no run."""
+    try:
+        return RunConfig.model_validate(saved).model_dump(mode="json")
+    except ValidationError:
+        return saved  # a setting is gone: the comparison names it
 
 
 def prepare(plan: ResumePlan, world_size: int) -> None:
