@@ -14,19 +14,22 @@ from dmt_ds.config.schema import RunConfig
 Path = tuple[str, ...]
 
 
-def describe(error: ValidationError, origins: Mapping[Path, str], default_origin: str) -> list[str]:
+def describe(
+    error: ValidationError, origins: Mapping[Path, str], default_origin: str, model: type[BaseModel] = RunConfig
+) -> list[str]:
     """One line a finding: `recipes/vit_small.yaml: optim.wieght_decay: unknown key. Did you mean 'weight_decay'?`.
 
     Args:
-        error: what `RunConfig.model_validate` raised.
+        error: what `model.model_validate` raised.
         origins: who gave the value of each path: a recipe's name or "command line".
         default_origin: who is named where no given value is at fault but a missing one.
+        model: what the values are read as.
     """
     lines = []
     for detail in error.errors(include_url=False):
         path = tuple(str(part) for part in detail["loc"] if not isinstance(part, int))
         origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), default_origin)
-        lines.append(f"{origin}: {_say(detail, path)}")
+        lines.append(f"{origin}: {_say(detail, path, model)}")
     return list(dict.fromkeys(lines))
 
 
@@ -74,18 +77,18 @@ def section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     return None, False
 
 
-def _say(detail: ErrorDetails, path: Path) -> str:
+def _say(detail: ErrorDetails, path: Path, model: type[BaseModel]) -> str:
     kind, dotted, context = detail["type"], ".".join(path), detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{dotted}: unknown key. {_suggest_key(path)}"
+        return f"{dotted}: unknown key. {_suggest_key(path, model)}"
     if kind == "missing" and path and not isinstance(detail["loc"][-1], int):
         return f"{dotted}: is missing; give {dotted}=..."
     if kind == "value_error":  # a section's own check; it names its keys
         return (f"{dotted}: " if dotted else "") + str(context.get("error", detail["msg"]))
-    return f"{dotted}={_show(detail['input'])}: {_problem(detail, path)}"
+    return f"{dotted}={_show(detail['input'])}: {_problem(detail, path, model)}"
 
 
-def _problem(detail: ErrorDetails, path: Path) -> str:
+def _problem(detail: ErrorDetails, path: Path, model: type[BaseModel]) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if detail["input"] is None:
         return "null is not allowed here"
@@ -104,20 +107,20 @@ def _problem(detail: ErrorDetails, path: Path) -> str:
     if kind in ("bool_parsing", "bool_type"):
         return "neither true nor false"
     if kind in ("tuple_type", "missing", "too_long"):
-        return f"must be a list of {len(get_args(_field_at(path).annotation))} values, such as [{_example(path)}]"
+        return f"must be a list of {len(get_args(_field_at(path, model).annotation))} values, such as [{_example(path, model)}]"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return f"must have keys: {'.'.join(path)}.NAME=..."
     if kind == "string_pattern_mismatch":
-        return f"not allowed here. {_field_at(path).description}"
+        return f"not allowed here. {_field_at(path, model).description}"
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _field_at(path: Path) -> FieldInfo:
-    return fields_of(path[:-1])[path[-1]]
+def _field_at(path: Path, model: type[BaseModel]) -> FieldInfo:
+    return fields_of(path[:-1], model)[path[-1]]
 
 
-def _example(path: Path) -> str:
-    default = _field_at(path).default
+def _example(path: Path, model: type[BaseModel]) -> str:
+    default = _field_at(path, model).default
     return ", ".join(f"{value:g}" for value in default) if isinstance(default, tuple) else "0.5, 0.5, 0.5"
 
 
@@ -127,13 +130,13 @@ def _say_choices(given: str, expected: str) -> str:
     return f"must be one of {', '.join(choices)}" + (f". Did you mean '{close[0]}'?" if close else "")
 
 
-def _suggest_key(path: Path) -> str:
+def _suggest_key(path: Path, model: type[BaseModel]) -> str:
     """A key of the same section that reads like it, else one of that name elsewhere, else all keys of the section."""
     *parents, given = path
-    known = list(fields_of(parents))
+    known = list(fields_of(parents, model))
     if close := difflib.get_close_matches(given, known, n=1) or [key for key in known if given in key.split("_")]:
         return f"Did you mean '{close[0]}'?"
-    if elsewhere := [".".join(leaf) for leaf in leaves() if leaf[-1] == given]:
+    if elsewhere := [".".join(leaf) for leaf in leaves(model) if leaf[-1] == given]:
         return f"Did you mean '{elsewhere[0]}'?"
     return f"Keys here: {', '.join(known)}"
 

@@ -50,11 +50,25 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Run
     Raises:
         ConfigError: something is wrong; one line a finding, all findings at once.
     """
+    return load_layers(recipe, [(COMMAND_LINE, overrides)])
+
+
+def load_layers(recipe: str | Path | None, layers: Sequence[tuple[str, Sequence[str]]]) -> RunConfig:
+    """As `load_config`, with overrides of several origins, each of which wins over the ones before.
+
+    Args:
+        recipe: name of a shipped recipe, or a path; None takes the defaults.
+        layers: who gives the overrides, as findings name it, and the overrides.
+
+    Raises:
+        ConfigError: something is wrong; one line a finding, all findings at once.
+    """
     settings = _Settings()
     main_origin = COMMAND_LINE
     for main_origin, values in _recipe_chain(recipe) if recipe is not None else ():
         settings.put(values, main_origin)
-    _put_overrides(settings, overrides)
+    for origin, overrides in layers:
+        _put_overrides(settings, overrides, origin)
     return _checked(settings, main_origin)
 
 
@@ -156,25 +170,25 @@ def _mapping(values: object, origin: str) -> Tree:
     return values
 
 
-def _put_overrides(settings: _Settings, overrides: Sequence[str]) -> None:
+def _put_overrides(settings: _Settings, overrides: Sequence[str], origin: str) -> None:
     given: dict[str, str] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
         if not equals or not all(key.split(".")):
-            settings.findings.append(f"{COMMAND_LINE}: {override}: must be key=value, such as optim.base_lr=1e-3")
+            settings.findings.append(f"{origin}: {override}: must be key=value, such as optim.base_lr=1e-3")
             continue
         if key in given:
-            settings.findings.append(f"{COMMAND_LINE}: {key} is given twice: {given[key]} and {text}; keep one")
+            settings.findings.append(f"{origin}: {key} is given twice: {given[key]} and {text}; keep one")
             continue
         given[key] = text
         try:
-            value = parse_value(text, f"{COMMAND_LINE}: {override}")
+            value = parse_value(text, f"{origin}: {override}")
         except ConfigError as error:
             settings.findings.append(str(error))
             continue
         *parents, last = key.split(".")
-        settings.put({last: value}, COMMAND_LINE, tuple(parents))
+        settings.put({last: value}, origin, tuple(parents))
 
 
 def _checked(settings: _Settings, main_origin: str) -> RunConfig:
