@@ -24,7 +24,7 @@ from dmt_ds.tracking.mlflow_source import (
     store_files,
 )
 from dmt_ds.tracking.shipper import ItemRefused
-from dmt_ds.tracking.store_uri import StoreUri, store_uri
+from dmt_ds.tracking.store_uri import StoreUri, named_store
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric, Run
@@ -58,8 +58,8 @@ def sync(source: str, target: str, experiments: Sequence[str]) -> Iterator[Outco
             told after all other runs have been copied.
     """
     folder = Path(source) if Path(source).is_dir() else None
-    from_store = None if folder else _store(source, must_exist=True)
-    to_store = _store(target, must_exist=False)
+    from_store = None if folder else named_store(source, must_exist=True)
+    to_store = named_store(target, must_exist=False)
     if from_store == to_store:
         raise TrackingError(f"{to_store}: source and target are the same store; name two")
     mlflow_store.import_mlflow(to_store)
@@ -232,25 +232,6 @@ class _Copy:
             else:
                 self._client.set_terminated(copy.info.run_id, run.status, run.end_time)
         return run.status
-
-
-def _store(text: str, must_exist: bool) -> StoreUri:
-    """The store that a URI, or an SQLite file, names.
-
-    Raises:
-        TrackingError: MLflow has no such store, or the file is missing.
-    """
-    if Path(text).is_file():
-        text = f"sqlite:///{Path(text).resolve()}"
-    prefix, _, database = text.partition(":///")
-    if must_exist and prefix.startswith("sqlite") and not Path(database).is_file():
-        raise TrackingError(f"{text}: there is no such file; name a store that has runs")
-    if must_exist and ":" not in text:
-        raise TrackingError(f"{text}: there is no such folder or SQLite file; name one, or the URI of a store")
-    try:
-        return store_uri(text, Path.cwd() / "run", {})
-    except TrackingError as error:
-        raise TrackingError(str(error).removeprefix("tracking.uri ")) from error
 
 
 def _lock(folder: Path | None, from_store: StoreUri | None, to_store: StoreUri) -> AbstractContextManager[Any]:

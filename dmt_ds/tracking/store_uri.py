@@ -61,6 +61,25 @@ def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str]) -> 
     )
 
 
+def named_store(text: str, must_exist: bool) -> StoreUri:
+    """The store that a URI, or an SQLite file, names.
+
+    Raises:
+        TrackingError: MLflow has no such store, or the file is missing.
+    """
+    if Path(text).is_file():
+        text = f"sqlite:///{Path(text).resolve()}"
+    prefix, _, database = text.partition(":///")
+    if must_exist and prefix.startswith("sqlite") and not Path(database).is_file():
+        raise TrackingError(f"{text}: there is no such file; name a store that has runs")
+    if must_exist and ":" not in text:
+        raise TrackingError(f"{text}: there is no such folder or SQLite file; name one, or the URI of a store")
+    try:
+        return store_uri(text, Path.cwd() / "run", {})
+    except TrackingError as error:
+        raise TrackingError(str(error).removeprefix("tracking.uri ")) from error
+
+
 def masked(text: str) -> str:
     """A text with the user names and passwords of its URIs left out."""
     return _SECRET_ARGUMENT.sub(r"\1=***", _USER_INFO.sub("***@", text))
