@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dmt_ds import sample_rng
 from dmt_ds.data.batch import Batch
+from dmt_ds.data.rand_augment import RandAugment
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import CropSpec, center_crop, crop_numbers, cut
 from dmt_ds.errors import DataError
@@ -62,6 +63,9 @@ class TrainBatchMaker(Dataset[Made]):
                 return Made(None, failure=str(error))
             for view, spec in enumerate(self._crops):
                 crops[view][place] = cut(image, spec, numbers[view][place])
+        for view, spec in enumerate(self._crops):
+            if spec.rand_augment is not None:
+                _rand_augment(crops[view], spec.rand_augment, seeds, view)
         labels = torch.tensor([self._source.label(row) for row in rows.tolist()])
         return Made(Batch(crops, seeds, rows, labels), tuple(met.values()))
 
@@ -82,21 +86,32 @@ class TrainBatchMaker(Dataset[Made]):
 
 
 class EvalBatchMaker(Dataset[Made]):
-    """Takes the middle of a batch's images; an unreadable one always ends it, for a score of part of a set misleads."""
+    """Takes the middle of a batch's images; an unreadable one always ends it, for a score of part of a set misleads.
+
+    A row beyond the last one fills a batch up: an image that was there before, with label -1.
+    """
 
     def __init__(self, source: ImageSource, size: int, interpolation: Literal["bicubic", "bilinear"]) -> None:
         self._source, self._size, self._interpolation = source, size, interpolation
 
     def __getitem__(self, job: Job) -> Made:
         """Read, crop and stack the job's images."""
-        images = _empty_images(len(job[1]), self._size)
+        num_images, rows = len(self._source), torch.tensor(job[1])
+        images = _empty_images(len(rows), self._size)
         for place, row in enumerate(job[1]):
             try:
-                images[place] = center_crop(self._source.read(row), self._size, self._interpolation)
+                images[place] = center_crop(self._source.read(row % num_images), self._size, self._interpolation)
             except DataError as error:
                 return Made(None, failure=str(error))
-        labels = torch.tensor([self._source.label(row) for row in job[1]])
-        return Made(Batch((images,), torch.zeros_like(labels), torch.tensor(job[1]), labels))
+        labels = torch.tensor([self._source.label(row) if row < num_images else -1 for row in job[1]])
+        return Made(Batch((images,), torch.zeros_like(labels), rows % num_images, labels))
+
+
+def _rand_augment(crops: Tensor, how: RandAugment, seeds: Tensor, view: int) -> None:
+    """Change crops [B, 3, H, W] uint8 in place, each by its own seed."""
+    for crop, steps in zip(crops, how.draw(seeds, view), strict=True):
+        if steps:
+            crop.copy_(how(crop, steps))
 
 
 def _substitutes(row: int, seed: int, num_images: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Batches of crops from loader processes, in an order that all ranks share; knows no file format and no loss."""
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -92,14 +93,22 @@ def eval_batches(
     num_workers: int = 0,
     interpolation: Literal["bicubic", "bilinear"] = "bicubic",
     local_world_size: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
     """Every image once, in order, its middle only; the last batch may be smaller, seeds are 0.
+
+    Args:
+        local_world_size: ranks on this node, which share its CPU cores.
+        rank: gets every `world_size`-th image. All ranks get equally many batches, and as many images in each: where
+            the images do not go round, one that another rank has stands for the missing one, with label -1.
+        world_size: ranks that share the images.
 
     Raises:
         DataError: an image can't be read (named), or a loader process was killed.
     """
-    starts = range(0, len(source), batch_size)
-    rows = [list(range(start, min(start + batch_size, len(source)))) for start in starts]
+    share = [rank + turn * world_size for turn in range(math.ceil(len(source) / world_size))]
+    rows = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
     jobs: list[Job] = [([0] * len(batch), batch) for batch in rows]
     maker = EvalBatchMaker(source, image_size, interpolation)
     for made in _made(maker, jobs, usable_workers(num_workers, local_world_size), pin_memory=False):

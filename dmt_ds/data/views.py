@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 
 from dmt_ds import sample_rng
 from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.rand_augment import RandAugment
 
 _TRIES = 10  # as many as torchvision's
 _NUMBERS = 2 * _TRIES + 4  # (area, ratio) a try; top, left, flip, angle
@@ -29,6 +30,7 @@ class CropSpec:
         ratio: range of its width over height, before it is made square.
         flip: probability of a mirrored crop.
         rotation_degrees: largest angle, either way; corners that come from outside the crop are black.
+        rand_augment: what happens to the finished crop's pixels in the loader process; None is nothing.
     """
 
     size: int
@@ -37,6 +39,7 @@ class CropSpec:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip: float = 0.5
     rotation_degrees: float = 0.0
+    rand_augment: RandAugment | None = None
 
     @classmethod
     def from_section(cls, section: DataConfig) -> "CropSpec":
