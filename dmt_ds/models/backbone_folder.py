@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.vit import build_vit, create, full_name
+from dmt_ds.models.vit import VitShape, build_vit, create, describe, full_name, set_last_block_heads
 from dmt_ds.models.weights import load_strict, read_weights
 
 WEIGHTS_FILE = "model.safetensors"
@@ -31,6 +31,9 @@ def save_backbone(
 ) -> None:
     """Writes what `timm.create_model('local-dir:FOLDER', pretrained=True)` loads; whole or not at all.
 
+    Where the last block has other heads than the rest (TinyMIM), which timm can't build, `model_args` says so by
+    `last_block_num_heads`: `load_backbone` gives the same tokens, and plain timm refuses instead of giving others.
+
     Args:
         state: timm's name -> float32 tensor, of a ViT that `build_vit(section, image_size)` builds.
         mean: normalisation that the encoder was trained with.
@@ -39,8 +42,9 @@ def save_backbone(
     """
     from safetensors.torch import save_file
 
-    expected = build_vit(section, image_size).state_dict()
-    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}, "not this ViT's state"
+    vit = build_vit(section, image_size)
+    expected = {key: value.shape for key, value in vit.state_dict().items()}
+    assert {key: value.shape for key, value in state.items()} == expected, "not this ViT's state"
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -48,7 +52,7 @@ def save_backbone(
     save_file(
         {k: v.detach().float().contiguous().cpu() for k, v in state.items()}, partial / WEIGHTS_FILE, {"format": "pt"}
     )
-    config = _timm_config(section, image_size, state["cls_token"].shape[-1], mean, std, provenance)
+    config = _timm_config(section, describe(vit), mean, std, provenance)
     (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     _replace(partial, folder)
 
@@ -62,13 +66,16 @@ def load_backbone(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-        arch, model_args = config["architecture"], config.get("model_args", {})
+        arch, model_args = config["architecture"], dict(config.get("model_args", {}))
     except (OSError, ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise WeightsError(
             f"{folder / CONFIG_FILE}: no config of a timm model ({reason}); copy the folder anew"
         ) from error
+    last_block_num_heads = model_args.pop("last_block_num_heads", None)
     vit = create(full_name(arch, f"architecture in {folder / CONFIG_FILE}"), **{"num_classes": 0} | model_args)
+    if last_block_num_heads is not None:
+        set_last_block_heads(vit, last_block_num_heads)
     load_strict(vit, read_weights(folder / WEIGHTS_FILE))
     return vit, config
 
@@ -84,8 +91,7 @@ def strictest_licence(licences: Iterable[str | None]) -> str | None:
 
 def _timm_config(
     section: StudentConfig,
-    image_size: int,
-    width: int,
+    shape: VitShape,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     provenance: Mapping[str, Any],
@@ -93,22 +99,24 @@ def _timm_config(
     sizes = {key: getattr(section, key) for key in ("embed_dim", "depth", "num_heads")}
     model_args = {key: value for key, value in sizes.items() if value is not None}
     model_args |= {
-        "patch_size": section.patch_size,
-        "img_size": image_size,
+        "patch_size": shape.patch_size,
+        "img_size": shape.image_size,
         "class_token": True,
         "global_pool": "token",
     }
+    if shape.last_block_num_heads != shape.num_heads:
+        model_args["last_block_num_heads"] = shape.last_block_num_heads
     teachers = dict(provenance.get("teachers", {}))
     licence = strictest_licence(record.get("licence") for record in teachers.values())
     return {
         "architecture": full_name(section.arch, "student.arch"),
         "num_classes": 0,
-        "num_features": width,
+        "num_features": shape.embed_dim,
         "global_pool": "token",
         "model_args": model_args,
         "pretrained_cfg": {
             "num_classes": 0,
-            "input_size": [3, image_size, image_size],
+            "input_size": [3, shape.image_size, shape.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": 1.0,

@@ -79,8 +79,11 @@ class TeacherModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 -> teacher_tokens [B, 1+N, D], class token first, after the final LayerNorm."""
-        normalised = images.float() * self.scale + self.shift  # float32, whatever the weights are
-        return tokens_of(self.vit, normalised.to(next(self.vit.parameters()).dtype))
+        return tokens_of(self.vit, self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8 -> the same normalised, in the weights' type; computed in float32 whatever that is."""
+        return (images.float() * self.scale + self.shift).to(next(self.vit.parameters()).dtype)
 
     def train(self, mode: bool = True) -> "TeacherModel":
         """A teacher is always in evaluation."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import use_image_drop_path
+from dmt_ds.models.positions import sincos_positions
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -28,6 +29,7 @@ class VitShape:
         embed_dim: width D.
         depth: number of blocks.
         num_heads: heads of a block.
+        last_block_num_heads: heads of the last block, where TinyMIM's student has its teacher's.
         patch_size: side of a patch, in pixels.
         image_size: side of the image, in pixels.
         num_prefix_tokens: class, distillation and register tokens before the patches.
@@ -36,6 +38,7 @@ class VitShape:
     embed_dim: int
     depth: int
     num_heads: int
+    last_block_num_heads: int
     patch_size: int
     image_size: int
     num_prefix_tokens: int
@@ -78,6 +81,8 @@ def build_vit(section: StudentConfig, image_size: int, *, any_size: bool = False
         raise ConfigError(f"student.arch: '{section.arch}' with {sizes} cannot be built ({error})") from error
     if not isinstance(vit, VisionTransformer) or not isinstance(vit.pos_embed, nn.Parameter):
         raise ConfigError(_not_plain(section.arch))
+    if section.last_block_num_heads is not None:
+        set_last_block_heads(vit, section.last_block_num_heads)
     _initialise(vit, section.positions)
     use_image_drop_path(vit, section.drop_path)
     return vit
@@ -93,6 +98,11 @@ def tokens_of(vit: nn.Module, images: Tensor) -> Tensor:
         [B, 1+N, D].
     """
     tokens: Tensor = vit.forward_features(images)  # type: ignore[operator]
+    return class_and_patches(vit, tokens)
+
+
+def class_and_patches(vit: nn.Module, tokens: Tensor) -> Tensor:
+    """Leaves distillation and register tokens out: [B, prefix+N, ..] -> [B, 1+N, ..]."""
     prefix: int = vit.num_prefix_tokens  # type: ignore[assignment]
     if prefix == 1:
         return tokens
@@ -106,10 +116,41 @@ def describe(vit: nn.Module) -> VitShape:
         embed_dim=any_vit.embed_dim,
         depth=len(any_vit.blocks),
         num_heads=any_vit.blocks[0].attn.num_heads,
+        last_block_num_heads=any_vit.blocks[-1].attn.num_heads,
         patch_size=any_vit.patch_embed.patch_size[0],
         image_size=any_vit.patch_embed.img_size[0],
         num_prefix_tokens=any_vit.num_prefix_tokens,
     )
+
+
+def has_plain_attention(block: nn.Module) -> bool:
+    """Whether a block's attention is softmax(Q K^T / sqrt(d)) V of one linear map's output, with nothing added."""
+    from timm.models.vision_transformer import Attention
+
+    attention: Any = getattr(block, "attn", None)
+    # A subclass may add positions or norms; BEiT and EVA have classes of their own.
+    return type(attention) is Attention and isinstance(attention.q_norm, nn.Identity)
+
+
+def set_last_block_heads(vit: nn.Module, num_heads: int) -> None:
+    """Cuts the last block's width into so many heads; no tensor changes.
+
+    Raises:
+        ConfigError: the width is not a multiple of them, or the block's attention is not plain.
+    """
+    any_vit: Any = vit
+    width, block = any_vit.embed_dim, any_vit.blocks[-1]
+    if num_heads == block.attn.num_heads:
+        return
+    if width % num_heads:
+        raise ConfigError(
+            f"student.last_block_num_heads {num_heads} does not divide the student's width {width}: "
+            f"set student.embed_dim to a multiple of {num_heads}"
+        )
+    if not has_plain_attention(block):
+        raise ConfigError("student.last_block_num_heads: this student.arch has no plain attention; take vit_tiny")
+    block.attn.num_heads, block.attn.head_dim = num_heads, width // num_heads
+    block.attn.scale = block.attn.head_dim**-0.5
 
 
 def prefer_written_attention(vit: nn.Module) -> None:
@@ -117,20 +158,6 @@ def prefer_written_attention(vit: nn.Module) -> None:
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # type: ignore[assignment]
-
-
-def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:
-    """MAE's fixed 2-D table (its `get_2d_sincos_pos_embed`): [N, D] float32, row by row.
-
-    The first half of the channels holds the column, the second the row; each half is sines, then cosines, of the
-    coordinate times 10000^(-k / (D/4)).
-    """
-    quarter = embed_dim // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)  # [D/4]
-    coordinates = torch.arange(grid_size, dtype=torch.float64)
-    rows, columns = torch.meshgrid(coordinates, coordinates, indexing="ij")
-    angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]  # each [N, D/4]
-    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
 
 
 def create(arch: str, **model_args: Any) -> nn.Module:

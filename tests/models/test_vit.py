@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dmt_ds.errors import ConfigError
-from dmt_ds.models.vit import build_vit, create, describe, prefer_written_attention, sincos_positions, tokens_of
+from dmt_ds.models.positions import sincos_positions
+from dmt_ds.models.vit import build_vit, create, describe, prefer_written_attention, tokens_of
 from tests.models import tiny
 
 
