@@ -10,7 +10,7 @@ from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_student
 from dmt_ds.config.findings import section_in
 from dmt_ds.config.load import flatten, to_yaml
-from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
 
 
@@ -40,7 +40,7 @@ def render_deepspeed(config: RunConfig, ranks: int) -> str:
     plan = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, ranks)
     student = find_ds_config(config.train.deepspeed)
     parts = [("student", student, resolve_student(student, plan, config.optim.clip_grad_norm))]
-    if config.task == "dmt":
+    if config.task in TEACHER_TASKS:
         teachers = find_ds_config(config.teachers.deepspeed)
         parts.append(("each teacher", teachers, read_ds_config(teachers)))
     ranks_text = f"{ranks} rank{'s' if ranks > 1 else ''}"

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from dmt_ds.commands.resume import refuse_another_run
-from dmt_ds.commands.tasks import build_task
+from dmt_ds.commands.tasks import build_student_vit, build_task
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
-from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import DataError, DmtError, TrackingError
+from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_teacher, start_from
-from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_teacher
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -165,7 +166,7 @@ def _check_validation_split(config: RunConfig) -> Iterator[Finding]:
 
 def _check_teachers(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
-    if config.task != "dmt":
+    if config.task not in TEACHER_TASKS:
         return
     ds_path = find_ds_config(config.teachers.deepspeed)
     resolve_teacher(ds_path, embed_dim=768)
@@ -181,32 +182,27 @@ def _check_teachers(patient: _Patient) -> Iterator[Finding]:
         what = f"{record.layout}, {shape.embed_dim} wide, {shape.depth} blocks, {shape.num_heads} heads"
         licence = record.licence or "licence not known"
         yield Finding("ok", "teachers", f"{name}: {what}, sha256 {(record.sha256 or 'none')[:12]}, {licence}")
-    check_same_tokens(patient.teachers, same_width=config.distill.fusion != "concat")
+    are_added = config.task == "dmt" and config.distill.fusion != "concat"
+    check_same_tokens(patient.teachers, same_width=are_added)
 
 
 def _check_student(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
-    module = _student(patient) if config.task == "dmt" else build_task(config, torch.device("cpu")).task.module
+    learns = config.task in TEACHER_TASKS
+    module = _student(patient) if learns else build_task(config, torch.device("cpu")).task.module
     patient.num_parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
     yield Finding(
         "ok", "student", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters"
     )
 
 
-def _student(patient: _Patient) -> Student:
+def _student(patient: _Patient) -> nn.Module:
     """The student as the run builds it, checked against its teachers."""
     config = patient.config
-    vit = build_vit(config.student, config.data.image_size)
+    vit = build_student_vit(config, patient.teachers)
+    if config.task == "tinymim":
+        return RelationStudent(vit)
     widths = {name: teacher.record.shape.embed_dim for name, teacher in patient.teachers.items()}
-    num_tokens = describe(vit).num_tokens
-    for name, teacher in patient.teachers.items():
-        theirs = teacher.record.shape.num_tokens
-        if theirs != num_tokens:
-            raise DataError(
-                f"student has {num_tokens} tokens, teacher '{name}' {theirs}: set student.patch_size to its patch"
-            )
-    if config.student.init_from is not None:
-        start_from(vit, config.student.init_from, config.data.image_size)
     targets = widths if config.distill.fusion == "concat" else {"fused": next(iter(widths.values()), 768)}
     return Student(vit, targets, config.student.adapter)
 
@@ -250,7 +246,7 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         message = f"{checkpoint.folder} is there and train.resume is 'never': choose another output_dir"
         yield Finding("fail", "checkpoint", message)
         return
-    teachers_are_missing = config.task == "dmt" and len(patient.teachers) < len(config.teachers.used())
+    teachers_are_missing = config.task in TEACHER_TASKS and len(patient.teachers) < len(config.teachers.used())
     if patient.ds_config is None or patient.source is None or teachers_are_missing:
         yield Finding("warn", "checkpoint", f"{checkpoint.folder}: not compared, mend what failed above first")
         return

@@ -16,7 +16,7 @@ from dmt_ds.commands.tasks import BuiltTask, build_task
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
 from dmt_ds.config.load import flatten, to_yaml
-from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
@@ -249,17 +249,25 @@ def _open_tracker(run: Run, built: BuiltTask, resume: ResumePlan | None, fence: 
 def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
     """What runs are found and compared by."""
     config = run.config
-    losses = [name for name in ("tfd", "sfd") if getattr(config.distill, f"{name}_weight") > 0]
     return {
-        "stage": "distill" if config.task == "dmt" else "pretrain",
+        "stage": "distill" if config.task in TEACHER_TASKS else "pretrain",
         "task": config.task,
         "student": config.student.arch,
         "teachers": "+".join(built.teachers) or "none",
-        "losses": "+".join(losses) if config.task == "dmt" else config.task,
+        "losses": "+".join(_losses_in_use(config)) or config.task,
         "world_size": str(dist.world_size()),
         "device": run.device.type,
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _losses_in_use(config: RunConfig) -> list[str]:
+    """Names of a distillation's losses whose weight is not 0."""
+    weights = {
+        "dmt": {"tfd": config.distill.tfd_weight, "sfd": config.distill.sfd_weight},
+        "tinymim": {"qk": config.tinymim.qk_weight, "vv": config.tinymim.vv_weight},
+    }
+    return [name for name, weight in weights.get(config.task, {}).items() if weight > 0]
 
 
 def _publish(run: Run, built: BuiltTask, trainer: Trainer, tracker: Tracker) -> None:

@@ -19,6 +19,7 @@ from dmt_ds.errors import DataError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.teachers import BACKBONE_FOLDER
+from dmt_ds.models.vit import describe
 from dmt_ds.tracking.tracker import Tracker, read_points
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,12 @@ def export_backbone(config: RunConfig, built: BuiltTask, engine: StudentEngine, 
     with ds_engine.gathered(engine.module):
         if not dist.is_main():
             return
+        backbone = built.task.backbone()
         save_backbone(
             folder / BACKBONE_FOLDER,
-            backbone_state(built.task.backbone(), built.task.module, masters),
-            config.student,
+            backbone_state(backbone, built.task.module, masters),
+            # The teachers may have settled the last block's heads.
+            config.student.model_copy(update={"last_block_num_heads": describe(backbone).last_block_num_heads}),
             config.data.image_size,
             mean=config.augment.mean,
             std=config.augment.std,

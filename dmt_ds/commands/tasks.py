@@ -1,40 +1,27 @@
 """From a recipe to a task: the only place that knows all methods."""
 
 import hashlib
-import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
-from dmt_ds.config.schema import RunConfig, TeachersConfig
+from dmt_ds.commands.teacher_engines import check_same_grid, load_teachers, start_teachers
+from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.objective import DistillationObjective
-from dmt_ds.engine import dist, ds_teachers
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.engine.task import PretrainingTask
-from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask
+from dmt_ds.methods.tinymim import TinyMimTask
+from dmt_ds.models.relations import RelationStudent, RelationTeacher, with_heads_of
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import (
-    TeacherModel,
-    TeacherRecord,
-    check_same_tokens,
-    load_encoder,
-    load_teacher,
-    start_from,
-)
-from dmt_ds.models.vit import VitShape, build_vit, describe, prefer_written_attention
-
-logger = logging.getLogger(__name__)
-
-AUTO_SHARD_SHARE = 0.1
-"""`sharding: auto` cuts teachers whose whole copies would take more of a device than this."""
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_encoder, start_from
+from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class BuiltTask:
 def build_task(config: RunConfig, device: torch.device) -> BuiltTask:
     """The recipe's task, built on every rank from the same seed; teachers are already in their engines."""
     torch.manual_seed(config.seed)
-    built = _build_dmt(config, device) if config.task == "dmt" else BuiltTask(_build_teacher_maker(config))
+    built = _build(config, device)
     if device.type == "cpu":
         # Fused attention has a slow backward in bf16 on CPU; written out it is five times faster.
         prefer_written_attention(built.task.module)
@@ -71,6 +58,14 @@ def build_task(config: RunConfig, device: torch.device) -> BuiltTask:
     if config.student.init_from is None:
         return built
     return replace(built, init_from=load_encoder(config.student.init_from, config.data.image_size).record)
+
+
+def _build(config: RunConfig, device: torch.device) -> BuiltTask:
+    if config.task == "dmt":
+        return _build_dmt(config, device)
+    if config.task == "tinymim":
+        return _build_tinymim(config, device)
+    return BuiltTask(_build_teacher_maker(config))
 
 
 def _build_teacher_maker(config: RunConfig) -> PretrainingTask:
@@ -93,7 +88,7 @@ def _build_teacher_maker(config: RunConfig) -> PretrainingTask:
 
 def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
     sections = config.teachers.used()
-    models = {name: load_teacher(name, section, config.data.image_size) for name, section in sections.items()}
+    models = load_teachers(config.teachers, config.data.image_size)
     check_same_tokens(models, same_width=config.distill.fusion != "concat")
     fusion = TokenFusion(
         config.distill.fusion,
@@ -102,12 +97,7 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
         centring_momentum=config.distill.centring_momentum,
     )
     widths = fusion.targets({name: model.record.shape.embed_dim for name, model in models.items()})
-    torch.manual_seed(config.seed)  # a student starts from the same weights whatever teachers were built before it
-    vit = build_vit(config.student, config.data.image_size)
-    _check_same_grid(describe(vit), models)
-    if config.student.init_from is not None:
-        start_from(vit, config.student.init_from, config.data.image_size)
-    student = Student(vit, widths, config.student.adapter)
+    student = Student(build_student_vit(config, models), widths, config.student.adapter)
     objective = DistillationObjective(
         divergence=config.distill.divergence,
         direction=config.distill.direction,
@@ -116,70 +106,35 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
         target_weights=fusion.target_weights,
         without_class_token=fusion.without_class_token,
     )
-    records = {name: model.record for name, model in models.items()}
-    path = find_ds_config(config.teachers.deepspeed)
-    ds_configs = {name: resolve_teacher(path, record.shape.embed_dim) for name, record in records.items()}
-    teachers = _teacher_engines(models, ds_configs, config.teachers, device)
+    teachers = start_teachers(models, config.teachers, device)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
-    task = DmtTask(student, teachers, fusion, objective, diagnostics, Augment(config.augment))
-    return BuiltTask(task, records, ds_configs)
+    task = DmtTask(student, teachers.forwards, fusion, objective, diagnostics, Augment(config.augment))
+    return BuiltTask(task, teachers.records, teachers.ds_configs)
 
 
-def _check_same_grid(student: VitShape, models: dict[str, TeacherModel]) -> None:
-    """Tokens are compared position by position.
+def _build_tinymim(config: RunConfig, device: torch.device) -> BuiltTask:
+    models = load_teachers(config.teachers, config.data.image_size)
+    check_same_tokens(models, same_width=False)
+    student = RelationStudent(build_student_vit(config, models))
+    relation_teachers = {name: RelationTeacher(model) for name, model in models.items()}
+    teachers = start_teachers(relation_teachers, config.teachers, device)
+    weights = {name: section.weight for name, section in config.teachers.used().items()}
+    task = TinyMimTask(student, teachers.forwards, weights, config.tinymim, Augment(config.augment))
+    return BuiltTask(task, teachers.records, teachers.ds_configs)
+
+
+def build_student_vit(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> nn.Module:
+    """The student of these teachers, with its first weights.
 
     Raises:
-        ConfigError: names both sides.
+        ConfigError: its patches, or for tinymim its heads, are not the teachers'.
     """
-    name, teacher = next((name, model.record.shape) for name, model in models.items())
-    if (teacher.image_size, teacher.patch_size) != (student.image_size, student.patch_size):
-        raise ConfigError(
-            f"student.patch_size {student.patch_size} cuts {student.image_size} pixels into another grid than "
-            f"teacher '{name}' (patch {teacher.patch_size}, image {teacher.image_size}); "
-            f"set student.patch_size={teacher.patch_size}"
-        )
-
-
-def _teacher_engines(
-    models: dict[str, TeacherModel], ds_configs: dict[str, DsConfig], section: TeachersConfig, device: torch.device
-) -> dict[str, Callable[..., Tensor]]:
-    """Each teacher in an engine of its own, in the recipe's order: building one is a collective."""
-    sharding = _choose_sharding(models, section, device)
-    engines: dict[str, Callable[..., Tensor]] = {}
-    for name, model in models.items():
-        if sharding == "zero3":
-            engines[name] = ds_teachers.build_teacher(model, ds_configs[name], device, shard_over=section.shard_over)
-        else:
-            engines[name] = ds_teachers.replicate_teacher(model, ds_configs[name], device)
-        held, full = ds_teachers.held_bytes(model)
-        logger.info("teacher %s: %.1f of %.1f MiB on this rank", name, held / 2**20, full / 2**20)
-    return engines
-
-
-def _choose_sharding(models: dict[str, TeacherModel], section: TeachersConfig, device: torch.device) -> str:
-    if section.sharding != "auto":
-        return section.sharding
-    copies = sum(_bf16_bytes(model) for model in models.values())
-    memory = _device_memory(device)
-    choice = "zero3" if dist.world_size() > 1 and copies > AUTO_SHARD_SHARE * memory else "replicate"
-    logger.info(
-        "teachers.sharding auto -> %s: whole copies take %.2f GiB of %.0f GiB (%.1f %%; sharded above %.0f %%)",
-        choice,
-        copies / 2**30,
-        memory / 2**30,
-        100 * copies / memory,
-        100 * AUTO_SHARD_SHARE,
-    )
-    return choice
-
-
-def _bf16_bytes(model: nn.Module) -> int:
-    return 2 * sum(parameter.numel() for parameter in model.parameters())
-
-
-def _device_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    import psutil
-
-    return int(psutil.virtual_memory().total)
+    section = config.student
+    if config.task == "tinymim" and teachers:
+        section = with_heads_of(section, teachers)
+    torch.manual_seed(config.seed)  # a student starts from the same weights whatever teachers were built before it
+    vit: nn.Module = build_vit(section, config.data.image_size)
+    check_same_grid(describe(vit), teachers)
+    if section.init_from is not None:
+        start_from(vit, section.init_from, config.data.image_size)
+    return vit

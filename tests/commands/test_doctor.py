@@ -140,7 +140,10 @@ def test_a_damaged_teacher_is_named_with_its_key(tmp_path: Path, images: Path) -
 
 def test_teachers_and_student_of_different_patches_are_told(tmp_path: Path, images: Path, teacher: Path) -> None:
     message = failed(distillation(tmp_path, images, teacher, "student.patch_size=4"))["student"]
-    assert message == "student has 65 tokens, teacher 'ibot' 17: set student.patch_size to its patch"
+    assert message == (
+        "student.patch_size 4 cuts 32 pixels into another grid than teacher 'ibot' (patch 8, image 32); "
+        "set student.patch_size=8"
+    )
 
 
 @pytest.mark.parametrize("task", ["dmt", "mae"])

@@ -1,0 +1,106 @@
+"""A run's teachers, from the recipe to their engines; knows no method."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
+from dmt_ds.config.schema import TeachersConfig
+from dmt_ds.engine import dist, ds_teachers
+from dmt_ds.engine.ds_engine import DsConfig
+from dmt_ds.errors import ConfigError
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord, load_teacher
+from dmt_ds.models.vit import VitShape
+
+logger = logging.getLogger(__name__)
+
+AUTO_SHARD_SHARE = 0.1
+"""`sharding: auto` cuts teachers whose whole copies would take more of a device than this."""
+
+
+@dataclass(frozen=True)
+class TeacherEngines:
+    """Teachers that are ready to be asked; by name, in the recipe's order."""
+
+    forwards: dict[str, Callable[..., Tensor]]
+    """uint8 images [B, 3, H, W] -> what the teacher's module gives."""
+    records: dict[str, TeacherRecord]
+    ds_configs: dict[str, DsConfig]
+    """Each teacher's DeepSpeed JSON, resolved."""
+
+
+def load_teachers(section: TeachersConfig, image_size: int) -> dict[str, TeacherModel]:
+    """The teachers that the recipe uses, on the CPU.
+
+    Args:
+        image_size: side of the run's images, in pixels.
+    """
+    return {name: load_teacher(name, teacher, image_size) for name, teacher in section.used().items()}
+
+
+def check_same_grid(student: VitShape, teachers: Mapping[str, TeacherModel]) -> None:
+    """Tokens are compared position by position.
+
+    Raises:
+        ConfigError: names both sides.
+    """
+    for name, teacher in teachers.items():
+        shape = teacher.record.shape
+        if (shape.image_size, shape.patch_size) != (student.image_size, student.patch_size):
+            raise ConfigError(
+                f"student.patch_size {student.patch_size} cuts {student.image_size} pixels into another grid than "
+                f"teacher '{name}' (patch {shape.patch_size}, image {shape.image_size}); "
+                f"set student.patch_size={shape.patch_size}"
+            )
+
+
+def start_teachers(
+    teachers: Mapping[str, TeacherModel], section: TeachersConfig, device: torch.device
+) -> TeacherEngines:
+    """Each teacher in an engine of its own, in the recipe's order: building one is a collective."""
+    path = find_ds_config(section.deepspeed)
+    records = {name: teacher.record for name, teacher in teachers.items()}
+    ds_configs = {name: resolve_teacher(path, record.shape.embed_dim) for name, record in records.items()}
+    sharding = _choose_sharding(teachers, section, device)
+    forwards: dict[str, Callable[..., Tensor]] = {}
+    for name, teacher in teachers.items():
+        if sharding == "zero3":
+            engine = ds_teachers.build_teacher(teacher, ds_configs[name], device, shard_over=section.shard_over)
+        else:
+            engine = ds_teachers.replicate_teacher(teacher, ds_configs[name], device)
+        forwards[name] = engine
+        held, full = ds_teachers.held_bytes(teacher)
+        logger.info("teacher %s: %.1f of %.1f MiB on this rank", name, held / 2**20, full / 2**20)
+    return TeacherEngines(forwards, records, ds_configs)
+
+
+def _choose_sharding(teachers: Mapping[str, TeacherModel], section: TeachersConfig, device: torch.device) -> str:
+    if section.sharding != "auto":
+        return section.sharding
+    copies = sum(_bf16_bytes(model) for model in teachers.values())
+    memory = _device_memory(device)
+    choice = "zero3" if dist.world_size() > 1 and copies > AUTO_SHARD_SHARE * memory else "replicate"
+    logger.info(
+        "teachers.sharding auto -> %s: whole copies take %.2f GiB of %.0f GiB (%.1f %%; sharded above %.0f %%)",
+        choice,
+        copies / 2**30,
+        memory / 2**30,
+        100 * copies / memory,
+        100 * AUTO_SHARD_SHARE,
+    )
+    return choice
+
+
+def _bf16_bytes(model: nn.Module) -> int:
+    return 2 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def _device_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -1,0 +1,79 @@
+"""TinyMIM and m-TinyMIM: the student learns the relations inside its teachers' last block (Ren et al., 2023).
+
+Knows no engine's library.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.config.methods import TinyMimConfig
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.augment import Augment
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.views import CropSpec
+from dmt_ds.distill.relations import relation_loss
+from dmt_ds.engine.task import Model, Progress, TaskLosses
+from dmt_ds.methods.dmt import Teacher
+from dmt_ds.models.relations import RelationStudent
+
+
+class TinyMimTask:
+    """Trains a student against its teachers' relations; the teachers are never part of `module`.
+
+    Args:
+        teachers: name -> uint8 images [B, 3, H, W] to the last block's queries, keys, values, [B, 3, heads, 1+N, d].
+        weights: name -> weight in the mean over teachers.
+        section: weights of the two losses.
+        augment: of the student's pixels; teachers see them as they are.
+    """
+
+    def __init__(
+        self,
+        student: RelationStudent,
+        teachers: Mapping[str, Teacher],
+        weights: Mapping[str, float],
+        section: TinyMimConfig,
+        augment: Augment,
+    ) -> None:
+        self.module = student
+        self._teachers = dict(teachers)
+        self._weights = dict(weights)
+        self._section = section
+        self._augment = augment
+
+    def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
+        """One crop an image, the same for teachers and student: tokens are compared position by position."""
+        return (CropSpec.from_section(data),)
+
+    def backbone(self) -> nn.Module:
+        """The student's ViT."""
+        return self.module.vit
+
+    def losses(self, model: Model, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
+        """Both relations' losses on one micro-batch, the mean over teachers."""
+        with torch.no_grad():
+            # One teacher after the other, in the same order on every rank: with ZeRO-3 each forward is a collective.
+            teacher_qkvs = {name: teacher(batch.images) for name, teacher in self._teachers.items()}
+        student_qkv = model(self._augment(batch.images, batch.seeds), batch.seeds)  # [B, 3, heads, 1+N, d]
+        qk, vv = student_qkv.new_zeros(2, dtype=torch.float32)
+        if self._section.qk_weight:
+            qk = relation_loss("qk", student_qkv, teacher_qkvs, self._weights)
+        if self._section.vv_weight:
+            vv = relation_loss("vv", student_qkv, teacher_qkvs, self._weights)
+        total = self._section.qk_weight * qk + self._section.vv_weight * vv
+        return TaskLosses(total, {"train/loss_qk": qk.detach(), "train/loss_vv": vv.detach()})
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing moves but the weights."""
+
+    def to(self, device: torch.device) -> None:
+        """Nothing lies outside of the module."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: all of it is in the module."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to load."""
