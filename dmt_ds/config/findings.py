@@ -107,7 +107,7 @@ def _problem(detail: ErrorDetails, path: Path, model: type[BaseModel]) -> str:
     if kind in ("bool_parsing", "bool_type"):
         return "neither true nor false"
     if kind in ("tuple_type", "missing", "too_long"):
-        return f"must be a list of {len(get_args(_field_at(path, model).annotation))} values, such as [{_example(path, model)}]"
+        return _say_list(_field_at(path, model))
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return f"must have keys: {'.'.join(path)}.NAME=..."
     if kind == "string_pattern_mismatch":
@@ -119,9 +119,14 @@ def _field_at(path: Path, model: type[BaseModel]) -> FieldInfo:
     return fields_of(path[:-1], model)[path[-1]]
 
 
-def _example(path: Path, model: type[BaseModel]) -> str:
-    default = _field_at(path, model).default
-    return ", ".join(f"{value:g}" for value in default) if isinstance(default, tuple) else "0.5, 0.5, 0.5"
+def _say_list(field: FieldInfo) -> str:
+    kinds = (field.annotation, *get_args(field.annotation))  # of `tuple[...] | None`, each
+    inside = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), ())
+    if Ellipsis in inside:
+        return "must be a list, such as [a, b]" if str in inside else "must be a list, such as [1, 2]"
+    default = field.default
+    example = ", ".join(f"{value:g}" for value in default) if isinstance(default, tuple) else "0.5, 0.5, 0.5"
+    return f"must be a list of {len(inside)} values, such as [{example}]"
 
 
 def _say_choices(given: str, expected: str) -> str:

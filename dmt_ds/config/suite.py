@@ -1,0 +1,195 @@
+"""What a suite file may say: named variants of a recipe, seeds, teachers, a grid to tune; resolves no run."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from dmt_ds.config.findings import describe
+from dmt_ds.config.load import find_recipe
+from dmt_ds.config.section import Section
+from dmt_ds.config.yaml_text import parse_yaml
+from dmt_ds.errors import ConfigError
+
+SUITES = Path(__file__).parents[1] / "suites"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FOLDERS = ("teachers", "tune")
+"""Names that no variant can have: they are folders of the suite's output."""
+
+
+class RunSpec(Section):
+    """One kind of run: a recipe and what it has otherwise."""
+
+    recipe: str | None = None
+    """Shipped recipe, or a file (a path beside the suite's file, or from here); null takes the suite's."""
+    set: dict[str, Any] = Field(default={})
+    """Overrides with dotted keys, over the suite's own."""
+
+
+class VariantSpec(RunSpec):
+    """One system of the comparison, trained with every seed."""
+
+    title: str | None = None
+    """What tables call it; null takes its name."""
+    paper: str | None = None
+    """The paper's number, as it prints it; what it measures is said in the suite's `paper`."""
+    tune: bool = True
+    """Whether it takes part in the suite's tuning."""
+
+
+class TuneSpec(Section):
+    """One setting chosen for each variant before its seeds, on a seed that they don't use."""
+
+    key: str = "optim.base_lr"
+    """The setting, with dots."""
+    values: tuple[float, ...] = Field(min_length=2)
+    """What is tried, each in a run."""
+    seed: int = 100
+    """Of these runs; none of the suite's `seeds`."""
+    set: dict[str, Any] = Field(default={})
+    """Overrides of these runs, over the variant's: a shorter training."""
+    metric: str = "eval/select_knn_top1"
+    """Chooses the value: higher is better. It must not look at validation images."""
+
+
+class PaperSpec(Section):
+    """What the variants' `paper` strings are."""
+
+    metric: str
+    """Data set, measure, student, table."""
+
+
+class Suite(Section):
+    """A whole suite file."""
+
+    name: str = Field(pattern=rf"^{NAME.pattern}$")
+    """Letters, digits, `.`, `_`, `-`: experiment and parent run in MLflow, and folder of the runs."""
+    recipe: str | None = None
+    """Recipe of every run that does not say another one."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """Each variant is trained with each."""
+    set: dict[str, Any] = Field(default={})
+    """Overrides of all runs, below each variant's own; `{teachers}` stands for the folder of the teachers' runs."""
+    teachers: dict[str, RunSpec] = Field(default={})
+    """Name -> run that others start from, made first, once."""
+    tune: TuneSpec | None = None
+    """Null tunes nothing."""
+    variants: dict[str, VariantSpec] = Field(min_length=1)
+    """Name -> what is compared."""
+    paper: PaperSpec | None = None
+    """Null where no variant has a number of the paper's."""
+
+    @field_validator("teachers", "variants", mode="before")
+    @classmethod
+    def _nothing_given_is_nothing_set(cls, specs: Any) -> Any:
+        """`dmt:` alone is a variant that changes nothing."""
+        if not isinstance(specs, Mapping):
+            return specs
+        return {name: {} if spec is None else spec for name, spec in specs.items()}
+
+    @model_validator(mode="after")
+    def _names_are_folders(self) -> "Suite":
+        for name in [*self.teachers, *self.variants]:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"'{name}' names a folder: use letters, digits, '.', '_', '-'")
+        if taken := [name for name in self.variants if name in FOLDERS]:
+            raise ValueError(f"variants.{taken[0]}: is the name of another folder of the suite; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_apart(self) -> "Suite":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)}: one is given twice")
+        if self.tune and self.tune.seed in self.seeds:
+            raise ValueError(f"tune.seed={self.tune.seed}: is one of the seeds that are compared; choose another")
+        if self.tune and len(set(self.tune.values)) < len(self.tune.values):
+            raise ValueError(f"tune.values {list(self.tune.values)}: one is given twice")
+        return self
+
+    @model_validator(mode="after")
+    def _paper_is_explained(self) -> "Suite":
+        told = [name for name, variant in self.variants.items() if variant.paper is not None]
+        if told and self.paper is None:
+            raise ValueError(f"paper.metric: is missing; it says what variants.{told[0]}.paper measures")
+        return self
+
+
+class SuiteFile(Section):
+    """A suite, and where it was read from."""
+
+    suite: Suite
+    path: Path
+    label: str
+    """How findings name the file."""
+
+    def recipe_of(self, spec: RunSpec, where: str) -> str:
+        """Shipped recipe's name, or a file's absolute path.
+
+        Raises:
+            ConfigError: there is no recipe; one line.
+        """
+        recipe = spec.recipe or self.suite.recipe
+        if recipe is None:
+            raise ConfigError(
+                f"{self.label}: {where}.recipe: is missing, and the suite has none for all: give recipe=..."
+            )
+        beside = self.path.parent / recipe
+        if "/" in recipe or recipe.endswith(".yaml"):
+            return str((beside if beside.is_file() else self._found(recipe, where)).resolve())
+        self._found(recipe, where)
+        return recipe
+
+    def _found(self, recipe: str, where: str) -> Path:
+        try:
+            return find_recipe(recipe)
+        except ConfigError as error:
+            raise ConfigError(f"{self.label}: {where}: {error}") from None
+
+
+def load_suite(suite: str) -> SuiteFile:
+    """Read a suite file.
+
+    Args:
+        suite: name of a shipped suite, or a path.
+
+    Raises:
+        ConfigError: something is wrong; one line a finding, all findings at once.
+    """
+    path = find_suite(suite)
+    label = f"suites/{path.name}" if path.resolve().parent == SUITES.resolve() else str(path)
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), label)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{label}: can't be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{label}: must be a mapping with 'name:', 'recipe:', 'seeds:' and 'variants:'")
+    try:
+        return SuiteFile(suite=Suite.model_validate(values), path=path, label=label)
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe(error, {}, label, Suite))) from None
+
+
+def find_suite(suite: str) -> Path:
+    """File of a suite: a bare name is a shipped one, anything with a slash or an ending is a path.
+
+    Raises:
+        ConfigError: there is no such file; the shipped suites are listed.
+    """
+    is_name = re.fullmatch(r"[A-Za-z0-9_-]+", suite) is not None
+    path = SUITES / f"{suite}.yaml" if is_name else Path(suite)
+    if path.is_file():
+        return path
+    shipped = shipped_suites()
+    close = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    raise ConfigError(
+        f"suite '{suite}' is not there. {hint}Shipped suites: {', '.join(shipped)}; or give a file's path"
+    )
+
+
+def shipped_suites() -> list[str]:
+    """Names that are known without a path."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))

@@ -1,0 +1,251 @@
+"""The runs of a suite: which there are, where each lies, what each is given, and which wait for which; starts none."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dmt_ds.config.load import COMMAND_LINE, load_layers
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.config.suite import RunSpec, SuiteFile, VariantSpec
+from dmt_ds.config.yaml_text import parse_value
+from dmt_ds.errors import ConfigError
+
+Role = Literal["teacher", "tune", "variant"]
+ROLES: tuple[Role, ...] = ("teacher", "tune", "variant")
+"""In the order in which they are made."""
+OWN_KEYS = ("output_dir", "name", "tracking.parent")
+"""Settings that the suite gives each of its runs; `seed` is one more, but of a teacher's."""
+Layer = tuple[str, dict[str, Any]]
+"""Who gives settings, as findings name it, and the settings by dotted key."""
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """One training run of a suite.
+
+    Attributes:
+        owner: the teacher or variant.
+        label: what lines for people call it.
+        value: of the tuned setting, in a run that tries one.
+        layers: settings over the recipe, the later the stronger.
+    """
+
+    role: Role
+    owner: str
+    label: str
+    folder: Path
+    recipe: str
+    layers: tuple[Layer, ...]
+    value: float | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """What it resolves to.
+
+        Raises:
+            ConfigError: something is wrong; one line a finding.
+        """
+        return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in self.layers])
+
+    @property
+    def overrides(self) -> list[str]:
+        """The layers as one list of `key=value`."""
+        merged: dict[str, Any] = {}
+        for _, values in self.layers:
+            for key, value in values.items():
+                merged.pop(key, None)  # behind what an earlier layer gave, of its section too
+                merged[key] = value
+        return as_overrides(merged)
+
+
+@dataclass(frozen=True)
+class SuitePlan:
+    """All runs of a suite.
+
+    Attributes:
+        output: absolute folder of the runs.
+        given: what the command line overrides.
+        store: tracking store of runs whose recipe names none; None leaves it to the environment.
+    """
+
+    file: SuiteFile
+    output: Path
+    given: Mapping[str, Any]
+    store: str | None
+
+    def teachers(self) -> list[SuiteRun]:
+        """Runs that others start from."""
+        return [self._teacher(name, spec) for name, spec in self.file.suite.teachers.items()]
+
+    def tuning(self) -> list[SuiteRun]:
+        """Each tuned variant at each value."""
+        tune, variants = self.file.suite.tune, self.file.suite.variants.items()
+        values = tune.values if tune else ()
+        return [self._tuning(name, spec, value) for name, spec in variants if spec.tune for value in values]
+
+    def tried(self, variant: str) -> list[SuiteRun]:
+        """The runs that choose a variant's value; none where it is not tuned."""
+        return [run for run in self.tuning() if run.owner == variant]
+
+    def variants(self, chosen: Mapping[str, float]) -> list[SuiteRun]:
+        """Each variant with each seed; `chosen` has the tuned variants' values (the first of the grid stands in)."""
+        suite = self.file.suite
+        return [self._variant(name, seed, chosen.get(name)) for name in suite.variants for seed in suite.seeds]
+
+    def of_role(self, role: Role, chosen: Mapping[str, float]) -> list[SuiteRun]:
+        """The runs of one stage."""
+        if role == "teacher":
+            return self.teachers()
+        return self.tuning() if role == "tune" else self.variants(chosen)
+
+    def teachers_of(self, run: SuiteRun) -> list[str]:
+        """Names of the suite's teachers that a run starts from.
+
+        Raises:
+            ConfigError: a source names a teacher that the suite does not make.
+        """
+        config, found = run.config, []
+        used = config.teachers.used() if config.task in TEACHER_TASKS else {}
+        sources = [(f"teachers.models.{name}.source", teacher.source) for name, teacher in used.items()]
+        sources += [("student.init_from", config.student.init_from)] if config.student.init_from else []
+        for key, source in sources:
+            path = Path(source)
+            if path.is_relative_to(self.teachers_folder) and path != self.teachers_folder:
+                name = path.relative_to(self.teachers_folder).parts[0]
+                if name not in self.file.suite.teachers:
+                    raise ConfigError(f"{self.file.label}: {run.label}: {key}: {self._no_teacher(name)}")
+                found.append(name)
+        return list(dict.fromkeys(found))
+
+    @property
+    def teachers_folder(self) -> Path:
+        """What `{teachers}` stands for."""
+        return self.output / "teachers"
+
+    def _no_teacher(self, name: str) -> str:
+        known = list(self.file.suite.teachers)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else f"It makes: {', '.join(known) or 'none'}"
+        return f"the suite makes no teacher '{name}'. {hint}"
+
+    def _teacher(self, name: str, spec: RunSpec) -> SuiteRun:
+        seed: Layer = (self.file.label, {"seed": 0})
+        return self._run("teacher", name, f"teacher {name}", Path("teachers", name), spec, before=[seed])
+
+    def _tuning(self, name: str, spec: VariantSpec, value: float) -> SuiteRun:
+        tune = self.file.suite.tune
+        assert tune is not None
+        layers: list[Layer] = [
+            (f"{self.file.label}: tune.set", tune.set),
+            (self.file.label, {tune.key: value_text(value), "seed": tune.seed}),
+        ]
+        label, folder = f"{name} {tune.key}={value_text(value)}", Path("tune", name, value_text(value))
+        return self._run("tune", name, label, folder, spec, after=layers, value=value)
+
+    def _variant(self, name: str, seed: int, chosen: float | None) -> SuiteRun:
+        spec, tune = self.file.suite.variants[name], self.file.suite.tune
+        own: dict[str, Any] = {"seed": seed}
+        if tune and spec.tune:
+            own[tune.key] = value_text(tune.values[0] if chosen is None else chosen)
+        folder = Path(name, f"seed{seed}")
+        return self._run("variant", name, f"{name} seed{seed}", folder, spec, after=[(self.file.label, own)])
+
+    def _run(
+        self,
+        role: Role,
+        owner: str,
+        label: str,
+        folder: Path,
+        spec: RunSpec,
+        before: Sequence[Layer] = (),
+        after: Sequence[Layer] = (),
+        value: float | None = None,
+    ) -> SuiteRun:
+        """A run; what the suite's file says of it has `{teachers}` filled in."""
+        suite, label_of_file = self.file.suite, self.file.label
+        where = f"{'teachers' if role == 'teacher' else 'variants'}.{owner}"
+        own = {
+            "output_dir": str(self.output / folder),
+            "name": _safe("-".join(folder.parts)),
+            "tracking.parent": suite.name,
+        }
+        tags = {"suite": suite.name, "variant": owner, "role": role, "title": owner}
+        if isinstance(spec, VariantSpec):
+            tags["title"] = spec.title or owner
+            tags |= {"paper": spec.paper} if spec.paper and role == "variant" else {}
+        layers = [
+            (label_of_file, self._tracking()),
+            *before,
+            (f"{label_of_file}: set", suite.set),
+            (f"{label_of_file}: {where}.set", spec.set),
+            *after,
+            (label_of_file, {**own, **{f"tracking.tags.{key}": text for key, text in tags.items()}}),
+            (COMMAND_LINE, dict(self.given)),
+        ]
+        filled = tuple((origin, self._fill(values)) for origin, values in layers)
+        return SuiteRun(role, owner, label, self.output / folder, self.file.recipe_of(spec, where), filled, value)
+
+    def _tracking(self) -> dict[str, Any]:
+        store = {} if self.store is None else {"tracking.uri": self.store}
+        return {"tracking.experiment": self.file.suite.name, **store}
+
+    def _fill(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self._fill(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._fill(item) for item in value]
+        return value.replace("{teachers}", str(self.teachers_folder)) if isinstance(value, str) else value
+
+
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """`key=value` as the command line takes it."""
+    return [f"{key}={_written(value)}" for key, value in values.items()]
+
+
+def value_text(value: float) -> str:
+    """A tuned value as folders and overrides have it, short and exact: 5.0e-4 is 0.0005."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def findings(plan: SuitePlan, runs: Sequence[SuiteRun]) -> list[str]:
+    """What is wrong with a suite and its runs, one line each, all at once."""
+    found = list(_misplaced(plan))
+    for run in runs:
+        try:
+            plan.teachers_of(run)
+        except ConfigError as error:
+            found += str(error).splitlines()
+    return list(dict.fromkeys(found))
+
+
+def _misplaced(plan: SuitePlan) -> Iterator[str]:
+    """Settings that the suite gives each run by itself."""
+    suite, label = plan.file.suite, plan.file.label
+    places: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [
+        (f"{label}: set", suite.set, ("seed", *OWN_KEYS)),
+        *((f"{label}: teachers.{name}.set", spec.set, OWN_KEYS) for name, spec in suite.teachers.items()),
+        *((f"{label}: variants.{name}.set", spec.set, ("seed", *OWN_KEYS)) for name, spec in suite.variants.items()),
+        (f"{label}: tune.set", suite.tune.set if suite.tune else {}, ("seed", *OWN_KEYS)),
+        (COMMAND_LINE, plan.given, ("seed", *OWN_KEYS, *([suite.tune.key] if suite.tune else []))),
+    ]
+    for where, values, own in places:
+        for key in values:
+            if key in own:
+                yield f"{where}: {key}: is given to each run by the suite itself; take it out"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+
+
+def _written(value: Any) -> str:
+    """As plain as the reader of overrides takes it back."""
+    if isinstance(value, str) and value and parse_value(value, "suite") == value:
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()
