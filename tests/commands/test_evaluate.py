@@ -1,0 +1,140 @@
+"""`dmt-ds evaluate` on real digits: one pass, all readouts, kept with the run."""
+
+import json
+from pathlib import Path
+
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+from dmt_ds.cli import main
+from dmt_ds.commands.evaluate import EVALUATION_FILE, EvaluationTable, run
+from dmt_ds.commands.knn import run_knn
+from dmt_ds.config.evaluation import KnnConfig, LinearConfig
+from dmt_ds.config.load import load_config, to_yaml
+from dmt_ds.config.schema import DataConfig, RunConfig
+from dmt_ds.engine.checkpoint import DONE
+from dmt_ds.tracking.mlflow_tracker import open_tracker
+from dmt_ds.tracking.tracker import read_points
+from tests import tiny_run
+from tests.tracking.stores import curve
+
+CPU = torch.device("cpu")
+DIGITS = DataConfig(source="digits", image_size=16, num_workers=0, max_train_images=300)
+
+
+class CountingTokens(nn.Module):
+    """Class token: all pixels; patch tokens: two that know nothing. Counts the images that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_images = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> [B, 3, 3*H*W]."""
+        self.num_images += len(images)
+        pixels = images.flatten(1).float()
+        return torch.stack([pixels, torch.ones_like(pixels), -torch.ones_like(pixels)], dim=1)
+
+
+def make_run(folder: Path, *overrides: str) -> RunConfig:
+    """A finished run's folder: a random encoder, the settings, the step."""
+    tiny_run.make_teacher(folder, seed=0)
+    config = load_config(
+        None,
+        ("task=mae", "data.image_size=16", "data.num_workers=0", "student.patch_size=4", *overrides),
+    )
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / DONE).write_text("400\n")
+    return config
+
+
+def evaluate(*sources: str | Path, data: DataConfig = DIGITS, k: int = 20, again: bool = False) -> EvaluationTable:
+    encoders = {str(source): str(source) for source in sources}
+    return run(data, KnnConfig(k=k), LinearConfig(), encoders, CPU, again)
+
+
+def num_points(folder: Path) -> int:
+    return len((folder / "metrics.jsonl").read_text().splitlines())
+
+
+def test_all_readouts_come_from_one_pass_over_the_images() -> None:
+    tokens = CountingTokens()
+    table = run(DIGITS, KnnConfig(), LinearConfig(), {"tokens": tokens}, CPU)
+    assert tokens.num_images == 300 + 360
+    scores = table.rows[0].scores
+    assert len(scores) == 9
+    assert scores["eval/linear_top1"] > 0.8 and scores["eval/knn_top1"] > 0.8
+    assert scores["eval/linear_patch_top1"] < 0.2 and scores["eval/knn_patch_top1"] < 0.2
+
+
+def test_k_nn_is_what_the_knn_command_measures() -> None:
+    scores = evaluate("pixels").rows[0].scores
+    for features in ("class", "patch_mean"):
+        knn = KnnConfig(features=features)
+        table = run_knn(DIGITS, knn, {"pixels": "pixels"}, CPU)
+        assert table.metrics(table.rows[0]).items() <= scores.items()
+
+
+def test_a_runs_scores_are_points_of_its_last_step_and_a_file_in_its_folder(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", "tracking.enabled=false")
+    scores = evaluate(tmp_path / "run").rows[0].scores
+    assert [(point["step"], point["metrics"]) for point in read_points(tmp_path / "run")] == [(400, scores)]
+    kept = json.loads((tmp_path / "run" / EVALUATION_FILE).read_text())
+    assert kept["scores"] == scores
+    assert kept["made_from"]["step"] == 400
+    assert kept["made_from"]["data"]["train"] != kept["made_from"]["data"]["validation"]
+
+
+def test_called_again_it_evaluates_only_what_has_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    make_run(folder, "tracking.enabled=false")
+    first = evaluate(folder)
+    assert evaluate(folder) == first and num_points(folder) == 1
+    evaluate(folder, again=True)
+    assert num_points(folder) == 2
+    evaluate(folder, k=5)
+    assert num_points(folder) == 3
+    evaluate(folder, k=5, data=DIGITS.model_copy(update={"max_train_images": 200}))
+    assert num_points(folder) == 4
+    tiny_run.make_teacher(folder, seed=1)
+    other = evaluate(folder, k=5, data=DIGITS.model_copy(update={"max_train_images": 200}))
+    assert num_points(folder) == 5
+    assert other.rows[0].scores != first.rows[0].scores
+
+
+def test_a_runs_scores_reach_its_mlflow_run(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = make_run(tmp_path / "run", f"tracking.uri={store}", "tracking.system_metrics_seconds=0")
+    tracker = open_tracker(config.tracking, tmp_path / "run", "run", None, is_main=True)
+    tracker.finish("FINISHED")
+    scores = evaluate(tmp_path / "run").rows[0].scores
+    for name, value in scores.items():
+        assert curve(store, tracker.run_id, name) == [(400, value)]
+
+
+def test_the_command_takes_the_settings_of_the_first_run_and_evaluates_again_when_told(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    make_run(folder, "tracking.enabled=false", "data.max_train_images=100", "knn.k=3")
+    for number, options in enumerate(([], [], ["--again"])):
+        result = CliRunner().invoke(main, ["evaluate", "-e", str(folder), "-e", "pixels", *options])
+        assert result.exit_code == 0, result.output
+        assert "k-NN (k 3, " in result.output and "100 training and 360 test images" in result.output
+        assert num_points(folder) == max(1, number)
+
+
+def test_what_is_no_run_is_judged_and_left_as_it_is(tmp_path: Path) -> None:
+    folder = tiny_run.make_teacher(tmp_path / "encoder", seed=0)
+    before = sorted(folder.rglob("*"))
+    assert evaluate(folder, "pixels").rows[0].scores["eval/knn_top1"] > 0.3
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_table_has_four_columns_in_percent() -> None:
+    table = run(DIGITS, KnnConfig(k=5), LinearConfig(), {"pixels": "pixels", "a longer name": CountingTokens()}, CPU)
+    lines = str(table).splitlines()
+    assert "300 training and 360 test images, 10 classes" in lines[0]
+    scores = table.rows[0].scores
+    columns = ("knn_top1", "knn_patch_top1", "linear_top1", "linear_patch_top1")
+    assert lines[2].split() == ["pixels", *(f"{100 * scores[f'eval/{name}']:.2f}" for name in columns)]
+    assert len({len(line) for line in lines[1:]}) == 1
