@@ -13,18 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dmt_ds.commands.judging import (
-    Encoder,
-    LabelledImages,
-    add_to_run,
-    features_of,
-    is_run,
-    load_judged,
-    open_labelled,
-    step_of_run,
-)
+from dmt_ds.commands.judging import Encoder, add_to_run, features_of, is_run, load_judged, step_of_run
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.labels import LabelledImages, open_labelled
 from dmt_ds.downstream.readouts import Scores, frozen_readouts
 from dmt_ds.models.teachers import TeacherModel
 from dmt_ds.tracking.journal import write_atomically

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,10 +10,9 @@ from torch import nn
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import DataConfig, TeacherConfig
 from dmt_ds.data.loader import eval_batches
-from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.sources import ImageSource
 from dmt_ds.downstream.features import Features, extract_features, pixel_features
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
-from dmt_ds.errors import DataError
 from dmt_ds.models.teachers import CHECKPOINTS_FOLDER, load_encoder, load_teacher
 from dmt_ds.tracking.mlflow_tracker import add_metrics
 
@@ -25,24 +23,6 @@ PIXELS = "pixels"
 
 Encoder = str | TeacherConfig | nn.Module
 """A teacher's `source`, a whole teacher section, `pixels`, or a module: uint8 [B, 3, H, W] -> tokens [B, 1+N, D]."""
-
-
-class LabelledImages(NamedTuple):
-    """What encoders are judged on: fits and votes use the training images, the test images are judged."""
-
-    train: ImageSource
-    test: ImageSource
-    num_classes: int
-
-
-def open_labelled(data: DataConfig) -> LabelledImages:
-    """Both splits of a recipe, all of training unless `max_train_images` says less; validation is the test.
-
-    Raises:
-        DataError: there are no images, no labels, or the splits have different classes.
-    """
-    train, test = open_source(data, "train"), open_source(data, "val")
-    return LabelledImages(train, test, _common_classes(train, test))
 
 
 def load_judged(name: str, encoder: Encoder, image_size: int) -> nn.Module | None:
@@ -89,17 +69,3 @@ def add_to_run(folder: Path, metrics: Mapping[str, float]) -> None:
     arrived = add_metrics(section, folder, metrics, step_of_run(folder))
     if section.enabled and not arrived:
         logger.warning("%s: the tracking store is away; the scores wait in the folder", folder)
-
-
-def _common_classes(train: ImageSource, test: ImageSource) -> int:
-    """Number of classes; a class number must mean the same in both splits, though one may lack the last classes."""
-    fewer, more = sorted((tuple(train.class_names), tuple(test.class_names)), key=len)
-    if not fewer:
-        raise DataError("encoders are judged by labels, but the data has none; set data.label_column")
-    for number, (a, b) in enumerate(zip(fewer, more, strict=False)):
-        if a != b:
-            raise DataError(
-                f"class {number} is '{train.class_names[number]}' in the training split and "
-                f"'{test.class_names[number]}' in the validation split: both need the same classes"
-            )
-    return len(more)

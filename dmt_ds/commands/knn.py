@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from dmt_ds.commands.judging import Encoder, features_of, load_judged, open_labelled
+from dmt_ds.commands.judging import Encoder, features_of, load_judged
 from dmt_ds.config.evaluation import KnnConfig
 from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.labels import open_labelled
 from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.knn import knn_scores
 from dmt_ds.downstream.readouts import Scores, metrics_of

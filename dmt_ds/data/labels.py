@@ -1,44 +1,54 @@
-"""Labels of a data set before anything is trained or judged by them; knows no crop and no loader."""
+"""Both splits of a data set with labels, looked at before anything is trained or judged by them; knows no crop."""
 
-from dmt_ds.data.sources import ImageSource
+from typing import NamedTuple
+
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.errors import DataError
 
 
-def common_classes(train: ImageSource, val: ImageSource) -> int:
-    """Number of classes; a class number must mean the same in both splits, though one may lack the last classes.
+class LabelledImages(NamedTuple):
+    """What is learned from and judged on: fits and votes use the training images, the test images are judged."""
+
+    train: ImageSource
+    test: ImageSource
+    num_classes: int
+
+
+def open_labelled(data: DataConfig) -> LabelledImages:
+    """Both splits of a recipe, all of training unless `max_train_images` says less; validation is the test.
 
     Raises:
-        DataError: a split has no labels, or the splits have different classes.
+        DataError: there are no images, an image has no label, or the splits have different classes.
     """
-    for source, split in ((train, "training"), (val, "validation")):
+    train, test = open_source(data, "train"), open_source(data, "val")
+    num_classes = _common_classes(train, test)
+    for source in (train, test):
+        _check_labels(source, num_classes)
+    return LabelledImages(train, test, num_classes)
+
+
+def _common_classes(train: ImageSource, test: ImageSource) -> int:
+    """Number of classes; a class number must mean the same in both splits, though one may lack the last classes."""
+    for source, split in ((train, "training"), (test, "validation")):
         if not source.class_names:
             raise DataError(
-                f"{source.name(0)}: the {split} images have no labels; put them into one folder a class, or set "
-                "data.label_column to the column with their class numbers"
+                f"the {split} images have no labels ({source.name(0)}): sort them into one folder a class, or set "
+                "data.label_column to the column of their class numbers"
             )
-    for number, (ours, theirs) in enumerate(zip(train.class_names, val.class_names, strict=False)):
+    for number, (ours, theirs) in enumerate(zip(train.class_names, test.class_names, strict=False)):
         if ours != theirs:
             raise DataError(
                 f"class {number} is '{ours}' in the training split and '{theirs}' in the validation split: both need "
                 "the same classes"
             )
-    return max(len(train.class_names), len(val.class_names))
+    return max(len(train.class_names), len(test.class_names))
 
 
-def check_labels(source: ImageSource, num_classes: int) -> None:
-    """Every image has a label, and one of the classes: said before training, not after an hour of it.
-
-    Raises:
-        DataError: names the first image without.
-    """
+def _check_labels(source: ImageSource, num_classes: int) -> None:
+    """Every image has one of the classes: said at once, not after an hour of training."""
     for index in range(len(source)):
         label = source.label(index)
         if not 0 <= label < num_classes:
-            what = (
-                "no label"
-                if label < 0
-                else f"label {label}, but there are {num_classes} classes (0 to {num_classes - 1})"
-            )
-            raise DataError(
-                f"{source.name(index)}: has {what}; mend data.label_column's values, or leave the image out"
-            )
+            what = "no label" if label < 0 else f"label {label}, but the classes are 0 to {num_classes - 1}"
+            raise DataError(f"{source.name(index)}: has {what}; mend the label, or leave the image out")
