@@ -5,7 +5,7 @@ import logging
 import click
 
 from dmt_ds import __version__
-from dmt_ds.cli import judging, records, teachers, training
+from dmt_ds.cli import judging, records, studies, teachers, training
 from dmt_ds.cli.parts import CarefulGroup, examples, launch_rank
 
 
@@ -38,6 +38,7 @@ for command in (
     training.config,
     judging.knn,
     judging.evaluate,
+    studies.suite,
     teachers.teachers,
     records.mlflow,
 ):

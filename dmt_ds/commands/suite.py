@@ -1,0 +1,114 @@
+"""`dmt-ds suite`: named variants of a recipe, with seeds, made and judged alike; goes on where it stopped."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmt_ds.commands.suite_local import LocalSuite, Say
+from dmt_ds.commands.suite_state import SCORE, changed, is_finished, scores_of, state_of
+from dmt_ds.config.load import COMMAND_LINE
+from dmt_ds.config.suite import load_suite
+from dmt_ds.config.suite_plan import SuitePlan, SuiteRun, findings
+from dmt_ds.config.yaml_text import parse_value
+from dmt_ds.errors import ConfigError, DmtError
+
+
+def open_plan(suite: str, overrides: Sequence[str], output: Path | None) -> SuitePlan:
+    """All runs of a suite, resolved and checked.
+
+    Args:
+        suite: name of a shipped suite, or a path.
+        overrides: `key=value` for every run.
+        output: folder of the runs; None takes `runs/NAME`.
+
+    Raises:
+        ConfigError: something is wrong; one line a finding, all findings at once.
+    """
+    file = load_suite(suite)
+    folder = (output or Path("runs", file.suite.name)).absolute()
+    given = _given(overrides)
+    has_store = "tracking.uri" in given or bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    plan = SuitePlan(file, folder, given, None if has_store else f"sqlite:///{folder / 'mlflow.db'}")
+    if found := findings(plan, select(plan, ())):
+        raise ConfigError("\n".join(found))
+    return plan
+
+
+def select(plan: SuitePlan, only: Sequence[str]) -> list[SuiteRun]:
+    """The runs to make, in order: teachers, tuning, seeds.
+
+    Args:
+        plan: all of the suite.
+        only: names of variants, each with its teachers and its tuning, or of teachers; none means all.
+
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    suite = plan.file.suite
+    if unknown := [name for name in only if name not in suite.variants and name not in suite.teachers]:
+        known = ", ".join([*suite.variants, *suite.teachers])
+        raise ConfigError(f"--only {unknown[0]}: no such variant or teacher in {plan.file.label}; there are: {known}")
+    students = [run for run in [*plan.tuning(), *plan.variants({})] if not only or run.owner in only]
+    needed = {name for run in students for name in plan.teachers_of(run)} if only else set(suite.teachers)
+    return [*(run for run in plan.teachers() if run.owner in needed or run.owner in only), *students]
+
+
+def run(plan: SuitePlan, only: Sequence[str], jobs: int, ranks: int, say: Say) -> None:
+    """Make what is not finished yet, and end with what failed.
+
+    Raises:
+        ConfigError: a finished run has other settings than the suite asks for now.
+        DmtError: some runs failed; one line each. All others were made.
+        KeyboardInterrupt: Ctrl-C or a signal; all runs saved before.
+    """
+    runs = select(plan, only)
+    tuned = {run.owner for run in plan.tuning()}
+    known = [run for run in runs if run.role != "variant" or run.owner not in tuned]  # others wait for their value
+    if found := [difference for run in known if (difference := changed(run))]:
+        raise ConfigError("\n".join(found))
+    say(f"{plan.file.suite.name}: {len(runs)} runs, {sum(map(is_finished, runs))} of them finished, in {plan.output}")
+    local = LocalSuite(plan, runs, jobs, ranks, say)
+    is_complete = local.make_all()
+    if local.failures:
+        raise DmtError("\n".join(f"{label}: {why}" for label, why in local.failures.items()))
+    if not is_complete:
+        raise KeyboardInterrupt
+    say(f"{plan.file.suite.name}: all {len(runs)} runs are finished")
+
+
+def table(plan: SuitePlan, only: Sequence[str]) -> str:
+    """All runs with state and score, a line each."""
+    runs = select(plan, only)
+    rows = [(run.label, _percent(scores_of(run)), state_of(run)) for run in runs]
+    width = max(len("run"), *(len(label) for label, _, _ in rows))
+    lines = [
+        f"{'run':{width}}  k-NN %  state",
+        *(f"{label:{width}}  {score:>6}  {state}" for label, score, state in rows),
+    ]
+    return "\n".join([*lines, f"{sum(map(is_finished, runs))} of {len(runs)} finished, in {plan.output}"])
+
+
+def _percent(scores: Mapping[str, float]) -> str:
+    return f"{100 * scores[SCORE]:.2f}" if SCORE in scores else "-"
+
+
+def _given(overrides: Sequence[str]) -> dict[str, Any]:
+    """The command line's settings by key, their values as text or lists.
+
+    Raises:
+        ConfigError: one is not key=value, or is given twice.
+    """
+    given: dict[str, Any] = {}
+    found = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            found.append(f"{COMMAND_LINE}: {override}: must be key=value, such as data.path=/data/imagenet")
+        elif key in given:
+            found.append(f"{COMMAND_LINE}: {key} is given twice; keep one")
+        else:
+            given[key] = parse_value(text, f"{COMMAND_LINE}: {override}")
+    if found:
+        raise ConfigError("\n".join(found))
+    return given

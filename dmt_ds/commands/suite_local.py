@@ -1,0 +1,196 @@
+"""The runs of a suite on this machine, some at a time: each trained, then judged, each in processes of its own."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dmt_ds.commands.stages import RunningStage, Stage
+from dmt_ds.commands.suite_state import FAILURE_FILE, SCORE, changed, choose, is_finished, is_trained, scores_of
+from dmt_ds.config.suite_plan import Role, SuitePlan, SuiteRun
+from dmt_ds.engine.stopping import StopRequest
+from dmt_ds.errors import ConfigError
+
+SECONDS_BETWEEN_LOOKS = 0.1
+LOG = "output.log"
+"""In a run's folder: all that its processes said."""
+
+Say = Callable[[str], None]
+Phase = Literal["pretrain", "evaluate"]
+
+
+@dataclass
+class Job:
+    """A run that is under way."""
+
+    run: SuiteRun
+    stage: RunningStage
+    phase: Phase
+    started: float
+
+
+class LocalSuite:
+    """Starts what can start, and tells what ended; a run waits for its own teachers and its own tuning only.
+
+    Attributes:
+        failures: label -> why a run failed or could not start.
+    """
+
+    def __init__(self, plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: Say) -> None:
+        """What is finished already is kept.
+
+        Args:
+            plan: all of the suite.
+            runs: those to make, in the order in which they start.
+            jobs: runs at a time.
+            ranks: processes of each training.
+            say: takes a line for the person who waits.
+        """
+        self.failures: dict[str, str] = {}
+        self._plan = plan
+        self._waiting = list(runs)
+        self._total = len(runs)
+        self._jobs: list[Job] = []
+        self._num_jobs, self._ranks = jobs, ranks
+        self._say = say
+        self._ended: dict[str, bool] = {}  # folder -> whether it finished
+        self._chosen: dict[str, float] = {}
+        self._seconds: dict[Role, list[float]] = {}
+
+    def make_all(self) -> bool:
+        """Until all have ended; False where a signal, or `train.stop_after_step`, left some unfinished.
+
+        Raises:
+            KeyboardInterrupt: a second Ctrl-C; everything was ended at once.
+        """
+        stop = StopRequest().install()
+        try:
+            while self._jobs or (self._waiting and not stop.requested):
+                if stop.requested:
+                    for job in self._jobs:
+                        job.stage.stop()
+                else:
+                    self._start_what_can()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                for job in [job for job in self._jobs if job.stage.poll() is not None]:
+                    self._jobs.remove(job)
+                    self._on_end(job, stop.requested)
+        except KeyboardInterrupt:
+            for job in self._jobs:
+                job.stage.kill()
+            raise
+        return all(self._ended.values()) and not self._waiting
+
+    def _start_what_can(self) -> None:
+        for run in list(self._waiting):
+            if len(self._jobs) == self._num_jobs:
+                return
+            if self._has_what_it_needs(run):
+                self._waiting.remove(run)
+                self._begin(run)
+
+    def _has_what_it_needs(self, run: SuiteRun) -> bool:
+        """Whether all that it waits for has ended, well or not."""
+        if run.role == "teacher":
+            return True
+        tried = [other for other in self._tried(run) if str(other.folder) not in self._ended]
+        return not tried and all(str(self._folder_of(name)) in self._ended for name in self._plan.teachers_of(run))
+
+    def _begin(self, run: SuiteRun) -> None:
+        """Start a run, or say why there is nothing to start."""
+        try:
+            run = self._with_choice(run)
+            for name in self._plan.teachers_of(run):
+                if not self._ended[str(self._folder_of(name))]:
+                    raise ConfigError(f"not started, since teacher {name} failed")
+            if difference := changed(run):
+                raise ConfigError(difference)
+        except ConfigError as error:
+            self._end(run, f"{run.label}: {error}", failure=str(error))
+            return
+        if is_finished(run):
+            self._end(run, f"{run.label}: finished before, kept{_score(run)}")
+            return
+        (run.folder / FAILURE_FILE).unlink(missing_ok=True)
+        self._start(run, "evaluate" if is_trained(run) else "pretrain", time.monotonic())
+
+    def _with_choice(self, run: SuiteRun) -> SuiteRun:
+        """A seed of a tuned variant has its chosen value."""
+        tune = self._plan.file.suite.tune
+        if run.role != "variant" or tune is None or not self._tried(run):
+            return run
+        if run.owner not in self._chosen:
+            choice = choose(self._plan, tune, run.owner)
+            self._chosen[run.owner] = choice.value
+            self._say(f"  {choice}")
+            if choice.is_at_the_edge:
+                self._say(f"  {choice.variant}: warning: that is the edge of tune.values; the best may lie beyond")
+        return next(other for other in self._plan.variants(self._chosen) if other.folder == run.folder)
+
+    def _tried(self, run: SuiteRun) -> list[SuiteRun]:
+        return self._plan.tried(run.owner) if run.role == "variant" else []
+
+    def _folder_of(self, teacher: str) -> object:
+        return self._plan.teachers_folder / teacher
+
+    def _start(self, run: SuiteRun, phase: Phase, started: float) -> None:
+        training = ("pretrain", "-c", run.recipe, *run.overrides)
+        arguments = training if phase == "pretrain" else ("evaluate", "-e", str(run.folder))
+        processes = self._ranks if phase == "pretrain" else 1
+        stage = Stage(arguments, run.folder / LOG, environment(self._num_jobs * self._ranks), processes)
+        self._jobs.append(Job(run, RunningStage(stage), phase, started))
+        if phase == "pretrain":
+            self._say(f"  {run.label}: training; log: {run.folder / LOG}")
+
+    def _on_end(self, job: Job, stopping: bool) -> None:
+        run, code = job.run, job.stage.poll()
+        if code == 0 and job.phase == "pretrain" and is_trained(run) and not stopping:
+            self._start(run, "evaluate", job.started)
+        elif code == 0 and is_finished(run):
+            seconds = time.monotonic() - job.started
+            self._seconds.setdefault(run.role, []).append(seconds)
+            self._end(run, f"{run.label}: {seconds:.0f} s{_score(run)}{self._time_left()}")
+        elif code == 0 or stopping:
+            self._ended[str(run.folder)] = False
+            self._say(f"  {run.label}: stopped{' after a save' if code == 0 else ''}; the same command goes on")
+        else:
+            said = "; ".join(job.stage.errors()[-3:]) or f"exit code {code}"
+            failure = f"{'evaluation: ' if job.phase == 'evaluate' else ''}{said}"
+            (run.folder / FAILURE_FILE).write_text(failure + "\n")
+            self._end(run, f"{run.label}: failed: {failure}; log: {job.stage.log}", failure)
+
+    def _end(self, run: SuiteRun, line: str, failure: str | None = None) -> None:
+        self._ended[str(run.folder)] = failure is None
+        if failure is not None:
+            self.failures[run.label] = failure
+        self._say(f"[{len(self._ended)}/{self._total}] {line}")
+
+    def _time_left(self) -> str:
+        """From the runs of this call: each role takes the mean time of its own, or of all."""
+        known = [seconds for of_role in self._seconds.values() for seconds in of_role]
+        mean = {role: sum(found) / len(found) for role, found in self._seconds.items()}
+        expected = [mean.get(run.role, sum(known) / len(known)) for run in self._waiting]
+        expected += [
+            max(0.0, mean.get(job.run.role, sum(known) / len(known)) - (time.monotonic() - job.started))
+            for job in self._jobs
+        ]
+        left = sum(expected) / self._num_jobs
+        return f", about {_duration(left)} left" if expected else ""
+
+
+def environment(num_processes: int) -> Mapping[str, str]:
+    """This one, with the cores shared out among so many processes."""
+    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
+def _score(run: SuiteRun) -> str:
+    score = scores_of(run).get(SCORE)
+    return "" if score is None else f", k-NN {100 * score:.1f} %"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

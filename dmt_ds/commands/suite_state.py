@@ -1,0 +1,151 @@
+"""How far each run of a suite is, read from its folder; starts nothing and asks no store."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmt_ds.commands.evaluate import EVALUATION_FILE
+from dmt_ds.config.load import config_from_yaml, flatten
+from dmt_ds.config.resume import differences
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.config.suite import TuneSpec
+from dmt_ds.config.suite_plan import SuitePlan, SuiteRun, value_text
+from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
+from dmt_ds.errors import ConfigError
+from dmt_ds.models.teachers import CHECKPOINTS_FOLDER
+from dmt_ds.tracking.journal import read_lines, write_atomically
+
+FAILURE_FILE = "failure.txt"
+"""In a run's folder: why its last attempt failed; gone when the next one starts."""
+SCORE = "eval/knn_top1"
+"""What lines for people show of a run."""
+
+
+def is_trained(run: SuiteRun) -> bool:
+    """Whether its encoder is there."""
+    return (run.folder / DONE).exists()
+
+
+def is_finished(run: SuiteRun) -> bool:
+    """Whether it is trained and judged."""
+    return is_trained(run) and (run.folder / EVALUATION_FILE).exists()
+
+
+def scores_of(run: SuiteRun) -> dict[str, float]:
+    """What its evaluation found, by metric; empty where there is none yet."""
+    try:
+        scores = json.loads((run.folder / EVALUATION_FILE).read_text())["scores"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return {}
+    return {name: float(value) for name, value in scores.items()}
+
+
+def state_of(run: SuiteRun) -> str:
+    """One of: finished, trained, failed: WHY, saved at step N, not started."""
+    if is_trained(run):
+        return "finished" if is_finished(run) else "trained, not evaluated"
+    if (run.folder / FAILURE_FILE).exists():
+        return f"failed: {(run.folder / FAILURE_FILE).read_text().strip()}"
+    statuses = [line["status"] for line in read_lines(run.folder / "tracking" / "records.jsonl") if "status" in line]
+    if statuses[-1:] == ["FAILED"]:
+        return "failed"
+    newest = CheckpointFolder(run.folder / CHECKPOINTS_FOLDER, keep=1).newest()
+    if newest is not None:
+        return f"saved at step {newest.state.step}"
+    return "started" if statuses else "not started"
+
+
+def changed(run: SuiteRun) -> str | None:
+    """In one line, how a trained run differs from what the suite asks for now; None where it does not.
+
+    Raises:
+        ConfigError: its config.yaml can't be read.
+    """
+    path = run.folder / "config.yaml"
+    if not is_trained(run) or not path.exists():
+        return None
+    saved = config_from_yaml(path.read_text(), str(path))
+    found = differences(_relevant(saved), _relevant(run.config))
+    if not found:
+        return None
+    return (
+        f"{run.folder}: was trained with other settings than the suite asks for now (then -> now): {'; '.join(found)}; "
+        "choose another -o, or remove the folder"
+    )
+
+
+def _relevant(config: RunConfig) -> dict[str, object]:
+    """The settings, without those of teachers that the run does not use: they come and go with other variants."""
+    used = config.teachers.used() if config.task in TEACHER_TASKS else {}
+    prefixes = tuple(f"teachers.models.{name}." for name in used)
+    mine = config.model_copy(update={"teachers": config.teachers.model_copy(update={"use": tuple(used)})})
+    flat = flatten(mine)
+    return {k: v for k, v in flat.items() if not k.startswith("teachers.models.") or k.startswith(prefixes)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tuned value of one variant.
+
+    Attributes:
+        tried: value -> score, of the runs that finished.
+        failed: values whose runs did not.
+    """
+
+    variant: str
+    key: str
+    metric: str
+    value: float
+    tried: Mapping[float, float]
+    failed: Sequence[float]
+
+    @property
+    def is_at_the_edge(self) -> bool:
+        """Whether a better value may lie beyond the grid."""
+        return self.value in (min([*self.tried, *self.failed]), max([*self.tried, *self.failed]))
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{value_text(value)}: {score:.4f}" for value, score in sorted(self.tried.items()))
+        failed = f"; failed: {', '.join(value_text(value) for value in self.failed)}" if self.failed else ""
+        return f"{self.variant}: {self.key}={value_text(self.value)} is best by {self.metric} ({tried}{failed})"
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "variant": self.variant,
+            "key": self.key,
+            "metric": self.metric,
+            "value": self.value,
+            "is_at_the_edge": self.is_at_the_edge,
+            "tried": {value_text(value): score for value, score in self.tried.items()},
+            "failed": [value_text(value) for value in self.failed],
+        }
+
+
+def choose(plan: SuitePlan, tune: TuneSpec, variant: str) -> Choice:
+    """The value with the highest score; of equal ones the smaller. Kept in `tune/VARIANT.json`.
+
+    Raises:
+        ConfigError: no run finished, or none has the metric.
+    """
+    runs = plan.tried(variant)
+    scores = {run.value: scores_of(run) for run in runs if run.value is not None and is_finished(run)}
+    if not scores:
+        raise ConfigError(f"{variant}: no tuning run finished, of {', '.join(run.label for run in runs)}")
+    without = next((found for found in scores.values() if tune.metric not in found), None)
+    if without is not None:
+        raise ConfigError(
+            f"{plan.file.label}: tune.metric={tune.metric}: not measured; there are: {', '.join(without)}"
+        )
+    tried = {value: found[tune.metric] for value, found in scores.items()}
+    best = min(tried, key=lambda value: (-tried[value], value))
+    failed = [run.value for run in runs if run.value is not None and run.value not in tried]
+    choice = Choice(variant, tune.key, tune.metric, best, tried, failed)
+    write_atomically(_choice_file(plan, variant), json.dumps(choice.as_record(), indent=1) + "\n")
+    return choice
+
+
+def _choice_file(plan: SuitePlan, variant: str) -> Path:
+    return plan.output / "tune" / f"{variant}.json"
