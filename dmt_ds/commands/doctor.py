@@ -21,6 +21,7 @@ from dmt_ds.commands.tasks import build_student_vit, build_task
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.data.labels import open_labelled
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import DataError, DmtError, TrackingError
@@ -55,6 +56,7 @@ class _Patient:
     ranks: int
     ds_config: dict[str, Any] | None = None
     source: ImageSource | None = None
+    num_classes: int = 0
     teachers: dict[str, TeacherModel] = field(default_factory=dict)
     num_parameters: int | None = None
 
@@ -154,6 +156,8 @@ def _check_data(patient: _Patient) -> Iterator[Finding]:
         yield Finding("warn", "length", f"{steps}: the learning rate never peaks; optim.warmup_steps=...")
     else:
         yield Finding("ok", "length", steps)
+    if config.task == "classify":
+        patient.num_classes = open_labelled(config.data).num_classes  # raises DataError: no labels, no validation split
     yield from _check_validation_split(config)
 
 
@@ -188,8 +192,13 @@ def _check_teachers(patient: _Patient) -> Iterator[Finding]:
 
 def _check_student(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
-    learns = config.task in TEACHER_TASKS
-    module = _student(patient) if learns else build_task(config, torch.device("cpu")).task.module
+    if config.task == "classify" and not patient.num_classes:
+        yield Finding("warn", "student", "not built: mend the data above first, the head needs its classes")
+        return
+    if config.task in TEACHER_TASKS:
+        module = _student(patient)
+    else:
+        module = build_task(config, torch.device("cpu"), patient.num_classes).task.module
     patient.num_parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
     yield Finding(
         "ok", "student", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters"

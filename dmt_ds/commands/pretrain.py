@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dmt_ds.commands.classify import judge
 from dmt_ds.commands.publish import export_backbone, publish_backbone, publish_pictures
 from dmt_ds.commands.resume import ResumePlan, plan_resume, prepare
 from dmt_ds.commands.tasks import BuiltTask, build_task
@@ -17,9 +18,11 @@ from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
 from dmt_ds.config.load import flatten, to_yaml
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.data.labels import LabelledImages, open_labelled
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder, RunState
 from dmt_ds.engine.ds_engine import StudentEngine
@@ -51,6 +54,8 @@ class Run:
     batch: BatchPlan
     length: LengthPlan
     ds_config: dict[str, Any]
+    labelled: LabelledImages | None
+    """Both splits, where the task learns labels."""
 
 
 def run(config: RunConfig) -> int:
@@ -62,7 +67,7 @@ def run(config: RunConfig) -> int:
     watchdog = Watchdog(hang, dist.rank(), peers).start()
     with peers.together():
         resolved = _resolve(config, device)
-        built = build_task(config, device)
+        built = build_task(config, device, resolved.labelled.num_classes if resolved.labelled else 0)
         watchdog.beat("built teachers")
         outcome = _train(resolved, built, stop, watchdog)
         watchdog.stop()
@@ -81,7 +86,8 @@ def _resolve(config: RunConfig, device: torch.device) -> Run:
         )
     folder = Path(config.output_dir)
     dist.decided_by_main(lambda: _prepare(folder, config))
-    source = open_source(config.data, "train")
+    labelled = open_labelled(config.data) if config.task == "classify" else None
+    source = labelled.train if labelled else open_source(config.data, "train")
     length = plan_length(config.train, config.optim, len(source))
     logger.info(
         "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
@@ -92,7 +98,7 @@ def _resolve(config: RunConfig, device: torch.device) -> Run:
         config.train.micro_batch_size,
         batch.grad_accum_steps,
     )
-    return Run(config, folder, device, source, batch, length, ds_config)
+    return Run(config, folder, device, source, batch, length, ds_config, labelled)
 
 
 def _prepare(folder: Path, config: RunConfig) -> None:
@@ -114,6 +120,8 @@ def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) ->
             trainer.resume(resume.checkpoint, resume.tag)
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED:
+            if isinstance(built.task, ClassificationTask) and run.labelled:
+                judge(built.task, engine, run.labelled, run.config, trainer.step, tracker, watchdog.beat)
             _publish(run, built, trainer, tracker)
     except BaseException:
         _record_failure(tracker, fence)

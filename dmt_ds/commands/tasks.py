@@ -47,10 +47,14 @@ class BuiltTask:
         return hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16]
 
 
-def build_task(config: RunConfig, device: torch.device) -> BuiltTask:
-    """The recipe's task, built on every rank from the same seed; teachers are already in their engines."""
+def build_task(config: RunConfig, device: torch.device, num_classes: int = 0) -> BuiltTask:
+    """The recipe's task, built on every rank from the same seed; teachers are already in their engines.
+
+    Args:
+        num_classes: of the data, where the task learns labels.
+    """
     torch.manual_seed(config.seed)
-    built = _build(config, device)
+    built = _build(config, device, num_classes)
     if device.type == "cpu":
         # Fused attention has a slow backward in bf16 on CPU; written out it is five times faster.
         prefer_written_attention(built.task.module)
@@ -60,12 +64,21 @@ def build_task(config: RunConfig, device: torch.device) -> BuiltTask:
     return replace(built, init_from=load_encoder(config.student.init_from, config.data.image_size).record)
 
 
-def _build(config: RunConfig, device: torch.device) -> BuiltTask:
+def _build(config: RunConfig, device: torch.device, num_classes: int) -> BuiltTask:
     if config.task == "dmt":
         return _build_dmt(config, device)
     if config.task == "tinymim":
         return _build_tinymim(config, device)
+    if config.task == "classify":
+        return BuiltTask(_build_classifier(config, num_classes))
     return BuiltTask(_build_teacher_maker(config))
+
+
+def _build_classifier(config: RunConfig, num_classes: int) -> PretrainingTask:
+    from dmt_ds.downstream.classification import ClassificationTask
+
+    assert num_classes > 0, "a task with labels is told their number"
+    return ClassificationTask(config.student, config.classify, config.data.image_size, config.augment, num_classes)
 
 
 def _build_teacher_maker(config: RunConfig) -> PretrainingTask:

@@ -290,6 +290,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _images_mix_in_pairs(self) -> "RunConfig":
+        if self.task == "classify" and self.classify.mixes and self.train.micro_batch_size % 2:
+            raise ValueError(
+                f"train.micro_batch_size {self.train.micro_batch_size} is odd, but task classify mixes images two by "
+                "two: take an even one, or classify.mix_probability=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachers_have_weight(self) -> "RunConfig":
         weights = {name: teacher.weight for name, teacher in self.teachers.used().items()}
         idle = [name for name, weight in weights.items() if weight == 0]
