@@ -110,7 +110,7 @@ class LocalSuite:
             self._end(run, f"{run.label}: {error}", failure=str(error))
             return
         if is_finished(run):
-            self._end(run, f"{run.label}: finished before, kept{_score(run)}")
+            self._ended[str(run.folder)] = True
             return
         (run.folder / FAILURE_FILE).unlink(missing_ok=True)
         self._start(run, "evaluate" if is_trained(run) else "pretrain", time.monotonic())

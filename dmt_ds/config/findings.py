@@ -108,6 +108,8 @@ def _problem(detail: ErrorDetails, path: Path, model: type[BaseModel]) -> str:
         return "neither true nor false"
     if kind in ("tuple_type", "missing", "too_long"):
         return _say_list(_field_at(path, model))
+    if kind == "too_short":
+        return f"must have at least {context['min_length']}"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return f"must have keys: {'.'.join(path)}.NAME=..."
     if kind == "string_pattern_mismatch":

@@ -142,18 +142,19 @@ class SuitePlan:
         assert tune is not None
         layers: list[Layer] = [
             (f"{self.file.label}: tune.set", tune.set),
-            (self.file.label, {tune.key: value_text(value), "seed": tune.seed}),
+            (f"{self.file.label}: tune.key", {tune.key: value_text(value)}),
+            (self.file.label, {"seed": tune.seed}),
         ]
         label, folder = f"{name} {tune.key}={value_text(value)}", Path("tune", name, value_text(value))
         return self._run("tune", name, label, folder, spec, after=layers, value=value)
 
     def _variant(self, name: str, seed: int, chosen: float | None) -> SuiteRun:
         spec, tune = self.file.suite.variants[name], self.file.suite.tune
-        own: dict[str, Any] = {"seed": seed}
+        layers: list[Layer] = [(self.file.label, {"seed": seed})]
         if tune and spec.tune:
-            own[tune.key] = value_text(tune.values[0] if chosen is None else chosen)
-        folder = Path(name, f"seed{seed}")
-        return self._run("variant", name, f"{name} seed{seed}", folder, spec, after=[(self.file.label, own)])
+            value = tune.values[0] if chosen is None else chosen
+            layers.append((f"{self.file.label}: tune.key", {tune.key: value_text(value)}))
+        return self._run("variant", name, f"{name} seed{seed}", Path(name, f"seed{seed}"), spec, after=layers)
 
     def _run(
         self,
