@@ -12,6 +12,7 @@ after centring (a running mean per channel, class and patch tokens apart).
 | `diag/TEACHER/share`, `share_centred` | length of its projection on that sum's patch tokens; adds up to 1 |
 | `diag/TEACHER/class_share`, `class_share_centred` | the same for class tokens |
 | `diag/agreement/A-B`, `diag/agreement_centred/A-B` | mean cosine of two teachers' patch tokens |
+| `diag/cka/A-B` | linear CKA of their patch tokens: how alike they order images and places, in whatever basis |
 | `diag/TARGET/tfd_entropy` | entropy of the target's softmax over channels, over log D: 0 one-hot, 1 flat |
 | `diag/TARGET/sfd_entropy` | entropy of its softmax over positions, over log N |
 | `diag/TARGET/student_cosine` | mean cosine of the student's tokens to the target, class token included |
@@ -56,7 +57,7 @@ class TeacherDiagnostics:
 
         Args:
             teacher_tokens: teacher -> Z^(m), [B, 1+N, D]; all of one shape for shares and agreements, which are left
-                out where widths differ.
+                out where widths differ; CKA needs the same number of tokens only.
             targets: target -> Z^T, [B, 1+N, D].
             student_tokens: target -> Z^S after that target's adapter, [B, 1+N, D].
         """
@@ -69,6 +70,8 @@ class TeacherDiagnostics:
             metrics[f"diag/{name}/moving"] = _ratio(_energy(centred[name][:, 1:]), _energy(raw[name][:, 1:]))
         if len({tokens.shape for tokens in raw.values()}) == 1:
             metrics |= self._relations(raw, "") | self._relations(centred, "_centred")
+        for a, b in combinations(raw, 2):
+            metrics[f"diag/cka/{a}-{b}"] = linear_cka(raw[a][:, 1:].flatten(0, 1), raw[b][:, 1:].flatten(0, 1))
         for name, target in targets.items():
             metrics |= _target_metrics(name, target[: self._max_images], student_tokens[name][: self._max_images])
         return metrics
@@ -108,6 +111,15 @@ def relative_entropy(logits: Tensor, dim: int) -> Tensor:
     """Mean entropy of the softmax over `dim`, as a share of the largest possible: 0 one-hot, 1 flat. Scalar."""
     log_p = at_least_float32(logits).log_softmax(dim)
     return -(log_p.exp() * log_p).sum(dim).mean() / math.log(logits.shape[dim])
+
+
+def linear_cka(a: Tensor, b: Tensor) -> Tensor:
+    """Linear centred kernel alignment of two descriptions of n things: [n, D] and [n, D'] -> scalar, 0 to 1.
+
+    Kornblith et al., 2019, eq. 4 with linear kernels; turning, shifting and scaling either one changes nothing.
+    """
+    a, b = a - a.mean(dim=0), b - b.mean(dim=0)
+    return _ratio((a.T @ b).square().sum(), torch.linalg.norm(a.T @ a) * torch.linalg.norm(b.T @ b))
 
 
 def _target_metrics(name: str, target: Tensor, student: Tensor) -> dict[str, Tensor]:

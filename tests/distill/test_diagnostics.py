@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmt_ds.distill.diagnostics import TeacherDiagnostics, relative_entropy
+from dmt_ds.distill.diagnostics import TeacherDiagnostics, linear_cka, relative_entropy
 
 
 def random_tokens(seed: int, num_images: int = 8, num_channels: int = 16) -> Tensor:
@@ -52,6 +52,34 @@ def test_agreement_is_the_cosine_of_two_teachers_raw_and_centred() -> None:
     assert {name for name in metrics if "agreement/" in name} == {
         "diag/agreement/a-b", "diag/agreement/a-c", "diag/agreement/b-c",
     }  # fmt: skip
+
+
+def test_cka_is_its_definition_by_kernels() -> None:
+    a, b = random_tokens(0, 4, 16)[:, 1:].flatten(0, 1).double(), random_tokens(1, 4, 6)[:, 1:].flatten(0, 1).double()
+    b[:, :3] += a[:, :3]
+    n = len(a)
+    centring = torch.eye(n, dtype=torch.float64) - 1 / n
+
+    def hsic(k: Tensor, m: Tensor) -> float:
+        left, right = (centring @ k @ centring).tolist(), (centring @ m @ centring).tolist()
+        return sum(left[i][j] * right[j][i] for i in range(n) for j in range(n))
+
+    k, m = a @ a.T, b @ b.T
+    expected = hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m))
+    assert linear_cka(a, b).item() == pytest.approx(expected, rel=1e-9)
+    assert 0.1 < expected < 0.9
+
+
+def test_cka_sees_the_same_content_in_another_basis_and_width() -> None:
+    tokens = random_tokens(0)
+    basis = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(1))).Q[:16]  # [16, 24]
+    turned = 3 * tokens @ basis + 5
+    turned[:, 0] = 0  # the class token is not looked at
+    other = random_tokens(2, num_channels=24)
+    metrics = TeacherDiagnostics()({"a": tokens, "turned": turned, "other": other}, {}, {})
+    assert metrics["diag/cka/a-turned"].item() == pytest.approx(1, abs=1e-5)
+    assert metrics["diag/cka/a-other"].item() < 0.6
+    assert metrics["diag/cka/turned-other"].item() == pytest.approx(metrics["diag/cka/a-other"].item(), abs=1e-4)
 
 
 def test_std_is_the_spread_over_channels_of_a_patch_token() -> None:
