@@ -39,6 +39,7 @@ for command in (
     judging.knn,
     judging.evaluate,
     studies.suite,
+    studies.compare,
     teachers.teachers,
     records.mlflow,
 ):

@@ -1,5 +1,6 @@
-"""The commands on several runs at once: suite."""
+"""The commands on several runs at once: suite, compare."""
 
+import os
 from pathlib import Path
 
 import click
@@ -43,3 +44,46 @@ def suite(
         click.echo(command.table(plan, only))
         return
     command.run(plan, only, jobs, ranks, say=click.echo)
+
+
+@click.command(
+    short_help="A table of runs: mean and deviation over seeds, budget, plots.",
+    epilog=examples(
+        "dmt-ds compare runs/small_study",
+        "dmt-ds compare small_study --uri http://127.0.0.1:5000 --metric eval/knn_top1 --metric eval/linear_top1",
+        "dmt-ds compare dmt_ds --by distill.fusion -o fusions --log fusion_table",
+    ),
+)
+@click.argument("experiment", required=False)
+@click.option("--suite", metavar="NAME", help="The runs of this suite alone, where the experiment has others too.")
+@click.option("--uri", metavar="STORE", help="Default: MLFLOW_TRACKING_URI, else mlflow.db, else runs/mlflow.db.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Again for several; default: all scores.")
+@click.option("--by", default="variant", show_default=True, metavar="KEY", help="A row for each value of this setting.")
+@click.option("--roles", multiple=True, metavar="ROLE", help="variant (default), teacher, tune; again for several.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder; default: compare_NAME, or in EXPERIMENT."
+)
+@click.option("--log", metavar="RUN", help="Run that keeps it; default: the suite's parent run, if any; none: no run.")
+def compare(
+    experiment: str | None,
+    suite: str | None,
+    uri: str | None,
+    metrics: tuple[str, ...],
+    by: str,
+    roles: tuple[str, ...],
+    output: Path | None,
+    log: str | None,
+) -> None:
+    """Compare the finished runs of an experiment in MLflow: a row a variant, mean ± standard deviation over seeds.
+
+    EXPERIMENT is a name, or a folder with mlflow.db in it, such as a suite's; default: the only one that has runs. Runs
+    that no suite has started are grouped by their names without -seedN. Failed and unfinished runs are named and left
+    out. Scores are in percent.
+
+    Saved are compare.md, compare.csv (a line a run), compare.json, bars and curves. They are also kept with the suite's
+    parent run, as artifacts in compare/; of an experiment without a suite only where --log names a run.
+    """
+    from dmt_ds.commands import compare as command
+
+    question = command.Question(experiment, suite, uri, metrics, by, roles, output, log)
+    command.run(question, os.environ, say=click.echo)
