@@ -76,7 +76,10 @@ def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str,
 def publish_pictures(
     folder: Path, built: BuiltTask, trainer: Trainer, source: ImageSource, config: RunConfig, tracker: Tracker
 ) -> None:
-    """Loss curves, and for DMT the patch tokens of teachers, their sum and the student as colours; all ranks call."""
+    """Loss curves; for DMT also the diagnostics, and patch tokens of teachers, their sum and the student as colours.
+
+    All ranks call.
+    """
     images, tokens = None, {}
     if isinstance(built.task, DmtTask) and (images := _first_images(source, config)) is not None:
         tokens = _tokens_of_all(built.task, trainer, images)
@@ -90,11 +93,13 @@ def publish_pictures(
 
 
 def _draw(folder: Path, name: str, images: Tensor | None, tokens: dict[str, Tensor]) -> None:
-    from dmt_ds.tracking import pictures
+    from dmt_ds.tracking import diagnostic_pictures, pictures
 
     target = folder / PICTURES_FOLDER
     target.mkdir(exist_ok=True)
-    pictures.loss_curves(read_points(folder), target / "losses.png", name)
+    points = list(read_points(folder))
+    pictures.loss_curves(points, target / "losses.png", name)
+    diagnostic_pictures.diagnostic_curves(points, target / "diagnostics.png", name)
     if images is not None:
         pictures.pca_of_tokens(images, tokens, target / "tokens.png")
 
