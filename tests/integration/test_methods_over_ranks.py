@@ -29,7 +29,18 @@ METHODS: dict[str, dict[str, object]] = {
         "view_2": JITTER,
         "view_local": JITTER,
     },
+    "tinymim": {"qk_weight": 2.0},
 }
+LAST_BLOCK_NUM_HEADS = 4
+"""Of the teachers, and so of TinyMIM's student."""
+
+
+def make_teachers(folder: Path) -> dict[str, object]:
+    teachers = {}
+    for seed, name in enumerate(("red", "blue")):
+        source = tiny_run.make_teacher(folder / name, seed, num_heads=LAST_BLOCK_NUM_HEADS)
+        teachers[name] = {"source": str(source), "weight": seed + 1}
+    return {"models": teachers, "deepspeed": "teacher_zero3_inference_fp32"}
 
 
 def write_recipe(folder: Path, method: str) -> Path:
@@ -40,6 +51,7 @@ def write_recipe(folder: Path, method: str) -> Path:
         "augment": JITTER,
         "student": {"patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3, "drop_path": 0.1},
         method: METHODS[method],
+        "teachers": make_teachers(folder) if method == "tinymim" else {},
         "optim": {"base_lr": 1.6e-2, "warmup_steps": 2, "clip_grad_norm": 1.0},
         "train": {
             "steps": NUM_STEPS,
@@ -86,4 +98,7 @@ def test_two_processes_then_one_equal_one_that_was_never_stopped(method: str, tm
     tokens = teacher(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     assert tokens.shape == (2, 17, 48)
     assert tokens.isfinite().all()
-    assert not torch.equal(half_way["norm.weight"], teacher.vit.state_dict()["norm.weight"])
+    moved = "blocks.1.attn.qkv.weight"
+    assert not torch.equal(half_way[moved], teacher.vit.state_dict()[moved])
+    shape = teacher.record.shape
+    assert (shape.num_heads, shape.last_block_num_heads) == (3, LAST_BLOCK_NUM_HEADS if method == "tinymim" else 3)

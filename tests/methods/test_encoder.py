@@ -11,7 +11,7 @@ from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
 from tests.methods import tiny
 
-each_method = pytest.mark.parametrize("name", tiny.NAMES)
+each_method = pytest.mark.parametrize("name", tiny.TEACHER_MAKERS)
 
 
 def make_encoder(folder: Path) -> dict[str, Tensor]:

@@ -16,12 +16,12 @@ from dmt_ds.methods.moco_v3 import contrast
 from tests.methods import tiny
 
 SIZE = 8
-NAMES = ("mae", "ibot", "dino")
+NAMES = ("mae", "ibot", "dino", "tinymim")
 
 
 def without_batch_norm(name: str) -> PretrainingTask:
     """On the CPU batch norm has the statistics of its rank, so with it nothing could be equal."""
-    if name == "mae":
+    if name in ("mae", "tinymim"):
         return tiny.task(name)
     torch.manual_seed(0)
     changes = {"head_batch_norm": False, "patch_loss_weight": 1.0 if name == "ibot" else 0.0}

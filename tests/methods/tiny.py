@@ -1,22 +1,28 @@
 """Small tasks on real digits that the tests of methods share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from dmt_ds import sample_rng
-from dmt_ds.config.methods import AugmentConfig, IbotConfig, MaeConfig, MocoV3Config
+from dmt_ds.config.methods import AugmentConfig, IbotConfig, MaeConfig, MocoV3Config, TinyMimConfig
 from dmt_ds.config.schema import DataConfig, StudentConfig
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.digits import DigitsSource
 from dmt_ds.data.views import draw_crop
 from dmt_ds.engine.task import PretrainingTask, Progress
+from dmt_ds.methods.dmt import Teacher
 from dmt_ds.methods.ibot import IbotTask
 from dmt_ds.methods.mae import MaeTask
 from dmt_ds.methods.moco_v3 import MocoV3Task
+from dmt_ds.methods.tinymim import TinyMimTask
+from dmt_ds.models.relations import RelationStudent, RelationTeacher
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord
+from dmt_ds.models.vit import build_vit, describe
 
 IMAGE_SIZE, PATCH_SIZE, NUM_PATCHES = 16, 4, 16
 DATA = DataConfig(
@@ -27,6 +33,7 @@ JITTER = AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.0)
 STUDENT = StudentConfig(patch_size=PATCH_SIZE, embed_dim=48, depth=2, num_heads=3, drop_path=0.1)
 MAE = MaeConfig(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
 MOCO = MocoV3Config(momentum=0.9, hidden_dim=64, output_dim=32, view_1=JITTER, view_2=JITTER)
+TINYMIM = TinyMimConfig()
 IBOT = IbotConfig(
     output_dim=64,
     hidden_dim=64,
@@ -46,10 +53,14 @@ IBOT = IbotConfig(
     view_2=JITTER,
     view_local=JITTER,
 )
-NAMES = ("mae", "moco_v3", "ibot", "dino")
+TEACHER = StudentConfig(patch_size=PATCH_SIZE, embed_dim=64, depth=2, num_heads=4, drop_path=0.0)
+TEACHER_MAKERS = ("mae", "moco_v3", "ibot", "dino")
+NAMES = (*TEACHER_MAKERS, "tinymim")
 
 
 def task(name: str, seed: int = 0, student: StudentConfig = STUDENT) -> PretrainingTask:
+    if name == "tinymim":
+        return tinymim({"red": relation_teacher(1), "blue": relation_teacher(2)}, seed=seed, student=student)
     torch.manual_seed(seed)
     if name == "mae":
         return MaeTask(student, MAE, IMAGE_SIZE, PLAIN)
@@ -57,6 +68,30 @@ def task(name: str, seed: int = 0, student: StudentConfig = STUDENT) -> Pretrain
         return MocoV3Task(student, MOCO, IMAGE_SIZE)
     section = IBOT if name == "ibot" else IBOT.model_copy(update={"patch_loss_weight": 0.0})
     return IbotTask(student, section, IMAGE_SIZE)
+
+
+def relation_teacher(seed: int) -> RelationTeacher:
+    """A random one whose attention is far from uniform."""
+    torch.manual_seed(seed)
+    vit = build_vit(TEACHER, IMAGE_SIZE)
+    vit.blocks[-1].attn.qkv.weight.data.mul_(2)
+    return RelationTeacher(
+        TeacherModel(vit, TeacherRecord("random", "none", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+    )
+
+
+def tinymim(
+    teachers: Mapping[str, Teacher],
+    seed: int = 0,
+    student: StudentConfig = STUDENT,
+    section: TinyMimConfig = TINYMIM,
+    augment: AugmentConfig = JITTER,
+    **weights: float,
+) -> TinyMimTask:
+    """With the teachers' heads in its last block."""
+    torch.manual_seed(seed)
+    vit = build_vit(student.model_copy(update={"last_block_num_heads": TEACHER.num_heads}), IMAGE_SIZE)
+    return TinyMimTask(RelationStudent(vit), teachers, weights, section, Augment(augment))
 
 
 def easy_self_distillation(name: str) -> IbotTask:

@@ -3,10 +3,13 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.backbone_folder import load_backbone, save_backbone, strictest_licence
+from dmt_ds.models.teachers import load_encoder
+from dmt_ds.models.vit import describe
 from tests.models import tiny
 
 PROVENANCE = {"task": "dmt", "step": 7, "teachers": {"mae": {"licence": "CC-BY-NC-4.0", "sha256": "ab"}}}
@@ -62,6 +65,24 @@ def test_transformers_loads_it_too(tmp_path):
     with torch.no_grad():
         theirs = model(tiny.normalised()).last_hidden_state
     torch.testing.assert_close(theirs, tiny.tokens(vit), atol=1e-6, rtol=0)
+
+
+def test_a_last_block_with_other_heads_is_saved_and_gives_the_same_tokens(tmp_path):
+    vit = tiny.vit(last_block_num_heads=4)
+    others = tiny.vit()
+    others.load_state_dict(vit.state_dict())
+    assert not torch.allclose(tiny.tokens(others), tiny.tokens(vit), atol=1e-3)
+    _save(tmp_path / "backbone", vit, last_block_num_heads=4)
+    loaded = load_encoder(str(tmp_path))
+    assert torch.equal(tiny.tokens(loaded.vit), tiny.tokens(vit))
+    assert loaded.record.shape == describe(vit)
+    with pytest.raises(TypeError, match="last_block_num_heads"):  # rather than other tokens
+        timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True)
+
+
+def test_a_last_block_with_the_heads_of_all_is_nothing_special(tmp_path):
+    _save(tmp_path / "backbone", tiny.vit(), last_block_num_heads=tiny.HEADS)
+    assert "last_block_num_heads" not in (tmp_path / "backbone" / "config.json").read_text()
 
 
 def test_weights_are_kept_in_float32(tmp_path):

@@ -73,6 +73,18 @@ def test_tokens_are_the_class_token_and_patches_without_registers():
     assert torch.equal(ours, torch.cat([all_tokens[:, :1], all_tokens[:, 5:]], dim=1))
 
 
+def test_heads_of_the_last_block_alone_cut_the_same_weights_otherwise():
+    vit = tiny.vit(last_block_num_heads=4)
+    assert (describe(vit).num_heads, describe(vit).last_block_num_heads) == (tiny.HEADS, 4)
+    whole = tiny.vit(num_heads=4)  # an oracle for a last block of four heads
+    whole.load_state_dict(vit.state_dict())
+    whole.blocks[0] = vit.blocks[0]
+    assert torch.equal(tiny.tokens(vit), tiny.tokens(whole))
+    prefer_written_attention(vit)
+    prefer_written_attention(whole)
+    assert torch.equal(tiny.tokens(vit), tiny.tokens(whole))
+
+
 def test_written_attention_gives_the_same_tokens():
     vit = tiny.vit()
     fused = tiny.tokens(vit)
@@ -100,6 +112,7 @@ def test_a_vit_of_any_size_gives_the_same_tokens_at_its_own_size_and_takes_small
         ({"num_heads": 5}, "32 is not a multiple of student.num_heads 5"),
         ({"embed_dim": 30, "num_heads": 2}, "not a multiple of 4"),
         ({"embed_dim": 32, "num_heads": None}, "cannot be built"),
+        ({"last_block_num_heads": 5}, "student.last_block_num_heads 5 does not divide the student's width 32"),
     ],
 )
 def test_an_impossible_student_is_refused_with_the_remedy(changes, message):
