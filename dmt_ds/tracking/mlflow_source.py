@@ -1,7 +1,6 @@
 """Runs as a copy reads them, out of a store or out of run folders that never reached one; writes to neither."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from urllib.parse import unquote
 from dmt_ds.config.schema import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.journal import Record, read_lines
+from dmt_ds.tracking.mlflow_parent import PARENT_TAG, origin_tags
 from dmt_ds.tracking.mlflow_store import KEY_TAG, MlflowRun, opening, translated
 from dmt_ds.tracking.shipper import ItemRefused, StoreAway
 from dmt_ds.tracking.store_uri import StoreUri
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ORIGIN_TAG = "sync.source_run_id"
-PARENT_TAG = "mlflow.parentRunId"
 _RECORDS = "tracking/records.jsonl"
 
 
@@ -221,7 +220,6 @@ def _run_of_folder(folder: Path) -> SourceRun | None:
     memory = _remember(folder, records)
     stored_id = folder / "tracking" / "mlflow_run_id"
     ids = [begin["key"], stored_id.read_text().strip() if stored_id.exists() else ""]
-    user = os.environ.get("USER") or str(os.getuid())
     return SourceRun(
         ids=tuple(name for name in ids if name),
         key=begin["key"],
@@ -231,7 +229,7 @@ def _run_of_folder(folder: Path) -> SourceRun | None:
         end_time=memory.end_time,
         status=memory.status,
         params=memory.params,
-        tags={KEY_TAG: begin["key"], "mlflow.source.name": "dmt-ds", "mlflow.user": user, **memory.tags},
+        tags={KEY_TAG: begin["key"], **origin_tags(), **memory.tags},
         parent=memory.tags.get(PARENT_TAG),
         datasets=memory.datasets,
         read_points=lambda: _points_of_folder(folder),

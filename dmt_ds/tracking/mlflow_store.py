@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmt_ds.tracking.journal import FileLock, Record
+from dmt_ds.tracking.mlflow_parent import PARENT_TAG, origin_tags, parent_id
 from dmt_ds.tracking.shipper import ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
 from dmt_ds.tracking.store_uri import StoreUri, masked
@@ -72,8 +73,8 @@ def opening(store: StoreUri) -> Iterator[None]:
         yield
 
 
-def open_run(store: StoreUri, experiment: str, spool: Spool) -> "MlflowRun":
-    """The spool's run: the one it knows, or one made under its key, or a new one, begun when the spool was.
+def open_run(store: StoreUri, experiment: str, spool: Spool, parent: str | None = None) -> "MlflowRun":
+    """The spool's run: the one it knows, one made under its key, or a new one: begun when the spool was, under `parent`.
 
     Raises:
         StoreAway: the store doesn't answer, or not as it should.
@@ -81,7 +82,7 @@ def open_run(store: StoreUri, experiment: str, spool: Spool) -> "MlflowRun":
     client, experiment_id = open_store(store, experiment)
     with translated():
         run = _known_run(client, spool.run_id) or _run_with_key(client, experiment_id, spool)
-        run = run or _new_run(client, experiment_id, spool)
+        run = run or _new_run(client, store, experiment_id, spool, parent)
         spool.adopt(run.info.run_id)
         return MlflowRun(client, run, spool.output_dir)
 
@@ -259,10 +260,17 @@ def _run_with_key(client: "MlflowClient", experiment_id: str, spool: Spool) -> "
     return client.get_run(found[0].info.run_id) if found else None
 
 
-def _new_run(client: "MlflowClient", experiment_id: str, spool: Spool) -> "Run":
+def find_parent(client: "MlflowClient", store: StoreUri, experiment_id: str, name: str) -> str:
+    """Id of the parent of that name; made where missing."""
+    with opening(store):
+        return parent_id(client, experiment_id, _valid_name(name), alone=store.database is not None)
+
+
+def _new_run(client: "MlflowClient", store: StoreUri, experiment_id: str, spool: Spool, parent: str | None) -> "Run":
     begin = spool.beginning()
-    user = os.environ.get("USER") or str(os.getuid())
-    tags = {KEY_TAG: begin.get("key", ""), "mlflow.source.name": "dmt-ds", "mlflow.user": user}
+    tags = {KEY_TAG: begin.get("key", ""), **origin_tags()}
+    if parent is not None:
+        tags[PARENT_TAG] = find_parent(client, store, experiment_id, parent)
     return client.create_run(experiment_id, begin.get("time_ms"), tags, begin.get("run_name"))
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking import mlflow_store
 from dmt_ds.tracking.journal import FileLock
+from dmt_ds.tracking.mlflow_parent import PARENT_TAG
 from dmt_ds.tracking.mlflow_source import (
     ORIGIN_TAG,
-    PARENT_TAG,
     SourceRun,
     asking,
     pages,

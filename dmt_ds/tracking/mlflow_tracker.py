@@ -8,10 +8,11 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from dmt_ds.config.schema import TrackingConfig
 from dmt_ds.errors import TrackingError
-from dmt_ds.tracking import mlflow_store
+from dmt_ds.tracking import mlflow_parent, mlflow_store
 from dmt_ds.tracking.mlflow_system import system_sampler
 from dmt_ds.tracking.shipper import ItemRefused, Shipper, StoreAway
 from dmt_ds.tracking.spool import Spool
@@ -137,6 +138,38 @@ def add_metrics(section: TrackingConfig, output_dir: Path, metrics: Mapping[str,
     return _drain(shipper, spool, section.drain_seconds)
 
 
+def describe_parent(
+    section: TrackingConfig, output_dir: Path, tags: Mapping[str, str], status: Status | Literal["RUNNING"]
+) -> bool:
+    """Make `section.parent` where it is missing, and say on it what stands under it and how far that is.
+
+    Args:
+        section: which store and parent.
+        output_dir: folder of a run under it.
+        tags: words on the parent.
+        status: of all that stands under it.
+
+    Returns:
+        Whether the store took it.
+
+    Raises:
+        TrackingError: the store can't be used at all.
+    """
+    if not section.enabled or section.parent is None:
+        return False
+    store = store_uri(section.uri, output_dir, os.environ)
+    mlflow_store.import_mlflow(store)
+    try:
+        client, experiment_id = mlflow_store.open_store(store, section.experiment)
+        with mlflow_store.translated():
+            run_id = mlflow_store.find_parent(client, store, experiment_id, section.parent)
+            mlflow_parent.describe_parent(client, run_id, tags, status)
+    except (ItemRefused, StoreAway) as error:
+        logger.warning("MLflow at %s: run %s: not noted that it is %s: %s", store, section.parent, status, error)
+        return False
+    return True
+
+
 def check_store(section: TrackingConfig, output_dir: Path) -> str:
     """Open the store, make it and its experiment where missing, and say in a line how it stands.
 
@@ -179,7 +212,10 @@ class _SystemSampler(threading.Thread):
 
 
 def _shipper(section: TrackingConfig, store: StoreUri, spool: Spool) -> Shipper:
-    return Shipper(spool, lambda: mlflow_store.open_run(store, section.experiment, spool), str(store))
+    def open_run() -> mlflow_store.MlflowRun:
+        return mlflow_store.open_run(store, section.experiment, spool, section.parent)
+
+    return Shipper(spool, open_run, str(store))
 
 
 def _drain(shipper: Shipper, spool: Spool, seconds: float) -> bool:

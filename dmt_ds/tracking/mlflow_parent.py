@@ -1,0 +1,64 @@
+"""The run under which others stand: found by its name, made once however many ask at the same moment; keeps no points.
+
+MLflow has nothing that only one of several can make, so each makes its own, waits until the others' are to be seen, and
+all keep the same one.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARENT_TAG = "mlflow.parentRunId"
+PARENT_OF_TAG = "dmt_ds.parent_of"
+"""Stands on a parent, and holds the name by which it is found."""
+_SETTLE_SECONDS = 1.0
+_SETTLE_FACTOR = 3.0
+
+
+def parent_id(client: "MlflowClient", experiment_id: str, name: str, alone: bool) -> str:
+    """The parent of that name in an experiment.
+
+    Args:
+        client: of the store.
+        experiment_id: where it stands.
+        name: of the parent.
+        alone: whether a lock keeps everyone else from making one meanwhile.
+    """
+    found = _oldest(client, experiment_id, name)
+    if found is not None:
+        return found
+    began = time.monotonic()
+    own = str(client.create_run(experiment_id, None, {PARENT_OF_TAG: name, **origin_tags()}, name).info.run_id)
+    if alone:
+        return own
+    # Whoever saw none before ours was there has made his own by then, unless he is much slower than we were.
+    time.sleep(_SETTLE_SECONDS + _SETTLE_FACTOR * (time.monotonic() - began))
+    oldest = _oldest(client, experiment_id, name) or own
+    if oldest != own:
+        client.delete_run(own)
+    return oldest
+
+
+def describe_parent(client: "MlflowClient", run_id: str, tags: Mapping[str, str], status: str) -> None:
+    """Say what stands under it, and how far that is."""
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
+    if status == "RUNNING":
+        client.update_run(run_id, status=status)
+    else:
+        client.set_terminated(run_id, status)
+
+
+def origin_tags() -> dict[str, str]:
+    """What and who made a run."""
+    return {"mlflow.source.name": "dmt-ds", "mlflow.user": os.environ.get("USER") or str(os.getuid())}
+
+
+def _oldest(client: "MlflowClient", experiment_id: str, name: str) -> str | None:
+    query = f"tags.`{PARENT_OF_TAG}` = '{name}'"
+    found = client.search_runs([experiment_id], query, max_results=1000)
+    return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]

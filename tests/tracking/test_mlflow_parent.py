@@ -1,0 +1,121 @@
+"""The run above others, in real stores: one, however many runs ask for it at the same moment."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from dmt_ds.config.schema import TrackingConfig
+from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG
+from dmt_ds.tracking.mlflow_sync import sync
+from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store, describe_parent
+from tests.tracking.stores import FORKSERVER, Server, mlflow_client, run_of, settings
+
+NUM_AT_ONCE = 16
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """An SQLite store that nobody used before."""
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield database
+        return
+    check_store(TrackingConfig(uri=database, experiment="Default"), tmp_path / "run")
+    server = Server(tmp_path)
+    server.start()
+    yield server.uri
+    server.kill()
+
+
+def train(uri: str, folder: Path, start_line: Barrier) -> None:
+    """A run under a parent, from its start to its end."""
+    start_line.wait(60)
+    tracker = MlflowTracker(settings(uri, parent="study", drain_seconds=120), folder, folder.name, None)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker.finish("FINISHED")
+
+
+def runs_of(uri: str):
+    client = mlflow_client(uri)
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+
+
+def one_run(uri: str, folder: Path, **fields: object) -> MlflowTracker:
+    tracker = MlflowTracker(settings(uri, **fields), folder, folder.name, None)
+    tracker.finish("FINISHED")
+    return tracker
+
+
+def test_runs_that_start_at_once_stand_under_one_parent(uri: str, tmp_path: Path) -> None:
+    start_line = FORKSERVER.Barrier(NUM_AT_ONCE)
+    folders = [tmp_path / "runs" / f"run{number}" for number in range(NUM_AT_ONCE)]
+    processes = [FORKSERVER.Process(target=train, args=(uri, folder, start_line)) for folder in folders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(150)
+    assert [process.exitcode for process in processes] == NUM_AT_ONCE * [0]
+    runs = runs_of(uri)
+    (parent,) = (run for run in runs if PARENT_OF_TAG in run.data.tags)
+    children = [run for run in runs if run is not parent]
+    assert sorted(run.info.run_name for run in children) == sorted(folder.name for folder in folders)
+    assert {run.data.tags[PARENT_TAG] for run in children} == {parent.info.run_id}
+    assert (parent.info.run_name, parent.info.status) == ("study", "RUNNING")
+
+
+def test_each_name_and_each_experiment_has_a_parent_of_its_own(database: str, tmp_path: Path) -> None:
+    one = one_run(database, tmp_path / "one", parent="a")
+    same = one_run(database, tmp_path / "same", parent="a")
+    other_name = one_run(database, tmp_path / "name", parent="it's b")
+    other_experiment = one_run(database, tmp_path / "experiment", parent="a", experiment="other")
+    above = [run_of(database, run).data.tags[PARENT_TAG] for run in (one, same, other_name, other_experiment)]
+    assert above[0] == above[1] and len(set(above)) == 3
+    assert run_of(database, above[3]).info.experiment_id == run_of(database, other_experiment).info.experiment_id
+
+
+def test_a_run_without_parent_stands_alone(database: str, tmp_path: Path) -> None:
+    assert PARENT_TAG not in run_of(database, one_run(database, tmp_path / "run")).data.tags
+    assert len(runs_of(database)) == 1
+
+
+def test_a_run_that_goes_on_keeps_the_parent_it_was_born_under(database: str, tmp_path: Path) -> None:
+    first = run_of(database, one_run(database, tmp_path / "run", parent="a"))
+    again = run_of(database, one_run(database, tmp_path / "run", parent="b"))
+    assert again.info.run_id == first.info.run_id
+    assert again.data.tags[PARENT_TAG] == first.data.tags[PARENT_TAG]
+    assert len(runs_of(database)) == 2
+
+
+def test_the_parent_says_how_far_its_runs_are(database: str, tmp_path: Path) -> None:
+    section = settings(database, parent="study")
+    assert describe_parent(section, tmp_path / "run", {"variants": "a,b"}, "RUNNING")
+    run = one_run(database, tmp_path / "run", parent="study")
+    parent = run_of(database, run_of(database, run).data.tags[PARENT_TAG])
+    assert (parent.info.status, parent.data.tags["variants"]) == ("RUNNING", "a,b")
+    assert describe_parent(section, tmp_path / "run", {}, "FINISHED")
+    assert run_of(database, parent.info.run_id).info.status == "FINISHED"
+    assert describe_parent(section, tmp_path / "run", {}, "RUNNING")
+    assert run_of(database, parent.info.run_id).info.status == "RUNNING"
+    assert len(runs_of(database)) == 2
+
+
+def test_a_store_that_is_away_is_no_error_for_the_parent(tmp_path: Path) -> None:
+    assert not describe_parent(settings("http://127.0.0.1:9", parent="study"), tmp_path / "run", {}, "RUNNING")
+    assert not describe_parent(TrackingConfig(enabled=False, parent="study"), tmp_path / "run", {}, "RUNNING")
+
+
+def test_a_copy_of_a_parent_is_found_by_runs_that_begin_in_the_copy(database: str, tmp_path: Path) -> None:
+    one_run(database, tmp_path / "first", parent="study")
+    target = f"sqlite:///{tmp_path / 'copy' / 'mlflow.db'}"
+    list(sync(database, target, ()))
+    one_run(target, tmp_path / "second", parent="study")
+    runs = runs_of(target)
+    (parent,) = (run for run in runs if PARENT_OF_TAG in run.data.tags)
+    children = {run.info.run_name: run.data.tags[PARENT_TAG] for run in runs if run is not parent}
+    assert children == {"first": parent.info.run_id, "second": parent.info.run_id}
