@@ -90,8 +90,8 @@ def _blend_factor(level: float) -> float:
 
 
 def _posterize(picture: Image.Image, level: float, how: RandAugment) -> Image.Image:
-    """Keep 4 bits a channel, down to none at the largest magnitude."""
-    return ImageOps.posterize(picture, 4 - int(abs(level) * 4))
+    """Keep 4 bits a channel, down to one; timm's largest magnitude keeps none, which Pillow now refuses."""
+    return ImageOps.posterize(picture, max(1, 4 - int(abs(level) * 4)))
 
 
 def _solarize(picture: Image.Image, level: float, how: RandAugment) -> Image.Image:

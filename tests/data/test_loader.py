@@ -320,6 +320,23 @@ def test_evaluation_shows_every_image_once_in_order(num_workers: int, no_limit_o
     assert torch.equal(batches[1].images[3], center_crop(source.read(53), 32)) and not batches[1].seeds.any()
 
 
+@pytest.mark.parametrize(
+    ("num_images", "world_size", "size"), [(20, 3, 4), (7, 2, 3), (6, 3, 2), (2, 5, 4), (13, 4, 3)]
+)
+def test_ranks_share_the_evaluation_each_image_counting_once(num_images: int, world_size: int, size: int) -> None:
+    source = GreySource(num_images)
+    shares = [list(eval_batches(source, 8, size, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert len({tuple(len(batch.labels) for batch in share) for share in shares}) == 1  # ZeRO-3's forwards go together
+    batches = [batch for share in shares for batch in share]
+    labels, rows = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("labels", "indices"))
+    counted = labels >= 0
+    assert sorted(rows[counted].tolist()) == list(range(num_images))
+    assert labels[counted].tolist() == [source.label(row) for row in rows[counted].tolist()]
+    assert (~counted).sum() < world_size
+    for batch in batches:
+        assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices)  # the stand-ins are images too
+
+
 def test_evaluation_stops_at_a_broken_image() -> None:
     with pytest.raises(DataError, match="image 7: broken"):
         list(eval_batches(GreySource(20, frozenset({7})), 8, 5))
