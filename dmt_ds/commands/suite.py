@@ -3,15 +3,17 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dmt_ds.commands.suite_local import LocalSuite, Say
-from dmt_ds.commands.suite_state import SCORE, changed, is_finished, scores_of, state_of
+from dmt_ds.commands.suite_state import SCORE, changed, is_finished, is_tuned, scores_of, state_of
 from dmt_ds.config.load import COMMAND_LINE
 from dmt_ds.config.suite import load_suite
 from dmt_ds.config.suite_plan import SuitePlan, SuiteRun, findings
 from dmt_ds.config.yaml_text import parse_value
 from dmt_ds.errors import ConfigError, DmtError
+from dmt_ds.tracking.mlflow_tracker import describe_parent
+from dmt_ds.tracking.tracker import Status
 
 
 def open_plan(suite: str, overrides: Sequence[str], output: Path | None) -> SuitePlan:
@@ -63,18 +65,32 @@ def run(plan: SuitePlan, only: Sequence[str], jobs: int, ranks: int, say: Say) -
         KeyboardInterrupt: Ctrl-C or a signal; all runs saved before.
     """
     runs = select(plan, only)
-    tuned = {run.owner for run in plan.tuning()}
-    known = [run for run in runs if run.role != "variant" or run.owner not in tuned]  # others wait for their value
+    name, known = plan.file.suite.name, [run for run in runs if not is_tuned(plan, run)]  # others wait for their value
     if found := [difference for run in known if (difference := changed(run))]:
         raise ConfigError("\n".join(found))
-    say(f"{plan.file.suite.name}: {len(runs)} runs, {sum(map(is_finished, runs))} of them finished, in {plan.output}")
+    say(f"{name}: {len(runs)} runs, {sum(map(is_finished, runs))} of them finished, in {plan.output}")
+    _note_on_parent(plan, "RUNNING")
     local = LocalSuite(plan, runs, jobs, ranks, say)
-    is_complete = local.make_all()
+    local.make_all()
+    unfinished = [run.label for run in select(plan, ()) if not is_finished(run)]
+    status: Status = "KILLED" if local.was_stopped else "FAILED" if local.failures else "FINISHED"
+    _note_on_parent(plan, "RUNNING" if status == "FINISHED" and unfinished else status)
+    if local.was_stopped:
+        raise KeyboardInterrupt
     if local.failures:
         raise DmtError("\n".join(f"{label}: {why}" for label, why in local.failures.items()))
-    if not is_complete:
-        raise KeyboardInterrupt
-    say(f"{plan.file.suite.name}: all {len(runs)} runs are finished")
+    say(f"{name}: all of it is finished" if not unfinished else f"{name}: {len(unfinished)} runs are left")
+
+
+def _note_on_parent(plan: SuitePlan, status: Status | Literal["RUNNING"]) -> None:
+    """On the run in MLflow under which all runs stand; variants of other stores have one there."""
+    suite = plan.file.suite
+    tags = {"suite": suite.name, "variants": ",".join(suite.variants)}
+    if suite.paper is not None:
+        tags["paper_metric"] = suite.paper.metric
+    runs = {(run.config.tracking.uri, run.config.tracking.experiment): run for run in select(plan, ())}
+    for run in runs.values():
+        describe_parent(run.config.tracking, run.folder, tags, status)
 
 
 def table(plan: SuitePlan, only: Sequence[str]) -> str:

@@ -4,10 +4,21 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dmt_ds.commands.stages import RunningStage, Stage
-from dmt_ds.commands.suite_state import FAILURE_FILE, SCORE, changed, choose, is_finished, is_trained, scores_of
+from dmt_ds.commands.suite_state import (
+    FAILURE_FILE,
+    SCORE,
+    changed,
+    check_teachers,
+    choose,
+    is_finished,
+    is_trained,
+    is_tuned,
+    scores_of,
+)
 from dmt_ds.config.suite_plan import Role, SuitePlan, SuiteRun
 from dmt_ds.engine.stopping import StopRequest
 from dmt_ds.errors import ConfigError
@@ -35,6 +46,7 @@ class LocalSuite:
 
     Attributes:
         failures: label -> why a run failed or could not start.
+        was_stopped: whether a signal ended it.
     """
 
     def __init__(self, plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: Say) -> None:
@@ -48,18 +60,20 @@ class LocalSuite:
             say: takes a line for the person who waits.
         """
         self.failures: dict[str, str] = {}
+        self.was_stopped = False
         self._plan = plan
         self._waiting = list(runs)
         self._total = len(runs)
         self._jobs: list[Job] = []
         self._num_jobs, self._ranks = jobs, ranks
         self._say = say
-        self._ended: dict[str, bool] = {}  # folder -> whether it finished
+        self._needs = {run.folder: self._needs_of(run) for run in runs}
+        self._ended: dict[Path, bool] = {}  # folder -> whether it finished
         self._chosen: dict[str, float] = {}
         self._seconds: dict[Role, list[float]] = {}
 
-    def make_all(self) -> bool:
-        """Until all have ended; False where a signal, or `train.stop_after_step`, left some unfinished.
+    def make_all(self) -> None:
+        """Until all have ended, or a signal asks to save and end.
 
         Raises:
             KeyboardInterrupt: a second Ctrl-C; everything was ended at once.
@@ -68,6 +82,7 @@ class LocalSuite:
         try:
             while self._jobs or (self._waiting and not stop.requested):
                 if stop.requested:
+                    self.was_stopped = True
                     for job in self._jobs:
                         job.stage.stop()
                 else:
@@ -80,37 +95,32 @@ class LocalSuite:
             for job in self._jobs:
                 job.stage.kill()
             raise
-        return all(self._ended.values()) and not self._waiting
 
     def _start_what_can(self) -> None:
         for run in list(self._waiting):
             if len(self._jobs) == self._num_jobs:
                 return
-            if self._has_what_it_needs(run):
+            if all(folder in self._ended for folder in self._needs[run.folder]):  # well or not
                 self._waiting.remove(run)
                 self._begin(run)
 
-    def _has_what_it_needs(self, run: SuiteRun) -> bool:
-        """Whether all that it waits for has ended, well or not."""
-        if run.role == "teacher":
-            return True
-        tried = [other for other in self._tried(run) if str(other.folder) not in self._ended]
-        return not tried and all(str(self._folder_of(name)) in self._ended for name in self._plan.teachers_of(run))
+    def _needs_of(self, run: SuiteRun) -> list[Path]:
+        """Folders of its teachers and of its tuning."""
+        tried = [other.folder for other in self._plan.tried(run.owner)] if run.role == "variant" else []
+        return [*tried, *(self._plan.teachers_folder / name for name in self._plan.teachers_of(run))]
 
     def _begin(self, run: SuiteRun) -> None:
         """Start a run, or say why there is nothing to start."""
         try:
             run = self._with_choice(run)
-            for name in self._plan.teachers_of(run):
-                if not self._ended[str(self._folder_of(name))]:
-                    raise ConfigError(f"not started, since teacher {name} failed")
+            check_teachers(self._plan, run)
             if difference := changed(run):
                 raise ConfigError(difference)
         except ConfigError as error:
             self._end(run, f"{run.label}: {error}", failure=str(error))
             return
         if is_finished(run):
-            self._ended[str(run.folder)] = True
+            self._ended[run.folder] = True
             return
         (run.folder / FAILURE_FILE).unlink(missing_ok=True)
         self._start(run, "evaluate" if is_trained(run) else "pretrain", time.monotonic())
@@ -118,7 +128,7 @@ class LocalSuite:
     def _with_choice(self, run: SuiteRun) -> SuiteRun:
         """A seed of a tuned variant has its chosen value."""
         tune = self._plan.file.suite.tune
-        if run.role != "variant" or tune is None or not self._tried(run):
+        if tune is None or not is_tuned(self._plan, run):
             return run
         if run.owner not in self._chosen:
             choice = choose(self._plan, tune, run.owner)
@@ -127,12 +137,6 @@ class LocalSuite:
             if choice.is_at_the_edge:
                 self._say(f"  {choice.variant}: warning: that is the edge of tune.values; the best may lie beyond")
         return next(other for other in self._plan.variants(self._chosen) if other.folder == run.folder)
-
-    def _tried(self, run: SuiteRun) -> list[SuiteRun]:
-        return self._plan.tried(run.owner) if run.role == "variant" else []
-
-    def _folder_of(self, teacher: str) -> object:
-        return self._plan.teachers_folder / teacher
 
     def _start(self, run: SuiteRun, phase: Phase, started: float) -> None:
         training = ("pretrain", "-c", run.recipe, *run.overrides)
@@ -152,7 +156,7 @@ class LocalSuite:
             self._seconds.setdefault(run.role, []).append(seconds)
             self._end(run, f"{run.label}: {seconds:.0f} s{_score(run)}{self._time_left()}")
         elif code == 0 or stopping:
-            self._ended[str(run.folder)] = False
+            self._ended[run.folder] = False
             self._say(f"  {run.label}: stopped{' after a save' if code == 0 else ''}; the same command goes on")
         else:
             said = "; ".join(job.stage.errors()[-3:]) or f"exit code {code}"
@@ -161,7 +165,7 @@ class LocalSuite:
             self._end(run, f"{run.label}: failed: {failure}; log: {job.stage.log}", failure)
 
     def _end(self, run: SuiteRun, line: str, failure: str | None = None) -> None:
-        self._ended[str(run.folder)] = failure is None
+        self._ended[run.folder] = failure is None
         if failure is not None:
             self.failures[run.label] = failure
         self._say(f"[{len(self._ended)}/{self._total}] {line}")

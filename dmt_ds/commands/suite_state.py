@@ -85,6 +85,24 @@ def _relevant(config: RunConfig) -> dict[str, object]:
     return {k: v for k, v in flat.items() if not k.startswith("teachers.models.") or k.startswith(prefixes)}
 
 
+def check_teachers(plan: SuitePlan, run: SuiteRun) -> None:
+    """Whether what it starts from is there.
+
+    Raises:
+        ConfigError: a teacher of the suite is not trained.
+    """
+    folders = {name: plan.teachers_folder / name for name in plan.teachers_of(run)}
+    missing = [name for name, folder in folders.items() if not (folder / DONE).exists()]
+    if missing:
+        raise ConfigError(f"not started: it needs teacher {missing[0]}, which is not finished")
+
+
+def is_tuned(plan: SuitePlan, run: SuiteRun) -> bool:
+    """Whether one of its settings is chosen by runs before it."""
+    suite = plan.file.suite
+    return run.role == "variant" and suite.tune is not None and suite.variants[run.owner].tune
+
+
 @dataclass(frozen=True)
 class Choice:
     """The tuned value of one variant.

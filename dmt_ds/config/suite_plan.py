@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ class SuiteRun:
     layers: tuple[Layer, ...]
     value: float | None = None
 
-    @property
+    @cached_property
     def config(self) -> RunConfig:
         """What it resolves to.
 

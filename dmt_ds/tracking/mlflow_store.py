@@ -74,7 +74,7 @@ def opening(store: StoreUri) -> Iterator[None]:
 
 
 def open_run(store: StoreUri, experiment: str, spool: Spool, parent: str | None = None) -> "MlflowRun":
-    """The spool's run: the one it knows, one made under its key, or a new one: begun when the spool was, under `parent`.
+    """The spool's run: the one it knows, one made under its key, or a new one under `parent`, begun when the spool was.
 
     Raises:
         StoreAway: the store doesn't answer, or not as it should.
