@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dmt_ds.commands.resume import refuse_another_run
-from dmt_ds.commands.tasks import build_student_vit, build_task
+from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
@@ -27,7 +27,7 @@ from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import DataError, DmtError, TrackingError
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_teacher
+from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_encoder, load_teacher
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -59,6 +59,8 @@ class _Patient:
     num_classes: int = 0
     teachers: dict[str, TeacherModel] = field(default_factory=dict)
     num_parameters: int | None = None
+    parameters: str | None = None
+    """Hash of their names and shapes."""
 
 
 Check = Callable[[_Patient], Iterator[Finding]]
@@ -200,6 +202,7 @@ def _check_student(patient: _Patient) -> Iterator[Finding]:
     else:
         module = build_task(config, torch.device("cpu"), patient.num_classes).task.module
     patient.num_parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
+    patient.parameters = hash_of_parameters(module)
     yield Finding(
         "ok", "student", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters"
     )
@@ -256,10 +259,12 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         yield Finding("fail", "checkpoint", message)
         return
     teachers_are_missing = config.task in TEACHER_TASKS and len(patient.teachers) < len(config.teachers.used())
-    if patient.ds_config is None or patient.source is None or teachers_are_missing:
+    if patient.ds_config is None or patient.source is None or patient.parameters is None or teachers_are_missing:
         yield Finding("warn", "checkpoint", f"{checkpoint.folder}: not compared, mend what failed above first")
         return
-    saved = checkpoint.state
+    saved, sources = checkpoint.state, {name: teacher.record for name, teacher in patient.teachers.items()}
+    if config.student.init_from is not None:
+        sources["init_from"] = load_encoder(config.student.init_from, config.data.image_size).record
     now = RunState(
         step=0,
         images_seen=0,
@@ -267,8 +272,9 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         zero_stage=zero_stage(patient.ds_config),
         precision=precision(patient.ds_config),
         config=config.model_dump(mode="json"),
-        teachers={name: teacher.record.sha256 or "" for name, teacher in patient.teachers.items()},
+        teachers={name: record.sha256 or "unknown" for name, record in sources.items()},
         data_fingerprint=patient.source.fingerprint,
+        parameters=patient.parameters,
     )
     refuse_another_run(checkpoint, now)
     moved = (

@@ -43,8 +43,13 @@ class BuiltTask:
     @cached_property
     def parameters(self) -> str:
         """Hash of the trained parameters' names and shapes; asked for before an engine may cut them."""
-        trained = (f"{name} {list(p.shape)}" for name, p in self.task.module.named_parameters() if p.requires_grad)
-        return hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16]
+        return hash_of_parameters(self.task.module)
+
+
+def hash_of_parameters(module: nn.Module) -> str:
+    """16 hex digits of the trained parameters' names and shapes; values don't matter."""
+    trained = (f"{name} {list(p.shape)}" for name, p in module.named_parameters() if p.requires_grad)
+    return hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16]
 
 
 def build_task(config: RunConfig, device: torch.device, num_classes: int = 0) -> BuiltTask:

@@ -7,10 +7,13 @@ import torch
 from PIL import Image
 
 from dmt_ds.commands.doctor import Finding, render, run
+from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.vit import build_vit
 from tests.models import tiny
 
 
@@ -146,7 +149,17 @@ def test_teachers_and_student_of_different_patches_are_told(tmp_path: Path, imag
     )
 
 
-@pytest.mark.parametrize("task", ["dmt", "mae"])
+def test_teachers_whose_heads_do_not_fit_a_student_of_tinymim_are_told(
+    tmp_path: Path, images: Path, teacher: Path
+) -> None:
+    blue = (f"teachers.models.blue.source={teacher}", "teachers.models.blue.num_heads=4")
+    findings = distillation(tmp_path, images, teacher, "task=tinymim", *blue)
+    assert "'ibot' and 'blue' have 2 and 4 heads" in failed(findings)["student"]
+    one = distillation(tmp_path, images, teacher, "task=tinymim", "teachers.models.ibot.num_heads=16")
+    assert "16 does not divide the student's width 24" in failed(one)["student"]
+
+
+@pytest.mark.parametrize("task", ["dmt", "tinymim", "mae"])
 def test_weights_to_start_from_that_do_not_fit_are_told(tmp_path: Path, images: Path, teacher: Path, task: str) -> None:
     findings = distillation(tmp_path, images, teacher, f"task={task}", f"student.init_from={tmp_path}/none.pth")
     assert "none.pth: no such file" in failed(findings)["student"]
@@ -172,25 +185,39 @@ def test_a_tracking_server_that_is_away_is_only_a_warning(
     assert said(findings, "tracking").startswith("warn: ")
 
 
-def save_checkpoint(tmp_path: Path, config: dict[str, object], fingerprint: str) -> None:
+def save_checkpoint(tmp_path: Path, config: RunConfig, fingerprint: str) -> None:
     def write(folder: Path, tag: str) -> None:
         (folder / tag / "weights.pt").write_bytes(b"0")
 
+    built = build_task(config, torch.device("cpu"))
     state = RunState(
         step=7,
         images_seen=28,
         world_size=1,
         zero_stage=2,
         precision="fp32",
-        config=config,
+        config=config.model_dump(mode="json"),
+        teachers={name: record.sha256 or "" for name, record in built.sources.items()},
         data_fingerprint=fingerprint,
+        parameters=built.parameters,
     )
     CheckpointFolder(tmp_path / "run" / "checkpoints", keep=2).save(state, write)
 
 
-def test_a_checkpoint_of_the_same_run_is_gone_on_from(tmp_path: Path, images: Path) -> None:
-    config = small_run(tmp_path, images, "task=mae")
-    save_checkpoint(tmp_path, config.model_dump(mode="json"), open_source(config.data, "train").fingerprint)
+@pytest.mark.parametrize("task", ["dmt", "tinymim", "mae"])
+@pytest.mark.parametrize("starts_from_weights", [False, True])
+def test_a_checkpoint_of_the_same_run_is_gone_on_from(
+    tmp_path: Path, images: Path, teacher: Path, task: str, starts_from_weights: bool
+) -> None:
+    overrides = [f"task={task}", f"teachers.models.ibot.source={teacher}", "teachers.models.ibot.num_heads=2"]
+    if starts_from_weights:
+        section = small_run(tmp_path, images, "task=mae").student
+        vit = build_vit(section, tiny.IMAGE_SIZE)
+        provenance = {"task": "mae", "teachers": {}}
+        save_backbone(tmp_path / "old", vit.state_dict(), section, tiny.IMAGE_SIZE, provenance=provenance)
+        overrides.append(f"student.init_from={tmp_path / 'old'}")
+    config = small_run(tmp_path, images, *overrides)
+    save_checkpoint(tmp_path, config, open_source(config.data, "train").fingerprint)
     findings = run(config, ranks=2)
     assert failed(findings) == {}
     assert "(step 7, converted from 1 to 2 ranks)" in said(findings, "checkpoint")
@@ -198,7 +225,7 @@ def test_a_checkpoint_of_the_same_run_is_gone_on_from(tmp_path: Path, images: Pa
 
 def test_a_checkpoint_of_another_run_shows_the_difference(tmp_path: Path, images: Path) -> None:
     other = small_run(tmp_path, images, "task=mae", "optim.base_lr=1")
-    save_checkpoint(tmp_path, other.model_dump(mode="json"), "other images")
+    save_checkpoint(tmp_path, other, "other images")
     lines = said(run(small_run(tmp_path, images, "task=mae"), ranks=2), "checkpoint")
     assert "fail: optim.base_lr: 1.0 -> 0.00015" in lines
     assert "fail: data_fingerprint: other images" in lines
