@@ -185,6 +185,23 @@ def test_a_tracking_server_that_is_away_is_only_a_warning(
     assert said(findings, "tracking").startswith("warn: ")
 
 
+def test_a_task_that_learns_labels_has_its_head_counted(tmp_path: Path, images: Path) -> None:
+    findings = run(small_run(tmp_path, images, "task=classify"), ranks=2)
+    assert failed(findings) == {}
+    assert "million trained parameters" in said(findings, "student")
+
+
+def test_a_task_that_learns_labels_fails_without_them(tmp_path: Path, images: Path) -> None:
+    for path in sorted((images / "val").glob("*/*.jpg")):
+        path.rename(images / "val" / f"{path.parent.name}.jpg")
+    for folder in (images / "val").glob("*/"):
+        folder.rmdir()
+    findings = run(small_run(tmp_path, images, "task=classify"), ranks=2)
+    assert set(failed(findings)) == {"data"}
+    assert "the validation images have no labels" in failed(findings)["data"]
+    assert said(findings, "student").startswith("warn: not built")
+
+
 def save_checkpoint(tmp_path: Path, config: RunConfig, fingerprint: str) -> None:
     def write(folder: Path, tag: str) -> None:
         (folder / tag / "weights.pt").write_bytes(b"0")

@@ -310,3 +310,19 @@ def test_the_paper_recipes_hold_the_papers_settings(name: str, student: str) -> 
     assert list(config.teachers.used()) == ["mae", "moco_v3", "ibot"]
     assert config.teachers.sharding == "zero3"
     assert config.train.deepspeed == "student_zero2_bf16"
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_the_label_baselines_hold_deits_settings(size: str) -> None:
+    config = load_config(f"deit_{size}")
+    assert (config.task, config.student.arch, config.student.positions) == ("classify", f"vit_{size}", "learned")
+    assert (config.train.epochs, config.train.global_batch_size) == (300, 1024)
+    assert config.optim.base_lr * config.train.global_batch_size / 256 == pytest.approx(5e-4 * 1024 / 512)
+    assert (config.optim.warmup_epochs, config.optim.min_lr, config.optim.weight_decay) == (5, 1e-5, 0.05)
+    assert (config.optim.betas, config.optim.clip_grad_norm) == ((0.9, 0.999), 0)
+    assert (config.student.drop_path, config.data.crop_scale) == (0.1, (0.08, 1))
+    assert (config.augment.brightness, config.augment.contrast, config.augment.saturation) == (0, 0, 0)
+    section = config.classify
+    assert (section.pooling, section.label_smoothing, section.erasing) == ("class", 0.1, 0.25)
+    assert (section.mixup, section.cutmix, section.mix_probability, section.cutmix_share) == (0.8, 1, 1, 0.5)
+    assert (section.rand_augment_magnitude, section.rand_augment_std) == (9, 0.5)
