@@ -5,6 +5,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, resolve_teacher
@@ -12,14 +13,32 @@ from dmt_ds.config.schema import OptimConfig, StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.engine import dist, ds_engine, ds_teachers
 from dmt_ds.engine.optim import build_optimizer
+from dmt_ds.models.relations import RelationTeacher, last_qkv
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe
 
 
-def teacher() -> TeacherModel:
+def teacher(arch: str = "vit_base") -> TeacherModel:
     torch.manual_seed(0)
-    vit = build_vit(StudentConfig(arch="vit_base", drop_path=0.0), 224)
+    vit = build_vit(StudentConfig(arch=arch, drop_path=0.0), 224)
     return TeacherModel(vit, TeacherRecord("random", "none", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+
+
+def relation_facts(images: Tensor, device: torch.device) -> dict[str, object]:
+    """A ViT-T that gives its last block's queries, keys and values: cut over ranks, and whole as it was built."""
+    config = resolve_teacher(find_ds_config("teacher_zero3_inference"), 192)
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    cut, whole = RelationTeacher(teacher("vit_tiny")), teacher("vit_tiny").to(device, torch.bfloat16)
+    engine = ds_teachers.build_teacher(cut, config, device, shard_over="world")
+    with torch.no_grad():
+        qkv, expected = engine(images), last_qkv(whole.vit, whole.normalised(images))
+    held, full = ds_teachers.held_bytes(cut)
+    return {
+        "relation_difference": (qkv - expected).abs().max().item(),
+        "relation_size": expected.abs().mean().item(),
+        "relation_shape": list(qkv.shape),
+        "relation_held_share": held / full,
+    }
 
 
 def main() -> None:
@@ -64,6 +83,7 @@ def main() -> None:
         "linear_untouched": F.linear is linear_before,
         "dtype": str(next(iter(cut.parameters())).ds_tensor.dtype),
         "student_has_ds_id": any(hasattr(p, "ds_id") for p in student_engine.module.parameters()),
+        **relation_facts(images, device),
     }
     if dist.is_main():
         sys.stdout.write("FACTS " + json.dumps(facts) + "\n")

@@ -27,6 +27,12 @@ def test_a_sharded_teachers_tokens_equal_the_whole_ones_bit_for_bit(facts):
     assert facts["difference"] == 0.0
 
 
+def test_a_sharded_relation_teacher_gives_the_whole_ones_queries_keys_and_values_bit_for_bit(facts):
+    assert facts["relation_shape"] == [1, 3, 3, 197, 64]
+    assert facts["relation_difference"] == 0.0 < facts["relation_size"]
+    assert facts["relation_held_share"] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_less_than_a_quarter_of_a_vit_b_is_gathered_at_a_time(facts):
     assert 0 < facts["peak_share"] < 0.25
 
