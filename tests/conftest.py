@@ -29,3 +29,14 @@ def cuda() -> dict[str, str]:
     if shutil.which("nvidia-smi") is None or subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode != 0:
         pytest.skip("no NVIDIA GPU here")
     return {"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs; a copy of the file is there at once, where making one takes seconds."""
+    from dmt_ds.config.schema import TrackingConfig
+    from dmt_ds.tracking.mlflow_tracker import check_store
+
+    folder = tmp_path_factory.mktemp("empty")
+    check_store(TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="Default"), folder / "run")
+    return folder / "mlflow.db"

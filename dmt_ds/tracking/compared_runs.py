@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.budget import Budget, budget_of
@@ -117,8 +117,6 @@ def _why_not(run: RecordedRun, budget: Budget, metrics: Sequence[str]) -> str | 
         return f"says that it still runs, after {seen}"
     if run.status != "FINISHED":
         return f"is {run.status.lower()}"
-    if not any(metric in run.metrics for metric in metrics):
-        return f"finished, but has no {', '.join(metrics)}"
-    if not any(isfinite(run.metrics.get(metric, float("nan"))) for metric in metrics):
-        return f"finished, but {', '.join(metrics)} is not a number"
+    if not any(isfinite(run.metrics.get(metric, nan)) for metric in metrics):
+        return f"finished, but has no number for {', '.join(metrics)}"
     return None

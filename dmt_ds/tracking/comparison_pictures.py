@@ -15,7 +15,6 @@ from dmt_ds.tracking.figures import (
     BLUE,
     FEW_POINTS,
     GREY,
-    GRID,
     INK,
     PALETTE,
     name_panel,
@@ -156,7 +155,7 @@ def _draw_panels(named: Mapping[str, Sequence[Curve]], metric: str, path: Path, 
     for axis, (title, curves) in zip(panels, named.items(), strict=False):
         for other in named.values() if comparable else ():
             images, mean, _ = _band(other)
-            axis.plot(images, _scale(metric) * mean, color=GRID, linewidth=0.9)
+            axis.plot(images, _scale(metric) * mean, color=GREY, linewidth=0.8, alpha=0.3)
         _draw_band(axis, curves, BLUE, metric, title)
         _style_images(axis)
         name_panel(axis, title)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmt_ds.errors import TrackingError
-from dmt_ds.tracking.mlflow_source import PARENT_TAG, asking, pages
+from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG
+from dmt_ds.tracking.mlflow_source import asking, pages
 from dmt_ds.tracking.mlflow_store import import_mlflow, opening
 from dmt_ds.tracking.shipper import ItemRefused
 from dmt_ds.tracking.store_uri import StoreUri
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PARENT_OF_TAG = "dmt_ds.parent_of"
-"""Stands on the run under which the runs of a suite stand; holds the suite's name."""
 SUITE_TAG = "suite"
 
 
@@ -167,20 +166,29 @@ def _choose_experiment(
         if experiment not in ids:
             raise TrackingError(f"{store}: no experiment '{experiment}'; {_near(experiment, ids)}")
         return experiment
+    if suite is not None:
+        return _experiment_of_suite(client, store, ids, suite)
     with _answering(store):
-        if suite is not None:
-            holding = [name for name, number in ids.items() if suite in _parent_names(client, number)]
-            if not holding and suite in ids:
-                return suite
-            if not holding:
-                raise TrackingError(f"{store}: no suite '{suite}' in any experiment; {_near(suite, ids)}")
-        else:
-            holding = [name for name, number in ids.items() if client.search_runs([number], max_results=1)]
-    if not holding:
+        filled = sorted(name for name, number in ids.items() if client.search_runs([number], max_results=1))
+    if not filled:
         raise TrackingError(f"{store}: there are no runs in it yet; name another store with --uri")
-    if len(holding) > 1:
-        raise TrackingError(f"{store}: which experiment? Name one of: {', '.join(sorted(holding))}")
-    return holding[0]
+    if len(filled) > 1:
+        raise TrackingError(f"{store}: which experiment? Name one of: {', '.join(filled)}")
+    return filled[0]
+
+
+def _experiment_of_suite(client: "MlflowClient", store: StoreUri, ids: dict[str, str], suite: str) -> str:
+    query = f"tags.`{PARENT_OF_TAG}` != ''"
+    with _answering(store):
+        parents = list(pages(client.search_runs, experiment_ids=list(ids.values()), filter_string=query))
+    holding = {run.info.experiment_id for run in parents if run.data.tags[PARENT_OF_TAG] == suite}
+    names = sorted(name for name, number in ids.items() if number in holding)
+    if not names:
+        near = _near(suite, {run.data.tags[PARENT_OF_TAG] for run in parents})
+        raise TrackingError(f"{store}: no suite '{suite}' in any experiment; {near}")
+    if len(names) > 1:
+        raise TrackingError(f"{store}: which experiment? Name one of: {', '.join(names)}")
+    return names[0]
 
 
 def _one_suite(
@@ -199,12 +207,6 @@ def _one_suite(
     if not members:
         raise TrackingError(f"{store}: suite '{suite}' has no runs yet; start it with dmt-ds suite")
     return RecordedStudy(suite, experiment, members, own[0] if own else None)
-
-
-def _parent_names(client: "MlflowClient", experiment_id: str) -> set[str]:
-    query = f"tags.`{PARENT_OF_TAG}` != ''"
-    found = pages(client.search_runs, experiment_ids=[experiment_id], filter_string=query)
-    return {run.data.tags[PARENT_OF_TAG] for run in found}
 
 
 def _suites(parents: Sequence[RecordedRun]) -> str:

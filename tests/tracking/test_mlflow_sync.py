@@ -13,24 +13,15 @@ import pytest
 from click.testing import CliRunner
 
 from dmt_ds.cli import main
-from dmt_ds.config.schema import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.mlflow_sync import sync
-from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics, check_store
+from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics
 from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, settings, wait_until
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 NOWHERE = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs; a copy of the file is there at once, where making one takes seconds."""
-    folder = tmp_path_factory.mktemp("empty")
-    check_store(TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="Default"), folder / "run")
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
