@@ -19,18 +19,26 @@ from dmt_ds.cli.parts import examples, overrides_argument
 @click.argument("suite")
 @overrides_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the runs; default: runs/NAME.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: 1 here, all in a SLURM array.")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes of each training.")
 @click.option("--only", multiple=True, metavar="VARIANT", help="This one, and what it needs; again for several.")
-@click.option("--list", "only_list", is_flag=True, help="Say how far each run is, and start nothing.")
+@click.option("--list", "action", flag_value="list", help="Say how far each run is, and start nothing.")
+@click.option("--slurm", "action", flag_value="slurm", help="Print the sbatch commands of an array a stage.")
+@click.option("--submit", "action", flag_value="submit", help="Submit these arrays.")
+@click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="For sbatch, such as --nodes=2; and again.")
+@click.option("--stage", type=click.Choice(["teachers", "tune", "seeds"]), default="seeds", hidden=True)
+@click.option("--print-run", "number", type=click.IntRange(min=0), hidden=True)
 def suite(
     suite: str,
     overrides: tuple[str, ...],
     output: Path | None,
-    jobs: int,
+    jobs: int | None,
     ranks: int,
     only: tuple[str, ...],
-    only_list: bool,
+    action: str | None,
+    options: tuple[str, ...],
+    stage: str,
+    number: int | None,
 ) -> None:
     """Train and evaluate every variant of SUITE with every seed: teachers first, then tuning, then the seeds.
 
@@ -38,12 +46,19 @@ def suite(
     was saved. Ctrl-C saves all runs that are under way.
     """
     from dmt_ds.commands import suite as command
+    from dmt_ds.commands import suite_slurm
 
     plan = command.open_plan(suite, overrides, output)
-    if only_list:
-        click.echo(command.table(plan, only))
-        return
-    command.run(plan, only, jobs, ranks, say=click.echo)
+    runs = command.select(plan, only)
+    if number is not None:
+        click.echo("\n".join(suite_slurm.arguments_of(plan, runs, stage, number)))
+    elif action == "list":
+        click.echo(command.table(plan, runs))
+    elif action is None:
+        command.run(plan, runs, jobs or 1, ranks, say=click.echo)
+    else:
+        arrays = suite_slurm.commands(plan, runs, only, jobs, options)
+        (suite_slurm.show if action == "slurm" else suite_slurm.submit)(arrays, say=click.echo)
 
 
 @click.command(

@@ -56,7 +56,7 @@ def select(plan: SuitePlan, only: Sequence[str]) -> list[SuiteRun]:
     return [*(run for run in plan.teachers() if run.owner in needed or run.owner in only), *students]
 
 
-def run(plan: SuitePlan, only: Sequence[str], jobs: int, ranks: int, say: Say) -> None:
+def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: Say) -> None:
     """Make what is not finished yet, and end with what failed.
 
     Raises:
@@ -64,7 +64,6 @@ def run(plan: SuitePlan, only: Sequence[str], jobs: int, ranks: int, say: Say) -
         DmtError: some runs failed; one line each. All others were made.
         KeyboardInterrupt: Ctrl-C or a signal; all runs saved before.
     """
-    runs = select(plan, only)
     name, known = plan.file.suite.name, [run for run in runs if not is_tuned(plan, run)]  # others wait for their value
     if found := [difference for run in known if (difference := changed(run))]:
         raise ConfigError("\n".join(found))
@@ -93,9 +92,8 @@ def _note_on_parent(plan: SuitePlan, status: Status | Literal["RUNNING"]) -> Non
         describe_parent(run.config.tracking, run.folder, tags, status)
 
 
-def table(plan: SuitePlan, only: Sequence[str]) -> str:
-    """All runs with state and score, a line each."""
-    runs = select(plan, only)
+def table(plan: SuitePlan, runs: Sequence[SuiteRun]) -> str:
+    """Runs with state and score, a line each."""
     rows = [(run.label, _percent(scores_of(run)), state_of(run)) for run in runs]
     width = max(len("run"), *(len(label) for label, _, _ in rows))
     lines = [

@@ -1,0 +1,91 @@
+"""A suite on a SLURM cluster: one array a stage, each run a task of `slurm/suite.sh`; runs nothing here."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmt_ds.commands.suite_local import Say
+from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_finished, is_tuned
+from dmt_ds.config.suite_plan import Role, SuitePlan, SuiteRun, as_overrides
+from dmt_ds.errors import ConfigError, LaunchError
+
+STAGES: dict[str, Role] = {"teachers": "teacher", "tune": "tune", "seeds": "variant"}
+"""As the command line calls them, in order."""
+
+
+def commands(
+    plan: SuitePlan, runs: Sequence[SuiteRun], only: Sequence[str], at_a_time: int | None, options: Sequence[str]
+) -> list[list[str]]:
+    """The words of each `sbatch`, one a stage; none where all of a stage is finished.
+
+    Args:
+        plan: all of the suite.
+        runs: those to make.
+        only: as the command line has it.
+        at_a_time: tasks of an array that may run together; None leaves it to the cluster.
+        options: of sbatch, further ones.
+    """
+    script = Path(os.environ.get("DMT_DS_HOME", Path(__file__).parents[2])) / "slurm" / "suite.sh"
+    if not script.is_file():
+        raise LaunchError(f"{script}: is not there; set DMT_DS_HOME to a checkout, which has the scripts for SLURM")
+    given = [*as_overrides(plan.given), "-o", str(plan.output), *(word for name in only for word in ("--only", name))]
+    found = []
+    for stage, role in STAGES.items():
+        tasks = [number for number, run in enumerate(_of(runs, role)) if not is_finished(run)]
+        if tasks:
+            array = f"--array={','.join(map(str, tasks))}{'' if at_a_time is None else f'%{at_a_time}'}"
+            name = f"--job-name={plan.file.suite.name}-{stage}"
+            words = ["sbatch", "--parsable", array, name, *options, str(script), stage, str(plan.file.path.resolve())]
+            found.append([*words, *given])
+    return found
+
+
+def show(commands: Sequence[Sequence[str]], say: Say) -> None:
+    """The commands as a shell takes them, each after the one before."""
+    for number, words in enumerate(commands):
+        after = f"--dependency=afterany:$job{number - 1} " if number else ""
+        say(f"job{number}=$(sbatch {after}{shlex.join(words[1:])})")
+
+
+def submit(commands: Sequence[Sequence[str]], say: Say) -> None:
+    """Submit them, each after all tasks of the one before have ended, well or not: a task says what it lacks.
+
+    Raises:
+        LaunchError: there is no sbatch, or it refuses.
+    """
+    if shutil.which("sbatch") is None:
+        raise LaunchError("there is no sbatch here: run this on a login node, or take --slurm to see the commands")
+    before: str | None = None
+    for words in commands:
+        after = [] if before is None else [f"--dependency=afterany:{before}"]
+        done = subprocess.run([words[0], *after, *words[1:]], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise LaunchError(f"sbatch: {' '.join(done.stderr.split())}")
+        before = done.stdout.strip().partition(";")[0]  # on several clusters an id is followed by ;CLUSTER
+        say(f"{before}  {next(word for word in words if word.startswith('--job-name=')).partition('=')[2]}")
+
+
+def arguments_of(plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: int) -> list[str]:
+    """Arguments of `dmt-ds pretrain` for one task of an array; none where its run is finished.
+
+    Raises:
+        ConfigError: there is no such run, it was trained with other settings, or what it needs is missing.
+    """
+    of_stage = _of(runs, STAGES[stage])
+    if number >= len(of_stage):
+        raise ConfigError(f"--print-run {number}: stage {stage} has {len(of_stage)} runs, the first of which is 0")
+    run, tune = of_stage[number], plan.file.suite.tune
+    if tune is not None and is_tuned(plan, run):
+        chosen = {run.owner: choose(plan, tune, run.owner).value}
+        run = next(other for other in plan.variants(chosen) if other.folder == run.folder)
+    check_teachers(plan, run)
+    if difference := changed(run):
+        raise ConfigError(difference)
+    return [] if is_finished(run) else ["-c", run.recipe, *run.overrides]
+
+
+def _of(runs: Sequence[SuiteRun], role: Role) -> list[SuiteRun]:
+    return [run for run in runs if run.role == role]

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=suite
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.out
+# One stage of a suite, each run a task of an array; `dmt-ds suite SUITE --submit` submits the stages one after the other:
+#   sbatch --array=0-2 slurm/suite.sh teachers table1_vit_small data.path=/data/imagenet
+# Any line above gives way to the same option of sbatch; one task a GPU. docs/slurm.md has the rest.
+home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
+    sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')}
+# shellcheck source=slurm/job.sh
+source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
+
+stage=${1:?which stage: teachers, tune or seeds?}
+number=${SLURM_ARRAY_TASK_ID:?start it with sbatch --array=0-N}
+run=$(once suite "${@:2}" --stage "$stage" --print-run "$number") || exit
+if [[ -z $run ]]; then
+    say "run $number of $stage is finished"
+    exit 0
+fi
+mapfile -t words <<<"$run" # one argument a line
+
+# `train` ends this shell; what it leaves behind is judged on the way out.
+judge() {
+    local code=$?
+    if ((code == 0)) && [[ -f $output_dir/DONE ]]; then once evaluate -e "$output_dir" || code=$?; fi
+    exit "$code"
+}
+trap judge EXIT
+train "${words[@]}"
