@@ -1,5 +1,6 @@
 """The run above others, in real stores: one, however many runs ask for it at the same moment."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Barrier
@@ -15,9 +16,17 @@ from tests.tracking.stores import FORKSERVER, Server, mlflow_client, run_of, set
 NUM_AT_ONCE = 16
 
 
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs; a copy of the file is there at once, where making one takes seconds."""
+    folder = tmp_path_factory.mktemp("empty")
+    check_store(TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="Default"), folder / "run")
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> str:
-    """An SQLite store that nobody used before."""
+def database(empty_database: Path, tmp_path: Path) -> str:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
@@ -26,7 +35,6 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> Iterat
     if request.param == "sqlite":
         yield database
         return
-    check_store(TrackingConfig(uri=database, experiment="Default"), tmp_path / "run")
     server = Server(tmp_path)
     server.start()
     yield server.uri
@@ -47,7 +55,7 @@ def runs_of(uri: str):
 
 
 def one_run(uri: str, folder: Path, **fields: object) -> MlflowTracker:
-    tracker = MlflowTracker(settings(uri, **fields), folder, folder.name, None)
+    tracker = MlflowTracker(settings(uri, drain_seconds=120, **fields), folder, folder.name, None)
     tracker.finish("FINISHED")
     return tracker
 
@@ -110,8 +118,12 @@ def test_a_store_that_is_away_is_no_error_for_the_parent(tmp_path: Path) -> None
     assert not describe_parent(TrackingConfig(enabled=False, parent="study"), tmp_path / "run", {}, "RUNNING")
 
 
-def test_a_copy_of_a_parent_is_found_by_runs_that_begin_in_the_copy(database: str, tmp_path: Path) -> None:
+def test_a_copy_of_a_parent_is_found_by_runs_that_begin_in_the_copy(
+    empty_database: Path, database: str, tmp_path: Path
+) -> None:
     one_run(database, tmp_path / "first", parent="study")
+    (tmp_path / "copy").mkdir()
+    shutil.copyfile(empty_database, tmp_path / "copy" / "mlflow.db")
     target = f"sqlite:///{tmp_path / 'copy' / 'mlflow.db'}"
     list(sync(database, target, ()))
     one_run(target, tmp_path / "second", parent="study")
