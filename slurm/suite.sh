@@ -28,6 +28,7 @@ fi
 mapfile -t words <<<"$run" # one argument a line
 
 # `train` ends this shell; what it leaves behind is judged on the way out.
+# shellcheck disable=SC2329 # the trap calls it
 judge() {
     local code=$?
     if ((code == 0)) && [[ -f $output_dir/DONE ]]; then once evaluate -e "$output_dir" || code=$?; fi
