@@ -262,14 +262,14 @@ def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
         "task": config.task,
         "student": config.student.arch,
         "teachers": "+".join(built.teachers) or "none",
-        "losses": "+".join(_losses_in_use(config)) or config.task,
+        "losses": "+".join(losses_in_use(config)) or config.task,
         "world_size": str(dist.world_size()),
         "device": run.device.type,
         "threads": str(torch.get_num_threads()),
     }
 
 
-def _losses_in_use(config: RunConfig) -> list[str]:
+def losses_in_use(config: RunConfig) -> list[str]:
     """Names of a distillation's losses whose weight is not 0."""
     weights = {
         "dmt": {"tfd": config.distill.tfd_weight, "sfd": config.distill.sfd_weight},

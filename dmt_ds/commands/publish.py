@@ -17,7 +17,7 @@ from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.trainer import Trainer
 from dmt_ds.errors import DataError
 from dmt_ds.methods.dmt import DmtTask
-from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.backbone_folder import needs_dmt_ds, save_backbone
 from dmt_ds.models.teachers import BACKBONE_FOLDER
 from dmt_ds.models.vit import describe
 from dmt_ds.tracking.tracker import Tracker, read_points
@@ -60,7 +60,8 @@ def publish_backbone(folder: Path, checkpoint: Path) -> None:
     shutil.copytree(checkpoint / BACKBONE_FOLDER, partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    logger.info("%s: the encoder, for timm.create_model('local-dir:...') or as a teacher", target)
+    uses = "as a teacher" if needs_dmt_ds(target) else "for timm.create_model('local-dir:...') or as a teacher"
+    logger.info("%s: the encoder, %s", target, uses)
 
 
 def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from dmt_ds.models.weights import load_strict, read_weights
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+LAST_HEADS = "last_block_num_heads"
+"""Key among `model_args` that timm does not know."""
 
 
 def save_backbone(
@@ -72,12 +74,17 @@ def load_backbone(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise WeightsError(
             f"{folder / CONFIG_FILE}: no config of a timm model ({reason}); copy the folder anew"
         ) from error
-    last_block_num_heads = model_args.pop("last_block_num_heads", None)
+    last_block_num_heads = model_args.pop(LAST_HEADS, None)
     vit = create(full_name(arch, f"architecture in {folder / CONFIG_FILE}"), **{"num_classes": 0} | model_args)
     if last_block_num_heads is not None:
         set_last_block_heads(vit, last_block_num_heads)
     load_strict(vit, read_weights(folder / WEIGHTS_FILE))
     return vit, config
+
+
+def needs_dmt_ds(folder: str | Path) -> bool:
+    """Whether plain timm refuses the folder: its last block has other heads than the rest."""
+    return LAST_HEADS in json.loads((Path(folder) / CONFIG_FILE).read_text())["model_args"]
 
 
 def strictest_licence(licences: Iterable[str | None]) -> str | None:
@@ -105,7 +112,7 @@ def _timm_config(
         "global_pool": "token",
     }
     if shape.last_block_num_heads != shape.num_heads:
-        model_args["last_block_num_heads"] = shape.last_block_num_heads
+        model_args[LAST_HEADS] = shape.last_block_num_heads
     teachers = dict(provenance.get("teachers", {}))
     licence = strictest_licence(record.get("licence") for record in teachers.values())
     return {

@@ -326,3 +326,17 @@ def test_the_label_baselines_hold_deits_settings(size: str) -> None:
     assert (section.pooling, section.label_smoothing, section.erasing) == ("class", 0.1, 0.25)
     assert (section.mixup, section.cutmix, section.mix_probability, section.cutmix_share) == (0.8, 1, 1, 0.5)
     assert (section.rand_augment_magnitude, section.rand_augment_std) == (9, 0.5)
+
+
+def test_the_recipe_of_tinymim_differs_from_dmts_in_the_method_and_its_one_teacher() -> None:
+    tinymim, dmt = flatten(load_config("tinymim_vit_tiny")), flatten(load_config("vit_tiny"))
+    differing = {key for key in tinymim if tinymim[key] != dmt[key]}
+    assert differing == {"task", "name", "output_dir", "teachers.use"}
+    assert (tinymim["task"], tinymim["teachers.use"]) == ("tinymim", ["mae"])
+    assert (tinymim["tinymim.qk_weight"], tinymim["tinymim.vv_weight"]) == (1, 1)
+
+
+@pytest.mark.parametrize("task", ["dmt", "tinymim"])
+def test_teachers_without_any_weight_are_refused(task: str) -> None:
+    (line,) = complaints(None, TEACHER, f"task={task}", "teachers.models.mae.weight=0")
+    assert "teachers ['mae'] have weight 0" in line

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.backbone_folder import load_backbone, save_backbone, strictest_licence
+from dmt_ds.models.backbone_folder import load_backbone, needs_dmt_ds, save_backbone, strictest_licence
 from dmt_ds.models.teachers import load_encoder
 from dmt_ds.models.vit import describe
 from tests.models import tiny
@@ -76,13 +76,14 @@ def test_a_last_block_with_other_heads_is_saved_and_gives_the_same_tokens(tmp_pa
     loaded = load_encoder(str(tmp_path))
     assert torch.equal(tiny.tokens(loaded.vit), tiny.tokens(vit))
     assert loaded.record.shape == describe(vit)
+    assert needs_dmt_ds(tmp_path / "backbone")
     with pytest.raises(TypeError, match="last_block_num_heads"):  # rather than other tokens
         timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True)
 
 
 def test_a_last_block_with_the_heads_of_all_is_nothing_special(tmp_path):
     _save(tmp_path / "backbone", tiny.vit(), last_block_num_heads=tiny.HEADS)
-    assert "last_block_num_heads" not in (tmp_path / "backbone" / "config.json").read_text()
+    assert not needs_dmt_ds(tmp_path / "backbone")
 
 
 def test_weights_are_kept_in_float32(tmp_path):
