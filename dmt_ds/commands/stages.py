@@ -93,12 +93,14 @@ class RunningStage:
             raise
 
     def errors(self) -> list[str]:
-        """What this start said went wrong, one line a finding; where it said nothing, its last lines."""
+        """What went wrong since the start, one line a finding; where nothing was said, how it ended."""
         with self.log.open("rb") as file:
             file.seek(self._log_start)
             lines = file.read().decode(errors="replace").strip().splitlines()
         said = [line.partition(ERROR)[2] for line in lines if ERROR in line]
-        return list(dict.fromkeys(said)) or lines[-3:]
+        return list(dict.fromkeys(said)) or [
+            f"it ended with code {self.poll()}; its last words: {' | '.join(lines[-2:])}"
+        ]
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from dmt_ds.commands.stages import RunningStage, Stage
 from dmt_ds.commands.suite_state import (
     FAILURE_FILE,
@@ -38,6 +40,7 @@ class Job:
     run: SuiteRun
     stage: RunningStage
     phase: Phase
+    slot: int
     started: float
 
 
@@ -98,9 +101,8 @@ class LocalSuite:
 
     def _start_what_can(self) -> None:
         for run in list(self._waiting):
-            if len(self._jobs) == self._num_jobs:
-                return
-            if all(folder in self._ended for folder in self._needs[run.folder]):  # well or not
+            needs_nothing_more = all(folder in self._ended for folder in self._needs[run.folder])  # well or not
+            if needs_nothing_more and (is_finished(run) or len(self._jobs) < self._num_jobs):
                 self._waiting.remove(run)
                 self._begin(run)
 
@@ -142,10 +144,20 @@ class LocalSuite:
         training = ("pretrain", "-c", run.recipe, *run.overrides)
         arguments = training if phase == "pretrain" else ("evaluate", "-e", str(run.folder))
         processes = self._ranks if phase == "pretrain" else 1
-        stage = Stage(arguments, run.folder / LOG, environment(self._num_jobs * self._ranks), processes)
-        self._jobs.append(Job(run, RunningStage(stage), phase, started))
+        slot = next(slot for slot in range(self._num_jobs) if slot not in {job.slot for job in self._jobs})
+        stage = Stage(arguments, run.folder / LOG, self._environment(slot), processes)
+        self._jobs.append(Job(run, RunningStage(stage), phase, slot, started))
         if phase == "pretrain":
             self._say(f"  {run.label}: training; log: {run.folder / LOG}")
+
+    def _environment(self, slot: int) -> Mapping[str, str]:
+        """This one, with cores and GPUs shared out among the runs."""
+        threads = max(1, (os.cpu_count() or 1) // (self._num_jobs * self._ranks))
+        mine = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        if (num_gpus := torch.cuda.device_count()) > 1:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
+            mine["CUDA_VISIBLE_DEVICES"] = ",".join(share_of(visible, slot, self._ranks))
+        return {**os.environ, **mine}
 
     def _on_end(self, job: Job, stopping: bool) -> None:
         run, code = job.run, job.stage.poll()
@@ -159,8 +171,7 @@ class LocalSuite:
             self._ended[run.folder] = False
             self._say(f"  {run.label}: stopped{' after a save' if code == 0 else ''}; the same command goes on")
         else:
-            said = "; ".join(job.stage.errors()[-3:]) or f"exit code {code}"
-            failure = f"{'evaluation: ' if job.phase == 'evaluate' else ''}{said}"
+            failure = f"{'evaluation: ' if job.phase == 'evaluate' else ''}{'; '.join(job.stage.errors()[-3:])}"
             (run.folder / FAILURE_FILE).write_text(failure + "\n")
             self._end(run, f"{run.label}: failed: {failure}; log: {job.stage.log}", failure)
 
@@ -183,10 +194,10 @@ class LocalSuite:
         return f", about {_duration(left)} left" if expected else ""
 
 
-def environment(num_processes: int) -> Mapping[str, str]:
-    """This one, with the cores shared out among so many processes."""
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
-    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+def share_of(devices: Sequence[str], slot: int, ranks: int) -> list[str]:
+    """The devices of the runs in one slot, one a rank; slots beyond the last device begin again at the first."""
+    start = slot * ranks % (len(devices) - len(devices) % ranks or len(devices))
+    return list(devices[start : start + ranks])
 
 
 def _score(run: SuiteRun) -> str:
