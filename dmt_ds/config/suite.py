@@ -45,7 +45,7 @@ class TuneSpec(Section):
 
     key: str = "optim.base_lr"
     """The setting, with dots."""
-    values: tuple[float, ...] = Field(min_length=2)
+    values: tuple[float, ...]
     """What is tried, each in a run."""
     seed: int = 100
     """Of these runs; none of the suite's `seeds`."""
@@ -105,6 +105,8 @@ class Suite(Section):
             raise ValueError(f"seeds {list(self.seeds)}: one is given twice")
         if self.tune and self.tune.seed in self.seeds:
             raise ValueError(f"tune.seed={self.tune.seed}: is one of the seeds that are compared; choose another")
+        if self.tune and len(self.tune.values) < 2:
+            raise ValueError(f"tune.values {list(self.tune.values)}: give at least two, or leave tune out")
         if self.tune and len(set(self.tune.values)) < len(self.tune.values):
             raise ValueError(f"tune.values {list(self.tune.values)}: one is given twice")
         return self
