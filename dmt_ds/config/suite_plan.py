@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -248,6 +249,8 @@ def _safe(name: str) -> str:
 
 def _written(value: Any) -> str:
     """As plain as the reader of overrides takes it back."""
-    if isinstance(value, str) and value and parse_value(value, "suite") == value:
-        return value
+    if isinstance(value, str) and value:
+        with suppress(ConfigError):
+            if parse_value(value, "suite") == value:
+                return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()
