@@ -33,17 +33,29 @@ class SuiteRun:
     Attributes:
         owner: the teacher or variant.
         label: what lines for people call it.
-        value: of the tuned setting, in a run that tries one.
+        place: where the suite's file speaks of it.
         layers: settings over the recipe, the later the stronger.
+        value: of the tuned setting, in a run that tries one.
     """
 
     role: Role
     owner: str
     label: str
     folder: Path
-    recipe: str
+    file: SuiteFile
+    spec: RunSpec
+    place: str
     layers: tuple[Layer, ...]
     value: float | None = None
+
+    @cached_property
+    def recipe(self) -> str:
+        """Shipped recipe's name, or a file's absolute path.
+
+        Raises:
+            ConfigError: there is no such recipe; one line.
+        """
+        return self.file.recipe_of(self.spec, self.place)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -171,7 +183,7 @@ class SuitePlan:
     ) -> SuiteRun:
         """A run; what the suite's file says of it has `{teachers}` filled in."""
         suite, label_of_file = self.file.suite, self.file.label
-        where = f"{'teachers' if role == 'teacher' else 'variants'}.{owner}"
+        place = f"{'teachers' if role == 'teacher' else 'variants'}.{owner}"
         own = {
             "output_dir": str(self.output / folder),
             "name": _safe("-".join(folder.parts)),
@@ -185,13 +197,13 @@ class SuitePlan:
             (label_of_file, self._tracking()),
             *before,
             (f"{label_of_file}: set", suite.set),
-            (f"{label_of_file}: {where}.set", spec.set),
+            (f"{label_of_file}: {place}.set", spec.set),
             *after,
             (label_of_file, {**own, **{f"tracking.tags.{key}": text for key, text in tags.items()}}),
             (COMMAND_LINE, dict(self.given)),
         ]
         filled = tuple((origin, self._fill(values)) for origin, values in layers)
-        return SuiteRun(role, owner, label, self.output / folder, self.file.recipe_of(spec, where), filled, value)
+        return SuiteRun(role, owner, label, self.output / folder, self.file, spec, place, filled, value)
 
     def _tracking(self) -> dict[str, Any]:
         store = {} if self.store is None else {"tracking.uri": self.store}
