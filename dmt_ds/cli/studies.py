@@ -56,9 +56,10 @@ def suite(
         click.echo(command.table(plan, runs))
     elif action is None:
         command.run(plan, runs, jobs or 1, ranks, say=click.echo)
+    elif action == "slurm":
+        suite_slurm.show(suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
     else:
-        arrays = suite_slurm.commands(plan, runs, only, jobs, options)
-        (suite_slurm.show if action == "slurm" else suite_slurm.submit)(arrays, say=click.echo)
+        suite_slurm.submit(plan, suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
 
 
 @click.command(

@@ -68,12 +68,12 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
     if found := [difference for run in known if (difference := changed(run))]:
         raise ConfigError("\n".join(found))
     say(f"{name}: {len(runs)} runs, {sum(map(is_finished, runs))} of them finished, in {plan.output}")
-    _note_on_parent(plan, "RUNNING")
+    note_on_parent(plan, "RUNNING")
     local = LocalSuite(plan, runs, jobs, ranks, say)
     local.make_all()
     unfinished = [run.label for run in select(plan, ()) if not is_finished(run)]
     status: Status = "KILLED" if local.was_stopped else "FAILED" if local.failures else "FINISHED"
-    _note_on_parent(plan, "RUNNING" if status == "FINISHED" and unfinished else status)
+    note_on_parent(plan, "RUNNING" if status == "FINISHED" and unfinished else status)
     if local.was_stopped:
         raise KeyboardInterrupt
     if local.failures:
@@ -81,7 +81,7 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
     say(f"{name}: all of it is finished" if not unfinished else f"{name}: {len(unfinished)} runs are left")
 
 
-def _note_on_parent(plan: SuitePlan, status: Status | Literal["RUNNING"]) -> None:
+def note_on_parent(plan: SuitePlan, status: Status | Literal["RUNNING"]) -> None:
     """On the run in MLflow under which all runs stand; variants of other stores have one there."""
     suite = plan.file.suite
     tags = {"suite": suite.name, "variants": ",".join(suite.variants)}

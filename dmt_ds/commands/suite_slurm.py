@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from dmt_ds.commands.suite import note_on_parent
 from dmt_ds.commands.suite_local import Say
 from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_finished, is_tuned
 from dmt_ds.config.suite_plan import Role, SuitePlan, SuiteRun, as_overrides
@@ -50,7 +51,7 @@ def show(commands: Sequence[Sequence[str]], say: Say) -> None:
         say(f"job{number}=$(sbatch {after}{shlex.join(words[1:])})")
 
 
-def submit(commands: Sequence[Sequence[str]], say: Say) -> None:
+def submit(plan: SuitePlan, commands: Sequence[Sequence[str]], say: Say) -> None:
     """Submit them, each after all tasks of the one before have ended, well or not: a task says what it lacks.
 
     Raises:
@@ -58,6 +59,7 @@ def submit(commands: Sequence[Sequence[str]], say: Say) -> None:
     """
     if shutil.which("sbatch") is None:
         raise LaunchError("there is no sbatch here: run this on a login node, or take --slurm to see the commands")
+    note_on_parent(plan, "RUNNING")
     before: str | None = None
     for words in commands:
         after = [] if before is None else [f"--dependency=afterany:{before}"]

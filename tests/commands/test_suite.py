@@ -329,7 +329,7 @@ def test_arrays_are_submitted_each_after_the_one_before(tmp_path: Path) -> None:
     sbatch.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\necho "$(wc -l < {tmp_path}/asked);cluster"\n')
     sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
     path = f"{sbatch.parent}:{os.environ['PATH']}"
-    done = processes.run(tiny_suite.command(suite, "--submit"), PATH=path)
+    done = processes.run(tiny_suite.command(suite, "--submit", "tracking.enabled=false"), PATH=path)
     asked = (tmp_path / "asked").read_text().splitlines()
     assert all("--parsable" in line for line in asked)
     assert ["--dependency=afterany:1" in asked[1], "--dependency=afterany:2" in asked[2]] == [True, True]

@@ -53,6 +53,10 @@ def main() -> int:
     settings = DEFAULTS | dict(word.split("=", 1) for word in words if "=" in word)
     if command == "pretrain":
         return pretrain(settings)
+    if command == "suite":
+        print("-c", "vit_tiny", f"output_dir=suite/{words[words.index('--print-run') + 1]}", sep="\n")
+        print(*(word for word in words if "=" in word), sep="\n")
+        return 0
     if command == "config":
         for key, word in itertools.pairwise(words):
             if key == "--get":

@@ -8,7 +8,7 @@ import pytest
 
 from tests.slurm.slurm_cluster import ROOT, SCRIPTS, SMALL, Cluster, Job, output_of
 
-TRAINING = ["pretrain_vit_t.sh", "pretrain_vit_s.sh", "pretrain_vit_b.sh", "make_teacher.sh", "sweep.sh"]
+TRAINING = ["pretrain_vit_t.sh", "pretrain_vit_s.sh", "pretrain_vit_b.sh", "make_teacher.sh", "sweep.sh", "suite.sh"]
 JOBS = [path.name for path in sorted(SCRIPTS.glob("*.sh")) if "#SBATCH" in path.read_text()]
 
 
@@ -166,6 +166,16 @@ def test_a_sweep_runs_each_line_of_its_file(cluster, stand_in, tmp_path):
     for index in (1, 2):
         cluster.job(f"{job.number}_{index}", tmp_path).ends_as("COMPLETED")
     assert (tmp_path / "run-1" / "DONE").read_text() == "2" and (tmp_path / "mine" / "DONE").read_text() == "3"
+
+
+def test_a_suites_array_trains_each_run_and_then_judges_it_and_nothing_that_failed(cluster, stand_in, tmp_path):
+    options = (*SMALL, "--nodes=1", "--array=0-1")
+    words = ("seeds", "small", "steps=3", "fail_at=%a", "code=2")
+    job = cluster.submit("suite.sh", *words, folder=tmp_path, options=options, DMT_DS_PYTHON=stand_in)
+    first, second = (cluster.job(f"{job.number}_{index}", tmp_path) for index in range(2))
+    assert "evaluate ['-e', 'suite/0']" in first.ends_as("COMPLETED").text()
+    assert (tmp_path / "suite" / "0" / "DONE").read_text() == "3"
+    assert "evaluate" not in second.ends_as("FAILED").text()
 
 
 @pytest.mark.parametrize(
