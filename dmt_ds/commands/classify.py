@@ -1,12 +1,13 @@
-"""What a run with labels does beside training: its score on the validation split."""
+"""What a run with labels does beside training: it opens both splits, and is judged on the second."""
 
 import logging
 from collections.abc import Callable, Iterator
 
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.labels import LabelledImages
+from dmt_ds.data.labels import LabelledImages, open_labelled
 from dmt_ds.data.loader import eval_batches
+from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist
@@ -14,6 +15,14 @@ from dmt_ds.engine.task import Model
 from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
+
+
+def open_images(config: RunConfig) -> tuple[ImageSource, LabelledImages | None]:
+    """The training images; where the task learns labels, both splits too."""
+    if config.task != "classify":
+        return open_source(config.data, "train"), None
+    labelled = open_labelled(config.data)
+    return labelled.train, labelled
 
 
 def judge(

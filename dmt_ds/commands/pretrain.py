@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dmt_ds.commands.classify import judge
+from dmt_ds.commands.classify import judge, open_images
 from dmt_ds.commands.publish import export_backbone, publish_backbone, publish_pictures
 from dmt_ds.commands.resume import ResumePlan, plan_resume, prepare
 from dmt_ds.commands.tasks import BuiltTask, build_task
@@ -18,10 +18,10 @@ from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
 from dmt_ds.config.load import flatten, to_yaml
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
-from dmt_ds.data.labels import LabelledImages, open_labelled
+from dmt_ds.data.labels import LabelledImages
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
-from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.sources import ImageSource
 from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder, RunState
@@ -86,8 +86,7 @@ def _resolve(config: RunConfig, device: torch.device) -> Run:
         )
     folder = Path(config.output_dir)
     dist.decided_by_main(lambda: _prepare(folder, config))
-    labelled = open_labelled(config.data) if config.task == "classify" else None
-    source = labelled.train if labelled else open_source(config.data, "train")
+    source, labelled = open_images(config)
     length = plan_length(config.train, config.optim, len(source))
     logger.info(
         "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
@@ -105,7 +104,7 @@ def _prepare(folder: Path, config: RunConfig) -> None:
     """On rank 0, before the others look: the folder, its log, and the data set's cache, which is written once."""
     folder.mkdir(parents=True, exist_ok=True)
     _log_to_file(folder / "train.log")
-    open_source(config.data, "train")
+    open_images(config)
 
 
 def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) -> Outcome:
