@@ -16,6 +16,7 @@ vit_b) recipe=vit_base ;;
 *) usage ;;
 esac
 training=("$here/pretrain_$1.sh")
+parent=pipeline_$1_$(date +%Y%m%d_%H%M%S)
 shift
 
 for_all=() for_training=() arguments=()
@@ -26,6 +27,9 @@ for word in "$@"; do
     *) arguments+=("$word") ;;
     esac
 done
+
+# What a chain makes stands under one run in MLflow, made by the first of them that gets there.
+if [[ " ${arguments[*]} " != *" tracking.parent="* ]]; then arguments+=("tracking.parent=$parent"); fi
 
 submit() { sbatch --parsable "${for_all[@]}" "$@"; }
 after() { printf -- '--dependency=afterok:%s' "${1%%;*}"; } # on several clusters an id is followed by ;CLUSTER

@@ -1,7 +1,8 @@
 """Stands in for `python -m dmt_ds` where a test is about the scripts: takes the same arguments, needs no torch.
 
 Overrides: output_dir, steps, seconds (a step), save_every, fail_at (a step), code (its exit code), deaf (to signals
-for so many seconds at start, as Python is while it imports), train.stop_after_step, doctor (its exit code).
+for so many seconds at start, as Python is while it imports), train.stop_after_step, doctor (its exit code),
+tracking.parent (is said).
 """
 
 import itertools
@@ -21,6 +22,8 @@ def say(text: str) -> None:
 def pretrain(settings: dict[str, str]) -> int:
     asked: list[str] = []
     say("importing")
+    if "tracking.parent" in settings:
+        say(f"stands under {settings['tracking.parent']}")
     time.sleep(float(settings["deaf"]))
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda n, frame: asked.append(signal.Signals(n).name))

@@ -172,10 +172,12 @@ def test_a_suites_array_trains_each_run_and_then_judges_it_and_nothing_that_fail
     options = (*SMALL, "--nodes=1", "--array=0-1")
     words = ("seeds", "small", "steps=3", "fail_at=%a", "code=2")
     job = cluster.submit("suite.sh", *words, folder=tmp_path, options=options, DMT_DS_PYTHON=stand_in)
-    first, second = (cluster.job(f"{job.number}_{index}", tmp_path) for index in range(2))
-    assert "evaluate ['-e', 'suite/0']" in first.ends_as("COMPLETED").text()
+    for index, state in enumerate(("COMPLETED", "FAILED")):
+        cluster.job(f"{job.number}_{index}", tmp_path).ends_as(state)
+    # Only now is it certain which file a task of the array wrote into.
+    first, second = (cluster.job(f"{job.number}_{index}", tmp_path).text() for index in range(2))
+    assert "evaluate ['-e', 'suite/0']" in first and "evaluate" not in second
     assert (tmp_path / "suite" / "0" / "DONE").read_text() == "3"
-    assert "evaluate" not in second.ends_as("FAILED").text()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_a_pipeline_judges_what_was_trained_and_nothing_else(cluster, stand_in, 
     words = [SCRIPTS / "pipeline.sh", "vit_t", *SMALL, "output_dir=mine", *fail]
     printed = cluster.at(tmp_path, words, DMT_DS_PYTHON=stand_in, SBATCH_GPUS_PER_NODE="0")
     trained, judged = (cluster.job(line.split()[1], tmp_path) for line in printed.splitlines())
-    trained.ends_as(states[0])
+    assert "stands under pipeline_vit_t_2" in trained.ends_as(states[0]).text()
     judged.ends_as(states[1])
     assert states[1] != "COMPLETED" or "knn ['-e', 'mine']" in judged.text()
 
