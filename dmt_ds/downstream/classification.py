@@ -1,7 +1,7 @@
 """Training with labels: from scratch (DeiT; Touvron et al., 2021) or from given weights; knows no engine, no file."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.accuracy import Accuracy, num_right
 from dmt_ds.downstream.mixing import mix, neighbours
 from dmt_ds.engine import dist
-from dmt_ds.engine.task import Model, Progress, TaskLosses
+from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.teachers import start_from
 from dmt_ds.models.vit import build_vit, tokens_of
@@ -94,7 +94,7 @@ class Classifier(nn.Module):
         return pooled
 
 
-class ClassificationTask:
+class ClassificationTask(AllInModule):
     """Learns the classes of the training split; the result is the encoder, and the accuracy of the whole.
 
     Args:
@@ -159,19 +159,6 @@ class ClassificationTask:
         self.module.train(was_training)
         top1, top5, num_images = dist.sum_over_ranks(counts).tolist()
         return Accuracy(top1 / num_images, top5 / num_images)
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing moves but the weights."""
-
-    def to(self, device: torch.device) -> None:
-        """Nothing lies outside of the module."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: all of it is in the module."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to load."""
 
     def backbone(self) -> nn.Module:
         """The ViT, without head."""

@@ -80,3 +80,20 @@ class PretrainingTask(Task, Protocol):
     def backbone(self) -> nn.Module:
         """The ViT whose weights are the result of the run."""
         ...
+
+
+class AllInModule:
+    """For tasks that keep nothing beside `module`: nothing to move, nothing to save, nothing that follows an update."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing moves but the weights."""
+
+    def to(self, device: torch.device) -> None:
+        """Nothing lies outside of the module."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: all of it is in the module."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to load."""

@@ -1,6 +1,5 @@
 """Masked autoencoder: three quarters of an image are guessed from the rest (He et al., 2022); knows no engine."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec
-from dmt_ds.engine.task import Model, Progress, TaskLosses
+from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.encoder import build_encoder, encode, patch_embeddings, patch_positions
 from dmt_ds.methods.masking import patch_order, take_rows
@@ -103,7 +102,7 @@ class MaeModule(nn.Module):
         return guess
 
 
-class MaeTask:
+class MaeTask(AllInModule):
     """Pretraining by reconstruction; the result is the encoder.
 
     Args:
@@ -133,19 +132,6 @@ class MaeTask:
         target = patchify(images, self._patch_size)
         loss = reconstruction_loss(predicted, target, mask, self._section.normalize_pixels)
         return TaskLosses(loss, {"train/loss_reconstruction": loss.detach()})
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing moves but the weights."""
-
-    def to(self, device: torch.device) -> None:
-        """Nothing lies outside of the module."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: all of it is in the module."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to load."""
 
     def backbone(self) -> nn.Module:
         """The encoder."""

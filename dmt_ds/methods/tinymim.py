@@ -6,7 +6,7 @@ Knows no engine's library.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dmt_ds.config.methods import TinyMimConfig
 from dmt_ds.config.schema import DataConfig
@@ -14,12 +14,12 @@ from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec
 from dmt_ds.distill.relations import relation_loss
-from dmt_ds.engine.task import Model, Progress, TaskLosses
+from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
 from dmt_ds.methods.dmt import Teacher
 from dmt_ds.models.relations import RelationStudent
 
 
-class TinyMimTask:
+class TinyMimTask(AllInModule):
     """Trains a student against its teachers' relations; the teachers are never part of `module`.
 
     Args:
@@ -64,16 +64,3 @@ class TinyMimTask:
             vv = relation_loss("vv", student_qkv, teacher_qkvs, self._weights)
         total = self._section.qk_weight * qk + self._section.vv_weight * vv
         return TaskLosses(total, {"train/loss_qk": qk.detach(), "train/loss_vv": vv.detach()})
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing moves but the weights."""
-
-    def to(self, device: torch.device) -> None:
-        """Nothing lies outside of the module."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: all of it is in the module."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to load."""
