@@ -51,7 +51,7 @@ class RunningMeans:
 
     def _means_over_ranks(self) -> dict[str, Tensor]:
         parts = [
-            torch.cat([summed.flatten(), summed.new_tensor([float(self._num_images[name])])])
+            torch.cat([summed.flatten(), summed.new_full((1,), self._num_images[name])])
             for name, summed in self._sums.items()
         ]
         packed = torch.cat(parts)

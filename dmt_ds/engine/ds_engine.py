@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmt_ds.engine import dist
+from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.errors import CheckpointError, LaunchError
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,9 @@ def _forbid_shared_memory_build(deepspeed: ModuleType) -> None:
 class StudentEngine:
     """The training engine: called like the module it wraps."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, skip: DeviceSkip | None = None) -> None:
         self._engine = engine
+        self._skip = skip
         self.module: nn.Module = engine.module
         self.device: torch.device = torch.device(engine.device)
 
@@ -112,6 +114,29 @@ class StudentEngine:
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradient; DeepSpeed divides by the accumulation steps."""
         self._engine.backward(loss)
+
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether an unsound update is left out on the device, so that the host may learn of it later."""
+        return self._skip is not None
+
+    def unsound_gradient(self) -> Tensor:
+        """Whether this rank's part of the gradient is not finite, after the last backward: scalar bool, on the device.
+
+        False where DeepSpeed looks at it by itself in `step`.
+        """
+        if self._skip is None:
+            return torch.zeros((), dtype=torch.bool, device=self.device)
+        return self._skip.unsound_gradient()
+
+    def prepare_update(self, unsound: Tensor, measure_norm: bool) -> None:
+        """Have the device leave the coming update out where `unsound`: scalar bool, the same on all ranks.
+
+        Args:
+            measure_norm: whether `gradient_norm` will be asked for.
+        """
+        if self._skip is not None:
+            self._skip.arm(unsound, measure_norm)
 
     def step(self) -> None:
         """Update the weights where accumulation is complete, else only count the micro-step."""
@@ -129,7 +154,7 @@ class StudentEngine:
     def gradient_norm(self) -> float | None:
         """Global norm of the last update's gradient before clipping; waits for the device.
 
-        None where DeepSpeed does not compute it: ZeRO stage 0 in float32 without clipping.
+        None where DeepSpeed does not compute it: ZeRO stage 0 in float32 without clipping, or not asked for.
         """
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
@@ -192,14 +217,15 @@ def build_student(
     assert not any(hasattr(p, "ds_id") for p in module.parameters()), "a student must not be built under zero.Init"
     if universal:
         config = {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
+    skips = can_skip(config, optimizer)
     engine, *_ = library().initialize(
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         optimizer=optimizer,
-        config=config,
+        config=without_own_check(config) if skips else config,
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, schedule),
     )
-    return StudentEngine(engine)
+    return StudentEngine(engine, DeviceSkip(engine, optimizer) if skips else None)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,6 +14,7 @@ from torch import Tensor
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.engine import dist, rng_state
+from dmt_ds.engine.agreement import Agreement
 from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.fence import Fence
@@ -20,7 +22,7 @@ from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import Progress, Task
 from dmt_ds.engine.untrained import restore_untrained, untrained_state
-from dmt_ds.errors import DivergenceError
+from dmt_ds.errors import DivergenceError, DmtError
 from dmt_ds.tracking.meters import MeanMeters, Throughput, memory_gib
 from dmt_ds.tracking.tracker import Tracker
 
@@ -102,6 +104,7 @@ class Trainer:
         self._meters = MeanMeters()
         self._throughput = Throughput()
         self._skipped_steps = 0
+        self._unread: deque[Agreement] = deque()
 
     def resume(self, checkpoint: Checkpoint, tag: str) -> None:
         """Go on from a checkpoint; `tag` is its own, or that of its universal form."""
@@ -165,7 +168,7 @@ class Trainer:
             if logs:
                 self._meters.add({"train/loss": losses.loss.detach(), **losses.metrics})
             if micro_step + 1 == self._plan.grad_accum_steps:
-                stop_asked = self._agree(finite, seen)
+                stop_asked = self._agree(finite, seen, logs)
                 learning_rate = self.engine.learning_rate
             self.engine.step()
         self._check_update(looks=logs or stop_asked or self._plan.saves_at(self.step + 1))
@@ -180,25 +183,45 @@ class Trainer:
         with self._throughput.waiting():
             return next(batches)
 
-    def _agree(self, finite: Tensor, seen: Sequence[Batch]) -> bool:
-        """Before the update, all ranks learn whether one has a loss that is not finite, or was asked to stop.
+    def _agree(self, finite: Tensor, seen: Sequence[Batch], logs: bool) -> bool:
+        """All ranks learn whether one has a loss that is not finite, or was asked to stop.
+
+        As a rule before the update. Where the device itself leaves an unsound update out, the host reads what it said
+        of the update before: it then waits for nothing that the device has still to do. Such a run ends one step late
+        and no worse, for the weights stay as they were, and what is logged or saved is always read first.
 
         Raises:
             DivergenceError: on all ranks alike.
         """
-        asked = torch.tensor(float(self._around.stop.requested), device=finite.device)
-        diverged, stop_asked = dist.sum_over_ranks(torch.stack([(~finite).float(), asked])).tolist()
-        if diverged:
-            self._raise_divergence(bool(finite), seen)
-        return bool(stop_asked)
+        newest = Agreement(self.step + 1, seen, finite, self.engine.unsound_gradient(), self._around.stop.requested)
+        self.engine.prepare_update(newest.unsound, measure_norm=logs)
+        self._unread.append(newest)
+        must_know = logs or self._plan.saves_at(newest.step) or not self.engine.skips_on_device
+        stop_asked = False
+        while self._unread and (must_know or stop_asked or len(self._unread) > 1):
+            stop_asked |= self._settle(self._unread.popleft())
+        return stop_asked
 
-    def _raise_divergence(self, finite_here: bool, seen: Sequence[Batch]) -> None:
-        names = [] if finite_here else [self._around.image_name(int(i)) for batch in seen for i in batch.indices[:4]]
+    def _settle(self, agreement: Agreement) -> bool:
+        """Read what the ranks said of an update: whether one was asked to stop.
+
+        Raises:
+            DivergenceError: the update is unsound; on all ranks alike.
+        """
+        verdict = agreement.read()
+        if verdict.loss_unsound:
+            self._raise_divergence(agreement, verdict.loss_unsound_here)
+        if verdict.gradient_unsound:
+            raise _gradient_error(agreement.step)
+        return verdict.stop_asked
+
+    def _raise_divergence(self, agreement: Agreement, unsound_here: bool) -> None:
+        names = [self._around.image_name(row) for row in agreement.images] if unsound_here else []
         report = {rank: ", ".join(images[:4]) for rank, images in enumerate(dist.gather_objects(names)) if images}
         where = "; ".join(f"rank {rank}: {images}, ..." for rank, images in report.items())
         message = (
-            f"step {self.step + 1}: the loss is not finite on rank {', '.join(map(str, report))}; "
-            f"stopped before the update. Images of its batch: {where}. Start again to go on from the newest "
+            f"step {agreement.step}: the loss is not finite on rank {', '.join(map(str, report))}; "
+            f"this update was not made. Images of its batch: {where}. Start again to go on from the newest "
             "checkpoint, with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
         )
         raise dist.alike_on_all(DivergenceError(message))
@@ -214,11 +237,7 @@ class Trainer:
         """
         norm = self.engine.gradient_norm() if looks else None
         if self.engine.skipped_steps > self._skipped_steps or (norm is not None and not math.isfinite(norm)):
-            message = (
-                f"step {self.step + 1}: the gradient is not finite, though the loss is. Start again to go on from the "
-                "newest checkpoint, with a lower optim.base_lr if it comes back"
-            )
-            raise dist.alike_on_all(DivergenceError(message))
+            raise _gradient_error(self.step + 1)
 
     def _log(self, learning_rate: float) -> None:
         if self._around.fence is not None:
@@ -240,3 +259,11 @@ class Trainer:
             state = {"task": self.task.state_dict(), "untrained": untrained_state(self.engine.module)}
             torch.save(state, folder / tag / TASK_STATE)
         self._export(self.engine, folder / tag, self.step)
+
+
+def _gradient_error(step: int) -> DmtError:
+    message = (
+        f"step {step}: the gradient is not finite, though the loss is. Start again to go on from the "
+        "newest checkpoint, with a lower optim.base_lr if it comes back"
+    )
+    return dist.alike_on_all(DivergenceError(message))

@@ -86,3 +86,36 @@ def test_a_zero3_teacher_lies_on_the_gpu_with_all_its_buffers(cuda):
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["device"] == "cuda:0"
     assert facts["difference"] < 0.05  # bf16: the same kernels, perhaps another split
+
+
+WITHOUT_WAITING = """
+import sys, torch
+from dmt_ds.__main__ import main
+from dmt_ds.engine.trainer import Trainer
+update, waited = Trainer.update, []
+def watched(self, batches):
+    if self._plan.logs_at(self.step + 1):
+        return update(self, batches)
+    synchronize, torch.cuda.synchronize = torch.cuda.synchronize, lambda *_: waited.append("torch.cuda.synchronize")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        return update(self, batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize = synchronize
+        assert not waited, waited
+        print("step without waiting", self.step, flush=True)
+Trainer.update = watched
+sys.argv[0] = "dmt-ds"
+main()
+"""
+
+
+def test_the_host_does_not_wait_for_the_device_outside_log_steps(cuda, tmp_path):
+    train = {"deepspeed": "student_zero2_bf16", "log_every_steps": 4}
+    recipe = tiny_run.write_recipe(
+        tmp_path, train=train, optim={"clip_grad_norm": 0.0}, teachers={"sharding": "replicate"}
+    )
+    done = processes.run(["-c", WITHOUT_WAITING, *tiny_run.pretrain(recipe)[2:]], **cuda)
+    quiet = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("step without waiting")]
+    assert quiet == ["2", "3", "5", "6", "7"]

@@ -1,0 +1,66 @@
+"""Leaving an unsound update out on the device, so that the host need not look at it first; knows no training loop.
+
+DeepSpeed asks the device before every update whether a gradient is not finite, and the host waits for the answer: the
+device runs dry once a step. A fused AdamW of torch can leave an update out by itself (`found_inf`, made for loss
+scaling), so the same question stays on the device. It holds for ZeRO-2 in bf16 without clipping: there nothing else of
+DeepSpeed's update waits. In all other cases DeepSpeed's own check stays.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+DsConfig = dict[str, Any]
+
+
+def can_skip(config: DsConfig, optimizer: Optimizer) -> bool:
+    """Whether an engine of this resolved DeepSpeed JSON gets a `DeviceSkip`.
+
+    Only a fused optimizer has the switch, and only on CUDA is it fused: on a CPU, looking costs nothing.
+    """
+    zero = config.get("zero_optimization", {})
+    return (
+        bool(optimizer.defaults.get("fused"))
+        and bool(config.get("bf16", {}).get("enabled"))
+        and zero.get("stage") == 2
+        and "offload_optimizer" not in zero
+        and not config.get("gradient_clipping")
+    )
+
+
+def without_own_check(config: DsConfig) -> DsConfig:
+    """The JSON without DeepSpeed's look at the gradient, which `DeviceSkip` takes over."""
+    return {**config, "bf16": {**config["bf16"], "check_grad_overflow": False}}
+
+
+class DeviceSkip:
+    """The switch of one engine's optimizer.
+
+    Args:
+        engine: DeepSpeed's, of ZeRO stage 2, made from `without_own_check`.
+        optimizer: torch's fused AdamW inside it.
+    """
+
+    def __init__(self, engine: Any, optimizer: Optimizer) -> None:
+        self._zero = engine.optimizer
+        self._optimizer: Any = optimizer
+
+    def unsound_gradient(self) -> Tensor:
+        """Whether this rank's part of the averaged gradient is not finite: scalar bool, on the device.
+
+        Call it between the last backward and the update.
+        """
+        gradients = [part for group in self._zero.averaged_gradients.values() for part in group if part is not None]
+        # A norm is a sum of squares: not finite as soon as one number is not, in a few kernels for all parameters.
+        return ~torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+
+    def arm(self, unsound: Tensor, measure_norm: bool) -> None:
+        """The next update is left out where `unsound` (scalar bool, the same on all ranks).
+
+        Args:
+            measure_norm: let DeepSpeed compute the gradient's norm, for the log; the host waits for it.
+        """
+        self._optimizer.found_inf = unsound.float()
+        self._zero.compute_grad_norm = measure_norm

@@ -1,0 +1,139 @@
+"""Run by test_deferred_updates on two ranks: how training ends where the device leaves unsound updates out; as JSON."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.config.batch import plan_batch
+from dmt_ds.config.deepspeed import find_ds_config, resolve_student
+from dmt_ds.config.schema import OptimConfig
+from dmt_ds.data.batch import Batch
+from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine.optim import build_optimizer
+from dmt_ds.engine.peers import Peers
+from dmt_ds.engine.progress import ProgressView
+from dmt_ds.engine.stopping import StopRequest, Watchdog
+from dmt_ds.engine.task import AllInModule, Progress, TaskLosses
+from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
+from dmt_ds.errors import DmtError
+from dmt_ds.tracking.tracker import NullTracker
+
+ACCUMULATION = 2
+
+
+class Regression(AllInModule):
+    """Learns to give zeros; on rank 1 something happens in one step."""
+
+    def __init__(self, stop: StopRequest, happens: str = "nothing", at_step: int = 0) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8))
+        self._stop, self._happens, self._at_step = stop, happens, at_step
+        self.weights: list[list[float]] = []  # before each micro-step
+
+    def losses(self, model: Any, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
+        self.weights.append(self.module[0].weight.detach().float().flatten().tolist())
+        tokens = model(batch.images.flatten(1).to(torch.bfloat16) / 255)
+        loss = tokens.float().square().mean()
+        if dist.rank() == 1 and progress.step + 1 == self._at_step:
+            if self._happens == "signal":
+                self._stop._signal = 10
+            elif self._happens == "unsound loss":
+                loss = loss * torch.nan
+            elif self._happens == "unsound gradient":
+                loss = loss + (tokens.float() - tokens.detach().float()).sum().sqrt() * 0  # 0, with slope 0 * inf
+        return TaskLosses(loss, {})
+
+
+class Images:
+    """A loader of noise: an image a rank and micro-step."""
+
+    def batches(self, start_image: int, num_micro_steps: int, grad_accum_steps: int) -> Iterator[Batch]:
+        for number in range(num_micro_steps):
+            generator = torch.Generator().manual_seed(100 * number + dist.rank())
+            image = torch.randint(0, 256, (1, 3, 2, 2), dtype=torch.uint8, generator=generator)
+            row = torch.tensor([number])
+            yield Batch((image,), row, row, row)
+
+
+class Losses(NullTracker):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.points: dict[int, float] = {}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.points[step] = metrics["train/loss"]
+
+
+def train(fused: bool, happens: str = "nothing", at_step: int = 0, **plan: int) -> dict[str, Any]:
+    """Eight steps of which every fifth is logged."""
+    stop = StopRequest()
+    task, losses = Regression(stop, happens, at_step), Losses()
+    optimizer = build_optimizer(task.module, OptimConfig(base_lr=1.0), 2 * dist.world_size(), fused=fused)
+    batch = plan_batch(ACCUMULATION * dist.world_size(), 1, dist.world_size())
+    config = resolve_student(find_ds_config("student_zero2_bf16"), batch, 0.0)
+    engine = ds_engine.build_student(task.module, optimizer, lambda step: 1.0, config)
+    lengths = {"total_steps": 8, "log_every_steps": 5, "save_every_steps": 100} | plan
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(dist.from_main(name))
+        around = Surroundings(
+            losses, ProgressView("run", 8, visible=False), stop, Watchdog(600, dist.rank(), Peers()), "image {}".format
+        )
+        trainer = Trainer(
+            task,
+            engine,
+            Images(),  # type: ignore[arg-type]
+            TrainPlan(global_batch_size=batch.global_batch_size, grad_accum_steps=ACCUMULATION, **lengths),
+            CheckpointFolder(folder, 2),
+            lambda step: RunState(step, 0, dist.world_size(), 2, "bf16", {}),
+            lambda engine, folder, step: None,
+            around,
+        )
+        error = None
+        try:
+            outcome = trainer.fit().name
+        except DmtError as caught:
+            outcome, error = "FAILED", str(caught)
+        saved = sorted(path.name for path in folder.glob("step*"))
+        dist.barrier()
+    return {
+        "outcome": outcome,
+        "error": error,
+        "steps_done": trainer.step,
+        "saved": saved,
+        "losses": losses.points,
+        "weights": task.weights[::ACCUMULATION],
+        "skips_on_device": engine.skips_on_device,
+    }
+
+
+def on_all_ranks(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    return dist.gather_objects(facts)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    ds_engine.start(120)
+    facts = {
+        "at once": on_all_ranks(train(fused=False)),
+        "deferred": on_all_ranks(train(fused=True)),
+        "signal": on_all_ranks(train(True, "signal", 3)),
+        "signal on a log step": on_all_ranks(train(True, "signal", 5)),
+        "unsound loss": on_all_ranks(train(True, "unsound loss", 3)),
+        "unsound loss before a save": on_all_ranks(train(True, "unsound loss", 3, save_every_steps=3)),
+        "unsound gradient": on_all_ranks(train(True, "unsound gradient", 3)),
+    }
+    if dist.is_main():
+        print("FACTS " + json.dumps(facts), flush=True)
+    ds_engine.stop()
+
+
+if __name__ == "__main__":
+    main()
