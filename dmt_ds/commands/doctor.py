@@ -56,7 +56,7 @@ class _Patient:
     ranks: int
     ds_config: dict[str, Any] | None = None
     source: ImageSource | None = None
-    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
     teachers: dict[str, TeacherModel] = field(default_factory=dict)
     num_parameters: int | None = None
     parameters: str | None = None
@@ -159,7 +159,7 @@ def _check_data(patient: _Patient) -> Iterator[Finding]:
     else:
         yield Finding("ok", "length", steps)
     if config.task == "classify":
-        patient.num_classes = open_labelled(config.data).num_classes  # raises DataError: no labels, no validation split
+        patient.class_names = open_labelled(config.data).class_names  # raises DataError: no labels, no validation split
     yield from _check_validation_split(config)
 
 
@@ -194,13 +194,13 @@ def _check_teachers(patient: _Patient) -> Iterator[Finding]:
 
 def _check_student(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
-    if config.task == "classify" and not patient.num_classes:
+    if config.task == "classify" and not patient.class_names:
         yield Finding("warn", "student", "not built: mend the data above first, the head needs its classes")
         return
     if config.task in TEACHER_TASKS:
         module = _student(patient)
     else:
-        module = build_task(config, torch.device("cpu"), patient.num_classes).task.module
+        module = build_task(config, torch.device("cpu"), patient.class_names).task.module
     patient.num_parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
     patient.parameters = hash_of_parameters(module)
     yield Finding(

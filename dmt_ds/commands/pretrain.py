@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dmt_ds.commands.classify import judge, open_images
-from dmt_ds.commands.publish import export_backbone, publish_backbone, publish_pictures
+from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.resume import ResumePlan, plan_resume, prepare
 from dmt_ds.commands.tasks import BuiltTask, build_task
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
@@ -67,7 +67,7 @@ def run(config: RunConfig) -> int:
     watchdog = Watchdog(hang, dist.rank(), peers).start()
     with peers.together():
         resolved = _resolve(config, device)
-        built = build_task(config, device, resolved.labelled.num_classes if resolved.labelled else 0)
+        built = build_task(config, device, resolved.labelled.class_names if resolved.labelled else ())
         watchdog.beat("built teachers")
         outcome = _train(resolved, built, stop, watchdog)
         watchdog.stop()
@@ -192,7 +192,7 @@ def _build_trainer(
         plan,
         checkpoints,
         lambda step: _run_state(run, built, step, around.tracker.run_id),
-        partial(export_backbone, run.config, built),
+        partial(export_weights, run.config, built),
         around,
     )
 
@@ -280,7 +280,7 @@ def losses_in_use(config: RunConfig) -> list[str]:
 def _publish(run: Run, built: BuiltTask, trainer: Trainer, tracker: Tracker) -> None:
     """The encoder, the pictures, and the mark that the run is done."""
     if dist.is_main():
-        publish_backbone(run.folder, run.folder / "checkpoints" / f"step{trainer.step:08d}")
+        publish_weights(run.folder, run.folder / "checkpoints" / f"step{trainer.step:08d}")
     if run.config.tracking.pictures:
         publish_pictures(run.folder, built, trainer, run.source, run.config, tracker)
     if dist.is_main():

@@ -1,9 +1,10 @@
-"""What a finished run leaves: the encoder as a folder that timm and dmt_ds load, and pictures."""
+"""What a finished run leaves: the encoder, or classifier, as a folder that timm loads, and pictures."""
 
 import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,15 @@ from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import center_crop
+from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.trainer import Trainer
 from dmt_ds.errors import DataError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import needs_dmt_ds, save_backbone
-from dmt_ds.models.teachers import BACKBONE_FOLDER
+from dmt_ds.models.classifier_folder import save_classifier
+from dmt_ds.models.teachers import BACKBONE_FOLDER, CLASSIFIER_FOLDER
 from dmt_ds.models.vit import describe
 from dmt_ds.tracking.tracker import Tracker, read_points
 
@@ -26,42 +29,59 @@ logger = logging.getLogger(__name__)
 
 NUM_PICTURED_IMAGES = 6
 PICTURES_FOLDER = "pictures"
+_CALLED = {BACKBONE_FOLDER: "encoder", CLASSIFIER_FOLDER: "classifier"}
 
 
-def export_backbone(config: RunConfig, built: BuiltTask, engine: StudentEngine, folder: Path, step: int) -> None:
-    """Write `<folder>/backbone` with float32 weights; all ranks call, rank 0 writes."""
+def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, folder: Path, step: int) -> None:
+    """Write `<folder>/backbone`, and `<folder>/classifier` of a run with labels; all ranks call, rank 0 writes."""
     masters = engine.trained_state()
     with ds_engine.gathered(engine.module):
         if not dist.is_main():
             return
         backbone = built.task.backbone()
-        save_backbone(
-            folder / BACKBONE_FOLDER,
-            backbone_state(backbone, built.task.module, masters),
-            # The teachers may have settled the last block's heads.
-            config.student.model_copy(update={"last_block_num_heads": describe(backbone).last_block_num_heads}),
-            config.data.image_size,
-            mean=config.augment.mean,
-            std=config.augment.std,
-            provenance={
-                "task": config.task,
-                "name": config.name,
-                "step": step,
-                "images_seen": step * config.train.global_batch_size,
-                "teachers": {name: record.as_params() for name, record in built.sources.items()},
-            },
-        )
+        # The teachers may have settled the last block's heads.
+        section = config.student.model_copy(update={"last_block_num_heads": describe(backbone).last_block_num_heads})
+        provenance = _provenance(config, built, step)
+        normalisation = {"mean": config.augment.mean, "std": config.augment.std}
+        state = backbone_state(backbone, built.task.module, masters)
+        size = config.data.image_size
+        save_backbone(folder / BACKBONE_FOLDER, state, section, size, **normalisation, provenance=provenance)
+        if isinstance(built.task, ClassificationTask):
+            save_classifier(
+                folder / CLASSIFIER_FOLDER,
+                built.task.module.timm_state(masters),
+                section,
+                config.data,
+                config.classify.pooling,
+                built.task.class_names,
+                **normalisation,
+                provenance=provenance,
+            )
 
 
-def publish_backbone(folder: Path, checkpoint: Path) -> None:
-    """The last checkpoint's encoder becomes the run's: `<folder>/backbone`, whole or not at all."""
-    partial, target = folder / f".{BACKBONE_FOLDER}.partial", folder / BACKBONE_FOLDER
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(checkpoint / BACKBONE_FOLDER, partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    uses = "as a teacher" if needs_dmt_ds(target) else "for timm.create_model('local-dir:...') or as a teacher"
-    logger.info("%s: the encoder, %s", target, uses)
+def _provenance(config: RunConfig, built: BuiltTask, step: int) -> dict[str, Any]:
+    return {
+        "task": config.task,
+        "name": config.name,
+        "step": step,
+        "images_seen": step * config.train.global_batch_size,
+        "teachers": {name: record.as_params() for name, record in built.sources.items()},
+    }
+
+
+def publish_weights(folder: Path, checkpoint: Path) -> None:
+    """The last checkpoint's encoder, and classifier where there is one, become the run's; each whole or not at all."""
+    for name in (BACKBONE_FOLDER, CLASSIFIER_FOLDER):
+        if not (checkpoint / name).is_dir():
+            continue
+        partial, target = folder / f".{name}.partial", folder / name
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoint / name, partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        uses = [] if needs_dmt_ds(target) else ["for timm.create_model('local-dir:...', pretrained=True)"]
+        uses += ["as a teacher"] if name == BACKBONE_FOLDER else []
+        logger.info("%s: the %s, %s", target, _CALLED[name], " or ".join(uses) or "for dmt_ds")
 
 
 def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:

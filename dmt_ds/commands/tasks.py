@@ -1,7 +1,7 @@
 """From a recipe to a task: the only place that knows all methods."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -52,14 +52,14 @@ def hash_of_parameters(module: nn.Module) -> str:
     return hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16]
 
 
-def build_task(config: RunConfig, device: torch.device, num_classes: int = 0) -> BuiltTask:
+def build_task(config: RunConfig, device: torch.device, class_names: Sequence[str] = ()) -> BuiltTask:
     """The recipe's task, built on every rank from the same seed; teachers are already in their engines.
 
     Args:
-        num_classes: of the data, where the task learns labels.
+        class_names: of the data, where the task learns labels.
     """
     torch.manual_seed(config.seed)
-    built = _build(config, device, num_classes)
+    built = _build(config, device, class_names)
     if device.type == "cpu":
         # Fused attention has a slow backward in bf16 on CPU; written out it is five times faster.
         prefer_written_attention(built.task.module)
@@ -69,21 +69,21 @@ def build_task(config: RunConfig, device: torch.device, num_classes: int = 0) ->
     return replace(built, init_from=load_encoder(config.student.init_from, config.data.image_size).record)
 
 
-def _build(config: RunConfig, device: torch.device, num_classes: int) -> BuiltTask:
+def _build(config: RunConfig, device: torch.device, class_names: Sequence[str]) -> BuiltTask:
     if config.task == "dmt":
         return _build_dmt(config, device)
     if config.task == "tinymim":
         return _build_tinymim(config, device)
     if config.task == "classify":
-        return BuiltTask(_build_classifier(config, num_classes))
+        return BuiltTask(_build_classifier(config, class_names))
     return BuiltTask(_build_teacher_maker(config))
 
 
-def _build_classifier(config: RunConfig, num_classes: int) -> PretrainingTask:
+def _build_classifier(config: RunConfig, class_names: Sequence[str]) -> PretrainingTask:
     from dmt_ds.downstream.classification import ClassificationTask
 
-    assert num_classes > 0, "a task with labels is told their number"
-    return ClassificationTask(config.student, config.classify, config.data.image_size, config.augment, num_classes)
+    assert class_names, "a task with labels is told their names"
+    return ClassificationTask(config.student, config.classify, config.data.image_size, config.augment, class_names)
 
 
 def _build_teacher_maker(config: RunConfig) -> PretrainingTask:

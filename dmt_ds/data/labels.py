@@ -14,6 +14,11 @@ class LabelledImages(NamedTuple):
     test: ImageSource
     num_classes: int
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class number, of all classes that either split has."""
+        return max(self.train.class_names, self.test.class_names, key=len)
+
 
 def open_labelled(data: DataConfig) -> LabelledImages:
     """Both splits of a recipe, all of training unless `max_train_images` says less; validation is the test.

@@ -1,7 +1,7 @@
 """Training with labels: from scratch (DeiT; Touvron et al., 2021) or from given weights; knows no engine, no file."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,20 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(pooled)
         return logits
 
+    def timm_state(self, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The whole classifier as timm names it: `norm` is `fc_norm` where the mean of the patch tokens is normed.
+
+        Args:
+            masters: float32 weights of what is trained, by this module's names; they win over its own.
+        """
+        state = {}
+        for key, value in self.state_dict().items():
+            name = key.removeprefix("vit.")
+            if self.pooling == "patch_mean" and name.startswith("norm."):
+                name = f"fc_{name}"
+            state[name] = masters.get(key, value).detach().float().cpu()
+        return state
+
     def _pooled(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D]."""
         if self.pooling == "class":
@@ -101,7 +115,7 @@ class ClassificationTask(AllInModule):
         student: the encoder; starts from `init_from` where that is set.
         image_size: side of the crop, in pixels.
         augment: of the pixels on the device; DeiT has none but RandAugment, mixing and erasing.
-        num_classes: of the data set.
+        class_names: of the data set, by class number.
     """
 
     def __init__(
@@ -110,13 +124,14 @@ class ClassificationTask(AllInModule):
         section: ClassifyConfig,
         image_size: int,
         augment: AugmentConfig,
-        num_classes: int,
+        class_names: Sequence[str],
     ) -> None:
         vit = build_vit(student, image_size)
         if student.init_from is not None:
             start_from(vit, student.init_from, image_size)
-        self.module = Classifier(vit, num_classes, section.pooling)
-        self.num_classes = num_classes
+        self.module = Classifier(vit, len(class_names), section.pooling)
+        self.class_names = tuple(class_names)
+        self.num_classes = len(class_names)
         self._section = section
         self._augment = Augment(augment)
 

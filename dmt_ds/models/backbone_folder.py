@@ -42,20 +42,28 @@ def save_backbone(
         std: the same.
         provenance: kept under the key `dmt_ds` of config.json; `teachers` maps names to records with their `licence`.
     """
-    from safetensors.torch import save_file
-
     vit = build_vit(section, image_size)
     expected = {key: value.shape for key, value in vit.state_dict().items()}
     assert {key: value.shape for key, value in state.items()} == expected, "not this ViT's state"
-    folder = Path(folder)
+    write_folder(Path(folder), state, {CONFIG_FILE: timm_config(section, describe(vit), mean, std, provenance)})
+
+
+def write_folder(folder: Path, state: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
+    """Weights in float32, and JSON files beside them; whole or not at all.
+
+    Args:
+        described: file name -> what it holds.
+    """
+    from safetensors.torch import save_file
+
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(
         {k: v.detach().float().contiguous().cpu() for k, v in state.items()}, partial / WEIGHTS_FILE, {"format": "pt"}
     )
-    config = _timm_config(section, describe(vit), mean, std, provenance)
-    (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    for name, content in described.items():
+        (partial / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _replace(partial, folder)
 
 
@@ -96,13 +104,14 @@ def strictest_licence(licences: Iterable[str | None]) -> str | None:
     return None if None in all_of_them or not all_of_them else " AND ".join(sorted(set(map(str, all_of_them))))
 
 
-def _timm_config(
+def timm_config(
     section: StudentConfig,
     shape: VitShape,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
+    """What config.json of an encoder without head says; arguments as `save_backbone` has them."""
     sizes = {key: getattr(section, key) for key in ("embed_dim", "depth", "num_heads")}
     model_args = {key: value for key, value in sizes.items() if value is not None}
     model_args |= {

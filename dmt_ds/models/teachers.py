@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 BACKBONE_FOLDER = "backbone"
 """Where a run's output folder, and each of its checkpoints, holds its encoder."""
+CLASSIFIER_FOLDER = "classifier"
+"""Beside it, where the run learned labels: encoder and head."""
 CHECKPOINTS_FOLDER = "checkpoints"
 """Where a run's output folder holds its checkpoints, and the file `latest` with the name of the newest."""
 

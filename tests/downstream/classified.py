@@ -10,7 +10,8 @@ from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.sources import FirstImages, ImageSource, open_source
 from dmt_ds.downstream.classification import ClassificationTask
 
-IMAGE_SIZE, NUM_CLASSES = 16, 10
+IMAGE_SIZE = 16
+CLASS_NAMES = tuple("0123456789")
 DATA = DataConfig(image_size=IMAGE_SIZE, crop_scale=(0.6, 1.0), horizontal_flip=0.0, interpolation="bilinear")
 PLAIN = AugmentConfig(brightness=0.0, contrast=0.0, saturation=0.0)
 STUDENT = StudentConfig(patch_size=4, embed_dim=48, depth=2, num_heads=3, drop_path=0.1)
@@ -19,7 +20,7 @@ STUDENT = StudentConfig(patch_size=4, embed_dim=48, depth=2, num_heads=3, drop_p
 def task(student: StudentConfig = STUDENT, **settings: object) -> ClassificationTask:
     torch.manual_seed(0)
     section = ClassifyConfig.model_validate({"rand_augment_magnitude": 3.0, "erasing": 0.5, **settings})
-    return ClassificationTask(student, section, IMAGE_SIZE, PLAIN, NUM_CLASSES)
+    return ClassificationTask(student, section, IMAGE_SIZE, PLAIN, CLASS_NAMES)
 
 
 def digits_batch(of: ClassificationTask, size: int = 8, epoch: int = 0, indices: Tensor | None = None) -> Batch:

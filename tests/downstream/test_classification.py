@@ -20,8 +20,8 @@ from dmt_ds.engine.task import Progress
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
 from tests.downstream.classified import (
+    CLASS_NAMES,
     IMAGE_SIZE,
-    NUM_CLASSES,
     PLAIN,
     STUDENT,
     digits_batch,
@@ -66,10 +66,10 @@ def test_without_mixing_it_is_cross_entropy_with_label_smoothing() -> None:
 
 @pytest.mark.parametrize(("pooling", "of_timm"), [("class", "token"), ("patch_mean", "avg")])
 def test_the_classifier_is_timms_with_the_same_weights(pooling: str, of_timm: str) -> None:
-    module = Classifier(build_vit(STUDENT, IMAGE_SIZE), NUM_CLASSES, pooling).eval()
+    module = Classifier(build_vit(STUDENT, IMAGE_SIZE), len(CLASS_NAMES), pooling).eval()
     theirs = timm.create_model(
         "vit_tiny_patch16_224", img_size=IMAGE_SIZE, patch_size=4, embed_dim=48, depth=2, num_heads=3,
-        num_classes=NUM_CLASSES, global_pool=of_timm,
+        num_classes=len(CLASS_NAMES), global_pool=of_timm,
     ).eval()  # fmt: skip
     torch.nn.init.normal_(module.vit.norm.weight)
     torch.nn.init.normal_(module.vit.norm.bias)
@@ -94,7 +94,7 @@ def test_the_backbone_is_the_vit_without_head_and_loads_as_an_encoder(tmp_path: 
     state = of.backbone().state_dict()
     save_backbone(tmp_path / "backbone", state, STUDENT, IMAGE_SIZE, provenance={"teachers": {}})
     again = ClassificationTask(
-        STUDENT.model_copy(update={"init_from": str(tmp_path)}), ClassifyConfig(), IMAGE_SIZE, PLAIN, NUM_CLASSES
+        STUDENT.model_copy(update={"init_from": str(tmp_path)}), ClassifyConfig(), IMAGE_SIZE, PLAIN, CLASS_NAMES
     )
     assert all(torch.equal(again.backbone().state_dict()[key], value) for key, value in state.items())
 
@@ -107,7 +107,7 @@ def test_a_norm_in_another_place_starts_afresh_and_the_class_tokens_own_is_kept(
     gains = {}
     for pooling in ("class", "patch_mean"):
         section = ClassifyConfig(pooling=pooling)
-        of = ClassificationTask(student, section, IMAGE_SIZE, PLAIN, NUM_CLASSES)
+        of = ClassificationTask(student, section, IMAGE_SIZE, PLAIN, CLASS_NAMES)
         assert torch.equal(of.module.vit.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
         gains[pooling] = of.module.vit.norm.weight.unique().tolist()
     assert gains == {"class": [3.0], "patch_mean": [1.0]}
@@ -132,7 +132,7 @@ class FixedAnswers:
 
 
 def metrics(of: ClassificationTask, answers: list[int], batch: Batch) -> Mapping[str, Tensor]:
-    logits = torch.nn.functional.one_hot(torch.tensor(answers), NUM_CLASSES).float()
+    logits = torch.nn.functional.one_hot(torch.tensor(answers), len(CLASS_NAMES)).float()
     return of.losses(FixedAnswers(logits), batch, Progress(0, 1), True).metrics
 
 
@@ -197,7 +197,7 @@ def test_an_odd_micro_batch_is_refused_where_images_are_mixed() -> None:
 def test_augmentation_of_the_recipe_reaches_the_model() -> None:
     plain = task(mixup=0, cutmix=0, erasing=0)
     jittered = ClassificationTask(
-        STUDENT, ClassifyConfig(mixup=0, cutmix=0, erasing=0), IMAGE_SIZE, AugmentConfig(), NUM_CLASSES
+        STUDENT, ClassifyConfig(mixup=0, cutmix=0, erasing=0), IMAGE_SIZE, AugmentConfig(), CLASS_NAMES
     )
     batch = digits_batch(plain, 4)
     assert torch.equal(plain._mixed(batch)[0], normalize(batch.images, PLAIN.mean, PLAIN.std))

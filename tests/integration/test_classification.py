@@ -1,12 +1,19 @@
 """Training with labels through the command: it learns, goes on, and is judged the same on any number of processes."""
 
+import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
+from dmt_ds.data.augment import normalize
+from dmt_ds.data.loader import eval_batches
+from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoint import DONE
 from tests import processes, tiny_run
 
@@ -60,12 +67,24 @@ def assert_same_weights(a: Path, b: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def accuracy_in_timm(folder: Path) -> float:
+    """Top-1 on the validation digits of a folder that plain timm loads."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert json.loads((folder / "classes.json").read_text()) == list("0123456789")
+    right = 0
+    for batch in eval_batches(open_source(DataConfig(), "val"), 16, 100):
+        pixels = normalize(batch.images, IMAGENET_MEAN, IMAGENET_STD)
+        right += int((model(pixels).argmax(dim=1) == batch.labels).sum())
+    return right / NUM_IMAGES
+
+
 def test_a_student_learns_the_digits_and_a_finished_run_is_judged_again(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, steps=150, global_batch_size=64, micro_batch_size=64, log_every_steps=150)
     run = recipe.with_name("run")
     processes.run(tiny_run.pretrain(recipe, "optim.warmup_steps=10"))
     (top1,), (top5,) = (tiny_run.losses(run, f"eval/{name}").values() for name in ("top1", "top5"))
     assert top1 > 0.45 and top5 > 0.85  # by chance 0.1 and 0.5
+    assert accuracy_in_timm(run / "classifier") == pytest.approx(top1)
     (run / DONE).unlink()
     processes.run(tiny_run.pretrain(recipe, "optim.warmup_steps=10"))
     assert tiny_run.losses(run, "eval/top1") == {150: top1}
