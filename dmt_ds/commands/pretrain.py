@@ -154,9 +154,10 @@ def _take_over(run: Run, built: BuiltTask) -> tuple[CheckpointFolder, ResumePlan
 
 def _build_engine(run: Run, built: BuiltTask, resume: ResumePlan | None) -> StudentEngine:
     config, module = run.config, built.task.module
+    fused = run.device.type == "cuda"
     engine = ds_engine.build_student(
         module,
-        build_optimizer(module, config.optim, config.train.global_batch_size, fused=run.device.type == "cuda"),
+        build_optimizer(module, config.optim, config.train.global_batch_size, fused=fused, layers=built.layers),
         warmup_cosine(config.optim, config.train.global_batch_size, run.length.warmup_steps, run.length.total_steps),
         run.ds_config,
         universal=resume is not None and resume.universal,

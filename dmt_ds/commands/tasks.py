@@ -22,6 +22,7 @@ from dmt_ds.models.relations import RelationStudent, RelationTeacher, with_heads
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_encoder, start_from
 from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
+from dmt_ds.models.vit_layers import layer_numbers
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class BuiltTask:
     def sources(self) -> dict[str, TeacherRecord]:
         """All weights that the result derives from: their licences bind it, their hashes are compared on resume."""
         return self.teachers | ({} if self.init_from is None else {"init_from": self.init_from})
+
+    @cached_property
+    def layers(self) -> dict[str, int]:
+        """Parameter name -> its layer, the embedding first."""
+        return layer_numbers(self.task.module, self.task.backbone())
 
     @cached_property
     def parameters(self) -> str:

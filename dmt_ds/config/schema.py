@@ -171,8 +171,10 @@ class DistillConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with a linear warm-up and a half cosine, both per step."""
+    """The optimizer, with a linear warm-up and a half cosine, both per step."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is for a linear probe: LARS, which MAE probes with, needs whole weights' norms, and ZeRO cuts weights."""
     base_lr: Positive = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * global_batch_size / 256."""
     min_lr: NonNegative = 0.0
@@ -187,6 +189,11 @@ class OptimConfig(Section):
     """AdamW's epsilon."""
     weight_decay: NonNegative = 0.05
     """Of matrices; biases, norms, tokens and positions have none."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer below the head learns so many times more slowly than the one above: head 1, last block
+    `layer_decay`, ..., embedding `layer_decay` ** (depth + 1). For fine-tuning."""
     clip_grad_norm: NonNegative = 0.0
     """Largest norm of the gradient; 0 does not clip."""
 
@@ -286,6 +293,14 @@ class RunConfig(Section):
         if self.task in TEACHER_TASKS and not self.teachers.used():
             raise ValueError(
                 f"task {self.task} needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_decay_in_classifiers(self) -> "RunConfig":
+        if self.task != "classify" and self.optim.layer_decay != 1:
+            raise ValueError(
+                f"optim.layer_decay {self.optim.layer_decay} is for task classify, not {self.task}: set it to 1"
             )
         return self
 

@@ -148,7 +148,7 @@ class StudentEngine:
 
     @property
     def learning_rate(self) -> float:
-        """Of the first parameter group, at the next update."""
+        """Of the first parameter group, which has the largest, at the next update."""
         return float(self._engine.get_lr()[0])
 
     def gradient_norm(self) -> float | None:
@@ -215,6 +215,8 @@ def build_student(
         universal: the engine's `load` will read a checkpoint of another world size.
     """
     assert not any(hasattr(p, "ds_id") for p in module.parameters()), "a student must not be built under zero.Init"
+    if not isinstance(optimizer, torch.optim.AdamW):
+        config = {**config, "zero_allow_untested_optimizer": True}  # tested here
     if universal:
         config = {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
     skips = can_skip(config, optimizer)

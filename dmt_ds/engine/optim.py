@@ -1,10 +1,11 @@
-"""AdamW's parameter groups and the learning rate over steps; knows no method."""
+"""The optimizer, its parameter groups, and the learning rate over layers and steps; knows no method."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from dmt_ds.config.schema import OptimConfig
 
@@ -16,31 +17,60 @@ def peak_learning_rate(section: OptimConfig, global_batch_size: int) -> float:
     return section.base_lr * global_batch_size / 256
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices with weight decay; biases, norms, tokens and positions without."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+def learning_rate_scales(layers: Mapping[str, int], layer_decay: float) -> dict[str, float]:
+    """Parameter name -> factor of its learning rate: 1 in the last layer, `layer_decay` times less a layer below.
+
+    Args:
+        layers: parameter name -> number of its layer, 0 the embedding.
+    """
+    last = max(layers.values(), default=0)
+    return {name: layer_decay ** (last - number) for name, number in layers.items()}
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, peak: float, scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Matrices with weight decay; biases, norms, tokens and positions without; the largest learning rate first.
+
+    A layer's rate is the group's own `lr`, which every scheduler multiplies: timm's key `lr_scale` is known to timm's
+    schedulers alone.
+
+    Args:
+        peak: learning rate where the scale is 1.
+        scales: parameter name -> factor of its learning rate; None is 1 for all.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         is_plain = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in _TOKENS
-        (plain if is_plain else decayed).append(parameter)
-    groups: Iterable[dict[str, object]] = (
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    )
-    return [group for group in groups if group["params"]]
+        groups.setdefault((1.0 if scales is None else scales[name], not is_plain), []).append(parameter)
+    return [
+        {"params": groups[scale, decays], "lr": peak * scale, "weight_decay": weight_decay if decays else 0.0}
+        for scale, decays in sorted(groups, reverse=True)
+    ]
 
 
-def build_optimizer(module: nn.Module, section: OptimConfig, global_batch_size: int, *, fused: bool) -> Optimizer:
-    """Torch's AdamW: nothing to compile, and parameter groups are ours. `fused`: one kernel, on CUDA."""
-    return AdamW(
-        parameter_groups(module, section.weight_decay),
-        lr=peak_learning_rate(section, global_batch_size),
-        betas=section.betas,
-        eps=section.eps,
-        fused=fused,
-    )
+def build_optimizer(
+    module: nn.Module,
+    section: OptimConfig,
+    global_batch_size: int,
+    *,
+    fused: bool,
+    layers: Mapping[str, int] | None = None,
+) -> Optimizer:
+    """Torch's own, so that there is nothing to compile and parameter groups are ours.
+
+    Args:
+        fused: one kernel, on CUDA.
+        layers: parameter name -> number of its layer, for `layer_decay`.
+    """
+    peak = peak_learning_rate(section, global_batch_size)
+    scales = None if layers is None or section.layer_decay == 1 else learning_rate_scales(layers, section.layer_decay)
+    groups = parameter_groups(module, section.weight_decay, peak, scales)
+    if section.name == "sgd":
+        return SGD(groups, lr=peak, momentum=section.momentum, fused=fused)
+    return AdamW(groups, lr=peak, betas=section.betas, eps=section.eps, fused=fused)
 
 
 def warmup_cosine(

@@ -17,7 +17,7 @@ def test_the_peak_rate_of_the_paper():
 
 def test_only_matrices_decay_and_every_trained_parameter_is_in_one_group():
     vit = build_vit(StudentConfig(arch="vit_tiny", patch_size=8, embed_dim=24, depth=2, num_heads=3), 16)
-    decayed, plain = parameter_groups(vit, 0.05)
+    decayed, plain = parameter_groups(vit, 0.05, peak=1.0)
     names = {id(p): name for name, p in vit.named_parameters()}
     assert {names[id(p)].rsplit(".", 1)[-1] for p in decayed["params"]} == {"weight"}
     assert all(p.ndim >= 2 for p in decayed["params"])
