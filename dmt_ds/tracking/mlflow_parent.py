@@ -47,10 +47,33 @@ def describe_parent(client: "MlflowClient", run_id: str, tags: Mapping[str, str]
     """Say what stands under it, and how far that is."""
     for key, value in tags.items():
         client.set_tag(run_id, key, value)
+    set_status(client, run_id, status)
+
+
+def set_status(client: "MlflowClient", run_id: str, status: str, time_ms: int | None = None) -> None:
+    """Write a run's state; what ends it is given an end: that moment, or now."""
     if status == "RUNNING":
         client.update_run(run_id, status=status)
     else:
-        client.set_terminated(run_id, status)
+        client.set_terminated(run_id, status, end_time=time_ms)
+
+
+def follow_children(client: "MlflowClient", experiment_id: str, run_id: str) -> None:
+    """Give a parent the state that its runs add up to: RUNNING while one is, then FAILED or KILLED if one is.
+
+    Runs end in processes that don't know each other: looked at once more after each change, until nothing moved.
+    """
+    status = None
+    while (now := _status_of_children(client, experiment_id, run_id)) not in (None, status):
+        status = now
+        set_status(client, run_id, status)
+
+
+def _status_of_children(client: "MlflowClient", experiment_id: str, run_id: str) -> str | None:
+    """None without children."""
+    children = client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'", max_results=1000)
+    found = {str(run.info.status) for run in children}
+    return next((status for status in ("RUNNING", "FAILED", "KILLED", "FINISHED") if status in found), None)
 
 
 def origin_tags() -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmt_ds.tracking.journal import FileLock, Record
-from dmt_ds.tracking.mlflow_parent import PARENT_TAG, origin_tags, parent_id
+from dmt_ds.tracking.mlflow_parent import PARENT_TAG, follow_children, origin_tags, parent_id, set_status
 from dmt_ds.tracking.shipper import ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
 from dmt_ds.tracking.store_uri import StoreUri, masked
@@ -92,6 +92,7 @@ class MlflowRun:
 
     def __init__(self, client: "MlflowClient", run: "Run", output_dir: Path) -> None:
         self.run_id: str = run.info.run_id
+        self._experiment_id: str = run.info.experiment_id
         self._client = client
         self._output_dir = output_dir
         self._params: dict[str, str] = dict(run.data.params)
@@ -202,10 +203,9 @@ class MlflowRun:
         log_datasets(self._client, self.run_id, [DatasetInput(dataset, [context])])
 
     def _set_status(self, record: Record) -> None:
-        if record["status"] == "RUNNING":
-            self._client.update_run(self.run_id, status="RUNNING")
-        else:
-            self._client.set_terminated(self.run_id, record["status"], end_time=record["time_ms"])
+        set_status(self._client, self.run_id, record["status"], record["time_ms"])
+        if PARENT_TAG in self._tags:
+            follow_children(self._client, self._experiment_id, self._tags[PARENT_TAG])
 
 
 def log_datasets(client: "MlflowClient", run_id: str, datasets: list["DatasetInput"]) -> None:

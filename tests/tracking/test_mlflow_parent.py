@@ -11,7 +11,7 @@ from dmt_ds.config.schema import TrackingConfig
 from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG
 from dmt_ds.tracking.mlflow_sync import sync
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store, describe_parent
-from tests.tracking.stores import FORKSERVER, Server, mlflow_client, run_of, settings
+from tests.tracking.stores import FORKSERVER, Server, mlflow_client, run_of, settings, wait_until
 
 NUM_AT_ONCE = 16
 
@@ -74,7 +74,7 @@ def test_runs_that_start_at_once_stand_under_one_parent(uri: str, tmp_path: Path
     children = [run for run in runs if run is not parent]
     assert sorted(run.info.run_name for run in children) == sorted(folder.name for folder in folders)
     assert {run.data.tags[PARENT_TAG] for run in children} == {parent.info.run_id}
-    assert (parent.info.run_name, parent.info.status) == ("study", "RUNNING")
+    assert (parent.info.run_name, parent.info.status) == ("study", "FINISHED")
 
 
 def test_each_name_and_each_experiment_has_a_parent_of_its_own(database: str, tmp_path: Path) -> None:
@@ -105,12 +105,30 @@ def test_the_parent_says_how_far_its_runs_are(database: str, tmp_path: Path) -> 
     assert describe_parent(section, tmp_path / "run", {"variants": "a,b"}, "RUNNING")
     run = one_run(database, tmp_path / "run", parent="study")
     parent = run_of(database, run_of(database, run).data.tags[PARENT_TAG])
-    assert (parent.info.status, parent.data.tags["variants"]) == ("RUNNING", "a,b")
+    assert (parent.info.status, parent.data.tags["variants"]) == ("FINISHED", "a,b")
     assert describe_parent(section, tmp_path / "run", {}, "FINISHED")
     assert run_of(database, parent.info.run_id).info.status == "FINISHED"
     assert describe_parent(section, tmp_path / "run", {}, "RUNNING")
     assert run_of(database, parent.info.run_id).info.status == "RUNNING"
     assert len(runs_of(database)) == 2
+
+
+def test_a_parent_has_the_state_that_its_runs_add_up_to(database: str, tmp_path: Path) -> None:
+    def tracker(name: str) -> MlflowTracker:
+        return MlflowTracker(settings(database, parent="study", drain_seconds=120), tmp_path / name, name, None)
+
+    def state_of_parent() -> str:
+        (parent,) = (run for run in runs_of(database) if PARENT_OF_TAG in run.data.tags)
+        return parent.info.status
+
+    waiting, failing = tracker("waiting"), tracker("failing")
+    failing.finish("FAILED")
+    wait_until(lambda: len(runs_of(database)) == 3)
+    assert state_of_parent() == "RUNNING"
+    waiting.finish("FINISHED")
+    assert state_of_parent() == "FAILED"
+    tracker("failing").finish("FINISHED")
+    assert state_of_parent() == "FINISHED"
 
 
 def test_a_store_that_is_away_is_no_error_for_the_parent(tmp_path: Path) -> None:
