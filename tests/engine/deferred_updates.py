@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
@@ -15,7 +15,6 @@ from dmt_ds.config.schema import OptimConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
-from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
