@@ -30,6 +30,8 @@ from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.optim import build_optimizer, warmup_cosine
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
+from dmt_ds.engine.step_profile import FOLDER as PROFILE_FOLDER
+from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
 from dmt_ds.errors import ConfigError
@@ -171,7 +173,9 @@ def _surroundings(
     run: Run, tracker: Tracker, stop: StopRequest, watchdog: Watchdog, fence: Fence | None
 ) -> Surroundings:
     view = ProgressView(run.config.name, run.length.total_steps, visible=dist.is_main())
-    return Surroundings(tracker, view, stop, watchdog, run.source.name, fence)
+    steps = run.config.train.profile_steps if dist.is_main() else None
+    profile = StepProfile(steps, run.length.total_steps, run.folder / PROFILE_FOLDER, run.device) if steps else None
+    return Surroundings(tracker, view, stop, watchdog, run.source.name, fence, profile)
 
 
 def _build_trainer(

@@ -225,6 +225,15 @@ class TrainConfig(Section):
     """A rank that makes no step for so long dumps all stacks and ends the job."""
     compile: bool = False
     """torch.compile the student (CUDA)."""
+    profile_steps: tuple[Count, Count] | None = None
+    """First and last update that rank 0 looks at closely: a trace and a table of where the time went, in `profile/`."""
+
+    @model_validator(mode="after")
+    def _profiled_steps_in_order(self) -> "TrainConfig":
+        if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
+            first, last = self.profile_steps
+            raise ValueError(f"profile_steps [{first}, {last}] is the wrong way round: [{last}, {first}]")
+        return self
 
     @model_validator(mode="after")
     def _length_is_given(self) -> "TrainConfig":

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from dmt_ds.engine import dist
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.errors import CheckpointError, LaunchError
+from dmt_ds.tracking.spans import span
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +110,13 @@ class StudentEngine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward, with DeepSpeed's hooks."""
-        return self._engine(*args, **kwargs)
+        with span("student forward"):
+            return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradient; DeepSpeed divides by the accumulation steps."""
-        self._engine.backward(loss)
+        with span("backward"):
+            self._engine.backward(loss)
 
     @property
     def skips_on_device(self) -> bool:
@@ -140,7 +143,8 @@ class StudentEngine:
 
     def step(self) -> None:
         """Update the weights where accumulation is complete, else only count the micro-step."""
-        self._engine.step()
+        with span("optimizer"):
+            self._engine.step()
 
     def train(self) -> None:
         """Switch drop path and batch norm on."""

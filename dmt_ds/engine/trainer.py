@@ -19,11 +19,13 @@ from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.progress import ProgressView
+from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import Progress, Task
 from dmt_ds.engine.untrained import restore_untrained, untrained_state
 from dmt_ds.errors import DivergenceError, DmtError
 from dmt_ds.tracking.meters import MeanMeters, Throughput, memory_gib
+from dmt_ds.tracking.spans import span
 from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ class Surroundings:
     """Row of the data set -> its name in messages."""
     fence: Fence | None = None
     """Rank 0's claim on the run folder."""
+    profile: StepProfile | None = None
+    """On rank 0, where some steps are to be looked at."""
 
 
 class Trainer:
@@ -125,7 +129,7 @@ class Trainer:
             self.save()  # the encoder as it starts
         batches = self.batches()
         while self.step < self._plan.total_steps:
-            signalled = self.update(batches)
+            signalled = self._profiled(lambda: self.update(batches))
             self._around.view.advance()
             self._around.watchdog.beat(f"step {self.step}")
             stops = signalled or self.step == self._plan.stop_after_step
@@ -179,8 +183,18 @@ class Trainer:
             self._log(learning_rate)
         return stop_asked
 
+    def _profiled(self, update: Callable[[], bool]) -> bool:
+        profile = self._around.profile
+        if profile is None:
+            return update()
+        profile.before(self.step + 1)
+        result = update()
+        if profile.after(self.step):
+            self._around.tracker.log_artifact(profile.folder)
+        return result
+
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        with self._throughput.waiting():
+        with self._throughput.waiting(), span("data wait"):
             return next(batches)
 
     def _agree(self, finite: Tensor, seen: Sequence[Batch], logs: bool) -> bool:

@@ -15,6 +15,7 @@ from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine.task import Model, Progress, TaskLosses
 from dmt_ds.methods.state import with_prefix, without_prefix
 from dmt_ds.models.student import Student
+from dmt_ds.tracking.spans import span
 
 Teacher = Callable[[Tensor], Tensor]
 """uint8 images [B, 3, H, W] -> tokens [B, 1+N, D]: an engine, or the bare module where nothing is sharded."""
@@ -50,11 +51,14 @@ class DmtTask:
     def losses(self, model: Model, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
         """Eq. 4 on one micro-batch; `diagnose` adds both KL directions and what the teachers look like."""
         kept: dict[str, Tensor] = {}
-        with torch.no_grad():
+        with torch.no_grad(), span("teachers"):
             # Targets are [B, 1+N, D] float32; a teacher's own tokens outlive the sum only when they are looked at.
             targets = self._fusion(self._teacher_tokens(batch.images, kept if diagnose else None))
-        student_tokens = model(self._augment(batch.images, batch.seeds), batch.seeds)  # name -> [B, 1+N, D]
-        losses = self._objective(student_tokens, targets)
+        with span("augmentation"):
+            images = self._augment(batch.images, batch.seeds)
+        student_tokens = model(images, batch.seeds)  # name -> [B, 1+N, D]
+        with span("loss"):
+            losses = self._objective(student_tokens, targets)
         metrics = {"train/loss_tfd": losses.tfd.detach(), "train/loss_sfd": losses.sfd.detach()}
         if diagnose:
             metrics |= self._objective.both_directions(student_tokens, targets)

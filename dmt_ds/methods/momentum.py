@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dmt_ds.engine.task import Progress
 from dmt_ds.models.vit import prefer_written_attention
+from dmt_ds.tracking.spans import span
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,5 +55,6 @@ class MomentumNetwork(Generic[M]):
         """Forward without gradients; the float32 weights compute in bf16 where those of `trained` do."""
         parameter = next(trained.parameters())
         half = parameter.dtype == torch.bfloat16
-        with torch.no_grad(), torch.autocast(parameter.device.type, dtype=torch.bfloat16, enabled=half):
+        autocast = torch.autocast(parameter.device.type, dtype=torch.bfloat16, enabled=half)
+        with torch.no_grad(), autocast, span("teachers"):
             return self.network(*inputs)

@@ -17,6 +17,7 @@ from dmt_ds.distill.relations import relation_loss
 from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
 from dmt_ds.methods.dmt import Teacher
 from dmt_ds.models.relations import RelationStudent
+from dmt_ds.tracking.spans import span
 
 
 class TinyMimTask(AllInModule):
@@ -53,10 +54,12 @@ class TinyMimTask(AllInModule):
 
     def losses(self, model: Model, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
         """Both relations' losses on one micro-batch, the mean over teachers."""
-        with torch.no_grad():
+        with torch.no_grad(), span("teachers"):
             # One teacher after the other, in the same order on every rank: with ZeRO-3 each forward is a collective.
             teacher_qkvs = {name: teacher(batch.images) for name, teacher in self._teachers.items()}
-        student_qkv = model(self._augment(batch.images, batch.seeds), batch.seeds)  # [B, 3, heads, 1+N, d]
+        with span("augmentation"):
+            images = self._augment(batch.images, batch.seeds)
+        student_qkv = model(images, batch.seeds)  # [B, 3, heads, 1+N, d]
         qk, vv = student_qkv.new_zeros(2, dtype=torch.float32)
         if self._section.qk_weight:
             qk = relation_loss("qk", student_qkv, teacher_qkvs, self._weights)
