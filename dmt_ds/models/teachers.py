@@ -98,8 +98,7 @@ class TeacherModel(nn.Module):
         return self
 
     def _set_normalisation(self, device: torch.device) -> None:
-        mean = torch.tensor(self.record.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(self.record.std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        mean, std = torch.tensor((self.record.mean, self.record.std), device=device).view(2, 1, 3, 1, 1)  # float32
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
