@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Tests at a time; each test may start processes of its own.
+JOBS ?= 2
 
 # DeepSpeed's own kernels are not used: nothing is compiled, neither now nor at run time.
 export DS_BUILD_OPS := 0
@@ -20,7 +22,7 @@ quickstart: $(VENV)/.installed ## set up, then make three teachers on digits and
 	$(VENV)/bin/dmt-ds quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev ## set up, then run the tests (ARGS="-k losses" chooses)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.installed-dev ## formatting, lint, types, shell scripts
 	$(VENV)/bin/ruff format --check .

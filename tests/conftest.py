@@ -14,6 +14,14 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """By `--dist loadgroup` a file stays together, for its fixtures; all of the one Slurm cluster does, and is first."""
+    slurm = Path(__file__).with_name("slurm")
+    items.sort(key=lambda item: slurm not in item.path.parents)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("slurm" if slurm in item.path.parents else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Folder with real images and oracle checkpoints that the project does not ship; skips where it is missing."""
