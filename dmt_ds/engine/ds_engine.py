@@ -7,6 +7,7 @@ switched off, so that neither a compiler nor minutes of waiting are needed.
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
@@ -32,9 +33,23 @@ def library() -> ModuleType:
     """DeepSpeed, imported once its accelerator is chosen: it reads DS_ACCELERATOR at import."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    deepspeed: ModuleType = importlib.import_module("deepspeed")
+    with _mlflow_hidden():
+        deepspeed: ModuleType = importlib.import_module("deepspeed")
     deepspeed.utils.logger.setLevel(logging.WARNING)
     return deepspeed
+
+
+@contextmanager
+def _mlflow_hidden() -> Iterator[None]:
+    """DeepSpeed's autotuner would import MLflow on every rank: a second and a thousand files for what nobody asks for."""
+    if "mlflow" in sys.modules:
+        yield
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["mlflow"]
 
 
 def start(timeout_seconds: float) -> torch.device:

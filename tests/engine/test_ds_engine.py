@@ -43,3 +43,11 @@ def test_the_process_keeps_torchs_linear_and_the_student_is_not_cut(facts):
 
 def test_teacher_weights_are_true_bf16(facts):
     assert facts["dtype"] == "torch.bfloat16"
+
+
+def test_deepspeed_is_imported_without_mlflow_which_still_can_be():
+    program = (
+        "import sys; from dmt_ds.engine import ds_engine; ds_engine.library(); print('mlflow' in sys.modules); "
+        "import mlflow; print(mlflow.__name__)"
+    )
+    assert processes.run(["-c", program]).stdout.split() == ["False", "mlflow"]
