@@ -130,7 +130,7 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
         target_weights=fusion.target_weights,
         without_class_token=fusion.without_class_token,
     )
-    teachers = start_teachers(models, config.teachers, device)
+    teachers = start_teachers(models, config.teachers, device, config.train.micro_batch_size)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
     task = DmtTask(student, teachers.forwards, fusion, objective, diagnostics, Augment(config.augment))
     return BuiltTask(task, teachers.records, teachers.ds_configs)
@@ -141,7 +141,7 @@ def _build_tinymim(config: RunConfig, device: torch.device) -> BuiltTask:
     check_same_tokens(models, same_width=False)
     student = RelationStudent(build_student_vit(config, models))
     relation_teachers = {name: RelationTeacher(model) for name, model in models.items()}
-    teachers = start_teachers(relation_teachers, config.teachers, device)
+    teachers = start_teachers(relation_teachers, config.teachers, device, config.train.micro_batch_size)
     weights = {name: section.weight for name, section in config.teachers.used().items()}
     task = TinyMimTask(student, teachers.forwards, weights, config.tinymim, Augment(config.augment))
     return BuiltTask(task, teachers.records, teachers.ds_configs)

@@ -5,20 +5,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
+from dmt_ds.commands.teacher_sharding import choose_sharding
+from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config, resolve_teacher
 from dmt_ds.config.schema import TeachersConfig
-from dmt_ds.engine import dist, ds_teachers
+from dmt_ds.engine import ds_teachers
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.errors import ConfigError
+from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, load_teacher
 from dmt_ds.models.vit import VitShape
 
 logger = logging.getLogger(__name__)
-
-AUTO_SHARD_SHARE = 0.1
-"""`sharding: auto` cuts teachers whose whole copies would take more of a device than this."""
 
 
 @dataclass(frozen=True)
@@ -58,49 +57,30 @@ def check_same_grid(student: VitShape, teachers: Mapping[str, TeacherModel]) -> 
 
 
 def start_teachers(
-    teachers: Mapping[str, TeacherModel], section: TeachersConfig, device: torch.device
+    teachers: Mapping[str, TeacherModel], section: TeachersConfig, device: torch.device, micro_batch_size: int
 ) -> TeacherEngines:
-    """Each teacher in an engine of its own, in the recipe's order: building one is a collective."""
+    """Each teacher in an engine of its own, in the recipe's order: building one is a collective.
+
+    Raises:
+        ConfigError: `teachers.compile` where a teacher is read inside a block.
+    """
+    if section.compile and any(isinstance(teacher, RelationTeacher) for teacher in teachers.values()):
+        raise ConfigError("teachers.compile: task tinymim reads inside the teachers' last block; set it to false")
+    backend = "inductor" if section.compile else None
     path = find_ds_config(section.deepspeed)
     records = {name: teacher.record for name, teacher in teachers.items()}
     ds_configs = {name: resolve_teacher(path, record.shape.embed_dim) for name, record in records.items()}
-    sharding = _choose_sharding(teachers, section, device)
+    dtype = torch.bfloat16 if precision(read_ds_config(path)) == "bf16" else torch.float32
+    sharding = choose_sharding(teachers, section, device, dtype, micro_batch_size)
     forwards: dict[str, Callable[..., Tensor]] = {}
     for name, teacher in teachers.items():
         if sharding == "zero3":
-            engine = ds_teachers.build_teacher(teacher, ds_configs[name], device, shard_over=section.shard_over)
+            engine = ds_teachers.build_teacher(
+                teacher, ds_configs[name], device, shard_over=section.shard_over, compile_backend=backend
+            )
         else:
-            engine = ds_teachers.replicate_teacher(teacher, ds_configs[name], device)
+            engine = ds_teachers.replicate_teacher(teacher, ds_configs[name], device, compile_backend=backend)
         forwards[name] = engine
         held, full = ds_teachers.held_bytes(teacher)
         logger.info("teacher %s: %.1f of %.1f MiB on this rank", name, held / 2**20, full / 2**20)
     return TeacherEngines(forwards, records, ds_configs)
-
-
-def _choose_sharding(teachers: Mapping[str, TeacherModel], section: TeachersConfig, device: torch.device) -> str:
-    if section.sharding != "auto":
-        return section.sharding
-    copies = sum(_bf16_bytes(model) for model in teachers.values())
-    memory = _device_memory(device)
-    choice = "zero3" if dist.world_size() > 1 and copies > AUTO_SHARD_SHARE * memory else "replicate"
-    logger.info(
-        "teachers.sharding auto -> %s: whole copies take %.2f GiB of %.0f GiB (%.1f %%; sharded above %.0f %%)",
-        choice,
-        copies / 2**30,
-        memory / 2**30,
-        100 * copies / memory,
-        100 * AUTO_SHARD_SHARE,
-    )
-    return choice
-
-
-def _bf16_bytes(model: nn.Module) -> int:
-    return 2 * sum(parameter.numel() for parameter in model.parameters())
-
-
-def _device_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    import psutil
-
-    return int(psutil.virtual_memory().total)

@@ -13,6 +13,7 @@ MAY_CHANGE: dict[str, str] = {
     "teachers.models.*.licence": "a label",
     "teachers.sharding": "where teachers' weights lie does not change their tokens",
     "teachers.shard_over": "where teachers' weights lie does not change their tokens",
+    "teachers.compile": "the same mathematics, other kernels",
     "teachers.deepspeed": "sharding, offload and precision of frozen weights: tokens differ by rounding at most",
     "train.deepspeed": "a file may be moved; its precision and ZeRO stage are compared with the checkpoint's",
     "train.micro_batch_size": "accumulation is derived anew, the global batch stays",

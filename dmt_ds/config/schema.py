@@ -103,12 +103,14 @@ class TeachersConfig(Section):
     use: tuple[str, ...] | None = None
     """Names of the teachers to use; null uses all."""
     sharding: Literal["zero3", "replicate", "auto"] = "zero3"
-    """`zero3` cuts every teacher over the ranks; `replicate` keeps whole copies; `auto` shards when copies would take
-    over a tenth of a device."""
+    """`zero3` cuts every teacher over the ranks; `replicate` keeps whole copies; `auto` cuts them where copies take
+    much of a device's memory and gathering hides behind arithmetic, and says why in the log."""
     shard_over: Literal["node", "world"] = "node"
     """The ranks that share one cut copy: those of a node (weights don't cross the network each step), or all."""
     deepspeed: str = "teacher_zero3_inference"
     """DeepSpeed JSON of the teachers: a name in ds_configs/ or a path."""
+    compile: bool = False
+    """torch.compile the teachers block by block, cut or whole; not for tinymim, which reads inside a block."""
 
     @model_validator(mode="after")
     def _used_teachers_exist(self) -> "TeachersConfig":

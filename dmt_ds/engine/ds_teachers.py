@@ -1,6 +1,6 @@
 """Frozen teachers on the devices: an engine each that cuts its weights over ranks, or whole copies; knows no method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,12 @@ from dmt_ds.engine.ds_engine import DsConfig
 
 
 def build_teacher(
-    module: nn.Module, config: DsConfig, device: torch.device, *, shard_over: str
+    module: nn.Module,
+    config: DsConfig,
+    device: torch.device,
+    *,
+    shard_over: str,
+    compile_backend: str | None = None,
 ) -> Callable[..., Tensor]:
     """An inference engine around one frozen teacher, its parameters cut over ranks (ZeRO-3).
 
@@ -24,11 +29,12 @@ def build_teacher(
     Args:
         module: frozen; everything goes through its `forward`. Parameters take the JSON's precision, not buffers.
         shard_over: `node` cuts over the ranks of this node, `world` over all.
+        compile_backend: of torch.compile, such as `inductor`; None does not compile.
     """
-    cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
-    group, group_size = _shard_group(shard_over)
+    group, group_size = shard_group(shard_over)
     if group_size == 1:
-        return module.to(device)
+        return replicate_teacher(module, config, device, compile_backend=compile_backend)
+    cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
     deepspeed = ds_engine.library()
     linear_before = F.linear
     _move_buffers(module, device)
@@ -42,14 +48,30 @@ def build_teacher(
     )
     engine = deepspeed.initialize(model=module, config=config)[0]
     engine.eval()
+    if compile_backend is not None:
+        compile_blocks(module, compile_backend)
     assert F.linear is linear_before, "a teacher's config patched F.linear for the whole process"
     return lambda images: engine(images)
 
 
-def replicate_teacher(module: nn.Module, config: DsConfig, device: torch.device) -> Callable[..., Tensor]:
+def replicate_teacher(
+    module: nn.Module, config: DsConfig, device: torch.device, *, compile_backend: str | None = None
+) -> Callable[..., Tensor]:
     """A whole copy of a frozen teacher on this rank, in the JSON's precision."""
     cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
+    if compile_backend is not None:
+        compile_blocks(module, compile_backend)
     return module.to(device)
+
+
+def compile_blocks(module: nn.Module, backend: str) -> None:
+    """Have torch.compile make each transformer block's forward; equal blocks of all teachers share one graph.
+
+    Never the whole of a teacher that is cut: its graph would break at every hook of ZeRO-3. A leaf block's hooks stand
+    outside of its `forward`, where the compiler finds whole weights.
+    """
+    for block in _blocks(module):
+        block.forward = torch.compile(block.forward, backend=backend)
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
@@ -77,14 +99,20 @@ def held_bytes(module: nn.Module) -> tuple[int, int]:
 
 def _mark_blocks_as_leaves(deepspeed: ModuleType, module: nn.Module) -> None:
     """One gather a transformer block instead of one a layer: a third of the hooks' time."""
+    kinds = {type(block) for block in _blocks(module)}
+    if kinds:
+        deepspeed.utils.set_z3_leaf_modules(module, list(kinds))
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.modules():
         blocks = getattr(child, "blocks", None)
-        if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
-            deepspeed.utils.set_z3_leaf_modules(module, [type(blocks[0])])
+        if isinstance(blocks, nn.Sequential | nn.ModuleList):
+            yield from blocks
 
 
 @cache  # a group is a communicator: one for all teachers
-def _shard_group(shard_over: str) -> tuple[Any, int]:
+def shard_group(shard_over: str) -> tuple[Any, int]:
     """(process group that shares a cut copy, its size); None is the group of all."""
     world, local = dist.world_size(), dist.local_world_size()
     if shard_over == "world" or local >= world or world % local:

@@ -41,6 +41,26 @@ def relation_facts(images: Tensor, device: torch.device) -> dict[str, object]:
     }
 
 
+def compiled_facts(images: Tensor, device: torch.device) -> dict[str, object]:
+    """Two ViT-T compiled inside their blocks, one cut over ranks and one whole, beside the plain one."""
+    config = resolve_teacher(find_ds_config("teacher_zero3_inference_fp32"), 192)
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    cut = ds_teachers.build_teacher(
+        teacher("vit_tiny"), config, device, shard_over="world", compile_backend="aot_eager"
+    )
+    whole = ds_teachers.replicate_teacher(teacher("vit_tiny"), config, device, compile_backend="aot_eager")
+    plain = ds_teachers.replicate_teacher(teacher("vit_tiny"), config, device)
+    with torch.no_grad():
+        expected = plain(images)
+        differences = [(made(images) - expected).abs().max().item() for made in (cut, cut, whole)]
+    counters = torch._dynamo.utils.counters
+    return {
+        "compiled_differences": differences,
+        "compiled_graphs": counters["stats"]["unique_graphs"],
+        "compiled_breaks": sum(counters["graph_break"].values()),
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     device = ds_engine.start(120)
@@ -84,6 +104,7 @@ def main() -> None:
         "dtype": str(next(iter(cut.parameters())).ds_tensor.dtype),
         "student_has_ds_id": any(hasattr(p, "ds_id") for p in student_engine.module.parameters()),
         **relation_facts(images, device),
+        **compiled_facts(images, device),
     }
     if dist.is_main():
         sys.stdout.write("FACTS " + json.dumps(facts) + "\n")

@@ -71,7 +71,7 @@ from dmt_ds.engine import ds_engine, ds_teachers
 from tests.engine.sharded_teacher import teacher
 device = ds_engine.start(120)
 config = resolve_teacher(find_ds_config("teacher_zero3_inference"), 768)
-ds_teachers._shard_group = lambda shard_over: (None, 2)  # take the way of several ranks on this one
+ds_teachers.shard_group = lambda shard_over: (None, 2)  # take the way of several ranks on this one
 cut = ds_teachers.build_teacher(teacher(), config, device, shard_over="world")
 whole = ds_teachers.replicate_teacher(teacher(), config, device)
 images = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8).to(device)

@@ -1,0 +1,105 @@
+"""What cutting a frozen teacher over ranks (ZeRO-3) costs its forward, beside whole copies in the same processes.
+
+    torchrun --nproc-per-node 2 benchmarks/bench_sharding.py                      # ViT-B in float32, batch 8, gloo
+    torchrun --nproc-per-node 8 benchmarks/bench_sharding.py --batch 256 --bf16 --rounds 20 --compile   # on GPUs
+
+Tokens are held equal bit for bit before any timing. Rounds alternate; each starts at a barrier and counts for the
+slowest rank. Medians and ranges are printed, nothing is asserted.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
+from dmt_ds.config.schema import StudentConfig
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
+from dmt_ds.engine import dist, ds_engine, ds_teachers
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord
+from dmt_ds.models.vit import build_vit, describe
+
+
+def make_teacher(arch: str, image_size: int) -> TeacherModel:
+    """Random weights, the same on all ranks: time does not depend on their values."""
+    torch.manual_seed(0)
+    vit = build_vit(StudentConfig(arch=arch, drop_path=0.0), image_size)
+    return TeacherModel(vit, TeacherRecord("random", "none", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+
+
+def seconds(forward: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """Of one forward, from a barrier to the end of the slowest rank."""
+    dist.barrier()
+    start = time.perf_counter()
+    forward(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return max(dist.gather_objects(time.perf_counter() - start))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="vit_base")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--bf16", action="store_true", help="weights in bf16; slow on a CPU without such instructions")
+    parser.add_argument("--compile", action="store_true", help="torch.compile inside the blocks of both")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    device = ds_engine.start(600)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    name = "teacher_zero3_inference" if options.bf16 else "teacher_zero3_inference_fp32"
+    backend = "inductor" if options.compile else None
+    config = resolve_teacher(
+        find_ds_config(name), make_teacher(options.arch, options.image_size).record.shape.embed_dim
+    )
+    cut_model = make_teacher(options.arch, options.image_size)
+    cut = ds_teachers.build_teacher(cut_model, config, device, shard_over="world", compile_backend=backend)
+    held, full = ds_teachers.held_bytes(cut_model)
+    whole = ds_teachers.replicate_teacher(
+        make_teacher(options.arch, options.image_size), config, device, compile_backend=backend
+    )
+    images = torch.randint(0, 256, (options.batch, 3, options.image_size, options.image_size), dtype=torch.uint8)
+    images = images.to(device)
+    with torch.no_grad():
+        for _ in range(3):  # ZeRO-3 learns the order of the blocks in the first two
+            difference = (cut(images) - whole(images)).abs().max().item()
+        times = [(seconds(whole, images), seconds(cut, images)) for _ in range(options.rounds)]
+    ratios = [second / first for first, second in times]
+    figures = {
+        "date": datetime.date.today().isoformat(),
+        "replicated_seconds": [first for first, _ in times],
+        "zero3_seconds": [second for _, second in times],
+        "ratio_median": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "largest_difference_of_tokens": difference,
+        "held_bytes_share": held / full,
+        "ranks": dist.world_size(),
+        "setting": {k: str(v) for k, v in vars(options).items() if k != "json"},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU, 1 thread a rank",
+        "torch": torch.__version__,
+    }
+    if dist.is_main():
+        print(f"replicated {statistics.median(figures['replicated_seconds']):.4f} s (median of {len(times)} rounds)")
+        print(
+            f"zero3      {statistics.median(figures['zero3_seconds']):.4f} s, {100 * held / full:.1f} % of bytes held"
+        )
+        low, high = figures["ratio_range"]
+        print(
+            f"ratio      {figures['ratio_median']:.3f} (median; {low:.3f} to {high:.3f}), tokens differ by {difference}"
+        )
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1))
+    ds_engine.stop()
+
+
+if __name__ == "__main__":
+    main()
