@@ -97,7 +97,7 @@ def bare_step(trainer: Trainer, images: torch.Tensor, seeds: torch.Tensor, pixel
     """The modules alone, in the order in which the task calls them."""
     task = trainer.task
     with torch.no_grad():
-        targets = task._fusion(task._teacher_tokens(images, None))
+        targets = task._teachers._fusion(task._teachers._tokens(images, None))
     losses = task._objective(trainer.engine(pixels, seeds), targets)
     trainer.engine.backward(losses.total)
     trainer.engine.step()

@@ -16,8 +16,8 @@ from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.engine.task import PretrainingTask
-from dmt_ds.methods.dmt import DmtTask
-from dmt_ds.methods.tinymim import TinyMimTask
+from dmt_ds.methods.dmt import DmtTask, FusedTeachers
+from dmt_ds.methods.tinymim import TinyMimTask, relations
 from dmt_ds.models.relations import RelationStudent, RelationTeacher, with_heads_of
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_encoder, start_from
@@ -132,7 +132,8 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
     )
     teachers = start_teachers(models, config.teachers, device, config.train.micro_batch_size)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
-    task = DmtTask(student, teachers.forwards, fusion, objective, diagnostics, Augment(config.augment))
+    fused = FusedTeachers(teachers.forwards, fusion, diagnostics)
+    task = DmtTask(student, fused, objective, Augment(config.augment))
     return BuiltTask(task, teachers.records, teachers.ds_configs)
 
 
@@ -143,7 +144,7 @@ def _build_tinymim(config: RunConfig, device: torch.device) -> BuiltTask:
     relation_teachers = {name: RelationTeacher(model) for name, model in models.items()}
     teachers = start_teachers(relation_teachers, config.teachers, device, config.train.micro_batch_size)
     weights = {name: section.weight for name, section in config.teachers.used().items()}
-    task = TinyMimTask(student, teachers.forwards, weights, config.tinymim, Augment(config.augment))
+    task = TinyMimTask(student, relations(teachers.forwards), weights, config.tinymim, Augment(config.augment))
     return BuiltTask(task, teachers.records, teachers.ds_configs)
 
 

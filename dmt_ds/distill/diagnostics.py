@@ -52,14 +52,13 @@ class TeacherDiagnostics:
         self._max_images = max_images
 
     @torch.no_grad()
-    def __call__(self, teacher_tokens: _Tokens, targets: _Tokens, student_tokens: _Tokens) -> dict[str, Tensor]:
-        """Metrics of one micro-batch, as scalars on the tokens' device.
+    def __call__(self, teacher_tokens: _Tokens, targets: _Tokens) -> dict[str, Tensor]:
+        """What no student has a part in, of one micro-batch, as scalars on the tokens' device.
 
         Args:
             teacher_tokens: teacher -> Z^(m), [B, 1+N, D]; all of one shape for shares and agreements, which are left
                 out where widths differ; CKA needs the same number of tokens only.
             targets: target -> Z^T, [B, 1+N, D].
-            student_tokens: target -> Z^S after that target's adapter, [B, 1+N, D].
         """
         raw = {name: at_least_float32(tokens[: self._max_images]) for name, tokens in teacher_tokens.items()}
         centred = {name: self._centred(name, tokens) for name, tokens in raw.items()}
@@ -73,8 +72,20 @@ class TeacherDiagnostics:
         for a, b in combinations(raw, 2):
             metrics[f"diag/cka/{a}-{b}"] = linear_cka(raw[a][:, 1:].flatten(0, 1), raw[b][:, 1:].flatten(0, 1))
         for name, target in targets.items():
-            metrics |= _target_metrics(name, target[: self._max_images], student_tokens[name][: self._max_images])
+            looked_at = target[: self._max_images]
+            metrics[f"diag/{name}/tfd_entropy"] = relative_entropy(looked_at, dim=-1)
+            metrics[f"diag/{name}/sfd_entropy"] = relative_entropy(looked_at[:, 1:], dim=1)
         return metrics
+
+    @torch.no_grad()
+    def of_student(self, student_tokens: _Tokens, targets: _Tokens) -> dict[str, Tensor]:
+        """How near a student is to its targets, both as name -> [B, 1+N, D], after that target's adapter."""
+        return {
+            f"diag/{name}/student_cosine": _mean_cosine(
+                at_least_float32(student_tokens[name][: self._max_images]), at_least_float32(target[: self._max_images])
+            )
+            for name, target in targets.items()
+        }
 
     def after_step(self) -> None:
         """After each update, on all ranks: the means move if that was a log step."""
@@ -120,14 +131,6 @@ def linear_cka(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = a - a.mean(dim=0), b - b.mean(dim=0)
     return _ratio((a.T @ b).square().sum(), torch.linalg.norm(a.T @ a) * torch.linalg.norm(b.T @ b))
-
-
-def _target_metrics(name: str, target: Tensor, student: Tensor) -> dict[str, Tensor]:
-    return {
-        f"diag/{name}/tfd_entropy": relative_entropy(target, dim=-1),
-        f"diag/{name}/sfd_entropy": relative_entropy(target[:, 1:], dim=1),
-        f"diag/{name}/student_cosine": _mean_cosine(at_least_float32(student), at_least_float32(target)),
-    }
 
 
 def _channel_std(tokens: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Knows no engine's library.
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dmt_ds.config.methods import TinyMimConfig
 from dmt_ds.config.schema import DataConfig
@@ -16,15 +16,31 @@ from dmt_ds.data.views import CropSpec
 from dmt_ds.distill.relations import relation_loss
 from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
 from dmt_ds.methods.dmt import Teacher
+from dmt_ds.methods.once import OncePerBatch
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.tracking.spans import span
+
+
+def relations(teachers: Mapping[str, Teacher]) -> OncePerBatch[dict[str, Tensor]]:
+    """All teachers' queries, keys and values of a micro-batch, in one pass for any number of students.
+
+    Args:
+        teachers: name -> uint8 images [B, 3, H, W] to the last block's queries, keys, values, [B, 3, heads, 1+N, d].
+    """
+
+    @torch.no_grad()
+    def ask(batch: Batch, diagnose: bool) -> dict[str, Tensor]:
+        # One teacher after the other, in the same order on every rank: with ZeRO-3 each forward is a collective.
+        return {name: teacher(batch.images) for name, teacher in teachers.items()}
+
+    return OncePerBatch(ask)
 
 
 class TinyMimTask(AllInModule):
     """Trains a student against its teachers' relations; the teachers are never part of `module`.
 
     Args:
-        teachers: name -> uint8 images [B, 3, H, W] to the last block's queries, keys, values, [B, 3, heads, 1+N, d].
+        teachers: what `relations` gives.
         weights: name -> weight in the mean over teachers.
         section: weights of the two losses.
         augment: of the student's pixels; teachers see them as they are.
@@ -33,13 +49,13 @@ class TinyMimTask(AllInModule):
     def __init__(
         self,
         student: RelationStudent,
-        teachers: Mapping[str, Teacher],
+        teachers: OncePerBatch[dict[str, Tensor]],
         weights: Mapping[str, float],
         section: TinyMimConfig,
         augment: Augment,
     ) -> None:
         self.module = student
-        self._teachers = dict(teachers)
+        self._teachers = teachers
         self._weights = dict(weights)
         self._section = section
         self._augment = augment
@@ -54,9 +70,8 @@ class TinyMimTask(AllInModule):
 
     def losses(self, model: Model, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
         """Both relations' losses on one micro-batch, the mean over teachers."""
-        with torch.no_grad(), span("teachers"):
-            # One teacher after the other, in the same order on every rank: with ZeRO-3 each forward is a collective.
-            teacher_qkvs = {name: teacher(batch.images) for name, teacher in self._teachers.items()}
+        with span("teachers"):
+            teacher_qkvs = self._teachers(batch, diagnose)
         with span("augmentation"):
             images = self._augment(batch.images, batch.seeds)
         student_qkv = model(images, batch.seeds)  # [B, 3, heads, 1+N, d]

@@ -15,7 +15,7 @@ def random_tokens(seed: int, num_images: int = 8, num_channels: int = 16) -> Ten
 
 def diagnose(teachers: dict[str, Tensor], **settings: object) -> dict[str, float]:
     fused = torch.stack(list(teachers.values())).sum(dim=0)
-    metrics = TeacherDiagnostics(**settings)(teachers, {"fused": fused}, {"fused": fused})  # type: ignore[arg-type]
+    metrics = TeacherDiagnostics(**settings)(teachers, {"fused": fused})  # type: ignore[arg-type]
     return {name: value.item() for name, value in metrics.items()}
 
 
@@ -76,7 +76,7 @@ def test_cka_sees_the_same_content_in_another_basis_and_width() -> None:
     turned = 3 * tokens @ basis + 5
     turned[:, 0] = 0  # the class token is not looked at
     other = random_tokens(2, num_channels=24)
-    metrics = TeacherDiagnostics()({"a": tokens, "turned": turned, "other": other}, {}, {})
+    metrics = TeacherDiagnostics()({"a": tokens, "turned": turned, "other": other}, {})
     assert metrics["diag/cka/a-turned"].item() == pytest.approx(1, abs=1e-5)
     assert metrics["diag/cka/a-other"].item() < 0.6
     assert metrics["diag/cka/turned-other"].item() == pytest.approx(metrics["diag/cka/a-other"].item(), abs=1e-4)
@@ -109,33 +109,34 @@ def test_an_outlier_channel_shows_in_the_tfd_entropy_only() -> None:
 
 def test_students_agreement_with_its_target_is_a_cosine() -> None:
     fused = random_tokens(0)
-    same = TeacherDiagnostics()({"a": fused}, {"fused": fused}, {"fused": 7 * fused})
-    opposite = TeacherDiagnostics()({"a": fused}, {"fused": fused}, {"fused": -fused})
+    same = TeacherDiagnostics().of_student({"fused": 7 * fused}, {"fused": fused})
+    opposite = TeacherDiagnostics().of_student({"fused": -fused}, {"fused": fused})
     assert same["diag/fused/student_cosine"].item() == pytest.approx(1, abs=1e-6)
     assert opposite["diag/fused/student_cosine"].item() == pytest.approx(-1, abs=1e-6)
 
 
 def test_teachers_of_different_widths_are_described_without_their_relations() -> None:
     tokens = {"a": random_tokens(0), "b": random_tokens(1, num_channels=24)}
-    metrics = TeacherDiagnostics()(tokens, tokens, tokens)
+    diagnostics = TeacherDiagnostics()
+    metrics = diagnostics(tokens, tokens) | diagnostics.of_student(tokens, tokens)
     assert {"diag/a/std", "diag/b/moving", "diag/a/tfd_entropy", "diag/b/student_cosine"} <= metrics.keys()
     assert not any("share" in name or "agreement" in name for name in metrics)
 
 
 def test_centring_uses_the_running_means_once_there_are_any() -> None:
     diagnostics, tokens = TeacherDiagnostics(momentum=0.5), random_tokens(0)
-    diagnostics({"a": tokens}, {}, {})
+    diagnostics({"a": tokens}, {})
     diagnostics.after_step()
-    later = diagnostics({"a": tokens + 100}, {}, {})
+    later = diagnostics({"a": tokens + 100}, {})
     assert later["diag/a/moving"].item() == pytest.approx(1, abs=0.05)  # the old mean does not explain the shift
 
 
 def test_running_means_survive_a_restart() -> None:
     diagnostics, restarted = TeacherDiagnostics(), TeacherDiagnostics()
-    diagnostics({"a": random_tokens(0)}, {}, {})
+    diagnostics({"a": random_tokens(0)}, {})
     diagnostics.after_step()
     restarted.load_state_dict(diagnostics.state_dict())
-    assert restarted({"a": random_tokens(1)}, {}, {}) == diagnostics({"a": random_tokens(1)}, {}, {})
+    assert restarted({"a": random_tokens(1)}, {}) == diagnostics({"a": random_tokens(1)}, {})
 
 
 def test_one_image_alone_gives_finite_numbers() -> None:
@@ -153,6 +154,7 @@ def test_only_the_first_images_are_looked_at() -> None:
 def test_every_metric_is_a_detached_scalar_also_for_bfloat16_teachers() -> None:
     teachers = {"a": random_tokens(0).bfloat16(), "b": random_tokens(1).bfloat16()}
     student = {"fused": random_tokens(2).bfloat16().requires_grad_()}
-    metrics = TeacherDiagnostics()(teachers, {"fused": random_tokens(3)}, student)
+    diagnostics, targets = TeacherDiagnostics(), {"fused": random_tokens(3)}
+    metrics = diagnostics(teachers, targets) | diagnostics.of_student(student, targets)
     for value in metrics.values():
         assert value.shape == () and value.dtype == torch.float32 and not value.requires_grad

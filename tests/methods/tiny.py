@@ -19,7 +19,7 @@ from dmt_ds.methods.dmt import Teacher
 from dmt_ds.methods.ibot import IbotTask
 from dmt_ds.methods.mae import MaeTask
 from dmt_ds.methods.moco_v3 import MocoV3Task
-from dmt_ds.methods.tinymim import TinyMimTask
+from dmt_ds.methods.tinymim import TinyMimTask, relations
 from dmt_ds.models.relations import RelationStudent, RelationTeacher
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe
@@ -91,7 +91,7 @@ def tinymim(
     """With the teachers' heads in its last block."""
     torch.manual_seed(seed)
     vit = build_vit(student.model_copy(update={"last_block_num_heads": TEACHER.num_heads}), IMAGE_SIZE)
-    return TinyMimTask(RelationStudent(vit), teachers, weights, section, Augment(augment))
+    return TinyMimTask(RelationStudent(vit), relations(teachers), weights, section, Augment(augment))
 
 
 def easy_self_distillation(name: str) -> IbotTask:
