@@ -38,6 +38,7 @@ from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
@@ -82,7 +83,7 @@ def build(config: RunConfig, folder: Path, device: torch.device) -> tuple[Traine
     )
     plan = TrainPlan(10**6, config.train.global_batch_size, batch.grad_accum_steps, 20, 10**6)
     view = ProgressView("benchmark", 1, visible=False)
-    around = Surroundings(NullTracker(), view, StopRequest(), Watchdog(1e6, 0, Peers()), source.name)
+    around = Surroundings(view, StopRequest(), Watchdog(1e6, 0, Peers()), source.name)
 
     def no_record(step: int) -> RunState:
         return RunState(step, 0, 1, 2, "bf16", {})
@@ -90,17 +91,18 @@ def build(config: RunConfig, folder: Path, device: torch.device) -> tuple[Traine
     def no_export(engine: ds_engine.StudentEngine, folder: Path, step: int) -> None:
         return
 
-    return Trainer(built.task, engine, loader, plan, CheckpointFolder(folder, 1), no_record, no_export, around), config
+    learner = Learner(built.task, engine, CheckpointFolder(folder, 1), no_record, no_export, NullTracker())
+    return Trainer([learner], loader, plan, around), config
 
 
 def bare_step(trainer: Trainer, images: torch.Tensor, seeds: torch.Tensor, pixels: torch.Tensor) -> None:
     """The modules alone, in the order in which the task calls them."""
-    task = trainer.task
+    task, engine = trainer.learners[0].task, trainer.learners[0].engine
     with torch.no_grad():
         targets = task._teachers._fusion(task._teachers._tokens(images, None))
-    losses = task._objective(trainer.engine(pixels, seeds), targets)
-    trainer.engine.backward(losses.total)
-    trainer.engine.step()
+    losses = task._objective(engine(pixels, seeds), targets)
+    engine.backward(losses.total)
+    engine.step()
 
 
 def seconds(act: Callable[[], None], steps: int, device: torch.device) -> float:
@@ -145,8 +147,8 @@ def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device)
     """Alternate, and print."""
     batches = trainer.batches()
     batch = next(trainer.batches()).to(device)
-    pixels = trainer.task._augment(batch.images, batch.seeds)
-    trainer.engine.train()
+    pixels = trainer.learners[0].task._augment(batch.images, batch.seeds)
+    trainer.learners[0].start()
 
     def bare() -> None:
         bare_step(trainer, batch.images, batch.seeds, pixels)

@@ -16,14 +16,14 @@ from dmt_ds.data.views import center_crop
 from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.ds_engine import StudentEngine
-from dmt_ds.engine.trainer import Trainer
+from dmt_ds.engine.learner import Learner
 from dmt_ds.errors import DataError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import needs_dmt_ds, save_backbone
 from dmt_ds.models.classifier_folder import save_classifier
 from dmt_ds.models.teachers import BACKBONE_FOLDER, CLASSIFIER_FOLDER
 from dmt_ds.models.vit import describe
-from dmt_ds.tracking.tracker import Tracker, read_points
+from dmt_ds.tracking.tracker import read_points
 
 logger = logging.getLogger(__name__)
 
@@ -94,21 +94,19 @@ def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str,
     return state
 
 
-def publish_pictures(
-    folder: Path, built: BuiltTask, trainer: Trainer, source: ImageSource, config: RunConfig, tracker: Tracker
-) -> None:
+def publish_pictures(folder: Path, learner: Learner, source: ImageSource, config: RunConfig) -> None:
     """Loss curves; for DMT also the diagnostics, and patch tokens of teachers, their sum and the student as colours.
 
     All ranks call.
     """
     images, tokens = None, {}
-    if isinstance(built.task, DmtTask) and (images := _first_images(source, config)) is not None:
-        tokens = _tokens_of_all(built.task, trainer, images)
+    if isinstance(learner.task, DmtTask) and (images := _first_images(source, config)) is not None:
+        tokens = _tokens_of_all(learner.task, learner.engine, images)
     if not dist.is_main():
         return
     try:
         _draw(folder, config.name, images, tokens)
-        tracker.log_artifact(folder / PICTURES_FOLDER)
+        learner.tracker.log_artifact(folder / PICTURES_FOLDER)
     except Exception as error:  # a picture is no reason to lose a run
         logger.warning("%s: no pictures: %s: %s", folder / PICTURES_FOLDER, type(error).__name__, error)
 
@@ -138,9 +136,9 @@ def _first_images(source: ImageSource, config: RunConfig) -> Tensor | None:
     return torch.stack(images) if images else None
 
 
-def _tokens_of_all(task: DmtTask, trainer: Trainer, images: Tensor) -> dict[str, Tensor]:
+def _tokens_of_all(task: DmtTask, engine: StudentEngine, images: Tensor) -> dict[str, Tensor]:
     """Name -> tokens [B, 1+N, D] float32 on the CPU, of each teacher, the target and the student."""
-    on_device = images.to(trainer.engine.device)
+    on_device = images.to(engine.device)
     with torch.no_grad():
-        tokens = task.pictured_tokens(trainer.engine, on_device)
+        tokens = task.pictured_tokens(engine, on_device)
     return {name: value.float().cpu() for name, value in tokens.items()}

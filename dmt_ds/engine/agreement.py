@@ -17,15 +17,15 @@ _NAMED_IMAGES = 4  # of each micro-batch, in messages
 
 
 class Verdict(NamedTuple):
-    """Flags of one update; all but the last are the same on every rank."""
+    """Flags of one update, a flag a learner but for `stop_asked`; all but the last are the same on every rank."""
 
-    loss_unsound: bool
+    loss_unsound: list[bool]
     """A loss of some rank is not finite."""
-    gradient_unsound: bool
+    gradient_unsound: list[bool]
     """The gradient is not finite; False where DeepSpeed looks at it by itself."""
     stop_asked: bool
     """Some rank was asked to stop."""
-    loss_unsound_here: bool
+    loss_unsound_here: list[bool]
     """A loss of this rank is not finite."""
 
 
@@ -40,22 +40,22 @@ class Agreement:
         Args:
             step: number of the update, from 1.
             seen: its micro-batches on the host, of which the first images are remembered for messages.
-            finite: whether all losses of this rank are; scalar bool on the device.
-            unsound_gradient: of this rank's part; scalar bool on the device.
+            finite: whether all losses of this rank are: [L] bool on the device, one a learner.
+            unsound_gradient: of this rank's part: [L] bool on the device.
             stop_asked: of this rank.
         """
         self.step = step
         self.images: list[int] = [int(row) for batch in seen for row in batch.indices[:_NAMED_IMAGES]]
         # torch.full fills on the device; torch.tensor would copy there, and the host would wait.
-        asked = torch.full((), float(stop_asked), device=finite.device)
-        own = torch.stack([(~finite).float(), unsound_gradient.float(), asked])  # [3]
-        flags = torch.cat([own, own[:1]])
-        flags[:3] = dist.sum_over_ranks(own)
-        self.unsound = flags[0] + flags[1] > 0
-        """Whether the update must not be made: scalar bool on the device, the same on all ranks."""
+        asked = torch.full((1,), float(stop_asked), device=finite.device)
+        here = (~finite).float()
+        summed = dist.sum_over_ranks(torch.cat([here, unsound_gradient.float(), asked]))  # [2 L + 1]
+        self.unsound = summed[:-1].sum() > 0
+        """Whether no learner may make the update: scalar bool on the device, the same on all ranks."""
+        flags = torch.cat([summed, here])  # [3 L + 1]
         self._event: torch.cuda.Event | None = None
         if flags.is_cuda:
-            self._host = torch.empty(4, pin_memory=True)
+            self._host = torch.empty(len(flags), pin_memory=True)
             self._host.copy_(flags, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
@@ -66,4 +66,6 @@ class Agreement:
         """Wait until the device has come to this update's flags, and give them."""
         if self._event is not None:
             self._event.synchronize()
-        return Verdict(*(flag > 0 for flag in self._host.tolist()))
+        flags = [flag > 0 for flag in self._host.tolist()]
+        count = len(flags) // 3
+        return Verdict(flags[:count], flags[count : 2 * count], flags[2 * count], flags[2 * count + 1 :])

@@ -32,13 +32,14 @@ class ProgressView:
         if self._bar is not None:
             self._bar.update()
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a log step's figures."""
+    def report(self, step: int, metrics: Mapping[str, float], of: str = "") -> None:
+        """Show a log step's figures; `of` says whose they are, among several."""
         if not self._visible:
             return
+        who = f"{of}  " if of else ""
         if self._bar is not None:
-            self._bar.set_postfix_str(_figures(metrics, limit=4), refresh=False)
-        logger.info("step %d/%d  %s", step, self._total, _figures(metrics))
+            self._bar.set_postfix_str(who + _figures(metrics, limit=4), refresh=False)
+        logger.info("step %d/%d  %s%s", step, self._total, who, _figures(metrics))
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -1,36 +1,27 @@
 """The loop: steps, accumulation, log, checkpoints, stopping; knows a task's verbs, no method, no library but torch."""
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
-from dmt_ds.engine import dist, rng_state
+from dmt_ds.engine import dist
 from dmt_ds.engine.agreement import Agreement
-from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
-from dmt_ds.engine.ds_engine import StudentEngine
-from dmt_ds.engine.fence import Fence
+from dmt_ds.engine.learner import Learner, gradient_error
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.stopping import StopRequest, Watchdog
-from dmt_ds.engine.task import Progress, Task
-from dmt_ds.engine.untrained import restore_untrained, untrained_state
-from dmt_ds.errors import DivergenceError, DmtError
-from dmt_ds.tracking.meters import MeanMeters, Throughput, memory_gib
+from dmt_ds.engine.task import Progress
+from dmt_ds.errors import DivergenceError
+from dmt_ds.tracking.meters import Throughput, memory_gib
 from dmt_ds.tracking.spans import span
-from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
-
-TASK_STATE = "task_state.pt"
 
 
 class Outcome(Enum):
@@ -64,66 +55,39 @@ class TrainPlan:
 class Surroundings:
     """What the loop reports to and is watched by."""
 
-    tracker: Tracker
     view: ProgressView
     stop: StopRequest
     watchdog: Watchdog
     image_name: Callable[[int], str]
     """Row of the data set -> its name in messages."""
-    fence: Fence | None = None
-    """Rank 0's claim on the run folder."""
     profile: StepProfile | None = None
     """On rank 0, where some steps are to be looked at."""
 
 
 class Trainer:
-    """Trains one task in one engine."""
+    """Trains what learns from the same batches: as a rule one model, or several students of the same teachers."""
 
     def __init__(
-        self,
-        task: Task,
-        engine: StudentEngine,
-        loader: TrainLoader,
-        plan: TrainPlan,
-        checkpoints: CheckpointFolder,
-        record: Callable[[int], RunState],
-        export: Callable[[StudentEngine, Path, int], None],
-        around: Surroundings,
+        self, learners: Sequence[Learner], loader: TrainLoader, plan: TrainPlan, around: Surroundings, step: int = 0
     ) -> None:
-        """Put the parts together.
+        """Put the parts together; learners take every micro-batch one after the other, in their order.
 
         Args:
-            record: step -> what a checkpoint says of the run.
-            export: (engine, folder, step) -> writes the encoder into a checkpoint's folder; all ranks call.
+            step: updates that are done; the same of all learners.
         """
-        self.task = task
-        self.engine = engine
-        self.step = 0
+        self.learners = tuple(learners)
+        self.step = step
+        self._device = self.learners[0].engine.device
         self._loader = loader
         self._plan = plan
-        self._checkpoints = checkpoints
-        self._record = record
-        self._export = export
         self._around = around
-        self._meters = MeanMeters()
         self._throughput = Throughput()
-        self._skipped_steps = 0
         self._unread: deque[Agreement] = deque()
-
-    def resume(self, checkpoint: Checkpoint, tag: str) -> None:
-        """Go on from a checkpoint; `tag` is its own, or that of its universal form."""
-        self.engine.load(checkpoint.folder.parent, tag)
-        state = torch.load(checkpoint.folder / TASK_STATE, map_location=self.engine.device, weights_only=True)
-        restore_untrained(self.engine.module, state["untrained"])
-        self.task.load_state_dict(state["task"])
-        if checkpoint.state.world_size == dist.world_size():
-            rng_state.restore(rng_state.path(checkpoint.folder, dist.rank()))
-        self.step = checkpoint.state.step
 
     def fit(self) -> Outcome:
         """Train to the last step, or to the end of the step in which a signal came."""
-        self.engine.train()
-        self._skipped_steps = self.engine.skipped_steps
+        for learner in self.learners:
+            learner.start()
         self._around.view.start(self.step)
         if self._plan.total_steps == 0:
             self.save()  # the encoder as it starts
@@ -143,8 +107,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step; all ranks."""
-        self._around.watchdog.beat(f"saving step {self.step}")
-        self._checkpoints.save(self._record(self.step), self._write_checkpoint)
+        for learner in self.learners:
+            self._around.watchdog.beat(f"saving step {self.step}{learner.of_name}")
+            learner.save(self.step)
         self._around.watchdog.beat(f"step {self.step}")
         self._throughput.pop()  # a save is not training time
 
@@ -161,26 +126,24 @@ class Trainer:
         """One optimizer update from `grad_accum_steps` micro-batches; whether some rank was asked to stop."""
         logs = self._plan.logs_at(self.step + 1)
         progress = Progress(self.step, self._plan.total_steps)
-        finite = torch.ones((), dtype=torch.bool, device=self.engine.device)
         seen: list[Batch] = []
         for micro_step in range(self._plan.grad_accum_steps):
-            batch = self._next(batches)
-            seen.append(batch)
-            losses = self.task.losses(self.engine, batch.to(self.engine.device), progress, logs)
-            self.engine.backward(losses.loss)
-            finite &= losses.loss.detach().isfinite()
-            if logs:
-                self._meters.add({"train/loss": losses.loss.detach(), **losses.metrics})
+            seen.append(self._next(batches))
+            batch = seen[-1].to(self._device)
+            for learner in self.learners:
+                learner.learn(batch, progress, logs)
             if micro_step + 1 == self._plan.grad_accum_steps:
-                stop_asked = self._agree(finite, seen, logs)
-                learning_rate = self.engine.learning_rate
-            self.engine.step()
-        self._check_update(looks=logs or stop_asked or self._plan.saves_at(self.step + 1))
+                stop_asked = self._agree(seen, logs)
+            for learner in self.learners:
+                learner.step()
+        looks = logs or stop_asked or self._plan.saves_at(self.step + 1)
         self.step += 1
-        self.task.after_step(Progress(self.step, self._plan.total_steps))
+        for learner in self.learners:
+            learner.check_update(self.step, looks)
+            learner.task.after_step(Progress(self.step, self._plan.total_steps))
         self._throughput.count(self._plan.global_batch_size)
         if logs:
-            self._log(learning_rate)
+            self._log()
         return stop_asked
 
     def _profiled(self, update: Callable[[], bool]) -> bool:
@@ -190,14 +153,15 @@ class Trainer:
         profile.before(self.step + 1)
         result = update()
         if profile.after(self.step):
-            self._around.tracker.log_artifact(profile.folder)
+            for learner in self.learners:
+                learner.tracker.log_artifact(profile.folder)
         return result
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         with self._throughput.waiting(), span("data wait"):
             return next(batches)
 
-    def _agree(self, finite: Tensor, seen: Sequence[Batch], logs: bool) -> bool:
+    def _agree(self, seen: Sequence[Batch], logs: bool) -> bool:
         """All ranks learn whether one has a loss that is not finite, or was asked to stop.
 
         As a rule before the update. Where the device itself leaves an unsound update out, the host reads what it said
@@ -207,10 +171,15 @@ class Trainer:
         Raises:
             DivergenceError: on all ranks alike.
         """
-        newest = Agreement(self.step + 1, seen, finite, self.engine.unsound_gradient(), self._around.stop.requested)
-        self.engine.prepare_update(newest.unsound, measure_norm=logs)
+        engines = [learner.engine for learner in self.learners]
+        finite = torch.stack([learner.finite for learner in self.learners])  # [L]
+        gradients = torch.stack([engine.unsound_gradient() for engine in engines])  # [L]
+        newest = Agreement(self.step + 1, seen, finite, gradients, self._around.stop.requested)
+        for engine in engines:
+            engine.prepare_update(newest.unsound, measure_norm=logs)
         self._unread.append(newest)
-        must_know = logs or self._plan.saves_at(newest.step) or not self.engine.skips_on_device
+        deferred = all(engine.skips_on_device for engine in engines)
+        must_know = logs or self._plan.saves_at(newest.step) or not deferred
         stop_asked = False
         while self._unread and (must_know or stop_asked or len(self._unread) > 1):
             stop_asked |= self._settle(self._unread.popleft())
@@ -223,61 +192,29 @@ class Trainer:
             DivergenceError: the update is unsound; on all ranks alike.
         """
         verdict = agreement.read()
-        if verdict.loss_unsound:
-            self._raise_divergence(agreement, verdict.loss_unsound_here)
-        if verdict.gradient_unsound:
-            raise _gradient_error(agreement.step)
+        for number, learner in enumerate(self.learners):
+            if verdict.loss_unsound[number]:
+                self._raise_divergence(agreement, learner, verdict.loss_unsound_here[number])
+            if verdict.gradient_unsound[number]:
+                raise gradient_error(agreement.step, learner)
         return verdict.stop_asked
 
-    def _raise_divergence(self, agreement: Agreement, unsound_here: bool) -> None:
+    def _raise_divergence(self, agreement: Agreement, learner: Learner, unsound_here: bool) -> None:
         names = [self._around.image_name(row) for row in agreement.images] if unsound_here else []
         report = {rank: ", ".join(images[:4]) for rank, images in enumerate(dist.gather_objects(names)) if images}
         where = "; ".join(f"rank {rank}: {images}, ..." for rank, images in report.items())
         message = (
-            f"step {agreement.step}: the loss is not finite on rank {', '.join(map(str, report))}; "
+            f"step {agreement.step}: the loss{learner.of_name} is not finite on rank {', '.join(map(str, report))}; "
             f"this update was not made. Images of its batch: {where}. Start again to go on from the newest "
             "checkpoint, with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
         )
         raise dist.alike_on_all(DivergenceError(message))
 
-    def _check_update(self, looks: bool) -> None:
-        """A finite loss may have a gradient that is not: never log or save what such an update left.
-
-        Args:
-            looks: read the norm from the device too; an update that DeepSpeed left out is seen without.
-
-        Raises:
-            DivergenceError: on all ranks alike, as the norm is that of all.
-        """
-        norm = self.engine.gradient_norm() if looks else None
-        if self.engine.skipped_steps > self._skipped_steps or (norm is not None and not math.isfinite(norm)):
-            raise _gradient_error(self.step + 1)
-
-    def _log(self, learning_rate: float) -> None:
-        if self._around.fence is not None:
-            self._around.fence.check()
-        metrics = self._meters.pop_means(dist.mean_over_ranks)
-        metrics["train/lr"] = learning_rate
-        norm = self.engine.gradient_norm()
-        metrics |= {} if norm is None else {"train/grad_norm": norm}
-        metrics["train/images_seen"] = float(self.step * self._plan.global_batch_size)
-        metrics |= self._throughput.pop()
-        metrics["perf/memory_gib"] = memory_gib()
-        self._around.view.report(self.step, metrics)
-        self._around.tracker.log_metrics(metrics | {"perf/ranks": float(dist.world_size())}, self.step)
-
-    def _write_checkpoint(self, folder: Path, tag: str) -> None:
-        self.engine.save(folder, tag)
-        rng_state.save(rng_state.path(folder / tag, dist.rank()))
-        if dist.is_main():
-            state = {"task": self.task.state_dict(), "untrained": untrained_state(self.engine.module)}
-            torch.save(state, folder / tag / TASK_STATE)
-        self._export(self.engine, folder / tag, self.step)
-
-
-def _gradient_error(step: int) -> DmtError:
-    message = (
-        f"step {step}: the gradient is not finite, though the loss is. Start again to go on from the "
-        "newest checkpoint, with a lower optim.base_lr if it comes back"
-    )
-    return dist.alike_on_all(DivergenceError(message))
+    def _log(self) -> None:
+        figures = [learner.figures() for learner in self.learners]  # waits for the device, so that rates are true
+        of_all = {"train/images_seen": float(self.step * self._plan.global_batch_size), **self._throughput.pop()}
+        of_all["perf/memory_gib"] = memory_gib()
+        for learner, own in zip(self.learners, figures, strict=True):
+            metrics = own | of_all
+            self._around.view.report(self.step, metrics, learner.name)
+            learner.tracker.log_metrics(metrics | {"perf/ranks": float(dist.world_size())}, self.step)

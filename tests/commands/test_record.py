@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmt_ds.commands.pretrain import losses_in_use
+from dmt_ds.commands.record import losses_in_use
 from dmt_ds.config.load import load_config
 
 

@@ -1,0 +1,83 @@
+"""What a run says of itself: in its checkpoints, and in its MLflow run with all that describes it."""
+
+import json
+import os
+
+import torch
+
+from dmt_ds.commands.resume import ResumePlan
+from dmt_ds.commands.runs import Run
+from dmt_ds.commands.tasks import BuiltTask
+from dmt_ds.config.deepspeed import precision, zero_stage
+from dmt_ds.config.load import flatten
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.engine import dist
+from dmt_ds.engine.checkpoint import RunState
+from dmt_ds.engine.fence import Fence
+from dmt_ds.tracking.environment import environment_record, environment_tags
+from dmt_ds.tracking.mlflow_tracker import open_tracker
+from dmt_ds.tracking.tracker import Tracker
+
+
+def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) -> RunState:
+    """What a checkpoint of this step says of the run."""
+    return RunState(
+        step=step,
+        images_seen=step * run.config.train.global_batch_size,
+        world_size=dist.world_size(),
+        zero_stage=zero_stage(run.ds_config),
+        precision=precision(run.ds_config),
+        config=run.config.model_dump(mode="json"),
+        teachers={name: record.sha256 or "unknown" for name, record in built.sources.items()},
+        data_fingerprint=run.source.fingerprint,
+        parameters=built.parameters,
+        mlflow_run_id=mlflow_run_id,
+    )
+
+
+def open_record(run: Run, built: BuiltTask, resume: ResumePlan | None, fence: Fence | None) -> Tracker:
+    """The record of the run, on rank 0, with all that describes it."""
+    config = run.config
+    run_id = resume.checkpoint.state.mlflow_run_id if resume else None
+    tracker = open_tracker(config.tracking, run.folder, config.name, run_id, dist.is_main())
+    if not dist.is_main():
+        return tracker
+    attempts = {} if fence is None else {"attempts": str(fence.number)}
+    tracker.set_tags({**_tags(run, built), **attempts, **environment_tags(os.environ)})
+    records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
+    tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
+    tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")
+    described = {
+        "deepspeed_student.json": run.ds_config,
+        "deepspeed_teachers.json": built.teacher_ds_configs,
+        "environment.json": environment_record(),
+    }
+    for name, content in described.items():
+        (run.folder / name).write_text(json.dumps(content, indent=1))
+        tracker.log_artifact(run.folder / name)
+    tracker.log_artifact(run.folder / "config.yaml")
+    return tracker
+
+
+def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
+    """What runs are found and compared by."""
+    config = run.config
+    return {
+        "stage": "distill" if config.task in TEACHER_TASKS else "pretrain",
+        "task": config.task,
+        "student": config.student.arch,
+        "teachers": "+".join(built.teachers) or "none",
+        "losses": "+".join(losses_in_use(config)) or config.task,
+        "world_size": str(dist.world_size()),
+        "device": run.device.type,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def losses_in_use(config: RunConfig) -> list[str]:
+    """Names of a distillation's losses whose weight is not 0."""
+    weights = {
+        "dmt": {"tfd": config.distill.tfd_weight, "sfd": config.distill.sfd_weight},
+        "tinymim": {"qk": config.tinymim.qk_weight, "vv": config.tinymim.vv_weight},
+    }
+    return [name for name, weight in weights.get(config.task, {}).items() if weight > 0]

@@ -1,0 +1,77 @@
+"""A run before anything large is built: its batch, length, images and DeepSpeed JSON, from its recipe."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmt_ds.commands.classify import open_images
+from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
+from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.data.labels import LabelledImages
+from dmt_ds.data.sources import ImageSource
+from dmt_ds.engine import dist
+from dmt_ds.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is resolved before anything large is built."""
+
+    config: RunConfig
+    folder: Path
+    device: torch.device
+    source: ImageSource
+    batch: BatchPlan
+    length: LengthPlan
+    ds_config: dict[str, Any]
+    labelled: LabelledImages | None
+    """Both splits, where the task learns labels."""
+
+
+def resolve(config: RunConfig, device: torch.device) -> Run:
+    """What the recipe comes to on these ranks; makes the run's folder. All ranks call.
+
+    Raises:
+        ConfigError: numbers or settings do not go together.
+        DataError: there are no images.
+    """
+    batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
+    ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
+    if zero_stage(ds_config) == 3 and config.task in ("moco_v3", "ibot", "dino"):
+        raise ConfigError(
+            f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but task {config.task} averages whole weights into "
+            "its momentum network: use ZeRO-2 or ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
+        )
+    folder = Path(config.output_dir)
+    dist.decided_by_main(lambda: _prepare(folder, config))
+    source, labelled = open_images(config)
+    length = plan_length(config.train, config.optim, len(source))
+    logger.info(
+        "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
+        len(source),
+        length.total_steps,
+        config.train.global_batch_size,
+        dist.world_size(),
+        config.train.micro_batch_size,
+        batch.grad_accum_steps,
+    )
+    return Run(config, folder, device, source, batch, length, ds_config, labelled)
+
+
+def _prepare(folder: Path, config: RunConfig) -> None:
+    """On rank 0, before the others look: the folder, its log, and the data set's cache, which is written once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _log_to_file(folder / "train.log")
+    open_images(config)
+
+
+def _log_to_file(path: Path) -> None:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("dmt_ds").addHandler(handler)
