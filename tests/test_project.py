@@ -197,7 +197,8 @@ def canonical(name: str) -> str:
 def test_every_package_that_is_imported_is_asked_for() -> None:
     other_names = {"PIL": "pillow", "pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     roots = {name.split(".")[0] for path in FILES for name, _ in imported_modules(tree_of(path))}
-    imported = {other_names.get(root, root) for root in roots - {"dmt_ds", *sys.stdlib_module_names}}
+    with_torch = {"triton"}  # torch brings it where there is CUDA; nothing else needs it
+    imported = {other_names.get(root, root) for root in roots - {"dmt_ds", *with_torch, *sys.stdlib_module_names}}
     assert imported == {Requirement(line).name for line in project()["dependencies"]}
 
 

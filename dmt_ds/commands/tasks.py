@@ -1,6 +1,7 @@
 """From a recipe to a task: the only place that knows all methods."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,13 +10,16 @@ import torch
 from torch import nn
 
 from dmt_ds.commands.teacher_engines import check_same_grid, load_teachers, start_teachers
-from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.schema import DistillConfig, RunConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
+from dmt_ds.distill.kernels.terms import Kernel, choose_kernel
 from dmt_ds.distill.objective import DistillationObjective
+from dmt_ds.engine import dist
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.engine.task import PretrainingTask
+from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask, FusedTeachers
 from dmt_ds.methods.tinymim import TinyMimTask, relations
 from dmt_ds.models.relations import RelationStudent, RelationTeacher, with_heads_of
@@ -23,6 +27,8 @@ from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_encoder, start_from
 from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
 from dmt_ds.models.vit_layers import layer_numbers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,12 +135,29 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
         sfd_weight=config.distill.sfd_weight,
         target_weights=fusion.target_weights,
         without_class_token=fusion.without_class_token,
+        kernel=_loss_kernel(config.distill, device),
     )
     teachers = start_teachers(models, config.teachers, device, config.train.micro_batch_size)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
     fused = FusedTeachers(teachers.forwards, fusion, diagnostics)
     task = DmtTask(student, fused, objective, Augment(config.augment))
     return BuiltTask(task, teachers.records, teachers.ds_configs)
+
+
+def _loss_kernel(section: DistillConfig, device: torch.device) -> Kernel:
+    """What computes the losses of this run, said once.
+
+    Raises:
+        ConfigError: the kernel that is set can't run here.
+    """
+    weights = section.tfd_weight, section.sfd_weight
+    try:
+        kernel, reason = choose_kernel(section.kernel, section.divergence, *weights, device)
+    except ValueError as error:
+        raise ConfigError(f"distill.kernel: {error}") from error
+    if dist.is_main():
+        logger.info("losses: %s kernel (%s)", kernel, reason)
+    return kernel
 
 
 def _build_tinymim(config: RunConfig, device: torch.device) -> BuiltTask:

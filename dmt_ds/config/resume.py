@@ -24,6 +24,7 @@ MAY_CHANGE: dict[str, str] = {
     "train.stop_after_step": "says where to end",
     "train.hang_timeout_seconds": "only looks at the run",
     "train.resume": "says how to start",
+    "distill.kernel": "the same mathematics, other kernels",
     "train.compile": "the same mathematics, other kernels",
     "tracking": "only looks at the run",
     "knn": "only looks at the run",

@@ -164,6 +164,9 @@ class DistillConfig(Section):
     """How teachers become one target; `concat` keeps them apart: one adapter and one pair of losses each."""
     centring_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Momentum, per step, of the running channel means that `centred` subtracts."""
+    kernel: Literal["auto", "eager", "chunked", "triton"] = "auto"
+    """How both KL losses are computed: as written (`eager`), or at once with a hand-derived gradient, image by image
+    (`chunked`) or on CUDA (`triton`); the numbers are the same."""
 
     @model_validator(mode="after")
     def _one_loss_is_left(self) -> "DistillConfig":

@@ -6,6 +6,8 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from dmt_ds.distill.dual_loss import DualLoss, dual_loss
+from dmt_ds.distill.kernels.terms import Kernel
 from dmt_ds.distill.losses import Direction, Divergence, spatial_fusion_loss, token_fusion_loss
 
 _Tokens = Mapping[str, Tensor]
@@ -17,9 +19,9 @@ class DistillationLosses(NamedTuple):
     total: Tensor
     """tfd_weight * tfd + sfd_weight * sfd, with its graph."""
     tfd: Tensor
-    """Token fusion distillation, before its weight; 0 where it is not computed."""
+    """Token fusion distillation, before its weight; 0 where it is not computed. A fused kernel's has no graph."""
     sfd: Tensor
-    """Spatial fusion distillation, before its weight; 0 where it is not computed."""
+    """Spatial fusion distillation, before its weight; 0 where it is not computed. A fused kernel's has no graph."""
 
 
 class DistillationObjective:
@@ -34,6 +36,7 @@ class DistillationObjective:
         *,
         target_weights: Mapping[str, float] | None = None,
         without_class_token: Collection[str] = (),
+        kernel: Kernel = "eager",
     ) -> None:
         """Settings of the objective; a loss of weight 0 is not computed.
 
@@ -44,13 +47,16 @@ class DistillationObjective:
             sfd_weight: weight of SFD.
             target_weights: target -> weight of its losses; missing means 1.
             without_class_token: targets whose class token has no part in TFD.
+            kernel: how both KL divergences are computed (`kernels.terms.choose_kernel`); the numbers are the same.
         """
+        assert kernel == "eager" or (divergence == "kl" and tfd_weight and sfd_weight), "no fused form of this"
         self._divergence = divergence
         self._direction = direction
         self._tfd_weight = tfd_weight
         self._sfd_weight = sfd_weight
         self._target_weights = dict(target_weights or {})
         self._without_class_token = frozenset(without_class_token)
+        self._kernel: Kernel = kernel
 
     def __call__(self, student_tokens: _Tokens, targets: _Tokens) -> DistillationLosses:
         """Losses of one micro-batch.
@@ -59,11 +65,29 @@ class DistillationObjective:
             student_tokens: target -> Z^S after the adapter of that target, [B, 1+N, D].
             targets: target -> Z^T, [B, 1+N, D]; no gradient reaches it.
         """
+        if self._kernel != "eager":
+            return self._fused(student_tokens, targets)
         zero = next(iter(student_tokens.values())).new_zeros((), dtype=torch.float32)
         kind = (self._divergence, self._direction)
         tfd = self._tfd(student_tokens, targets, *kind) if self._tfd_weight else zero
         sfd = self._sfd(student_tokens, targets, *kind) if self._sfd_weight else zero
         return DistillationLosses(self._tfd_weight * tfd + self._sfd_weight * sfd, tfd, sfd)
+
+    def _fused(self, student_tokens: _Tokens, targets: _Tokens) -> DistillationLosses:
+        losses = []
+        for student, target, weight, first in self._pairs(student_tokens, targets):
+            loss = dual_loss(
+                student,
+                target,
+                direction=self._direction,
+                tfd_weight=weight * self._tfd_weight,
+                sfd_weight=weight * self._sfd_weight,
+                first_row=first,
+                kernel=self._kernel,
+            )
+            losses.append(DualLoss(loss.total, weight * loss.tfd, weight * loss.sfd))
+        total, tfd, sfd = (torch.stack(scalars).sum() for scalars in zip(*losses, strict=True))
+        return DistillationLosses(total, tfd, sfd)
 
     @torch.no_grad()
     def both_directions(self, student_tokens: _Tokens, targets: _Tokens) -> dict[str, Tensor]:

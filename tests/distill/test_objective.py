@@ -104,3 +104,25 @@ def test_both_directions_are_kl_without_a_graph_whatever_is_trained() -> None:
 def test_students_for_other_targets_are_refused() -> None:
     with pytest.raises(AssertionError, match="student \\['fused'\\], targets \\['mae'\\]"):
         DistillationObjective()(tokens(0, "fused"), tokens(1, "mae"))
+
+
+@pytest.mark.parametrize("direction", ["student_teacher", "teacher_student"])
+def test_a_fused_kernel_gives_the_same_losses_and_gradients(direction: Direction) -> None:
+    target = tokens(2, "mae") | tokens(3, "ibot", num_channels=9)
+    found = []
+    for kernel in ("eager", "chunked"):
+        student = tokens(0, "mae") | tokens(1, "ibot", num_channels=9)
+        for each in student.values():
+            each.requires_grad_()
+        objective = DistillationObjective(
+            direction=direction,
+            tfd_weight=0.5,
+            sfd_weight=3.0,
+            target_weights={"ibot": 0.25},
+            without_class_token={"mae"},
+            kernel=kernel,
+        )
+        losses = objective(student, target)
+        losses.total.backward()
+        found.append((*losses, *(each.grad for each in student.values())))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)

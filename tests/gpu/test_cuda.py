@@ -33,6 +33,32 @@ def test_randomness_is_the_same_on_both_devices_and_augmentation_agrees(cuda):
     assert facts["augment"] < 0.05  # two of 255 levels, normalised
 
 
+FUSED_LOSS = """
+import json, torch
+from dmt_ds.distill.dual_loss import dual_loss
+from tests.distill.kernels.cases import all_compared, random_tokens
+facts = {}
+for kernel in ("triton", "chunked"):
+    shapes = [(3, 197, 768), (2, 197, 384), (2, 50, 192), (2, 17, 7)]
+    facts[kernel] = all_compared(shapes, ["float32", "bfloat16"], kernel, "cuda")
+student, fused = random_tokens(0, 8, 197, 768).cuda().requires_grad_(), random_tokens(1, 8, 197, 768).cuda()
+dual_loss(student, fused, kernel="triton").total.backward()  # compiled by now
+torch.cuda.set_sync_debug_mode("error")  # the host must not wait
+dual_loss(student, fused, kernel="triton").total.backward()
+dual_loss(student, fused, kernel="chunked").total.backward()
+torch.cuda.set_sync_debug_mode("default")
+print(json.dumps(facts))
+"""
+
+
+@pytest.mark.parametrize("kernel", ["triton", "chunked"])
+def test_the_fused_loss_on_cuda_is_that_of_float64_and_the_host_never_waits(cuda, kernel):
+    facts = json.loads(processes.run(["-c", FUSED_LOSS], **cuda).stdout.splitlines()[-1])
+    for *case, total, tfd, sfd, gradient in facts[kernel]:
+        assert max(total, tfd, sfd) < 1e-5, case
+        assert gradient < (1e-5 if "float32" in case else 4e-3), case
+
+
 def test_a_run_on_cuda_gives_the_losses_of_the_cpu(cuda, tmp_path):
     curves = []
     for place, environment in (("cpu", {}), ("cuda", cuda)):

@@ -1,0 +1,87 @@
+"""The CUDA kernels by Triton's interpreter, which needs no GPU; and compiled for the cards that they are meant for."""
+
+import importlib.util
+import json
+
+import pytest
+
+from tests import processes
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+# Shapes: ViT's own, and ones that fill no block of 64 x 64; float32 and bfloat16.
+COMPARE = """
+import json
+from tests.distill.kernels.cases import *
+shapes = [(1, 197, 64), (2, 17, 192), (1, 50, 384), (2, 65, 7), (1, 3, 130)]
+facts = {"cases": all_compared(shapes, ["float32", "bfloat16"], "triton")}
+vit_base = random_tokens(0, 1, 197, 768), random_tokens(1, 1, 197, 768)
+facts["cases"].append(["vit_base", "float32", *compare(*vit_base, "triton", "student_teacher")])
+facts["hard"] = {
+    f"{name}, {direction}": max(compare(*tokens, "triton", direction))
+    for name, tokens in hard_cases().items() for direction in DIRECTIONS
+}
+fused = random_tokens(0, 2, 17, 96)
+student = fused.clone().requires_grad_()
+same = dual_loss(student, fused, kernel="triton")
+same.total.backward()
+facts["equal"] = [same.tfd.item(), same.sfd.item(), student.grad.abs().max().item()]
+with torch.no_grad():
+    facts["unasked"] = (dual_loss(student + 1, fused, kernel="triton").total.item())
+strided = random_tokens(3, 96, 17, 2).permute(2, 1, 0)
+facts["strided"] = max(compare(strided, fused, "triton", "student_teacher"))
+print(json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict:
+    """From a process of its own: the interpreter is chosen when triton is imported."""
+    done = processes.run(["-c", COMPARE], TRITON_INTERPRET="1")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_values_and_gradient_are_those_of_the_losses_as_written(facts: dict) -> None:
+    assert len(facts["cases"]) == 5 * 2 * 2 * 2 + 1
+    for *case, total, tfd, sfd, gradient in facts["cases"]:
+        assert max(tfd, sfd, total) < 1e-5, case
+        assert gradient < (1e-5 if "float32" in case else 4e-3), case
+
+
+def test_extreme_tokens_give_what_float64_gives(facts: dict) -> None:
+    assert len(facts["hard"]) == 16
+    assert {case: error for case, error in facts["hard"].items() if not error < 2e-5} == {}
+
+
+def test_equal_tokens_cost_nothing_and_pull_nowhere(facts: dict) -> None:
+    assert facts["equal"] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_without_gradient_and_from_any_strides_the_numbers_are_the_same(facts: dict) -> None:
+    assert facts["unasked"] == pytest.approx(0, abs=1e-6)  # a shift by one is none
+    assert facts["strided"] < 1e-5
+
+
+COMPILE = """
+import json, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from dmt_ds.distill.kernels import dual_triton
+kinds = {"num_rows": "i32", "num_channels": "i32", "first_row": "i32", "row_weight": "fp32", "column_weight": "fp32"}
+kinds |= {"student": "*bf16", "gradient": "*bf16"}
+made = []
+for kernel in (dual_triton._sums, dual_triton._gradient):
+    for student_first in (True, False):
+        constants = {"student_first": student_first, "block_rows": 64, "block_channels": 64, "needs_gradient": True}
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        target, options = GPUTarget("cuda", 90 if student_first else 80, 32), {"num_warps": dual_triton._WARPS}
+        made.append(len(triton.compile(source, target=target, options=options).asm["cubin"]))
+print(json.dumps(made))
+"""
+
+
+def test_both_kernels_compile_for_ampere_and_hopper_without_a_gpu(tmp_path) -> None:
+    done = processes.run(["-c", COMPILE], TRITON_CACHE_DIR=str(tmp_path))
+    assert len(json.loads(done.stdout.splitlines()[-1])) == 4
