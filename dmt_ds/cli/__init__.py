@@ -33,6 +33,7 @@ def main(debug: bool) -> None:
 
 for command in (
     training.pretrain,
+    training.finetune,
     training.quickstart,
     training.doctor,
     training.config,

@@ -57,11 +57,22 @@ def examples(*lines: str, title: str = "Examples") -> str:
 recipe_option = click.option(
     "-c", "--recipe", metavar="RECIPE", help="Shipped recipe (vit_tiny, vit_small, vit_base, mae, ...) or YAML file."
 )
+encoder_option = click.option(
+    "-e", "--encoder", metavar="SOURCE", help="Of the run that `dmt-ds finetune` makes of this encoder."
+)
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-def load_recipe(recipe: str | None, overrides: tuple[str, ...]) -> "RunConfig":
-    """The run that was asked for; pydantic is imported only now."""
+def load_recipe(recipe: str | None, overrides: tuple[str, ...], encoder: str | None = None) -> "RunConfig":
+    """The run that was asked for; pydantic is imported only now.
+
+    Args:
+        encoder: what is fine-tuned, for the commands that have `encoder_option`.
+    """
+    if encoder is not None:
+        from dmt_ds.commands.finetune import resolve
+
+        return resolve(encoder, recipe, overrides)
     from dmt_ds.config.load import load_config
 
     return load_config(recipe, overrides)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dmt_ds.cli.parts import examples, launch_rank, load_recipe, overrides_argument, recipe_option
+from dmt_ds.cli.parts import encoder_option, examples, launch_rank, load_recipe, overrides_argument, recipe_option
 
 if TYPE_CHECKING:
     from dmt_ds.config.schema import RunConfig
@@ -38,6 +38,35 @@ def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...],
 
 
 @click.command(
+    short_help="Teach an encoder classes: fine-tuning, or a linear probe.",
+    epilog=examples(
+        "dmt-ds finetune -e runs/vit_small --dry-run",
+        "torchrun --nproc-per-node 8 -m dmt_ds finetune -e runs/vit_small data.path=/data/imagenet",
+        "dmt-ds finetune -e teachers/mae_pretrain_vit_base.pth -c linear_probe data.path=/data/imagenet",
+    ),
+)
+@click.option("-e", "--encoder", required=True, metavar="SOURCE", help="Encoder to start from.")
+@recipe_option
+@overrides_argument
+@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@click.pass_context
+def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train an encoder with a head on labels, or the head alone, and judge it on the validation split.
+
+    SOURCE is written as a teacher's source: the output folder of a run, a checkpoint in it, a weights file, timm:TAG,
+    hf:ID; RUN/classifier goes on with its head. The student takes the encoder's shape, image size and normalisation.
+    Without -c the recipe is finetune_vit_tiny, _small or _base by width, on the data of the run that SOURCE is of.
+    It runs under torchrun or srun and is resumed as `dmt-ds pretrain` is.
+    """
+    config = load_recipe(recipe, overrides, encoder)
+    if dry_run:
+        ctx.exit(_doctor(config, ranks=None))
+    from dmt_ds.commands import pretrain as command
+
+    ctx.exit(command.run(config))
+
+
+@click.command(
     short_help="The whole machine at work on digits, in minutes.",
     epilog=examples("dmt-ds quickstart -o my_quickstart"),
 )
@@ -55,12 +84,15 @@ def quickstart(output: Path, processes: int) -> None:
     epilog=examples("dmt-ds doctor -c vit_tiny data.path=/data/imagenet --ranks 8", "dmt-ds doctor -c my_recipe.yaml"),
 )
 @recipe_option
+@encoder_option
 @overrides_argument
 @click.option("--ranks", type=click.IntRange(min=1), help="Processes of the run to come; default: this launch's.")
 @click.pass_context
-def doctor(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], ranks: int | None) -> None:
+def doctor(
+    ctx: click.Context, recipe: str | None, encoder: str | None, overrides: tuple[str, ...], ranks: int | None
+) -> None:
     """Check everything that can fail, before a queue does; exit code 2 if something will."""
-    ctx.exit(_doctor(load_recipe(recipe, overrides), ranks))
+    ctx.exit(_doctor(load_recipe(recipe, overrides, encoder), ranks))
 
 
 @click.command(
@@ -73,6 +105,7 @@ def doctor(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], r
     ),
 )
 @recipe_option
+@encoder_option
 @overrides_argument
 @click.option("--ds", "show_deepspeed", is_flag=True, help="Also print the resolved DeepSpeed JSONs.")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, for --ds.")
@@ -80,6 +113,7 @@ def doctor(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], r
 @click.option("--get", "keys", multiple=True, metavar="KEY", help="Print only this value; again and again for several.")
 def config(
     recipe: str | None,
+    encoder: str | None,
     overrides: tuple[str, ...],
     show_deepspeed: bool,
     ranks: int,
@@ -92,7 +126,7 @@ def config(
     if defaults:
         click.echo(command.render_defaults(), nl=False)
         return
-    resolved = load_recipe(recipe, overrides)
+    resolved = load_recipe(recipe, overrides, encoder)
     if keys:
         click.echo(command.render_values(resolved, keys), nl=False)
         return

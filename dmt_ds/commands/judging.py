@@ -13,7 +13,13 @@ from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.downstream.features import Features, extract_features, pixel_features
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
-from dmt_ds.models.teachers import CHECKPOINTS_FOLDER, load_encoder, load_teacher
+from dmt_ds.models.teachers import (
+    BACKBONE_FOLDER,
+    CHECKPOINTS_FOLDER,
+    CLASSIFIER_FOLDER,
+    load_encoder,
+    load_teacher,
+)
 from dmt_ds.tracking.mlflow_tracker import add_metrics
 
 logger = logging.getLogger(__name__)
@@ -46,6 +52,18 @@ def features_of(
     """Features of every image of a split, on the CPU; of None, the pixels."""
     batches = eval_batches(source, data.image_size, batch_size, data.num_workers, data.interpolation)
     return pixel_features(batches) if module is None else extract_features(module, batches, device)
+
+
+def run_of(source: str) -> Path | None:
+    """The output folder of the run that a source is or lies in: itself, its encoder, a checkpoint; None for others."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return None
+    path = path.absolute()
+    if is_run(path):
+        return path
+    parts = (BACKBONE_FOLDER, CLASSIFIER_FOLDER, CHECKPOINTS_FOLDER)
+    return next((part.parent for part in (path, *path.parents) if part.name in parts and is_run(part.parent)), None)
 
 
 def is_run(folder: Path) -> bool:

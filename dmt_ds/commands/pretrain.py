@@ -3,7 +3,7 @@
 import logging
 from functools import partial
 
-from dmt_ds.commands.classify import judge
+from dmt_ds.commands.classify import Judge
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import open_record, run_state
 from dmt_ds.commands.resume import ResumePlan, plan_resume, prepare
@@ -58,11 +58,15 @@ def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) ->
     watchdog.last_words = lambda: _record_failure(tracker, fence)
     try:
         learner = _build_learner(run, built, checkpoints, resume, tracker, fence)
-        trainer = _build_trainer(run, built, learner, resume, _surroundings(run, stop, watchdog))
+        around = _surroundings(run, stop, watchdog)
+        judge = _judge(run, built, learner, around)
+        if judge and resume is None:
+            judge.look_at_images()
+        trainer = _build_trainer(run, built, learner, resume, around)
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED:
-            if isinstance(built.task, ClassificationTask) and run.labelled:
-                judge(built.task, learner.engine, run.labelled, run.config, trainer.step, tracker, watchdog.beat)
+            if judge:
+                judge.finish(trainer.step)
             _publish(run, built, learner, trainer.step)
     except BaseException:
         _record_failure(tracker, fence)
@@ -71,6 +75,16 @@ def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) ->
     tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
     return outcome
+
+
+def _judge(run: Run, built: BuiltTask, learner: Learner, around: Surroundings) -> Judge | None:
+    """What judges a task with labels; the trainer asks it every so often."""
+    if not isinstance(built.task, ClassificationTask) or run.labelled is None:
+        return None
+    beat = around.watchdog.beat
+    judge = Judge(built.task, learner.engine, run.labelled, run.config, run.folder, learner.tracker, beat)
+    around.evaluate = judge.judge
+    return judge
 
 
 def _record_failure(tracker: Tracker, fence: Fence | None) -> None:
@@ -149,6 +163,7 @@ def _build_trainer(
         log_every_steps=train.log_every_steps,
         save_every_steps=train.save_every_steps,
         stop_after_step=train.stop_after_step,
+        eval_every_images=train.eval_every_epochs * len(run.source),
     )
     return Trainer([learner], _loader(run, built), plan, around, step=resume.checkpoint.state.step if resume else 0)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmt_ds.commands.classify import PICTURES_FOLDER
 from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import ImageSource
@@ -28,13 +29,14 @@ from dmt_ds.tracking.tracker import read_points
 logger = logging.getLogger(__name__)
 
 NUM_PICTURED_IMAGES = 6
-PICTURES_FOLDER = "pictures"
 _CALLED = {BACKBONE_FOLDER: "encoder", CLASSIFIER_FOLDER: "classifier"}
 
 
 def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, folder: Path, step: int) -> None:
     """Write `<folder>/backbone`, and `<folder>/classifier` of a run with labels; all ranks call, rank 0 writes."""
     masters = engine.trained_state()
+    if isinstance(built.task, ClassificationTask):
+        masters |= built.task.untouched
     with ds_engine.gathered(engine.module):
         if not dist.is_main():
             return
@@ -47,13 +49,15 @@ def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, f
         size = config.data.image_size
         save_backbone(folder / BACKBONE_FOLDER, state, section, size, **normalisation, provenance=provenance)
         if isinstance(built.task, ClassificationTask):
+            published = built.task.published
             save_classifier(
                 folder / CLASSIFIER_FOLDER,
-                built.task.module.timm_state(masters),
+                published.timm_state(masters if published is built.task.module else {}),
                 section,
                 config.data,
                 config.classify.pooling,
                 built.task.class_names,
+                norms_the_mean=published.norms_the_mean,
                 **normalisation,
                 provenance=provenance,
             )

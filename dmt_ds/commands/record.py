@@ -6,11 +6,12 @@ import os
 import torch
 
 from dmt_ds.commands.resume import ResumePlan
+from dmt_ds.commands.run_tags import origin_tags, stage_of
 from dmt_ds.commands.runs import Run
 from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.deepspeed import precision, zero_stage
 from dmt_ds.config.load import flatten
-from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
 from dmt_ds.engine.fence import Fence
@@ -63,7 +64,7 @@ def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
     """What runs are found and compared by."""
     config = run.config
     return {
-        "stage": "distill" if config.task in TEACHER_TASKS else "pretrain",
+        "stage": stage_of(config),
         "task": config.task,
         "student": config.student.arch,
         "teachers": "+".join(built.teachers) or "none",
@@ -71,6 +72,7 @@ def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
         "world_size": str(dist.world_size()),
         "device": run.device.type,
         "threads": str(torch.get_num_threads()),
+        **({} if config.student.init_from is None else origin_tags(config.student.init_from)),
     }
 
 

@@ -43,10 +43,11 @@ def resolve(config: RunConfig, device: torch.device) -> Run:
     """
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
-    if zero_stage(ds_config) == 3 and config.task in ("moco_v3", "ibot", "dino"):
+    averages = config.task in ("moco_v3", "ibot", "dino") or (config.task == "classify" and config.classify.ema_decay)
+    if zero_stage(ds_config) == 3 and averages:
         raise ConfigError(
-            f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but task {config.task} averages whole weights into "
-            "its momentum network: use ZeRO-2 or ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
+            f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but this {config.task} averages whole weights into "
+            "a second network: use ZeRO-2 or ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
         )
     folder = Path(config.output_dir)
     dist.decided_by_main(lambda: _prepare(folder, config))

@@ -16,6 +16,7 @@ from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.kernels.terms import Kernel, choose_kernel
 from dmt_ds.distill.objective import DistillationObjective
+from dmt_ds.downstream.classifier import Classifier
 from dmt_ds.engine import dist
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.engine.task import PretrainingTask
@@ -48,9 +49,10 @@ class BuiltTask:
         return self.teachers | ({} if self.init_from is None else {"init_from": self.init_from})
 
     @cached_property
-    def layers(self) -> dict[str, int]:
-        """Parameter name -> its layer, the embedding first."""
-        return layer_numbers(self.task.module, self.task.backbone())
+    def layers(self) -> dict[str, int] | None:
+        """Parameter name -> its layer, the embedding first, of a classifier; None for the others."""
+        module = self.task.module
+        return layer_numbers(module, module.vit) if isinstance(module, Classifier) else None
 
     @cached_property
     def parameters(self) -> str:
@@ -95,6 +97,8 @@ def _build_classifier(config: RunConfig, class_names: Sequence[str]) -> Pretrain
     from dmt_ds.downstream.classification import ClassificationTask
 
     assert class_names, "a task with labels is told their names"
+    if config.classify.frozen and config.student.init_from is None:
+        raise ConfigError("classify.frozen trains a head on a given encoder: start it by `dmt-ds finetune -e SOURCE`")
     return ClassificationTask(config.student, config.classify, config.data.image_size, config.augment, class_names)
 
 

@@ -160,6 +160,11 @@ class ClassifyConfig(Section):
     pooling: Literal["class", "patch_mean"] = "class"
     """What the head sees, by the ViT's own final LayerNorm: the class token after it, or the mean of the patch tokens
     before it, normed then (MAE's and timm's `fc_norm`)."""
+    frozen: bool = False
+    """Train the head alone, on features with batch norm before it (MAE's linear probe); the encoder stays as it is."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum, a step, of a running mean of the weights that is judged beside them, as `eval/ema_top1`, and published
+    in their place; 0 keeps none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target that is spread over all classes."""
     mixup: NonNegative = 0.8
@@ -177,6 +182,12 @@ class ClassifyConfig(Section):
     """Standard deviation of that magnitude."""
     erasing: Fraction = 0.25
     """Share of the images of which a rectangle (2 to 33 % of the area) becomes noise."""
+
+    @model_validator(mode="after")
+    def _a_head_alone_has_no_average(self) -> "ClassifyConfig":
+        if self.frozen and self.ema_decay:
+            raise ValueError("ema_decay is for weights that are fine-tuned; with frozen=true set it to 0")
+        return self
 
     @property
     def mixes(self) -> bool:

@@ -19,6 +19,7 @@ MAY_CHANGE: dict[str, str] = {
     "train.micro_batch_size": "accumulation is derived anew, the global batch stays",
     "train.log_every_steps": "only looks at the run",
     "train.save_every_steps": "only looks at the run",
+    "train.eval_every_epochs": "only looks at the run",
     "train.keep_checkpoints": "only looks at the run",
     "train.profile_steps": "only looks at the run",
     "train.stop_after_step": "says where to end",

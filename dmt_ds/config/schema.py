@@ -178,8 +178,6 @@ class DistillConfig(Section):
 class OptimConfig(Section):
     """The optimizer, with a linear warm-up and a half cosine, both per step."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """`sgd` is for a linear probe: LARS, which MAE probes with, needs whole weights' norms, and ZeRO cuts weights."""
     base_lr: Positive = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * global_batch_size / 256."""
     min_lr: NonNegative = 0.0
@@ -194,6 +192,8 @@ class OptimConfig(Section):
     """AdamW's epsilon."""
     weight_decay: NonNegative = 0.05
     """Of matrices; biases, norms, tokens and positions have none."""
+    name: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is for a linear probe: LARS, which MAE probes with, needs whole weights' norms, and ZeRO cuts weights."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -220,6 +220,8 @@ class TrainConfig(Section):
     """Steps between two points in the log and in MLflow; metrics are read from the device only then."""
     save_every_steps: Count = 1000
     """Steps between two checkpoints; there is always one at the end and one on a signal."""
+    eval_every_epochs: NonNegative = 0.0
+    """Passes over the data between two evaluations of a task that learns labels; 0 evaluates at the end only."""
     keep_checkpoints: Count = 2
     """Complete checkpoints that stay on disk."""
     resume: Literal["auto", "never"] = "auto"

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,14 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.data.erasing import erase
 from dmt_ds.data.rand_augment import RandAugment
 from dmt_ds.data.views import CropSpec
-from dmt_ds.downstream.accuracy import Accuracy, num_right
+from dmt_ds.downstream.answers import Answers, answers_of, joined
+from dmt_ds.downstream.classifier import Classifier
 from dmt_ds.downstream.mixing import mix, neighbours
-from dmt_ds.engine import dist
-from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
-from dmt_ds.models.drop_path import drop_path_seeds
+from dmt_ds.engine.task import Model, Progress, TaskLosses
+from dmt_ds.methods.momentum import MomentumNetwork
+from dmt_ds.models.classifier_folder import check_same_classes, find_classifier
 from dmt_ds.models.teachers import start_from
-from dmt_ds.models.vit import build_vit, tokens_of
+from dmt_ds.models.vit import build_vit
 
 
 def soft_targets(labels: Tensor, others: Tensor, own_share: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -43,72 +44,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets)
 
 
-class Classifier(nn.Module):
-    """A ViT and a linear head.
-
-    The norm is the ViT's own final LayerNorm and no other, so that the encoder that is kept has it. `class` takes the
-    class token after it, as DeiT does. `patch_mean` takes the mean of the patch tokens before it, and norms that mean,
-    as MAE, BEiT and TinyMIM do when they fine-tune (timm's `fc_norm`); as it then stands in another place than where
-    given weights had it, it starts afresh.
-
-    Args:
-        vit: the encoder; all that is kept as the backbone.
-        pooling: `class` or `patch_mean`, as `ClassifyConfig.pooling` has it.
-    """
-
-    def __init__(self, vit: nn.Module, num_classes: int, pooling: str) -> None:
-        super().__init__()
-        self.vit = vit
-        self.pooling = pooling
-        parts: Any = vit
-        if pooling == "patch_mean":
-            parts.norm.reset_parameters()
-        self.head = nn.Linear(parts.embed_dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """Scores of the classes.
-
-        Args:
-            images: [B, 3, H, W] float, normalised.
-            seeds: [B] int64, one an image: drop path is drawn from them in training.
-
-        Returns:
-            [B, C], before the softmax.
-        """
-        with drop_path_seeds(self.vit, seeds):
-            pooled = self._pooled(images.to(self.head.weight.dtype))
-        logits: Tensor = self.head(pooled)
-        return logits
-
-    def timm_state(self, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The whole classifier as timm names it: `norm` is `fc_norm` where the mean of the patch tokens is normed.
-
-        Args:
-            masters: float32 weights of what is trained, by this module's names; they win over its own.
-        """
-        state = {}
-        for key, value in self.state_dict().items():
-            name = key.removeprefix("vit.")
-            if self.pooling == "patch_mean" and name.startswith("norm."):
-                name = f"fc_{name}"
-            state[name] = masters.get(key, value).detach().float().cpu()
-        return state
-
-    def _pooled(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
-        if self.pooling == "class":
-            return tokens_of(self.vit, images)[:, 0]
-        vit: Any = self.vit
-        (patches,) = vit.forward_intermediates(
-            images, indices=1, norm=False, output_fmt="NLC", intermediates_only=True
-        )  # [B, N, D]: the last block's, without class token
-        pooled: Tensor = vit.norm(patches.mean(dim=1))
-        return pooled
-
-
-class ClassificationTask(AllInModule):
+class ClassificationTask:
     """Learns the classes of the training split; the result is the encoder, and the accuracy of the whole.
 
     Args:
@@ -129,11 +65,24 @@ class ClassificationTask(AllInModule):
         vit = build_vit(student, image_size)
         if student.init_from is not None:
             start_from(vit, student.init_from, image_size)
-        self.module = Classifier(vit, len(class_names), section.pooling)
+        self.module = Classifier(vit, len(class_names), section.pooling, section.frozen)
+        saved = None if student.init_from is None else find_classifier(student.init_from)
+        if saved is not None and not section.frozen:
+            check_same_classes(saved, class_names, section.pooling)
+            self.module.load_timm_state(saved.state)
         self.class_names = tuple(class_names)
         self.num_classes = len(class_names)
         self._section = section
         self._augment = Augment(augment)
+        self._average = MomentumNetwork(self.module) if section.ema_decay else None
+        # An engine may round what it does not train; what is frozen is kept as it was.
+        frozen = vit.state_dict() if section.frozen else {}
+        self.untouched = {f"vit.{name}": value.float().cpu().clone() for name, value in frozen.items()}
+
+    @property
+    def published(self) -> Classifier:
+        """What the run leaves: the running mean of the weights where there is one, else the weights."""
+        return self.module if self._average is None else self._average.network
 
     def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
         """One crop, as `data` has it, with RandAugment after it."""
@@ -159,26 +108,55 @@ class ClassificationTask(AllInModule):
         right = logits.argmax(dim=1) == torch.where(own_share >= 0.5, batch.labels, others)
         return TaskLosses(loss, {"train/loss_classification": loss.detach(), "train/top1": right.float().mean()})
 
-    def evaluate(self, model: Model, batches: Iterable[Batch]) -> Accuracy:
-        """Accuracy over the batches of all ranks, each image counted once; all ranks call, with equally many batches.
+    def judged(self, model: Model) -> dict[str, Model]:
+        """What is judged, by what stands before `top1` in its metrics' names: the weights, and their running mean."""
+        if self._average is None:
+            return {"": model}
+        return {"": model, "ema_": partial(self._average, self.module)}
+
+    def answers(self, models: Mapping[str, Model], batches: Iterable[Batch]) -> dict[str, Answers]:
+        """What each of `judged` says to this rank's images.
 
         Args:
             batches: this rank's share of the images as they are (`eval_batches`); a label below 0 is not counted.
         """
-        counts = torch.zeros(3, dtype=torch.int64, device=self.module.head.weight.device)
+        device = self.module.head.weight.device
+        found: dict[str, list[Answers]] = {name: [] for name in models}
         was_training = self.module.training
         self.module.eval()
         with torch.no_grad():
             for batch in batches:
-                counts += self._num_right(model, batch.to(counts.device))
+                on_device = batch.to(device)
+                pixels = normalize(on_device.images, self._augment.section.mean, self._augment.section.std)
+                for name, model in models.items():
+                    logits = model(pixels, on_device.seeds)
+                    found[name].append(answers_of(logits, on_device.indices, on_device.labels))
         self.module.train(was_training)
-        top1, top5, num_images = dist.sum_over_ranks(counts).tolist()
-        return Accuracy(top1 / num_images, top5 / num_images)
+        return {name: joined(parts) for name, parts in found.items()}
 
     def backbone(self) -> nn.Module:
         """The ViT, without head."""
-        vit: nn.Module = self.module.vit
+        vit: nn.Module = self.published.vit
         return vit
+
+    def after_step(self, progress: Progress) -> None:
+        """The running mean takes its step; at the start it looks back less far, so that it soon forgets the first."""
+        if self._average is not None:
+            self._average.update(self.module, min(self._section.ema_decay, progress.step / (progress.step + 9)))
+
+    def to(self, device: torch.device) -> None:
+        """Move the running mean."""
+        if self._average is not None:
+            self._average.to(device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running mean."""
+        return {} if self._average is None else dict(self._average.network.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+        if self._average is not None:
+            self._average.network.load_state_dict(dict(state))
 
     def _mixed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images [B, 3, H, W] as the ViT sees them, the classes mixed in [B], and each image's own share [B]."""
@@ -190,10 +168,3 @@ class ClassificationTask(AllInModule):
             images, seeds, section.mixup, section.cutmix, section.mix_probability, section.cutmix_share
         )
         return images, neighbours(batch.labels), own_share
-
-    def _num_right(self, model: Model, batch: Batch) -> Tensor:
-        """[3] int64: right in the first class, in the first five, and images counted."""
-        pixels = normalize(batch.images, self._augment.section.mean, self._augment.section.std)
-        counted = batch.labels >= 0
-        logits = model(pixels, batch.seeds)[counted].float()
-        return torch.cat([num_right(logits, batch.labels[counted]), counted.sum().reshape(1)])

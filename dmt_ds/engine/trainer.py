@@ -41,6 +41,8 @@ class TrainPlan:
     log_every_steps: int
     save_every_steps: int
     stop_after_step: int | None = None
+    eval_every_images: float = 0.0
+    """Images between two evaluations; 0 has none."""
 
     def logs_at(self, step: int) -> bool:
         """Whether the update that makes `step` done is a log step: the first, every n-th, the last."""
@@ -49,6 +51,13 @@ class TrainPlan:
     def saves_at(self, step: int) -> bool:
         """Whether a checkpoint follows that update."""
         return step % self.save_every_steps == 0 or step in (self.total_steps, self.stop_after_step)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation follows that update; the one at the end is not the loop's."""
+        if not self.eval_every_images or step == self.total_steps:
+            return False
+        before, now = ((number * self.global_batch_size) // self.eval_every_images for number in (step - 1, step))
+        return now > before
 
 
 @dataclass
@@ -62,6 +71,8 @@ class Surroundings:
     """Row of the data set -> its name in messages."""
     profile: StepProfile | None = None
     """On rank 0, where some steps are to be looked at."""
+    evaluate: Callable[[int], object] | None = None
+    """Judges what learns at a step and logs it; all ranks call."""
 
 
 class Trainer:
@@ -96,6 +107,8 @@ class Trainer:
             signalled = self._profiled(lambda: self.update(batches))
             self._around.view.advance()
             self._around.watchdog.beat(f"step {self.step}")
+            if self._plan.evaluates_at(self.step) and not signalled:
+                self._evaluate()
             stops = signalled or self.step == self._plan.stop_after_step
             if self._plan.saves_at(self.step) or signalled:
                 self.save()
@@ -104,6 +117,13 @@ class Trainer:
                 logger.info("%s: saved at step %d of %d", reason, self.step, self._plan.total_steps)
                 return Outcome.STOPPED
         return Outcome.FINISHED
+
+    def _evaluate(self) -> None:
+        """Before a save of the same step: what was stopped meanwhile is judged again, not skipped."""
+        if self._around.evaluate is not None:
+            self._around.evaluate(self.step)
+            self._around.watchdog.beat(f"step {self.step}")
+            self._throughput.pop()  # nor is this training time
 
     def save(self) -> None:
         """Write a checkpoint of this step; all ranks."""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def write_folder(folder: Path, state: Mapping[str, Tensor], described: Mapping[s
 
 
 def load_backbone(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The ViT of such a folder, and its config.json.
+    """The ViT of such a folder, or of a classifier's, and its config.json.
 
     Raises:
         WeightsError: a file is missing or damaged, or the tensors are not the config's model.
@@ -82,11 +83,16 @@ def load_backbone(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise WeightsError(
             f"{folder / CONFIG_FILE}: no config of a timm model ({reason}); copy the folder anew"
         ) from error
+    weights = read_weights(folder / WEIGHTS_FILE)
+    if config.get("num_classes"):  # a classifier's folder; reading has left the head out already
+        model_args |= {"global_pool": "token"}
+        model_args.pop("fc_norm", None)
+        weights = replace(weights, state={key.replace("fc_norm.", "norm."): t for key, t in weights.state.items()})
     last_block_num_heads = model_args.pop(LAST_HEADS, None)
     vit = create(full_name(arch, f"architecture in {folder / CONFIG_FILE}"), **{"num_classes": 0} | model_args)
     if last_block_num_heads is not None:
         set_last_block_heads(vit, last_block_num_heads)
-    load_strict(vit, read_weights(folder / WEIGHTS_FILE))
+    load_strict(vit, weights)
     return vit, config
 
 

@@ -1,19 +1,23 @@
 """A classifier as a folder that plain timm loads: encoder and head in one model; knows no run, no engine."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.config.section import Triple
-from dmt_ds.models.backbone_folder import CONFIG_FILE, timm_config, write_folder
+from dmt_ds.errors import WeightsError
+from dmt_ds.models.backbone_folder import CONFIG_FILE, WEIGHTS_FILE, timm_config, write_folder
 from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.weights import tensors_of
 
 CLASSES_FILE = "classes.json"
 """Names by class number."""
 _TIMM_POOLING = {"class": "token", "patch_mean": "avg"}
+_SHOWN = 3
 _SMALLEST_WITH_MARGIN = 64  # pixels; below, evaluation makes the whole image a square
 
 
@@ -25,6 +29,7 @@ def save_classifier(
     pooling: Literal["class", "patch_mean"],
     class_names: Sequence[str],
     *,
+    norms_the_mean: bool,
     mean: Triple,
     std: Triple,
     provenance: Mapping[str, Any],
@@ -37,6 +42,7 @@ def save_classifier(
         data: side of the image and resampling; its middle is cut out as evaluation does (`center_crop`).
         pooling: what the head sees, as `ClassifyConfig.pooling` has it.
         class_names: by class number.
+        norms_the_mean: the final norm comes after the mean over patches; else before it, as in a frozen encoder.
         mean: normalisation that the classifier was trained with.
         std: the same.
         provenance: kept under the key `dmt_ds` of config.json, as `save_backbone` does.
@@ -45,7 +51,7 @@ def save_classifier(
     whole_image = data.image_size < _SMALLEST_WITH_MARGIN
     pooled = {"global_pool": _TIMM_POOLING[pooling]}
     config |= {**pooled, "num_classes": len(class_names), "label_names": list(class_names)}
-    config["model_args"] |= pooled
+    config["model_args"] |= pooled if pooling == "class" else {**pooled, "fc_norm": norms_the_mean}
     config["pretrained_cfg"] |= {
         "num_classes": len(class_names),
         "interpolation": data.interpolation,
@@ -53,6 +59,61 @@ def save_classifier(
         "crop_mode": "squash" if whole_image else "center",
     }
     write_folder(Path(folder), state, {CONFIG_FILE: config, CLASSES_FILE: list(class_names)})
+
+
+class SavedClassifier(NamedTuple):
+    """What such a folder holds."""
+
+    where: Path
+    state: dict[str, Tensor]
+    """timm's name -> float32 tensor."""
+    class_names: tuple[str, ...]
+    pooling: str
+    norms_the_mean: bool
+
+
+def find_classifier(source: str) -> SavedClassifier | None:
+    """The classifier that a source names, or None where it is another thing, such as an encoder.
+
+    Raises:
+        WeightsError: a file of it is missing or damaged.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / CLASSES_FILE).is_file():
+        return None
+    try:
+        names = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
+        args = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_args"]
+        pooling = "class" if args["global_pool"] == "token" else "patch_mean"
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{folder}: no whole classifier ({type(error).__name__}: {error}); copy it anew") from error
+    state = tensors_of(folder / WEIGHTS_FILE)
+    return SavedClassifier(folder, state, tuple(names), pooling, bool(args.get("fc_norm", False)))
+
+
+def check_same_classes(saved: SavedClassifier, class_names: Sequence[str], pooling: str) -> None:
+    """A head that goes on learning must have the data's classes, and see what it saw.
+
+    Raises:
+        WeightsError: names the first difference, and the remedy.
+    """
+    remedy = f"take the encoder alone, {saved.where.parent}, for a new head"
+    if len(saved.class_names) != len(class_names):
+        raise WeightsError(
+            f"{saved.where}: its head has {len(saved.class_names)} classes ({_some(saved.class_names)}), the images "
+            f"have {len(class_names)} ({_some(class_names)}): {remedy}"
+        )
+    for number, (theirs, ours) in enumerate(zip(saved.class_names, class_names, strict=True)):
+        if theirs != ours:
+            raise WeightsError(f"{saved.where}: class {number} is '{theirs}', of the images '{ours}': {remedy}")
+    if saved.pooling != pooling:
+        raise WeightsError(f"{saved.where}: its head is for classify.pooling={saved.pooling}: set it, or {remedy}")
+    if pooling == "patch_mean" and not saved.norms_the_mean:
+        raise WeightsError(f"{saved.where}: its head saw patch tokens normed before their mean: {remedy}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _crop_pct(image_size: int) -> float:

@@ -16,15 +16,14 @@ def layer_numbers(module: nn.Module, vit: nn.Module) -> dict[str, int]:
 
     Args:
         module: what is trained.
-        vit: a ViT inside it; where it is none of its parts, all parameters are in the last layer.
+        vit: a ViT inside it.
     """
     any_vit: Any = vit
     last = len(any_vit.blocks) + 1
-    prefix = next((f"{name}." if name else "" for name, child in module.named_modules() if child is vit), None)
+    prefix = next(f"{name}." if name else "" for name, child in module.named_modules() if child is vit)
     numbers = {}
     for name, _ in module.named_parameters():
-        inside = prefix is not None and name.startswith(prefix)
-        numbers[name] = _layer_of(name[len(prefix or "") :], last) if inside else last
+        numbers[name] = _layer_of(name[len(prefix) :], last) if name.startswith(prefix) else last
     return numbers
 
 

@@ -137,6 +137,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file under their own names.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    return _read_safetensors(path)[0]
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 

@@ -36,7 +36,7 @@ class Spool:
         self.records = Journal(self.folder / "records.jsonl")
         self.system = Journal(self.folder / "system.jsonl")
         self.lock = FileLock(self.folder / "lock")
-        self.run_id = _read(self.folder / "mlflow_run_id").strip() or None
+        self.run_id = known_run(output_dir)
         self._shipped = Shipped(self.folder / "shipped.json")
         if self.records.num_bytes == 0:
             self.put("begin", run_name=run_name, key=uuid.uuid4().hex)
@@ -93,6 +93,11 @@ class Spool:
         except OSError as error:
             logger.error("%s: not kept with the run: %s", source, error)
         return target
+
+
+def known_run(output_dir: Path) -> str | None:
+    """The store's name of the run of a folder, where it has one; nothing is made."""
+    return _read(output_dir / "tracking" / "mlflow_run_id").strip() or None
 
 
 class Shipped:

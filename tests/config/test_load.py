@@ -129,7 +129,7 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("train.log_every_steps=null", "train.log_every_steps=null: null is not allowed here"),
         ("augment.mean=[1, 2]", "augment.mean=[1, 2]: must be a list of 3 values, such as [0.485, 0.456, 0.406]"),
         ("data.crop_scale=0.3", "data.crop_scale=0.3: must be a list of 2 values, such as [0.2, 1]"),
-        ("optim=3", "optim=3: is a section; set its keys, such as optim.name=..."),
+        ("optim=3", "optim=3: is a section; set its keys, such as optim.base_lr=..."),
         ("teachers.models=3", "teachers.models=3: must have keys: teachers.models.NAME=..."),
         ("teachers.models.x.arch=y", "teachers.models.x.source: is missing; give teachers.models.x.source=..."),
         ("output_dir=a/{nme}", "output_dir=a/{nme}: {nme} is not known; use {name} and {seed}"),
@@ -175,7 +175,7 @@ def test_an_override_given_twice_is_refused() -> None:
 
 def test_a_plain_value_for_a_section_is_refused_even_where_another_override_fills_the_section() -> None:
     assert complaints(None, TEACHER, "optim=3", "optim.eps=1") == [
-        "command line: optim=3: is a section; set its keys, such as optim.name=..."
+        "command line: optim=3: is a section; set its keys, such as optim.base_lr=..."
     ]
 
 

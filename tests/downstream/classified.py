@@ -1,5 +1,7 @@
 """A small classification task on real digits that tests share."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,8 @@ from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.sources import FirstImages, ImageSource, open_source
+from dmt_ds.downstream.accuracy import Accuracy
+from dmt_ds.downstream.answers import accuracy_over_ranks
 from dmt_ds.downstream.classification import ClassificationTask
 
 IMAGE_SIZE = 16
@@ -21,6 +25,11 @@ def task(student: StudentConfig = STUDENT, **settings: object) -> Classification
     torch.manual_seed(0)
     section = ClassifyConfig.model_validate({"rand_augment_magnitude": 3.0, "erasing": 0.5, **settings})
     return ClassificationTask(student, section, IMAGE_SIZE, PLAIN, CLASS_NAMES)
+
+
+def accuracy(of: ClassificationTask, batches: Iterable[Batch]) -> Accuracy:
+    """Of the weights, over all ranks."""
+    return accuracy_over_ranks(of.answers({"": of.module}, batches)[""])
 
 
 def digits_batch(of: ClassificationTask, size: int = 8, epoch: int = 0, indices: Tensor | None = None) -> Batch:

@@ -15,7 +15,8 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.rand_augment import RandAugment
 from dmt_ds.data.sources import open_source
-from dmt_ds.downstream.classification import ClassificationTask, Classifier, soft_cross_entropy, soft_targets
+from dmt_ds.downstream.classification import ClassificationTask, soft_cross_entropy, soft_targets
+from dmt_ds.downstream.classifier import Classifier
 from dmt_ds.engine.task import Progress
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
@@ -24,6 +25,7 @@ from tests.downstream.classified import (
     IMAGE_SIZE,
     PLAIN,
     STUDENT,
+    accuracy,
     digits_batch,
     first_images,
     part,
@@ -180,7 +182,7 @@ def test_accuracy_counts_every_validation_image_once() -> None:
     of = task()
     of.module.train()
     source = first_images(open_source(DataConfig(), "val"), 37)
-    found = of.evaluate(of.module, eval_batches(source, IMAGE_SIZE, 8))
+    found = accuracy(of, eval_batches(source, IMAGE_SIZE, 8))
     assert of.module.training
     assert found == pytest.approx(accuracy_by_a_loop(of, 37))
     assert 0 < found.top1 < found.top5 < 1
@@ -202,3 +204,71 @@ def test_augmentation_of_the_recipe_reaches_the_model() -> None:
     batch = digits_batch(plain, 4)
     assert torch.equal(plain._mixed(batch)[0], normalize(batch.images, PLAIN.mean, PLAIN.std))
     assert not torch.equal(jittered._mixed(batch)[0], plain._mixed(batch)[0])
+
+
+def test_a_frozen_encoder_stays_and_only_the_head_has_gradients(tmp_path: Path) -> None:
+    of = frozen_task(tmp_path)
+    before = {key: value.clone() for key, value in of.module.vit.state_dict().items()}
+    of.module.train()
+    assert not of.module.vit.training and of.module.feature_norm.training
+    of.losses(of.module, digits_batch(of), Progress(0, 1), True).loss.backward()
+    assert {name for name, value in of.module.named_parameters() if value.grad is not None} == {
+        "head.weight",
+        "head.bias",
+    }
+    assert all(torch.equal(of.module.vit.state_dict()[key], value) for key, value in before.items())
+
+
+def test_a_frozen_encoder_leaves_as_it_came_though_its_engine_rounds_it(tmp_path: Path) -> None:
+    of = frozen_task(tmp_path)
+    before = {f"vit.{key}": value.clone() for key, value in of.module.vit.state_dict().items()}
+    of.module.to(torch.bfloat16)
+    assert of.untouched.keys() == before.keys()
+    assert all(torch.equal(of.untouched[key], value) for key, value in before.items())
+    assert of.module.feature_norm.running_mean.dtype == torch.float32
+    assert of.module(torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE), torch.arange(2)).dtype == torch.bfloat16
+
+
+def frozen_task(folder: Path) -> ClassificationTask:
+    vit = build_vit(STUDENT, IMAGE_SIZE)
+    save_backbone(folder / "backbone", vit.state_dict(), STUDENT, IMAGE_SIZE, provenance={"teachers": {}})
+    student = STUDENT.model_copy(update={"init_from": str(folder)})
+    return task(student, frozen=True, mixup=0, cutmix=0)
+
+
+def test_the_running_mean_is_a_loop_over_steps_and_is_what_is_published() -> None:
+    of = task(ema_decay=0.5)
+    expected = {name: value.detach().clone() for name, value in of.module.named_parameters()}
+    for step in range(1, 25):
+        decay = min(0.5, step / (step + 9))
+        for name, value in of.module.named_parameters():
+            torch.nn.init.normal_(value)
+            expected[name] = decay * expected[name] + (1 - decay) * value.detach()
+        of.after_step(Progress(step, 100))
+    found = dict(of.published.named_parameters())
+    torch.testing.assert_close({name: value.detach() for name, value in found.items()}, expected)
+    again = task(ema_decay=0.5)
+    again.load_state_dict(of.state_dict())
+    assert all(
+        torch.equal(value, again.published.state_dict()[key]) for key, value in of.published.state_dict().items()
+    )
+    assert of.backbone() is of.published.vit and of.published is not of.module
+
+
+def test_weights_and_their_running_mean_are_judged_beside_each_other() -> None:
+    of = task(ema_decay=0.9)
+    torch.nn.init.normal_(of.module.head.weight)
+    source = first_images(open_source(DataConfig(), "val"), 12)
+    answers = of.answers(of.judged(of.module), eval_batches(source, IMAGE_SIZE, 5))
+    assert list(answers) == ["", "ema_"]
+    pixels = normalize(torch.cat([b.images for b in eval_batches(source, IMAGE_SIZE, 5)]), PLAIN.mean, PLAIN.std)
+    for name, module in (("", of.module), ("ema_", of.published)):
+        scores = module.eval()(pixels, torch.arange(12)).softmax(dim=1)
+        torch.testing.assert_close(answers[name].probabilities, scores.sort(dim=1, descending=True).values[:, :5])
+        assert answers[name].rows.tolist() == list(range(12))
+    assert not torch.equal(answers[""].probabilities, answers["ema_"].probabilities)
+
+
+def test_without_a_decay_there_is_no_second_network() -> None:
+    of = task()
+    assert of.state_dict() == {} and of.published is of.module and list(of.judged(of.module)) == [""]

@@ -11,6 +11,8 @@ import torch.multiprocessing as torch_mp
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import open_source
+from dmt_ds.downstream.answers import accuracy_over_ranks, confusion_over_ranks, samples_over_ranks
+from dmt_ds.downstream.classifier import SharedBatchNorm
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import Progress
 from tests.downstream import classified
@@ -33,17 +35,33 @@ def one_step() -> dict[str, Any]:
     return {name: dist.mean_over_ranks(value.clone()) for name, value in values.items()}
 
 
-def scores() -> tuple[float, float]:
+def judged() -> dict[str, Any]:
+    """Accuracy, confusion and samples of an odd number of images."""
     of = classified.task()
     source = classified.first_images(open_source(DataConfig(), "val"), NUM_JUDGED)
     batches = eval_batches(source, classified.IMAGE_SIZE, 5, rank=dist.rank(), world_size=dist.world_size())
-    return tuple(of.evaluate(of.module, batches))
+    answers = of.answers({"": of.module}, batches)[""]
+    return {
+        "scores": tuple(accuracy_over_ranks(answers)),
+        "confusion": confusion_over_ranks(answers, of.num_classes),
+        "samples": [[tuple(sample[:3]) for sample in kind] for kind in samples_over_ranks(answers, 3)],
+    }
+
+
+def normed() -> dict[str, torch.Tensor]:
+    """Features of two micro-batches through the probe's batch norm, as all ranks have them, and its running means."""
+    norm, each = SharedBatchNorm(3), SIZE // dist.world_size()
+    generator = torch.Generator().manual_seed(0)
+    batches = [5 + torch.randn(SIZE, 3, generator=generator) for _ in range(2)]
+    own = slice(dist.rank() * each, (dist.rank() + 1) * each)
+    out = torch.cat([dist.gather_rows(norm(batch[own])) for batch in batches])
+    return {"out": out, "mean": norm.running_mean, "variance": norm.running_var, "in": torch.cat(batches)}
 
 
 def rank_main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch_dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save({"step": one_step(), "scores": scores()}, folder / f"{rank}.pt")
+    torch.save({"step": one_step(), "judged": judged(), "normed": normed()}, folder / f"{rank}.pt")
     torch_dist.destroy_process_group()
 
 
@@ -60,7 +78,23 @@ def test_a_mixed_step_on_two_ranks_is_the_step_of_one(ranks: list[dict[str, Any]
         torch.testing.assert_close(of_rank["step"], alone, rtol=1e-4, atol=1e-6)
 
 
-def test_accuracy_of_an_odd_number_of_images_is_that_of_one_rank(ranks: list[dict[str, Any]]) -> None:
-    alone = scores()
-    assert 0 < alone[0] < alone[1] < 1
-    assert [of_rank["scores"] for of_rank in ranks] == [alone, alone]
+def test_an_odd_number_of_images_is_judged_as_by_one_rank(ranks: list[dict[str, Any]]) -> None:
+    alone = judged()
+    assert 0 < alone["scores"][0] < alone["scores"][1] < 1
+    assert alone["confusion"].sum() == NUM_JUDGED
+    assert alone["confusion"].diagonal().sum() / NUM_JUDGED == pytest.approx(alone["scores"][0])
+    assert [len(kind) for kind in alone["samples"]] == [3, 3]
+    for of_rank in ranks:
+        assert of_rank["judged"]["scores"] == alone["scores"]
+        assert torch.equal(of_rank["judged"]["confusion"], alone["confusion"])
+        assert of_rank["judged"]["samples"] == alone["samples"]
+
+
+def test_the_probes_batch_norm_over_two_ranks_is_torchs_over_all_images(ranks: list[dict[str, Any]]) -> None:
+    torchs = torch.nn.BatchNorm1d(3, affine=False, eps=1e-6)
+    features = normed()["in"]
+    out = torch.cat([torchs(batch) for batch in features.split(SIZE)])
+    for found in (normed(), *(of_rank["normed"] for of_rank in ranks)):
+        torch.testing.assert_close(found["out"], out)
+        torch.testing.assert_close(found["mean"], torchs.running_mean)
+        torch.testing.assert_close(found["variance"], torchs.running_var)

@@ -1,0 +1,89 @@
+"""`dmt-ds finetune`: from an encoder and a recipe to a run with labels that starts from it.
+
+The student's shape, the size of the images and their normalisation are the encoder's; what a recipe says of them gives
+way. Precedence: field default < recipe < encoder < KEY=VALUE.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dmt_ds.commands.judging import run_of
+from dmt_ds.config.load import COMMAND_LINE, config_from_yaml, flatten, load_layers
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.models.teachers import TeacherRecord, load_encoder
+
+_SIZES = {192: "tiny", 384: "small"}
+_OF_THE_RUN = (
+    *(f"data.{key}" for key in ("source", "path", "train_split", "val_split", "image_column", "label_column")),
+    *(f"data.{key}" for key in ("interpolation", "num_workers", "bad_images", "max_train_images")),
+    *(f"tracking.{key}" for key in ("enabled", "uri", "experiment", "parent", "system_metrics_seconds")),
+    "train.deepspeed",
+)
+"""Settings that a run which is fine-tuned without a recipe of one's own hands on."""
+
+
+def resolve(source: str, recipe: str | None, overrides: Sequence[str]) -> RunConfig:
+    """The run that fine-tunes an encoder.
+
+    Args:
+        source: written as a teacher's: a run's folder, a checkpoint, a weights file, timm:TAG, hf:ID.
+        recipe: of task `classify`; None takes the shipped one of the encoder's width, on the data of the run that
+            `source` lies in.
+        overrides: KEY=VALUE of the command line.
+
+    Raises:
+        ConfigError: the settings don't fit each other.
+        WeightsError: the encoder can't be loaded.
+    """
+    record = load_encoder(source).record
+    encoder = ["task=classify", f"student.init_from={_quoted(source)}", *_shape_of(record)]
+    layers: list[tuple[str, Sequence[str]]] = [(f"encoder {source}", encoder), (COMMAND_LINE, overrides)]
+    if recipe is None:
+        recipe = f"finetune_vit_{_SIZES.get(record.shape.embed_dim, 'base')}"
+        layers.insert(0, (f"run of {source}", _handed_on(source)))
+    config = load_layers(recipe, layers)
+    if any(override.partition("=")[0].strip() == "name" for override in overrides):
+        return config
+    kind = "linear" if config.classify.frozen else "finetune"
+    layers.insert(-1, (f"encoder {source}", [f"name={_quoted(f'{name_of(source)}_{kind}')}"]))
+    return load_layers(recipe, layers)
+
+
+def name_of(source: str) -> str:
+    """What an encoder is called in the name of a run: its own run's name, or the file's without ending."""
+    run = run_of(source)
+    if run is not None:
+        return config_from_yaml((run / "config.yaml").read_text()).name
+    text = source.partition(":")[2] if source.startswith(("timm:", "hf:")) else Path(source).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "encoder"
+
+
+def _shape_of(record: TeacherRecord) -> Iterator[str]:
+    """The student that takes these weights, and the images that they know."""
+    shape = record.shape
+    yield f"student.arch=vit_{_SIZES.get(shape.embed_dim, 'base')}"
+    yield f"student.patch_size={shape.patch_size}"
+    yield f"student.embed_dim={shape.embed_dim}"
+    yield f"student.depth={shape.depth}"
+    yield f"student.num_heads={shape.num_heads}"
+    if shape.last_block_num_heads != shape.num_heads:
+        yield f"student.last_block_num_heads={shape.last_block_num_heads}"
+    yield f"data.image_size={shape.image_size}"
+    yield f"augment.mean={list(record.mean)}"
+    yield f"augment.std={list(record.std)}"
+
+
+def _handed_on(source: str) -> list[str]:
+    run = run_of(source)
+    if run is None:
+        return []
+    settings = flatten(config_from_yaml((run / "config.yaml").read_text()))
+    return [f"{key}={_quoted(settings[key])}" for key in _OF_THE_RUN if settings[key] is not None]
+
+
+def _quoted(value: object) -> str:
+    """A plain value as YAML on one line."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).lower() if isinstance(value, bool) else str(value)

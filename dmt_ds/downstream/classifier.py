@@ -1,0 +1,152 @@
+"""A ViT with a linear head, trained whole or by its head alone; knows no data, no loss and no engine."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.engine import dist
+from dmt_ds.models.drop_path import drop_path_seeds
+from dmt_ds.models.vit import tokens_of
+
+
+class SharedBatchNorm(nn.Module):
+    """Batch norm without gain and bias, whose statistics are those of all ranks' images; for inputs without gradient.
+
+    Torch's own needs CUDA to share them. In evaluation it uses running means, kept in float32 beside weights of any
+    type.
+
+    Args:
+        width: of the features.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    momentum, eps = 0.1, 1e-6  # eps as in MAE's probe
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> [B, D] float32, each feature of mean 0 and variance 1."""
+        features = features.float()
+        mean, variance = self._of_batch(features.detach()) if self.training else (self.running_mean, self.running_var)
+        return (features - mean) * (variance + self.eps).rsqrt()
+
+    def _of_batch(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        count = features.new_full((1,), len(features), dtype=torch.float64)
+        wide = features.double()
+        sums = dist.sum_over_ranks(torch.cat([count, wide.sum(dim=0), wide.square().sum(dim=0)]))
+        total, (mean, square) = sums[0], (sums[1:] / sums[0]).chunk(2)
+        variance = (square - mean.square()).clamp(min=0)
+        self.running_mean.lerp_(mean.float(), self.momentum)
+        self.running_var.lerp_((variance * total / (total - 1).clamp(min=1)).float(), self.momentum)
+        return mean.float(), variance.float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SharedBatchNorm":
+        """Moves with the weights, but stays in float32: a cast comes before any statistics, when nothing is lost."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.running_mean, self.running_var = self.running_mean.float(), self.running_var.float()
+        return self
+
+
+class Classifier(nn.Module):
+    """A ViT and a linear head.
+
+    The norm is the ViT's own final LayerNorm and no other, so that the encoder that is kept has it. `class` takes the
+    class token after it, as DeiT does. `patch_mean` takes the mean of the patch tokens before it, and norms that mean,
+    as MAE, BEiT and TinyMIM do when they fine-tune (timm's `fc_norm`); as it then stands in another place than where
+    given weights had it, it starts afresh. In a frozen encoder it stays where it is, and the normed patch tokens are
+    averaged.
+
+    Args:
+        vit: the encoder; all that is kept as the backbone.
+        pooling: `class` or `patch_mean`, as `ClassifyConfig.pooling` has it.
+        frozen: only the head is trained, behind a batch norm without gain and bias; the ViT stays in evaluation.
+    """
+
+    def __init__(
+        self, vit: nn.Module, num_classes: int, pooling: Literal["class", "patch_mean"], frozen: bool = False
+    ) -> None:
+        super().__init__()
+        self.vit = vit
+        self.pooling = pooling
+        self.frozen = frozen
+        parts: Any = vit
+        if frozen:
+            vit.requires_grad_(False)
+        elif pooling == "patch_mean":
+            parts.norm.reset_parameters()
+        self.feature_norm = SharedBatchNorm(parts.embed_dim) if frozen else nn.Identity()
+        self.head = nn.Linear(parts.embed_dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01 if frozen else 0.02)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def norms_the_mean(self) -> bool:
+        """Whether the final norm comes after the mean over patches: timm's `fc_norm`."""
+        return self.pooling == "patch_mean" and not self.frozen
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """A frozen encoder is always in evaluation: no drop path."""
+        super().train(mode)
+        if self.frozen:
+            self.vit.eval()
+        return self
+
+    def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Scores of the classes.
+
+        Args:
+            images: [B, 3, H, W] float, normalised.
+            seeds: [B] int64, one an image: drop path is drawn from them in training.
+
+        Returns:
+            [B, C], before the softmax.
+        """
+        kind = self.head.weight.dtype
+        with drop_path_seeds(self.vit, seeds), torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            pooled = self._pooled(images.to(kind))
+        logits: Tensor = self.head(self.feature_norm(pooled).to(kind))
+        return logits
+
+    def timm_state(self, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The whole classifier as timm names it: `norm` is `fc_norm` where the mean of the patch tokens is normed.
+
+        The batch norm of a frozen encoder becomes part of the head, which gives the same scores.
+
+        Args:
+            masters: float32 weights of what is trained, by this module's names; they win over its own.
+        """
+        own = {key: masters.get(key, value).detach().float().cpu() for key, value in self.state_dict().items()}
+        if isinstance(self.feature_norm, SharedBatchNorm):
+            norm = self.feature_norm
+            mean, variance = own.pop("feature_norm.running_mean"), own.pop("feature_norm.running_var")
+            own["head.weight"] = own["head.weight"] * (variance + norm.eps).rsqrt()
+            own["head.bias"] = own["head.bias"] - own["head.weight"] @ mean
+        return {self._timm_name(key): value for key, value in own.items()}
+
+    def load_timm_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `timm_state`, strict; not for a frozen encoder."""
+        assert not self.frozen
+        self.load_state_dict({key: state[self._timm_name(key)] for key in self.state_dict()}, strict=True)
+
+    def _timm_name(self, key: str) -> str:
+        name = key.removeprefix("vit.")
+        return f"fc_{name}" if self.norms_the_mean and name.startswith("norm.") else name
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]."""
+        if self.pooling == "class":
+            return tokens_of(self.vit, images)[:, 0]
+        if not self.norms_the_mean:
+            return tokens_of(self.vit, images)[:, 1:].mean(dim=1)
+        vit: Any = self.vit
+        (patches,) = vit.forward_intermediates(
+            images, indices=1, norm=False, output_fmt="NLC", intermediates_only=True
+        )  # [B, N, D]: the last block's, without class token
+        pooled: Tensor = vit.norm(patches.mean(dim=1))
+        return pooled
