@@ -22,7 +22,7 @@ PACKAGE = ROOT / "dmt_ds"
 FLOORS = [
     {"errors", "sample_rng", "distill", "__init__"},
     {"config", "tracking"},
-    {"data", "models"},
+    {"data", "models", "planning"},
     {"engine", "methods", "downstream"},
     {"commands"},
     {"cli"},
@@ -138,8 +138,11 @@ def test_the_paper_needs_only_torch(path: Path) -> None:
     assert all(name.startswith("dmt_ds.distill") for name in own), own
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "config").rglob("*.py")), ids=in_package)
-def test_a_recipe_is_checked_without_torch(path: Path) -> None:
+WITHOUT_TORCH = [*(PACKAGE / "config").rglob("*.py"), *(PACKAGE / "planning").rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", sorted(WITHOUT_TORCH), ids=in_package)
+def test_a_recipe_is_checked_and_planned_without_torch(path: Path) -> None:
     roots = {name.split(".")[0] for name, _ in imported_modules(tree_of(path))}
     assert "torch" not in roots
 

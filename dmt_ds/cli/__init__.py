@@ -5,7 +5,7 @@ import logging
 import click
 
 from dmt_ds import __version__
-from dmt_ds.cli import judging, records, studies, teachers, training
+from dmt_ds.cli import judging, planning, records, studies, teachers, training
 from dmt_ds.cli.parts import CarefulGroup, examples, launch_rank
 
 
@@ -37,6 +37,8 @@ for command in (
     training.quickstart,
     training.doctor,
     training.config,
+    planning.plan,
+    planning.bench,
     judging.knn,
     judging.evaluate,
     studies.suite,

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from dmt_ds.config.schema import TeachersConfig
-from dmt_ds.config.vit_cost import VitSize, ring_bytes
 from dmt_ds.engine import dist, ds_teachers, rates
 from dmt_ds.models.teachers import TeacherModel
+from dmt_ds.planning.vit_cost import VitSize, ring_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,78 @@
+"""The commands that say beforehand what a run needs: plan, bench."""
+
+from pathlib import Path
+
+import click
+
+from dmt_ds.cli.parts import examples, launch_rank, load_recipe, overrides_argument, recipe_option
+
+
+@click.command(
+    short_help="Memory, traffic, time and GPU-hours of a recipe, by formulas.",
+    epilog=examples(
+        "dmt-ds plan -c vit_tiny --gpus-per-node 8 --gpu h200",
+        "dmt-ds plan -c vit_base --nodes 4 --gpus-per-node 8 --gpu a100 --images 14197122",
+        "dmt-ds plan -c vit_tiny --gpus-per-node 8 --gpu h100 --calibration calibration.json --json",
+    ),
+)
+@recipe_option
+@overrides_argument
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--gpus-per-node", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--gpu", default="h100", show_default=True, help="b200, h200, h100, a100, a100_40, l40s, rtx4090, rtx3090."
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), default=1_281_167, help="Of the data set; default: ImageNet-1k's."
+)
+@click.option(
+    "--network-gbit", type=click.FloatRange(min=0, min_open=True), default=400, show_default=True, help="Of each node."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of `dmt-ds bench`: rates that were measured.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs: bytes, seconds, hours.")
+def plan(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    nodes: int,
+    gpus_per_node: int,
+    gpu: str,
+    images: int,
+    network_gbit: float,
+    calibration: Path | None,
+    as_json: bool,
+) -> None:
+    """What a distillation would need on a cluster: a model from formulas and data sheets, not a measurement.
+
+    Neither weights nor images are opened, and nothing needs a GPU.
+    """
+    from dmt_ds.commands import plan as command
+    from dmt_ds.planning.layout import Cluster
+
+    machines = command.Machines(Cluster(nodes, gpus_per_node), gpu, network_gbit, images, calibration)
+    made = command.make_plan(load_recipe(recipe, overrides), machines)
+    click.echo(command.render_json(made) if as_json else command.render(made))
+
+
+@click.command(
+    short_help="Measure this machine's rates for `plan`, in a minute.",
+    epilog=examples(
+        "dmt-ds bench -c vit_tiny data.path=/data/imagenet -o calibration.json",
+        "torchrun --nproc-per-node 8 -m dmt_ds bench -c vit_tiny     also the links between GPUs",
+    ),
+)
+@recipe_option
+@overrides_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("calibration.json"), show_default=True)
+def bench(recipe: str | None, overrides: tuple[str, ...], output: Path) -> None:
+    """Measure the recipe's teachers, student and loader on this machine, with random weights."""
+    from dmt_ds.commands import bench as command
+
+    found = command.run(load_recipe(recipe, overrides))
+    if launch_rank() == 0:
+        found.write(output)
+        click.echo(command.render(found))
+        click.echo(f"written: {output}; dmt-ds plan --calibration {output} takes it")

@@ -1,0 +1,177 @@
+"""`dmt-ds bench`: this machine's rates for a recipe's shapes, with random weights, for `dmt-ds plan --calibration`."""
+
+import datetime
+import itertools
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig
+from dmt_ds.data.loader import TrainLoader
+from dmt_ds.data.sampling import SampleStream
+from dmt_ds.data.sources import open_source
+from dmt_ds.data.views import CropSpec
+from dmt_ds.engine import dist, ds_engine, ds_teachers, rates
+from dmt_ds.errors import ConfigError, DmtError
+from dmt_ds.models.student import Student
+from dmt_ds.models.vit import build_vit, prefer_written_attention, tokens_of
+from dmt_ds.planning.layout import adapter_widths, student_size, teacher_sizes
+from dmt_ds.planning.rates import Calibration
+from dmt_ds.planning.vit_cost import VitSize, linear_training_flops
+
+logger = logging.getLogger(__name__)
+
+CPU_MICRO_BATCH = 8
+"""Images at once on a CPU, which reaches its rate with few."""
+LOADER_IMAGES = 64
+_ROUNDS = 5
+_HEAD_WIDTH = 64
+
+
+def run(config: RunConfig) -> Calibration:
+    """Measure on all ranks; the slowest one's rates.
+
+    Raises:
+        ConfigError: the task has no teachers.
+    """
+    if config.task not in TEACHER_TASKS:
+        raise ConfigError(f"task {config.task}: `dmt-ds bench` measures distillation only (dmt, tinymim)")
+    device = ds_engine.start(600)
+    micro_batch = config.train.micro_batch_size
+    if device.type == "cpu":
+        micro_batch = min(micro_batch, CPU_MICRO_BATCH)
+    on_cpu = f"CPU, {torch.get_num_threads()} threads"
+    calibration = Calibration(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu,
+        date=datetime.date.today().isoformat(),
+        micro_batch_size=micro_batch,
+        teacher_flops=rates.slowest(_teacher_flops(config, device, micro_batch)),
+        student_flops=rates.slowest(_student_flops(config, device, micro_batch)),
+        loader_seconds=_loader_seconds(config) if dist.is_main() else None,
+        gather_bytes=_gather_bytes(config, device),
+    )
+    ds_engine.stop()
+    return calibration
+
+
+def render(found: Calibration) -> str:
+    """Lines for people."""
+    rows = {
+        "teachers, forward": found.teacher_flops and f"{found.teacher_flops / 1e12:.3g} TFLOP/s",
+        "student, both ways": found.student_flops and f"{found.student_flops / 1e12:.3g} TFLOP/s",
+        "loader, one core": found.loader_seconds and f"{1000 * found.loader_seconds:.3g} ms an image",
+        "gather": found.gather_bytes and f"{found.gather_bytes / 1e9:.3g} GB/s",
+    }
+    lines = [f"  {name:<20}{value or 'not measured'}" for name, value in rows.items()]
+    return "\n".join([f"{found.device}, micro-batch {found.micro_batch_size}", *lines])
+
+
+def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) -> float:
+    sizes, _ = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
+    dtype = _dtype(config.teachers.deepspeed)
+    flops, seconds = 0.0, 0.0
+    for size in sizes.values():
+        vit: nn.Module = build_vit(_section(size), size.image_size).requires_grad_(False).eval()
+        ds_teachers.cast_parameters(vit, dtype)
+        vit.to(device)
+        if config.teachers.compile:
+            ds_teachers.compile_blocks(vit, "inductor")
+        images = torch.randn(micro_batch, 3, size.image_size, size.image_size, device=device, dtype=dtype)
+        with torch.no_grad():
+            seconds += _median_seconds(partial(tokens_of, vit, images), device)
+        flops += micro_batch * size.forward_flops()
+    return flops / seconds
+
+
+def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) -> float:
+    """Forward and backward; the loss is a sum, so that only the ViT and its adapters count."""
+    size = student_size(config.student, config.data.image_size)
+    teachers, _ = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
+    targets = adapter_widths(size, config.student, config.distill, teachers)
+    widths = {str(number): width for number, width in enumerate(targets or (size.embed_dim,))}
+    student = Student(build_vit(config.student, size.image_size), widths, config.student.adapter)
+    student.to(device, _dtype(config.train.deepspeed)).train()
+    if device.type == "cpu":
+        prefer_written_attention(student)  # as `pretrain` does there
+    if config.train.compile:
+        student.compile()
+    images = torch.randn(micro_batch, 3, size.image_size, size.image_size, device=device)
+    seeds = torch.arange(micro_batch, device=device)
+
+    def act() -> None:
+        student.zero_grad(set_to_none=True)
+        torch.autograd.backward([tokens.float().sum() for tokens in student(images, seeds).values()])
+
+    adapters = sum(linear_training_flops(size.num_tokens, size.embed_dim, width) for width in targets)
+    return micro_batch * (size.training_flops() + adapters) / _median_seconds(act, device)
+
+
+def _loader_seconds(config: RunConfig) -> float | None:
+    """Of one core, an image of the recipe's data, from file to crop; None where there is no data here."""
+    try:
+        source = open_source(config.data, "train")
+    except DmtError as error:
+        logger.warning("the loader is not measured: %s", error)
+        return None
+    loader = TrainLoader(
+        source,
+        SampleStream(len(source), 0),
+        (CropSpec.from_section(config.data),),
+        run_seed=0,
+        micro_batch_size=1,
+        rank=0,
+        world_size=1,
+        local_world_size=1,
+        num_workers=0,
+        pin_memory=False,
+        bad_images=config.data.bad_images,
+    )
+    batches = loader.batches(start_image=0, num_micro_steps=2 * LOADER_IMAGES, grad_accum_steps=1)
+    for _ in itertools.islice(batches, LOADER_IMAGES):  # warms up
+        pass
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    start = time.process_time()
+    for _ in itertools.islice(batches, LOADER_IMAGES):
+        pass
+    torch.set_num_threads(threads)
+    return (time.process_time() - start) / LOADER_IMAGES
+
+
+def _gather_bytes(config: RunConfig, device: torch.device) -> float | None:
+    group, group_size = ds_teachers.shard_group(config.teachers.shard_over)
+    if group_size == 1:
+        return None
+    return rates.slowest(rates.gather_bytes_per_second(group, group_size, device))
+
+
+def _section(size: VitSize) -> StudentConfig:
+    return StudentConfig(
+        patch_size=size.patch_size,
+        embed_dim=size.embed_dim,
+        depth=size.depth,
+        num_heads=max(1, size.embed_dim // _HEAD_WIDTH),
+        drop_path=0.0,
+    )
+
+
+def _dtype(ds_config: str) -> torch.dtype:
+    return torch.bfloat16 if precision(read_ds_config(find_ds_config(ds_config))) == "bf16" else torch.float32
+
+
+def _median_seconds(act: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(2 + _ROUNDS):
+        dist.barrier()
+        start = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])

@@ -1,0 +1,167 @@
+"""`dmt-ds plan`: what a recipe would need on a cluster, from formulas; imports no torch, opens no file of the run."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dmt_ds.config.batch import plan_batch, plan_length
+from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config, resolve_student
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.errors import ConfigError
+from dmt_ds.planning import memory, schedule
+from dmt_ds.planning.gpus import gpu_named
+from dmt_ds.planning.layout import Cluster, Layout, adapter_widths, student_size, teacher_sizes
+from dmt_ds.planning.rates import Calibration, assumed, calibrated
+from dmt_ds.planning.traffic import step_traffic
+
+IMAGENET_IMAGES = 1_281_167
+_ALWAYS = (
+    "each step takes teachers, student, loss, optimizer and communication one after the other; teachers' gathers hide "
+    "behind teachers' arithmetic",
+    "attention is fused and no activation is computed twice; the loss is written out in torch",
+    "the loader keeps up, if it has the cores",
+)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What is planned for.
+
+    Attributes:
+        gpu: a name of `planning.gpus.GPUS`.
+        network_gbit: that a node sends, in 10^9 bits a second.
+        num_images: of the data set.
+        calibration: file of `dmt-ds bench`; None assumes rates.
+    """
+
+    cluster: Cluster
+    gpu: str
+    network_gbit: float
+    num_images: int
+    calibration: Path | None = None
+
+
+def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
+    """Memory, traffic, time and assumptions, as plain values: bytes, seconds, hours.
+
+    Raises:
+        ConfigError: the task has no teachers, the batch does not divide, or the GPU or the calibration is unknown.
+    """
+    if config.task not in TEACHER_TASKS:
+        raise ConfigError(f"task {config.task}: `dmt-ds plan` knows the cost of distillation only (dmt, tinymim)")
+    cluster, gpu = machines.cluster, gpu_named(machines.gpu)
+    ranks, train = cluster.num_ranks, config.train
+    batch = plan_batch(train.global_batch_size, train.micro_batch_size, ranks)
+    layout, guesses = _layout(config, cluster)
+    length = plan_length(train, config.optim, machines.num_images)
+    width = max(size.embed_dim for size in layout.teachers.values())
+    rates = assumed(gpu, width, layout.student.embed_dim, machines.network_gbit)
+    if machines.calibration is not None:
+        rates = calibrated(rates, Calibration.read(machines.calibration))
+    seconds = schedule.step_time(layout, cluster, rates, batch.micro_batch_size, batch.grad_accum_steps)
+    largest = memory.largest_micro_batch(layout, ranks, train.global_batch_size, 1e9 * gpu.memory_gb)
+    images_per_second = train.global_batch_size / seconds.total
+    hours = length.total_steps * seconds.total / 3600
+    total = memory.total_bytes(layout, ranks, batch.micro_batch_size)
+    each = {name: batch.micro_batch_size * size for name, size in memory.image_bytes(layout).items()}
+    return {
+        "model": "formulas, not a measurement",
+        "run": {"name": config.name, "steps": length.total_steps, "global_batch_size": train.global_batch_size},
+        "machines": {"nodes": cluster.num_nodes, "gpus_per_node": cluster.gpus_per_node, "gpu": machines.gpu},
+        "parameters": {
+            "trained": layout.trained_parameters,
+            "teachers": sum(size.parameters() for size in layout.teachers.values()),
+        },
+        "memory_bytes": {**memory.state_bytes(layout, ranks), **each, "total": total, "of": 1e9 * gpu.memory_gb},
+        "fits": total <= memory.USABLE_SHARE * 1e9 * gpu.memory_gb,
+        "micro_batch_size": batch.micro_batch_size,
+        "grad_accum_steps": batch.grad_accum_steps,
+        "largest_micro_batch_size": largest,
+        "step_bytes_sent": step_traffic(layout, cluster, batch.grad_accum_steps)._asdict(),
+        "step_seconds": {**asdict(seconds), "total": seconds.total},
+        "flops_per_image": {"teachers": schedule.teacher_flops(layout), "student": schedule.student_flops(layout)},
+        "images_per_second": images_per_second,
+        "hours": hours,
+        "gpu_hours": hours * ranks,
+        "loader_cores_per_node": images_per_second / cluster.num_nodes * rates.loader_seconds,
+        "assumptions": [f"{name}: {source}" for name, source in rates.sources.items()]
+        + [f"{machines.num_images} images"]
+        + [f"teacher {name} is a ViT-B/16: neither its source nor `arch` says" for name in guesses]
+        + list(_ALWAYS),
+    }
+
+
+def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
+    train, section = config.train, config.teachers
+    batch = plan_batch(train.global_batch_size, train.micro_batch_size, cluster.num_ranks)
+    student = student_size(config.student, config.data.image_size)
+    teachers, guesses = teacher_sizes(section, config.student.patch_size, config.data.image_size)
+    shard_ranks = cluster.gpus_per_node if section.shard_over == "node" else cluster.num_ranks
+    teacher_json = read_ds_config(find_ds_config(section.deepspeed))
+    layout = Layout(
+        teachers=teachers,
+        student=student,
+        adapter_widths=adapter_widths(student, config.student, config.distill, teachers),
+        teacher_bytes=2 if precision(teacher_json) == "bf16" else 4,
+        ds_config=resolve_student(find_ds_config(train.deepspeed), batch, config.optim.clip_grad_norm),
+        # `auto` keeps whole copies in all but rare cases.
+        sharded_teachers=section.sharding == "zero3",
+        shard_ranks=shard_ranks,
+    )
+    return layout, guesses
+
+
+def render(plan: dict[str, Any]) -> str:
+    """Lines for people."""
+    run, machines = plan["run"], plan["machines"]
+    stored, sent, times = plan["memory_bytes"], plan["step_bytes_sent"], plan["step_seconds"]
+    ranks = machines["nodes"] * machines["gpus_per_node"]
+    lines = [
+        "A model made of formulas, not a measurement.",
+        f"{run['name']}: {run['steps']} steps of {run['global_batch_size']} images on {machines['nodes']} x "
+        f"{machines['gpus_per_node']} {machines['gpu']}",
+        "",
+        f"memory of a GPU, micro-batch {plan['micro_batch_size']}",
+        *(_line(name, f"{size / 1e9:8.2f} GB") for name, size in stored.items() if name not in ("total", "of")),
+        _line("total", f"{stored['total'] / 1e9:8.2f} GB of {stored['of'] / 1e9:g}: {_verdict(plan)}"),
+        _line(
+            "micro-batch",
+            f"{plan['micro_batch_size']:5d} x {plan['grad_accum_steps']} accumulation; {_largest(plan, ranks)}",
+        ),
+        "",
+        "sent by a GPU each step",
+        *(_line(name, f"{size / 1e6:8.1f} MB") for name, size in sent.items()),
+        "",
+        "time of a step",
+        *(_line(name, f"{1000 * seconds:8.1f} ms") for name, seconds in times.items()),
+        "",
+        _line("images a second", f"{plan['images_per_second']:8,.0f} ({plan['images_per_second'] / ranks:,.0f} a GPU)"),
+        _line("hours", f"{plan['hours']:8.1f}, {plan['gpu_hours']:,.0f} GPU-hours"),
+        _line("loader", f"{plan['loader_cores_per_node']:8.0f} CPU cores a node"),
+        "",
+        "assumed",
+        *(f"  {assumption}" for assumption in plan["assumptions"]),
+    ]
+    return "\n".join(lines)
+
+
+def render_json(plan: dict[str, Any]) -> str:
+    """For programs."""
+    return json.dumps(plan, indent=1)
+
+
+def _line(name: str, value: str) -> str:
+    return f"  {name:<26}{value}"
+
+
+def _verdict(plan: dict[str, Any]) -> str:
+    return "fits" if plan["fits"] else "does not fit"
+
+
+def _largest(plan: dict[str, Any], ranks: int) -> str:
+    largest = plan["largest_micro_batch_size"]
+    if not largest:
+        return "not even one image fits"
+    accumulation = plan["run"]["global_batch_size"] // (largest * ranks)
+    return f"the largest that fits is {largest} x {accumulation}"

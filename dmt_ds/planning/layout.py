@@ -1,0 +1,147 @@
+"""A run seen as sizes: what of a recipe decides memory, traffic and time; no torch, no weights are opened."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmt_ds.config.deepspeed import precision, zero_stage
+from dmt_ds.config.schema import DistillConfig, StudentConfig, TeachersConfig
+from dmt_ds.planning.vit_cost import VitSize, linear_parameters
+
+_ARCHES = {
+    "tiny": (192, 12),
+    "small": (384, 12),
+    "base": (768, 12),
+    "large": (1024, 24),
+    "huge": (1280, 32),
+    "giant": (1408, 40),
+}  # width, depth
+_NAME = re.compile(rf"vit_(?:{'|'.join(_ARCHES)})(?=_|\.|$)")
+_SIZE = re.compile(rf"({'|'.join(_ARCHES)})")
+_PATCH = re.compile(r"patch(\d+)")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Machines that are alike."""
+
+    num_nodes: int
+    gpus_per_node: int
+
+    @property
+    def num_ranks(self) -> int:
+        """One a GPU."""
+        return self.num_nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is trained on what.
+
+    Attributes:
+        teachers: by name.
+        student: its ViT.
+        adapter_widths: of the targets that have an adapter of their own.
+        teacher_bytes: of a number in a teacher.
+        ds_config: the student's DeepSpeed JSON.
+        sharded_teachers: whether their weights are cut.
+        shard_ranks: ranks that share one cut copy.
+    """
+
+    teachers: dict[str, VitSize]
+    student: VitSize
+    adapter_widths: tuple[int, ...]
+    teacher_bytes: int
+    ds_config: dict[str, Any]
+    sharded_teachers: bool
+    shard_ranks: int
+
+    @property
+    def student_bytes(self) -> int:
+        """Of a number in the student's weights and tokens."""
+        return 2 if precision(self.ds_config) == "bf16" else 4
+
+    @property
+    def zero_stage(self) -> int:
+        """Of the student's engine."""
+        return zero_stage(self.ds_config)
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Of all adapters."""
+        return sum(linear_parameters(self.student.embed_dim, width) for width in self.adapter_widths)
+
+    @property
+    def trained_parameters(self) -> int:
+        """What has a gradient; fixed positions have none."""
+        return self.student.parameters(trained_positions=False) + self.adapter_parameters
+
+    @property
+    def teacher_copy_bytes(self) -> int:
+        """Of whole copies of all teachers."""
+        return self.teacher_bytes * sum(size.parameters() for size in self.teachers.values())
+
+    @property
+    def target_numbers(self) -> int:
+        """Numbers of one image's targets: N + 1 tokens of each target's width."""
+        widths = self.adapter_widths or (self.student.embed_dim,)
+        return self.student.num_tokens * sum(widths)
+
+
+def student_size(section: StudentConfig, image_size: int) -> VitSize:
+    """The student, as the recipe has it; widths of architectures that are not plain ViTs are taken as ViT-B's."""
+    width, depth = _shape_named(section.arch) or _ARCHES["base"]
+    return VitSize(section.embed_dim or width, section.depth or depth, section.patch_size, image_size)
+
+
+def teacher_sizes(section: TeachersConfig, patch_size: int, image_size: int) -> tuple[dict[str, VitSize], list[str]]:
+    """Teachers by what their folder says, else by what `arch` or the source is called.
+
+    Returns:
+        Name -> size, and the names of those that had to be guessed (ViT-B).
+    """
+    sizes: dict[str, VitSize] = {}
+    guessed = []
+    for name, teacher in section.used().items():
+        text = teacher.arch or teacher.source
+        if (own := _of_folder(Path(teacher.source).expanduser(), image_size)) is not None:
+            sizes[name] = own
+            continue
+        shape = _shape_named(text)
+        if shape is None:
+            guessed.append(name)
+        width, depth = shape or _ARCHES["base"]
+        patch = _PATCH.search(text)
+        sizes[name] = VitSize(width, depth, int(patch[1]) if patch else patch_size, image_size)
+    return sizes, guessed
+
+
+def adapter_widths(
+    student: VitSize, section: StudentConfig, distill: DistillConfig, teachers: dict[str, VitSize]
+) -> tuple[int, ...]:
+    """Widths that have an adapter: one a teacher with fusion `concat`, one for the sum otherwise."""
+    widths = [size.embed_dim for size in teachers.values()]
+    targets = widths if distill.fusion == "concat" else widths[:1]
+    return tuple(w for w in targets if section.adapter != "auto" or w != student.embed_dim)
+
+
+def _of_folder(folder: Path, image_size: int) -> VitSize | None:
+    """The encoder of a run's output folder, where it says its sizes."""
+    path = folder / "backbone" / "config.json"
+    if not path.is_file():
+        return None
+    model = json.loads(path.read_text()).get("model_args", {})
+    if not {"embed_dim", "depth", "patch_size"} <= model.keys():
+        return None
+    return VitSize(model["embed_dim"], model["depth"], model["patch_size"], image_size)
+
+
+def _shape_named(text: str) -> tuple[int, int] | None:
+    found = _NAME.search(text)
+    if found is None:
+        return None
+    size = _SIZE.search(found[0])
+    assert size
+    return _ARCHES[size[1]]

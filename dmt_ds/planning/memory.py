@@ -1,0 +1,72 @@
+"""Memory of one GPU, part by part; plain formulas."""
+
+from dmt_ds.planning.layout import Layout
+
+RESERVED_BYTES = 2e9
+"""CUDA's context, cuBLAS's workspaces, communicators."""
+USABLE_SHARE = 0.92
+"""Of the card: the rest goes to fragments."""
+WRITTEN_LOSS_BYTES = 40
+"""Beyond the tokens, a number of the target and a loss written out in torch: float32 softmaxes of both sides, along
+both axes (counted in the dispatcher)."""
+JITTER_BYTES = 24
+"""A colour value of an image: uint8, and the float32 copies that colour jitter makes."""
+
+
+def state_bytes(layout: Layout, num_ranks: int) -> dict[str, float]:
+    """What does not depend on the batch: teachers, and the student's states as its ZeRO stage cuts them."""
+    stage, parameters, weight = layout.zero_stage, layout.trained_parameters, layout.student_bytes
+    zero = layout.ds_config.get("zero_optimization", {})
+    optimizer_ranks = num_ranks if stage >= 1 else 1
+    gradient_ranks = num_ranks if stage >= 2 else 1
+    has_masters = stage >= 1 or weight == 2
+    bucket = float(zero.get("reduce_bucket_size", 5e8)) if stage in (1, 2) else 0.0
+    return {
+        "teachers' weights": layout.teacher_copy_bytes / (layout.shard_ranks if layout.sharded_teachers else 1),
+        "teachers' gathered blocks": _gathered_bytes(layout),
+        "student's weights": weight * parameters / (num_ranks if stage == 3 else 1),
+        "gradient": weight * parameters + 4 * parameters / gradient_ranks,
+        "gradient buckets": 4 * bucket * (2 if zero.get("overlap_comm") else 1),
+        "float32 masters": 4 * parameters / optimizer_ranks if has_masters else 0.0,
+        "AdamW's moments": moment_bytes(parameters, optimizer_ranks),
+        "reserved": RESERVED_BYTES,
+    }
+
+
+def moment_bytes(parameters: int, num_ranks: int) -> float:
+    """Of both moments, in float32."""
+    return 8 * parameters / num_ranks
+
+
+def image_bytes(layout: Layout) -> dict[str, float]:
+    """What each image of a micro-batch adds, at the peak of forward and backward."""
+    student, teachers = layout.student, layout.teachers.values()
+    return {
+        "student's activations": student.saved_bytes(layout.student_bytes),
+        "teachers' activations": max((size.alive_bytes(layout.teacher_bytes) for size in teachers), default=0),
+        "targets and loss": (WRITTEN_LOSS_BYTES + 4 + layout.student_bytes) * layout.target_numbers,
+        "images": JITTER_BYTES * 3 * student.image_size**2,
+    }
+
+
+def total_bytes(layout: Layout, num_ranks: int, micro_batch_size: int) -> float:
+    """Of one GPU."""
+    each = sum(image_bytes(layout).values())
+    return sum(state_bytes(layout, num_ranks).values()) + micro_batch_size * each
+
+
+def largest_micro_batch(layout: Layout, num_ranks: int, global_batch_size: int, memory_bytes: float) -> int:
+    """The largest micro-batch that fits and keeps the global batch exact; 0 where not even one image fits."""
+    images_a_rank, left = divmod(global_batch_size, num_ranks)
+    if left:
+        return 0
+    sizes = (size for size in range(images_a_rank, 0, -1) if images_a_rank % size == 0)
+    usable = USABLE_SHARE * memory_bytes
+    return next((size for size in sizes if total_bytes(layout, num_ranks, size) <= usable), 0)
+
+
+def _gathered_bytes(layout: Layout) -> float:
+    """Two blocks of the widest teacher are whole at a time (`resolve_teacher`)."""
+    if not layout.sharded_teachers or layout.shard_ranks == 1:
+        return 0.0
+    return 2 * layout.teacher_bytes * max(size.block_parameters for size in layout.teachers.values())

@@ -1,0 +1,66 @@
+"""How long an update takes, part by part, and so a run; plain formulas."""
+
+from dataclasses import dataclass
+
+from dmt_ds.planning.layout import Cluster, Layout
+from dmt_ds.planning.rates import Rates
+from dmt_ds.planning.traffic import step_traffic
+from dmt_ds.planning.vit_cost import linear_training_flops
+
+LOSS_BYTES_MOVED = 297
+"""A number of the target: what both losses, written out in torch, read and write (counted in the dispatcher)."""
+OPTIMIZER_BYTES_MOVED = 30
+"""A parameter that a rank updates: gradient, master and moments read; master, moments and weight written."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one update on each GPU."""
+
+    teachers: float
+    student: float
+    loss: float
+    optimizer: float
+    communication: float
+    """What hides behind nothing."""
+
+    @property
+    def total(self) -> float:
+        """All of them, one after the other."""
+        return self.teachers + self.student + self.loss + self.optimizer + self.communication
+
+
+def teacher_flops(layout: Layout) -> float:
+    """Operations of one image in all teachers."""
+    return sum(size.forward_flops() for size in layout.teachers.values())
+
+
+def student_flops(layout: Layout) -> float:
+    """Operations of one image in the student and its adapters, forward and backward."""
+    student = layout.student
+    adapters = (linear_training_flops(student.num_tokens, student.embed_dim, width) for width in layout.adapter_widths)
+    return student.training_flops() + sum(adapters)
+
+
+def step_time(layout: Layout, cluster: Cluster, rates: Rates, micro_batch_size: int, grad_accum_steps: int) -> StepTime:
+    """Of one update.
+
+    Teachers' gathers hide behind the teachers' arithmetic as far as that lasts; the gradient's reduction and the
+    gather of new weights hide behind nothing (`overlap_comm` is off).
+    """
+    images = micro_batch_size * grad_accum_steps
+    teachers = images * teacher_flops(layout) / rates.teacher_flops
+    traffic = step_traffic(layout, cluster, grad_accum_steps)
+    # Over several nodes the slowest link is that of a GPU's share of its node's network.
+    across = min(rates.link_bytes, rates.network_bytes / cluster.gpus_per_node)
+    link = across if cluster.num_nodes > 1 else rates.link_bytes
+    shard_link = across if layout.shard_ranks > cluster.gpus_per_node else rates.link_bytes
+    exposed = max(0.0, traffic.teachers / shard_link - teachers) + (traffic.gradient + traffic.weights) / link
+    updated = layout.trained_parameters / (cluster.num_ranks if layout.zero_stage else 1)
+    return StepTime(
+        teachers=teachers,
+        student=images * student_flops(layout) / rates.student_flops,
+        loss=images * LOSS_BYTES_MOVED * layout.target_numbers / rates.memory_bytes,
+        optimizer=OPTIMIZER_BYTES_MOVED * updated / rates.memory_bytes,
+        communication=exposed,
+    )

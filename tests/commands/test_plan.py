@@ -1,0 +1,104 @@
+"""`dmt-ds plan` and `bench`: figures that follow from each other, assumptions said, no torch."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from dmt_ds.cli import main
+from tests import processes, tiny_run
+
+
+def plan(*arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(main, ["plan", *arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
+
+
+def test_figures_follow_from_each_other() -> None:
+    made = plan("-c", "vit_tiny", "--nodes", "2", "--gpus-per-node", "8", "--gpu", "h200")
+    stored = dict(made["memory_bytes"])
+    total, of = stored.pop("total"), stored.pop("of")
+    assert sum(stored.values()) == pytest.approx(total) and made["fits"] and total < of
+    assert made["micro_batch_size"] * made["grad_accum_steps"] * 16 == 4096
+    assert made["images_per_second"] == pytest.approx(4096 / made["step_seconds"]["total"])
+    assert made["run"]["steps"] == pytest.approx(300 * 1_281_167 / 4096, abs=1)
+    assert made["hours"] == pytest.approx(made["run"]["steps"] * made["step_seconds"]["total"] / 3600)
+    assert made["gpu_hours"] == pytest.approx(16 * made["hours"])
+    # Three ViT-B forward, by timm's table of multiply-adds.
+    assert made["flops_per_image"]["teachers"] == pytest.approx(3 * 2 * 17.58e9, rel=2e-3)
+
+
+def test_cut_teachers_take_a_share_of_the_memory_and_send_what_whole_ones_do_not() -> None:
+    cut = plan("-c", "vit_base", "--gpus-per-node", "8")
+    whole = plan("-c", "vit_base", "teachers.sharding=replicate", "--gpus-per-node", "8")
+    assert cut["memory_bytes"]["teachers' weights"] * 8 == whole["memory_bytes"]["teachers' weights"]
+    assert whole["step_bytes_sent"]["teachers"] == 0
+    copies = whole["memory_bytes"]["teachers' weights"]
+    assert cut["step_bytes_sent"]["teachers"] == pytest.approx(cut["grad_accum_steps"] * copies * 7 / 8)
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    made = plan("-c", "vit_base", "--gpus-per-node", "4", "--gpu", "rtx3090", "train.micro_batch_size=16")
+    largest = made["largest_micro_batch_size"]
+    assert 16 <= largest < 1024 and 1024 % largest == 0
+    assert plan("-c", "vit_base", "--gpus-per-node", "4", "--gpu", "rtx3090", f"train.micro_batch_size={largest}")[
+        "fits"
+    ]
+    larger = plan("-c", "vit_base", "--gpus-per-node", "4", "--gpu", "rtx3090", f"train.micro_batch_size={2 * largest}")
+    assert not larger["fits"]
+
+
+def test_more_nodes_make_it_faster_but_not_cheaper() -> None:
+    one, four = (plan("-c", "vit_small", "--nodes", n, "--gpus-per-node", "8") for n in ("1", "4"))
+    assert four["hours"] < one["hours"] and four["gpu_hours"] >= one["gpu_hours"]
+
+
+def test_the_text_says_that_it_is_a_model_and_what_it_assumes() -> None:
+    text = CliRunner().invoke(main, ["plan", "-c", "vit_tiny", "--gpus-per-node", "8"]).output
+    assert text.startswith("A model made of formulas, not a measurement.")
+    assert "assumed: 55 % of 989 TFLOP/s" in text and "GPU-hours" in text and "CPU cores a node" in text
+    assert "teacher ibot is a ViT-B/16: neither its source nor `arch` says" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "tpu"], "--gpu tpu: not in the table; known: b200, h200"),
+        (["--gpus-per-node", "7"], "not divisible by"),
+        (["-c", "mae"], "knows the cost of distillation only"),
+        (["--calibration", "missing.json"], "--calibration missing.json: not a file of `dmt-ds bench`"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_line(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, ["plan", "-c", "vit_tiny", *arguments])
+    assert done.exit_code == 2 and message in done.output
+
+
+def test_planning_imports_no_torch() -> None:
+    program = "import sys; from dmt_ds.cli import main; main(['plan', '-c', 'vit_tiny'], standalone_mode=False); "
+    program += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.distributed
+def test_bench_measures_what_plan_then_takes(tmp_path) -> None:
+    recipe = tiny_run.write_recipe(tmp_path)
+    file = tmp_path / "calibration.json"
+    done = processes.run(["-m", "dmt_ds", "bench", "-c", str(recipe), "-o", str(file)], processes=2)
+    found = json.loads(file.read_text())
+    assert all(found[rate] > 0 for rate in ("teacher_flops", "student_flops", "loader_seconds", "gather_bytes"))
+    assert "TFLOP/s" in done.stdout and "GB/s" in done.stdout
+
+    made = plan("-c", str(recipe), "--calibration", str(file))
+    images = made["run"]["global_batch_size"]
+    assert made["step_seconds"]["teachers"] == pytest.approx(
+        images * made["flops_per_image"]["teachers"] / found["teacher_flops"]
+    )
+    assert made["loader_cores_per_node"] == pytest.approx(made["images_per_second"] * found["loader_seconds"])
+    assert any(line.startswith("teachers: measured on CPU") for line in made["assumptions"])
+    # The tiny teachers say their size themselves: two ViTs of width 48.
+    assert made["parameters"]["teachers"] < 200_000
