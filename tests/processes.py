@@ -1,12 +1,18 @@
 """Real processes for tests: the command line, alone or under torchrun, with its output kept."""
 
+import atexit
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+WARM = ("pretrain", "evaluate", "knn", "finetune", "predict")
+"""Commands that import much."""
 
 
 def command(arguments: Sequence[str], processes: int = 1) -> list[str]:
@@ -32,18 +38,39 @@ def run(
     check: bool = True,
     **extra: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end; on a failure (where `check`) the output is the test's message."""
-    done = subprocess.run(
-        command(arguments, processes),
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment(**extra),
-        timeout=timeout,
-    )
+    """Run to the end; on a failure (where `check`) the output is the test's message.
+
+    What trains or judges is forked from a process that has imported everything (see `warm_ranks`). Not so several ranks
+    that are to fail: how that ends is the launcher's.
+    """
+    if not extra and tuple(arguments[:2]) == ("-m", "dmt_ds") and arguments[2] in WARM and (check or processes == 1):
+        done = _run_warm(list(arguments), processes, cwd or Path.cwd(), timeout)
+    else:
+        words, variables = command(arguments, processes), environment(**extra)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=variables, timeout=timeout)
     if check and done.returncode != 0:
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}")
     return done
+
+
+def _run_warm(arguments: list[str], processes: int, cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    forge = _forge()
+    assert forge.stdin is not None and forge.stdout is not None
+    with tempfile.NamedTemporaryFile("w+") as out, tempfile.NamedTemporaryFile("w+") as err:
+        told = {"arguments": arguments, "processes": processes, "cwd": str(cwd), "timeout": timeout}
+        forge.stdin.write(json.dumps({**told, "stdout": out.name, "stderr": err.name}) + "\n")
+        forge.stdin.flush()
+        codes = json.loads(forge.stdout.readline())["codes"]
+        return subprocess.CompletedProcess(arguments, next(filter(None, codes), 0), out.read(), err.read())
+
+
+@cache
+def _forge() -> subprocess.Popen[str]:
+    """The process that forks ranks; one for all tests of this process."""
+    program = [sys.executable, "-m", "tests.warm_ranks"]
+    forge = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+    atexit.register(forge.kill)
+    return forge
 
 
 def start(

@@ -43,7 +43,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
             "save_every_steps": 100,
             "deepspeed": "student_zero2_fp32",
         },
-        "tracking": {"enabled": False},
+        "tracking": {"enabled": False, "pictures": False},
     }
     for section, values in changes.items():
         old = recipe.get(section)

@@ -95,7 +95,7 @@ def test_a_corrupt_image_can_be_skipped_and_is_named_in_the_log(tmp_path, image_
     broken = sorted(image_folder.rglob("*.png"))[20]
     broken.write_bytes(b"")
     sorted(image_folder.rglob("*.png"))[0].write_bytes(b"")  # also one of those that would be pictured
-    processes.run(tiny_run.pretrain(recipe))
+    processes.run(tiny_run.pretrain(recipe, "tracking.pictures=true"))
     assert (tmp_path / "run" / "DONE").exists()
     assert str(broken) in (tmp_path / "run" / "train.log").read_text()
 
