@@ -15,7 +15,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By `--dist loadgroup` a file stays together, for its fixtures; the one Slurm cluster's files do, and come first."""
+    """By `--dist loadgroup` a file stays together, for its fixtures; the one Slurm cluster's do, and come first."""
     slurm = Path(__file__).with_name("slurm")
     items.sort(key=lambda item: slurm not in item.path.parents)
     for item in items:

@@ -41,7 +41,7 @@ def library() -> ModuleType:
 
 @contextmanager
 def _mlflow_hidden() -> Iterator[None]:
-    """DeepSpeed's autotuner would import MLflow on every rank: a second and a thousand files for what nobody asks for."""
+    """DeepSpeed's autotuner would import MLflow on every rank: a second of each start, for nothing."""
     if "mlflow" in sys.modules:
         yield
         return
