@@ -11,8 +11,8 @@ class Batch:
     """One micro-batch.
 
     Attributes:
-        crops: each [B, 3, H, W] uint8; crop 0 is the one that teachers and student share, further ones are for methods
-            that compare several crops of an image (sizes may differ between crops).
+        crops: each [B, 3, H, W] uint8, channels-last in memory; crop 0 is the one that teachers and student share,
+            further ones are for methods that compare several crops of an image (sizes may differ between crops).
         seeds: [B] int64, one an image and epoch: the source of all its randomness (`dmt_ds.sample_rng`).
         indices: [B] int64, rows of the data set.
         labels: [B] int64, -1 where there is none.

@@ -16,7 +16,7 @@ from dmt_ds import sample_rng
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.rand_augment import RandAugment
 from dmt_ds.data.sources import ImageSource
-from dmt_ds.data.views import CropSpec, center_crop, crop_numbers, cut
+from dmt_ds.data.views import CropSpec, center_crop, crop_numbers, cut_into
 from dmt_ds.errors import DataError
 
 MAX_SUBSTITUTES = 100
@@ -62,7 +62,7 @@ class TrainBatchMaker(Dataset[Made]):
             except DataError as error:
                 return Made(None, failure=str(error))
             for view, spec in enumerate(self._crops):
-                crops[view][place] = cut(image, spec, numbers[view][place])
+                cut_into(crops[view][place], image, spec, numbers[view][place])
         for view, spec in enumerate(self._crops):
             if spec.rand_augment is not None:
                 _rand_augment(crops[view], spec.rand_augment, seeds, view)
@@ -123,8 +123,11 @@ def _substitutes(row: int, seed: int, num_images: int) -> list[int]:
 
 
 def _empty_images(count: int, size: int) -> Tensor:
-    """[count, 3, size, size] uint8, in a loader process where the training process can see it."""
-    images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    """[count, 3, size, size] uint8, a pixel's colours side by side as decoders and resizers have them.
+
+    In a loader process they lie where the training process can see them.
+    """
+    images = torch.empty(count, 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)
     if get_worker_info() is not None:
         images.share_memory_()  # type: ignore[no-untyped-call]
     return images

@@ -5,8 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.io import decode_jpeg
 
 from dmt_ds.data import decode
 from dmt_ds.data.decode import decode_image
@@ -101,6 +104,41 @@ def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.Monke
     monkeypatch.setattr(decode, "_decode_pillow", None)  # would be called if pixels were decoded
     with pytest.raises(DataError, match=r"bomb\.png: .*limit"):
         decode_image(bomb, "bomb.png")
+
+
+def test_a_jpeg_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encode(Image.new("L", (12_000, 9_000)), "JPEG")
+    monkeypatch.setattr(decode, "decode_jpeg", None)
+    monkeypatch.setattr(decode, "_decode_pillow", None)
+    with pytest.raises(DataError, match=r"bomb\.jpg: 12000 x 9000 pixels are over the limit"):
+        decode_image(bomb, "bomb.jpg")
+
+
+JPEG = encode(RGB, "JPEG", progressive=True, exif=b"Exif\0\0" + bytes(50), comment=b"a comment")
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_jpeg_header_says_its_size_is_what_the_decoder_finds_or_pillow_is_asked(data: st.DataObject) -> None:
+    """Were it smaller than what the decoder finds, a bomb would pass."""
+    damaged = bytearray(JPEG)
+    for _ in range(data.draw(st.integers(0, 6))):
+        damaged[data.draw(st.integers(2, 200))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        place = data.draw(st.integers(2, 200))
+        damaged[place:place] = data.draw(st.binary(max_size=12))
+    size = decode._jpeg_size(bytes(damaged))
+    try:
+        decoded = decode_jpeg(torch.frombuffer(damaged, dtype=torch.uint8)).shape[-2:]
+    except RuntimeError:
+        return
+    assert size is None or size == (decoded[1], decoded[0])
+
+
+def test_the_size_of_a_jpeg_is_read_without_pillow() -> None:
+    for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0" + bytes(99)}, {"subsampling": 0}):
+        assert decode._jpeg_size(encode(RGB, "JPEG", **options)) == (30, 20)
+    assert decode._jpeg_size(encode(RGB, "PNG")) is None
 
 
 def test_a_large_photograph_below_the_limit_is_no_bomb() -> None:

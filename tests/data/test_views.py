@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tvf
+from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.views import CropSpec, center_crop, crop_box, crop_numbers, cut, draw_crop
+from dmt_ds.data.views import CropSpec, center_crop, crop_box, crop_numbers, cut, cut_into, draw_crop
 
 PLAIN = CropSpec(64, flip=0.0)
 
@@ -93,6 +95,45 @@ def test_a_crop_is_torchvisions_own_resize_of_its_box() -> None:
     top, left, height, width = crop_box(90, 120, PLAIN, numbers)
     box = image[:, top : top + height, left : left + width]
     assert torch.equal(cut(image, PLAIN, numbers), tvf.resize(box, [64, 64], InterpolationMode.BICUBIC, antialias=True))
+
+
+def photograph(height: int, width: int) -> torch.Tensor:
+    """Smooth colours with hard edges, which make bicubic overshoot; channels-last, as a decoder gives it."""
+    generator = torch.Generator().manual_seed(height * width)
+    coarse = torch.rand(1, 3, height // 8, width // 8, generator=generator) * 255
+    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)[0]
+    image[:, ::7, : width // 3] = 255
+    image[:, height // 2 :, ::5] = 0
+    return image.to(torch.uint8).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (112, 112), (60, 90)])
+@pytest.mark.parametrize("size", [224, 48])
+def test_a_crop_is_pillows_bicubic(shape: tuple[int, int], size: int) -> None:
+    """Pillow chooses which axis comes first; here it is the rows, as torch has it, for between the two it rounds."""
+    image = photograph(*shape)
+    errors = []
+    for seed in range(4):
+        top, left, height, width = crop_box(*shape, PLAIN, crop_numbers(torch.tensor([seed]), 0)[0])
+        crop = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
+        by_pillow = crop.resize((size, height), Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)
+        mine = draw_crop(image, CropSpec(size, flip=0.0), seed, 0).permute(1, 2, 0)
+        errors.append((mine.int() - torch.from_numpy(np.array(by_pillow)).int()).abs())
+    assert torch.cat(errors).max() <= 2 and torch.cat(errors).float().mean() <= 0.05
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_crop_is_torchvisions_wherever_it_is_written(interpolation: str, flip: float) -> None:
+    image, numbers = photograph(120, 160), crop_numbers(torch.tensor([3]), 0)[0]
+    spec = CropSpec(64, interpolation=interpolation, flip=flip)  # type: ignore[arg-type]
+    expected = tvf.resized_crop(
+        image, *crop_box(120, 160, spec, numbers), [64, 64], InterpolationMode(interpolation), antialias=True
+    )
+    places = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    for batch in (places[0], places[1].permute(0, 3, 1, 2)):
+        cut_into(batch[1], image, spec, numbers)
+        assert torch.equal(batch[1], expected.flip(-1) if flip else expected) and not batch[0].any()
 
 
 def test_the_same_seed_gives_the_same_crop_and_another_view_another() -> None:

@@ -1,0 +1,235 @@
+"""CPU seconds an image of the loader, beside what people write with torchvision, on the same JPEG files.
+
+    python benchmarks/bench_loader.py                            # pictures of 1/f noise, 500 x 375, made on the spot
+    python benchmarks/bench_loader.py /data/photos --workers 8   # any folder with one folder a class
+    python benchmarks/bench_loader.py --json benchmarks/results/loader_cpu.json
+
+Peers: TinyMIM's loop (ImageFolder, Pillow, bicubic crop and flip, two float32 tensors an image: one normalised, one
+jittered and normalised), and torchvision's v2 transforms on uint8, the strongest that torchvision offers. Ours gives
+uint8 too, and leaves jitter and normalisation to the device. Counted is the CPU time, user and system, of this process
+and of all its loader processes, from a batch in full run to another. Rounds alternate; medians and ranges are printed,
+and nothing is asserted: machines are noisy. Files come from the page cache. Pixels are compared with Pillow's crop.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import PIL
+import psutil
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import v2
+
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.folder import FolderSource
+from dmt_ds.data.loader import TrainLoader
+from dmt_ds.data.sampling import SampleStream
+from dmt_ds.data.views import CropSpec, crop_box, crop_numbers, draw_crop
+
+BICUBIC = Image.Resampling.BICUBIC
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+WARM_UP_BATCHES = 8
+
+
+class TwoViews:
+    """TinyMIM's transforms: one crop and flip, then the teacher's tensor and the student's."""
+
+    def __init__(self, size: int) -> None:
+        bicubic = transforms.InterpolationMode.BICUBIC
+        self.shared = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=bicubic),
+                transforms.RandomHorizontalFlip(),
+            ]
+        )
+        self.teacher = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        self.student = transforms.Compose([transforms.ColorJitter(0.4, 0.4, 0.4), *self.teacher.transforms])
+
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        crop = self.shared(image)
+        return [self.teacher(crop), self.student(crop)]
+
+
+def read_uint8(path: str) -> Tensor:
+    return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+
+
+def tinymim_batches(root: Path, options: argparse.Namespace) -> Iterator[list[Tensor]]:
+    return torch_batches(ImageFolder(str(root), TwoViews(options.size)), options)
+
+
+def v2_batches(root: Path, options: argparse.Namespace) -> Iterator[list[Tensor]]:
+    crop = v2.RandomResizedCrop(options.size, scale=(0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    both = v2.Compose([crop, v2.RandomHorizontalFlip()])
+    return torch_batches(ImageFolder(str(root), both, loader=read_uint8), options)
+
+
+def torch_batches(folder: ImageFolder, options: argparse.Namespace) -> Iterator[list[Tensor]]:
+    endless = RandomSampler(folder, num_samples=10**9)  # one epoch, so that no round pays for starting processes
+    for images, _ in DataLoader(folder, options.batch, sampler=endless, num_workers=options.workers):
+        yield images if isinstance(images, list) else [images]
+
+
+def our_batches(root: Path, options: argparse.Namespace) -> Iterator[list[Tensor]]:
+    source = FolderSource(root)
+    loader = TrainLoader(
+        source,
+        SampleStream(len(source), 0),
+        [CropSpec.from_section(DataConfig(image_size=options.size))],
+        run_seed=0,
+        micro_batch_size=options.batch,
+        num_workers=options.workers,
+    )
+    for batch in loader.batches(0, 10**6, 1):
+        yield list(batch.crops)
+
+
+LOADERS: dict[str, Callable[[Path, argparse.Namespace], Iterator[list[Tensor]]]] = {
+    "tinymim": tinymim_batches,
+    "torchvision_v2_uint8": v2_batches,
+    "dmt_ds": our_batches,
+}
+
+
+def cpu_seconds() -> float:
+    """Of this process and all below it."""
+    me = psutil.Process()
+    times = [process.cpu_times() for process in [me, *me.children(recursive=True)]]
+    return sum(time.user + time.system for time in times)
+
+
+def milliseconds_an_image(batches: Iterator[list[Tensor]], options: argparse.Namespace) -> float:
+    for _ in islice(batches, WARM_UP_BATCHES):
+        pass
+    start = cpu_seconds()
+    for _ in islice(batches, options.batches):
+        pass
+    spent = cpu_seconds() - start
+    batches.close()  # type: ignore[attr-defined]
+    return 1000 * spent / (options.batches * options.batch)
+
+
+def payload_bytes(batches: Iterator[list[Tensor]], options: argparse.Namespace) -> int:
+    """What goes to the device for one image."""
+    total = sum(images.nbytes for images in next(batches)) // options.batch
+    batches.close()  # type: ignore[attr-defined]
+    return total
+
+
+def pixel_errors(source: FolderSource, size: int, count: int) -> dict[str, float]:
+    """Differences, of 255, between our crops and Pillow's of the same boxes.
+
+    Pillow shrinks one axis, rounds and clips, then shrinks the other; from version 12 or so the cheaper one first. Ours
+    takes rows first, so it is compared with that order too.
+    """
+    spec = CropSpec(size, flip=0.0)
+    errors: dict[str, list[np.ndarray]] = {"": [], "_rows_first": []}
+    for index in range(min(count, len(source))):
+        with Image.open(source.name(index)) as file:
+            image = file.convert("RGB")
+        top, left, height, width = crop_box(image.height, image.width, spec, crop_numbers(torch.tensor([index]), 0)[0])
+        crop = image.crop((left, top, left + width, top + height))
+        ours = draw_crop(source.read(index), spec, index, 0).permute(1, 2, 0).numpy().astype(int)
+        rows_first = crop.resize((size, height), BICUBIC).resize((size, size), BICUBIC)
+        for name, theirs in (("", crop.resize((size, size), BICUBIC)), ("_rows_first", rows_first)):
+            errors[name].append(np.abs(ours - np.asarray(theirs)))
+    return {
+        f"{kind}_of_255{name}": float(function(differences))
+        for name, differences in errors.items()
+        for kind, function in (("mean", np.mean), ("largest", np.max))
+    }
+
+
+def make_photographs(root: Path, count: int) -> None:
+    """Colour noise with the spectrum of photographs (amplitude 1/f), 500 x 375, JPEG quality 92, 4:2:0."""
+    rng = np.random.default_rng(0)
+    down, across = np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)[None, :]
+    amplitude = 1 / np.maximum(np.hypot(down, across), 1 / 500)
+    folders = [root / "train" / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for number, folder in zip(range(count), cycle(folders)):
+        spectrum = amplitude * np.exp(2j * np.pi * rng.random((3, 375, 251)))
+        grey, *tints = np.fft.irfft2(spectrum, s=(375, 500))
+        pixels = np.stack([grey + 0.2 * tint for tint in (*tints, -tints[0])], axis=-1)
+        pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=92)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="one folder a class in it, JPEG files in these")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=20, help="measured ones a round")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*decod.*deprecated.*")
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.folder is None:
+            make_photographs(Path(scratch), 128)
+        root = options.folder or Path(scratch) / "train"
+        report(measure(root, options), options)
+
+
+def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
+    spent: dict[str, list[float]] = {name: [] for name in LOADERS}
+    for _ in range(options.rounds):
+        for name, make in LOADERS.items():
+            spent[name].append(milliseconds_an_image(make(root, options), options))
+    source = FolderSource(root)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu_milliseconds_an_image": spent,
+        "ratio_to_tinymim": [ours / theirs for ours, theirs in zip(spent["dmt_ds"], spent["tinymim"], strict=True)],
+        "ratio_to_torchvision_v2_uint8": [
+            ours / theirs for ours, theirs in zip(spent["dmt_ds"], spent["torchvision_v2_uint8"], strict=True)
+        ],
+        "payload_bytes_an_image": {name: payload_bytes(make(root, options), options) for name, make in LOADERS.items()},
+        "pixels_against_pillow": pixel_errors(source, options.size, 128),
+        "files": {
+            "what": "photographs" if options.folder else "1/f noise, 500 x 375, quality 92",
+            "count": len(source),
+            "mean_bytes": round(np.mean([Path(source.name(index)).stat().st_size for index in range(len(source))])),
+        },
+        "setting": {key: getattr(options, key) for key in ("size", "batch", "batches", "workers", "rounds")},
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__},
+    }
+
+
+def report(figures: dict[str, object], options: argparse.Namespace) -> None:
+    for name, values in figures["cpu_milliseconds_an_image"].items():  # type: ignore[attr-defined]
+        low, middle, high = min(values), statistics.median(values), max(values)
+        payload = figures["payload_bytes_an_image"][name]  # type: ignore[index]
+        print(f"{name:22} {middle:6.2f} ms CPU an image ({low:.2f} to {high:.2f}), {payload:9,} bytes to the device")
+    for peer in ("tinymim", "torchvision_v2_uint8"):
+        ratios: list[float] = figures[f"ratio_to_{peer}"]  # type: ignore[assignment]
+        print(f"ours over {peer}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    text = (
+        "pixels against Pillow's bicubic: mean {mean_of_255:.3f}, largest {largest_of_255:.0f} of 255; "
+        "against the same with rows first: mean {mean_of_255_rows_first:.3f}, largest {largest_of_255_rows_first:.0f}"
+    )
+    print(text.format_map(figures["pixels_against_pillow"]))  # type: ignore[arg-type]
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
