@@ -16,7 +16,7 @@ from dmt_ds.config.methods import (
     MocoV3Config,
     TinyMimConfig,
 )
-from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Triple
+from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Triple, Workers
 
 Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify"]
 TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
@@ -51,8 +51,9 @@ class DataConfig(Section):
     """Probability of a mirrored crop; 0 where left and right mean something (digits)."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Crops are turned by up to this angle either way."""
-    num_workers: Annotated[int, Field(ge=0)] = 8
-    """Loader processes a rank; 0 decodes in the training process. Never more than the rank's CPU cores."""
+    num_workers: Workers = "auto"
+    """Loader processes a rank, never more than its CPU cores; `auto`: one a core, less one for training, 16 at most; 0
+    decodes in the training process."""
     bad_images: Literal["stop", "skip"] = "stop"
     """An unreadable image stops the run, or is named in the log and another one takes its place."""
     max_train_images: Count | None = None

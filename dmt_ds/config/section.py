@@ -1,13 +1,21 @@
 """What every section of a recipe is made of: the frozen base class and the bounded types; knows no setting."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _is_number_or_auto(value: object) -> object:
+    if value == "auto" or (type(value) is int and value >= 0) or (isinstance(value, str) and value.isdigit()):
+        return value  # a command line gives text
+    raise ValueError(f"must be a whole number >= 0, or auto; it is {value}")
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_is_number_or_auto)]
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)

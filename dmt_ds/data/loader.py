@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import EvalBatchMaker, Job, Made, TrainBatchMaker
+from dmt_ds.data.cores import cores_of_rank, usable_workers
 from dmt_ds.data.sampling import SampleStream, rank_positions
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import CropSpec
@@ -22,7 +22,12 @@ _BATCHES_AHEAD = 2  # a worker; each holds micro_batch_size crops in shared memo
 
 
 class TrainLoader:
-    """One rank's micro-batches of a run; holds no position, so a run goes on from any."""
+    """One rank's micro-batches of a run; holds no position, so a run goes on from any.
+
+    Attributes:
+        cores: that this rank may use.
+        num_workers: loader processes that it takes.
+    """
 
     def __init__(
         self,
@@ -35,7 +40,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         local_world_size: int = 1,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         pin_memory: bool = False,
         bad_images: Literal["stop", "skip"] = "stop",
     ) -> None:
@@ -44,15 +49,17 @@ class TrainLoader:
         Args:
             crops: what to draw of each image; `Batch.crops` has their order.
             local_world_size: ranks on this node, which share its CPU cores.
+            num_workers: loader processes; 0 decodes in this one, `auto` takes as many as there are cores for.
             bad_images: an unreadable image stops the run, or is named in the log and another takes its place.
         """
         self._maker = TrainBatchMaker(source, crops, run_seed, bad_images)
         self._stream, self._micro_batch_size = stream, micro_batch_size
         self._rank, self._world_size = rank, world_size
-        self._num_workers = usable_workers(num_workers, local_world_size)
+        self.cores = cores_of_rank(local_world_size)
+        self.num_workers = usable_workers(num_workers, local_world_size)
         self._pin_memory = pin_memory
         self._logged: set[str] = set()
-        if self._num_workers:
+        if self.num_workers:
             start_server()
 
     def batches(self, start_image: int, num_micro_steps: int, grad_accum_steps: int) -> Iterator[Batch]:
@@ -67,7 +74,7 @@ class TrainLoader:
             DataError: an image can't be read (named), or a loader process was killed.
         """
         jobs = self._jobs(start_image, num_micro_steps, grad_accum_steps)
-        for made in _made(self._maker, jobs, self._num_workers, self._pin_memory):
+        for made in _made(self._maker, jobs, self.num_workers, self._pin_memory):
             for message in made.unreadable:
                 if message not in self._logged:
                     self._logged.add(message)
@@ -90,7 +97,7 @@ def eval_batches(
     source: ImageSource,
     image_size: int,
     batch_size: int,
-    num_workers: int = 0,
+    num_workers: int | Literal["auto"] = 0,
     interpolation: Literal["bicubic", "bilinear"] = "bicubic",
     local_world_size: int = 1,
     rank: int = 0,
@@ -114,21 +121,6 @@ def eval_batches(
     for made in _made(maker, jobs, usable_workers(num_workers, local_world_size), pin_memory=False):
         assert made.batch is not None
         yield made.batch
-
-
-def usable_workers(requested: int, local_world_size: int = 1) -> int:
-    """Loader processes for this rank: as requested, but no more than its share of the node's cores."""
-    cores = len(os.sched_getaffinity(0))
-    cores_a_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if "LOCAL_WORLD_SIZE" not in os.environ and cores_a_task.isdigit():
-        share = min(cores, int(cores_a_task))  # srun binds each rank to cores of its own
-    else:
-        share = max(1, cores // local_world_size)
-    if requested > share:
-        logger.info(
-            "%d loader processes instead of data.num_workers %d: this rank has %d cores", share, requested, share
-        )
-    return min(requested, share)
 
 
 def _made(

@@ -22,7 +22,7 @@ from torch.utils.data import _utils as torch_loader
 from dmt_ds import sample_rng
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.loader import TrainLoader, eval_batches, usable_workers
+from dmt_ds.data.loader import TrainLoader, eval_batches
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.views import CropSpec, center_crop, draw_crop
@@ -340,26 +340,3 @@ def test_ranks_share_the_evaluation_each_image_counting_once(num_images: int, wo
 def test_evaluation_stops_at_a_broken_image() -> None:
     with pytest.raises(DataError, match="image 7: broken"):
         list(eval_batches(GreySource(20, frozenset({7})), 8, 5))
-
-
-@pytest.mark.parametrize(
-    ("environment", "cores", "local_ranks", "expected"),
-    [
-        ({}, 16, 1, 8),
-        ({}, 16, 4, 4),
-        ({}, 2, 4, 1),
-        ({"SLURM_CPUS_PER_TASK": "6"}, 6, 4, 6),
-        ({"SLURM_CPUS_PER_TASK": "6"}, 64, 4, 6),
-        ({"SLURM_CPUS_PER_TASK": "32", "LOCAL_WORLD_SIZE": "8"}, 32, 8, 4),
-    ],
-)
-def test_a_rank_takes_no_more_workers_than_its_share_of_the_cores(
-    environment: dict[str, str], cores: int, local_ranks: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    assert usable_workers(8, local_ranks) == expected
-    assert usable_workers(0, local_ranks) == 0
