@@ -12,6 +12,7 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.engine import dist
 from dmt_ds.engine.agreement import Agreement
+from dmt_ds.engine.data_wait import DataWaitAlarm
 from dmt_ds.engine.learner import Learner, gradient_error
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.step_profile import StepProfile
@@ -93,6 +94,7 @@ class Trainer:
         self._plan = plan
         self._around = around
         self._throughput = Throughput()
+        self._data_wait = DataWaitAlarm(loader.num_workers, loader.cores, self._device.type == "cuda")
         self._unread: deque[Agreement] = deque()
 
     def fit(self) -> Outcome:
@@ -233,6 +235,8 @@ class Trainer:
     def _log(self) -> None:
         figures = [learner.figures() for learner in self.learners]  # waits for the device, so that rates are true
         of_all = {"train/images_seen": float(self.step * self._plan.global_batch_size), **self._throughput.pop()}
+        if dist.is_main():
+            self._data_wait.look(of_all)
         of_all["perf/memory_gib"] = memory_gib()
         for learner, own in zip(self.learners, figures, strict=True):
             metrics = own | of_all

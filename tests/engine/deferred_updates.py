@@ -54,6 +54,8 @@ class Regression(AllInModule):
 class Images:
     """A loader of noise: an image a rank and micro-step."""
 
+    num_workers, cores = 0, 1
+
     def batches(self, start_image: int, num_micro_steps: int, grad_accum_steps: int) -> Iterator[Batch]:
         for number in range(num_micro_steps):
             generator = torch.Generator().manual_seed(100 * number + dist.rank())
