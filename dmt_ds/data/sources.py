@@ -2,9 +2,12 @@
 
 import glob
 import hashlib
+import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -207,6 +210,8 @@ def split_files(section: DataConfig, split: Split) -> list[str]:
         for pattern in patterns:
             files = sorted(glob.glob(pattern))
             if files:
+                if Path(path).is_dir():
+                    _check_all_are_there(files)
                 return files
     if not any(sign in path for sign in "*?[{"):
         existing(Path(path), "data.path")
@@ -214,6 +219,35 @@ def split_files(section: DataConfig, split: Split) -> list[str]:
         f"data.path: no {suffix} file of split '{name}' at {path}; "
         f"expected {name}-*{suffix} in it or in data/, or a pattern such as /where/{{split}}-*{suffix}"
     )
+
+
+def _check_all_are_there(files: list[str]) -> None:
+    """Part of a data set, from a copy or `shards make` that was cut off, must not pass for all of it."""
+    counts = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)\.\w+$", file))}
+    if len(counts) == 1 and len(files) < max(counts):
+        raise DataError(
+            f"data.path: {Path(files[0]).parent} holds {len(files)} of {max(counts)} files like "
+            f"{Path(files[0]).name}: fetch or make the others (`dmt-ds shards make` goes on where it stopped), or name "
+            "those that you want by a pattern such as /where/{split}-0000*"
+        )
+
+
+def write_parquet(
+    path: Path, files: Sequence[bytes], names: Sequence[str], labels: Sequence[int], class_names: Sequence[str]
+) -> None:
+    """Image files as a table for `data.source=parquet`, whole or not at all; no labels where there are no classes."""
+    import datasets
+
+    columns: dict[str, Any] = {
+        "image": [{"bytes": data, "path": name} for data, name in zip(files, names, strict=True)]
+    }
+    features = {"image": datasets.Image()}
+    if class_names:
+        columns["label"], features["label"] = list(labels), datasets.ClassLabel(names=list(class_names))
+    unfinished = path.with_name(f".{path.name}.part")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(str(unfinished))
+    os.replace(unfinished, path)
 
 
 def _load_files(kind: str, files: list[str]) -> "datasets.Dataset":

@@ -83,7 +83,7 @@ def cut_into(place: Tensor, image: Tensor, spec: CropSpec, numbers: list[float])
     """Write the crop that these numbers stand for to `place`, [3, size, size] uint8 of any strides."""
     height, width = image.shape[-2:]
     top, left, crop_height, crop_width = crop_box(height, width, spec, numbers)
-    _resize_into(place, image[:, top : top + crop_height, left : left + crop_width], spec.interpolation)
+    resize_into(place, image[:, top : top + crop_height, left : left + crop_width], spec.interpolation)
     if numbers[-2] < spec.flip:
         place.copy_(place.flip(-1))
     if spec.rotation_degrees:
@@ -91,8 +91,13 @@ def cut_into(place: Tensor, image: Tensor, spec: CropSpec, numbers: list[float])
         place.copy_(tvf.rotate(place, angle, InterpolationMode.BILINEAR))
 
 
-def _resize_into(place: Tensor, image: Tensor, interpolation: Literal["bicubic", "bilinear"]) -> None:
-    """Antialiased, as `tvf.resize` does it, but to where the pixels shall lie: half of its time goes for copies."""
+def resize_into(place: Tensor, image: Tensor, interpolation: Literal["bicubic", "bilinear"]) -> None:
+    """Antialiased, as `tvf.resize` does it, but to where the pixels shall lie: half of its time goes for copies.
+
+    Args:
+        place: [3, H, W] uint8 of any strides.
+        image: [3, h, w] uint8, a part of a picture or all of it.
+    """
     resize = _RESIZERS[interpolation]
     resize.out(image[None], place.shape[-2:], False, None, None, out=place[None])
 
