@@ -6,12 +6,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # One thread a process: tests start several, and a laptop has few cores. Set before torch is imported. A GPU is hidden:
 # tests of several ranks would share it; those marked `gpu` show it to processes of their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# The same examples in every run, however slow the machine is.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

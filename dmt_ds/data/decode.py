@@ -79,7 +79,8 @@ def _size(data: bytes) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as header:
-            return header.size
+            width, height = header.size
+            return width, height
 
 
 def _decode_jpeg(data: bytes) -> Tensor:

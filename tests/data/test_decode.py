@@ -118,7 +118,7 @@ JPEG = encode(RGB, "JPEG", progressive=True, exif=b"Exif\0\0" + bytes(50), comme
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_a_jpeg_header_says_its_size_is_what_the_decoder_finds_or_pillow_is_asked(data: st.DataObject) -> None:
     """Were it smaller than what the decoder finds, a bomb would pass."""
     damaged = bytearray(JPEG)
