@@ -99,7 +99,9 @@ def resize_into(place: Tensor, image: Tensor, interpolation: Literal["bicubic", 
         image: [3, h, w] uint8, a part of a picture or all of it.
     """
     resize = _RESIZERS[interpolation]
-    resize.out(image[None], place.shape[-2:], False, None, None, out=place[None])
+    # torch would make the same copy of a part of a picture; of a whole one whose planes lie apart it fails without
+    pixels = image[None].contiguous(memory_format=torch.channels_last)
+    resize.out(pixels, place.shape[-2:], False, None, None, out=place[None])
 
 
 def crop_box(height: int, width: int, spec: CropSpec, numbers: list[float]) -> tuple[int, int, int, int]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tvf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
@@ -122,18 +124,37 @@ def test_a_crop_is_pillows_bicubic(shape: tuple[int, int], size: int) -> None:
     assert torch.cat(errors).max() <= 2 and torch.cat(errors).float().mean() <= 0.05
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_a_crop_is_torchvisions_wherever_it_is_written(interpolation: str, flip: float) -> None:
-    image, numbers = photograph(120, 160), crop_numbers(torch.tensor([3]), 0)[0]
-    spec = CropSpec(64, interpolation=interpolation, flip=flip)  # type: ignore[arg-type]
-    expected = tvf.resized_crop(
-        image, *crop_box(120, 160, spec, numbers), [64, 64], InterpolationMode(interpolation), antialias=True
-    )
-    places = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
-    for batch in (places[0], places[1].permute(0, 3, 1, 2)):
+LAYOUTS = {
+    "planes": lambda image: image.contiguous(),
+    "colours together": lambda image: image[None].contiguous(memory_format=torch.channels_last)[0],
+    "one plane thrice": lambda image: image[:1].expand(3, -1, -1),
+    "part of a picture": lambda image: torch.nn.functional.pad(image, [2, 3, 1, 4])[:, 1:-4, 2:-3],
+}
+
+
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(8, 80),
+    st.sampled_from(["bicubic", "bilinear"]),
+    st.sampled_from(list(LAYOUTS)),
+    st.booleans(),
+    st.integers(0, 2**40),
+)
+@settings(max_examples=200)
+def test_a_crop_is_torchvisions_whatever_is_read_and_wherever_it_is_written(
+    height: int, width: int, size: int, interpolation: str, layout: str, mirrored: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    image = LAYOUTS[layout](torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator))
+    numbers = crop_numbers(torch.tensor([seed]), 0)[0]
+    spec = CropSpec(size, interpolation=interpolation, flip=float(mirrored))  # type: ignore[arg-type]
+    box = crop_box(height, width, spec, numbers)
+    expected = tvf.resized_crop(image, *box, [size, size], InterpolationMode(interpolation), antialias=True)
+    for format_ in (torch.contiguous_format, torch.channels_last):
+        batch = torch.zeros(2, 3, size, size, dtype=torch.uint8).to(memory_format=format_)
         cut_into(batch[1], image, spec, numbers)
-        assert torch.equal(batch[1], expected.flip(-1) if flip else expected) and not batch[0].any()
+        assert torch.equal(batch[1], expected.flip(-1) if mirrored else expected) and not batch[0].any()
 
 
 def test_the_same_seed_gives_the_same_crop_and_another_view_another() -> None:
