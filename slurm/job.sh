@@ -1,6 +1,6 @@
 # What all jobs share; the scripts beside it source it with `home` set to the checkout. docs/slurm.md explains it.
 #
-#   train ARGUMENT...   `dmt-ds pretrain` on all tasks: checked first, asked to save before the time is up, requeued
+#   train ARGUMENT...   `dmt-ds $trainer` on all tasks: checked first, asked to save before the time is up, requeued
 #   once COMMAND...     any other `dmt-ds` command in one process on the job's first node
 #
 # Exit codes: 0 finished, 2 something the user can mend, 75 saved but not finished and not requeued, others: a crash.
@@ -105,6 +105,8 @@ wait_for_step() {
 }
 
 # ---- Training.
+trainer=pretrain # or finetune
+
 train() {
     local arguments=("$@") settings code=0
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then arguments=("${arguments[@]//%a/$SLURM_ARRAY_TASK_ID}"); fi
@@ -134,7 +136,7 @@ start_ranks() {
     # Signals are ignored until Python's handlers stand: a USR1 during the imports would kill the rank.
     srun --kill-on-bad-exit=1 ${DMT_DS_CPU_BIND:+"--cpu-bind=$DMT_DS_CPU_BIND"} "${srun_options[@]}" \
         "${pyxis_options[@]}" bash -c 'trap "" USR1 TERM; exec "$@"' _ \
-        "${in_container[@]}" "$DMT_DS_PYTHON" -m dmt_ds pretrain "$@" &
+        "${in_container[@]}" "$DMT_DS_PYTHON" -m dmt_ds "$trainer" "$@" &
     step=$!
     if [[ -n $asked ]]; then pass_on; fi # it came between the check and here
 }

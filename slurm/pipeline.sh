@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Submits a chain of jobs, each of which starts when the one before has ended well: distil, then judge by k-NN.
+# Submits a chain of jobs, each of which starts when the one before has ended well: distil, then judge by k-NN; with the
+# word finetune, then fine-tune too.
 # Run it where sbatch works; it prints the job ids. Words that start with -- go to sbatch, the rest to the trainer:
-#   slurm/pipeline.sh vit_s --nodes=2 --partition=gpu data.path=/data/imagenet
+#   slurm/pipeline.sh vit_s finetune --nodes=2 --partition=gpu data.path=/data/imagenet
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
-    sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 
@@ -18,6 +19,8 @@ esac
 training=("$here/pretrain_$1.sh")
 parent=pipeline_$1_$(date +%Y%m%d_%H%M%S)
 shift
+finetunes=0
+if [[ ${1:-} == finetune ]]; then finetunes=1 && shift; fi
 
 for_all=() for_training=() arguments=()
 for word in "$@"; do
@@ -38,3 +41,8 @@ trained=$(submit "${for_training[@]}" "${training[@]}" "${arguments[@]}")
 printf 'distil  %s\n' "$trained"
 judged=$(submit "$(after "$trained")" --kill-on-invalid-dep=yes "$here/knn.sh" --of-run -c "$recipe" "${arguments[@]}")
 printf 'knn     %s  after %s\n' "$judged" "$trained"
+if ((finetunes)); then
+    tuned=$(submit "$(after "$judged")" --kill-on-invalid-dep=yes "${for_training[@]}" "$here/finetune_imagenet.sh" \
+        --of-run -c "$recipe" "${arguments[@]}")
+    printf 'finetune  %s  after %s\n' "$tuned" "$judged"
+fi

@@ -54,7 +54,8 @@ def pretrain(settings: dict[str, str]) -> int:
 def main() -> int:
     command, words = sys.argv[3], sys.argv[4:]
     settings = DEFAULTS | dict(word.split("=", 1) for word in words if "=" in word)
-    if command == "pretrain":
+    if command in ("pretrain", "finetune"):
+        say(f"{command} {words}")
         return pretrain(settings)
     if command == "suite":
         print("-c", "vit_tiny", f"output_dir=suite/{words[words.index('--print-run') + 1]}", sep="\n")

@@ -8,7 +8,15 @@ import pytest
 
 from tests.slurm.slurm_cluster import ROOT, SCRIPTS, SMALL, Cluster, Job, output_of
 
-TRAINING = ["pretrain_vit_t.sh", "pretrain_vit_s.sh", "pretrain_vit_b.sh", "make_teacher.sh", "sweep.sh", "suite.sh"]
+TRAINING = [
+    "pretrain_vit_t.sh",
+    "pretrain_vit_s.sh",
+    "pretrain_vit_b.sh",
+    "finetune_imagenet.sh",
+    "make_teacher.sh",
+    "sweep.sh",
+    "suite.sh",
+]
 JOBS = [path.name for path in sorted(SCRIPTS.glob("*.sh")) if "#SBATCH" in path.read_text()]
 
 
@@ -190,6 +198,13 @@ def test_a_pipeline_judges_what_was_trained_and_nothing_else(cluster, stand_in, 
     assert "stands under pipeline_vit_t_2" in trained.ends_as(states[0]).text()
     judged.ends_as(states[1])
     assert states[1] != "COMPLETED" or "knn ['-e', 'mine']" in judged.text()
+
+
+def test_a_pipeline_may_fine_tune_what_was_trained(cluster, stand_in, tmp_path):
+    words = [SCRIPTS / "pipeline.sh", "vit_t", "finetune", *SMALL, "output_dir=mine"]
+    printed = cluster.at(tmp_path, words, DMT_DS_PYTHON=stand_in, SBATCH_GPUS_PER_NODE="0")
+    job = cluster.job(printed.splitlines()[2].split()[1], tmp_path).ends_as("COMPLETED")
+    assert "0: finetune ['-e', 'mine']" in job.text() and "doctor ['-e', 'mine', '--ranks', " in job.text()
 
 
 def test_a_site_file_adds_to_srun_and_to_the_environment(submit, tmp_path):
