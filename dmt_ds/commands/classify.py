@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.labels import LabelledImages, open_labelled
+from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.views import center_crop
@@ -59,11 +59,13 @@ class Judge:
     beat: Callable[[str], None]
 
     def look_at_images(self) -> None:
-        """Decode each validation image once, so that a broken one is named before hours of training.
+        """Name classes without images; decode each validation image once, so that a broken one is known in time.
 
         Raises:
             DataError: one can't be read.
         """
+        for line in empty_classes(self.images) if dist.is_main() else ():
+            logger.warning("%s", line)
         for _ in self._batches("looking at the validation images"):
             pass
 

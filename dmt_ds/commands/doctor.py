@@ -21,7 +21,7 @@ from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_paramet
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
-from dmt_ds.data.labels import open_labelled
+from dmt_ds.data.labels import empty_classes, open_labelled
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import DataError, DmtError, TrackingError
@@ -159,7 +159,9 @@ def _check_data(patient: _Patient) -> Iterator[Finding]:
     else:
         yield Finding("ok", "length", steps)
     if config.task == "classify":
-        patient.class_names = open_labelled(config.data).class_names  # raises DataError: no labels, no validation split
+        images = open_labelled(config.data)  # raises DataError: no labels, no validation split
+        patient.class_names = images.class_names
+        yield from (Finding("warn", "data", line) for line in empty_classes(images))
     yield from _check_validation_split(config)
 
 

@@ -6,6 +6,8 @@ from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.errors import DataError
 
+_SHOWN = 5
+
 
 class LabelledImages(NamedTuple):
     """What is learned from and judged on: fits and votes use the training images, the test images are judged."""
@@ -18,6 +20,18 @@ class LabelledImages(NamedTuple):
     def class_names(self) -> tuple[str, ...]:
         """Names by class number, of all classes that either split has."""
         return max(self.train.class_names, self.test.class_names, key=len)
+
+
+def empty_classes(images: LabelledImages) -> list[str]:
+    """A line a split that lacks images of some classes, with their names; nothing learns or judges these."""
+    lines = []
+    for source, split in ((images.train, "training"), (images.test, "validation")):
+        seen = {source.label(index) for index in range(len(source))}
+        names = [f"'{name}'" for number, name in enumerate(images.class_names) if number not in seen]
+        if names:
+            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+            lines.append(f"no {split} image of class {shown}")
+    return lines
 
 
 def open_labelled(data: DataConfig) -> LabelledImages:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.labels import open_labelled
+from dmt_ds.data.labels import empty_classes, open_labelled
 from dmt_ds.errors import DataError
 
 
@@ -52,3 +52,27 @@ def test_a_number_that_means_two_classes_is_refused(tmp_path: Path) -> None:
 def test_one_image_without_label_is_named(tmp_path: Path, train: list, val: list, where: str) -> None:
     with pytest.raises(DataError, match=rf"{where} row 1: has no label; mend the label"):
         open_labelled(parquet(tmp_path, train, val))
+
+
+def test_classes_without_images_are_named_for_each_split(tmp_path: Path) -> None:
+    images = open_labelled(parquet(tmp_path, [0, 1, 3], [0, 1, 2, 3]))
+    assert empty_classes(images) == ["no training image of class '2'"]
+    many = open_labelled(parquet(tmp_path / "many", [8], list(range(8))))
+    assert empty_classes(many) == [
+        "no training image of class '0', '1', '2', '3', '4' and 3 more",
+        "no validation image of class '8'",
+    ]
+    assert empty_classes(open_labelled(DataConfig(source="digits"))) == []
+
+
+def test_a_label_outside_the_class_list_is_named(tmp_path: Path) -> None:
+    """A file whose header has two classes, and a row a third."""
+    datasets, parquet_files = pytest.importorskip("datasets"), pytest.importorskip("pyarrow.parquet")
+    data = parquet(tmp_path, [0, 1, 2], [0, 1])
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    header = datasets.Dataset.from_dict({"image": [], "label": []}, features=features).data.schema.metadata
+    for split in ("train", "validation"):
+        file = tmp_path / f"{split}-0.parquet"
+        parquet_files.write_table(parquet_files.read_table(file).replace_schema_metadata(header), file)
+    with pytest.raises(DataError, match="train row 2: has label 2, but the classes are 0 to 1; mend the label"):
+        open_labelled(data)
