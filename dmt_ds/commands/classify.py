@@ -7,12 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dmt_ds.commands.judging import add_to_run, run_of
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.views import center_crop
+from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.answers import (
     Answers,
     Sample,
@@ -23,6 +25,8 @@ from dmt_ds.downstream.answers import (
 from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import Model
+from dmt_ds.errors import DmtError
+from dmt_ds.models.teachers import CHECKPOINTS_FOLDER
 from dmt_ds.tracking.tracker import Tracker, read_points
 
 logger = logging.getLogger(__name__)
@@ -83,11 +87,13 @@ class Judge:
     def finish(self, step: int) -> None:
         """Judge what is published; say how it compares to the best on the way; leave pictures of what is mistaken."""
         name, of_published = list(self.judge(step).items())[-1]
+        scores = accuracy_over_ranks(of_published)
         confusion = confusion_over_ranks(of_published, self.task.num_classes)
         samples = samples_over_ranks(of_published, NUM_SAMPLES)
         if not dist.is_main():
             return
         self._say_best(f"eval/{name}top1")
+        self._add_to_origin(scores)
         if self.config.tracking.pictures:
             try:
                 self._draw(confusion, *samples)
@@ -102,9 +108,22 @@ class Judge:
         if not scores:
             return
         best, last = max(scores, key=lambda step: scores[step]), max(scores)
-        self.tracker.log_metrics({f"{metric.removesuffix('top1')}best_top1": scores[best]}, last)
+        self.tracker.log_metrics({f"{metric}_best": scores[best]}, last)
         told = (metric, 100 * scores[last], last, 100 * scores[best], best)
         logger.info("%s: %.2f %% at the last step, %d, which is published; best %.2f %% at step %d", *told)
+
+    def _add_to_origin(self, scores: Accuracy) -> None:
+        """What an encoder reaches stands with the run that made it, as all readouts do."""
+        source = self.config.student.init_from
+        origin = None if source is None else run_of(source)
+        if source is None or origin is None or CHECKPOINTS_FOLDER in Path(source).parts:
+            return  # a checkpoint on the way is not what the run came to
+        kind = "probe" if self.config.classify.frozen else "finetune"
+        self.beat("telling the encoder's run")
+        try:
+            add_to_run(origin, {f"eval/{kind}_{key}": score for key, score in scores._asdict().items()})
+        except (DmtError, OSError) as error:
+            logger.warning("%s: what its encoder reaches is not added to its run: %s", origin, error)
 
     def _draw(self, confusion: Tensor, right: list[Sample], wrong: list[Sample]) -> None:
         from dmt_ds.tracking import answer_pictures

@@ -21,6 +21,8 @@ _OF_THE_RUN = (
     "train.deepspeed",
 )
 """Settings that a run which is fine-tuned without a recipe of one's own hands on."""
+_OF_A_SUITE = ("tracking.experiment", "tracking.parent")
+"""Of a suite's run they stay behind: what is made of it is no variant of the comparison."""
 
 
 def resolve(source: str, recipe: str | None, overrides: Sequence[str]) -> RunConfig:
@@ -78,8 +80,10 @@ def _handed_on(source: str) -> list[str]:
     run = run_of(source)
     if run is None:
         return []
-    settings = flatten(config_from_yaml((run / "config.yaml").read_text()))
-    return [f"{key}={_quoted(settings[key])}" for key in _OF_THE_RUN if settings[key] is not None]
+    config = config_from_yaml((run / "config.yaml").read_text())
+    settings = flatten(config)
+    own = _OF_A_SUITE if "suite" in config.tracking.tags else ()
+    return [f"{key}={_quoted(settings[key])}" for key in _OF_THE_RUN if settings[key] is not None and key not in own]
 
 
 def _quoted(value: object) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from dmt_ds.config.schema import OptimConfig
+from dmt_ds.engine.momentum_sgd import MomentumSgd
 
 _TOKENS = ("cls_token", "pos_embed", "mask_token", "reg_token", "masked_embed")
 
@@ -59,17 +60,17 @@ def build_optimizer(
     fused: bool,
     layers: Mapping[str, int] | None = None,
 ) -> Optimizer:
-    """Torch's own, so that there is nothing to compile and parameter groups are ours.
+    """AdamW, torch's own so that there is nothing to compile, or SGD; parameter groups are ours.
 
     Args:
-        fused: one kernel, on CUDA.
+        fused: AdamW in one kernel, on CUDA.
         layers: parameter name -> number of its layer, for `layer_decay`.
     """
     peak = peak_learning_rate(section, global_batch_size)
     scales = None if layers is None or section.layer_decay == 1 else learning_rate_scales(layers, section.layer_decay)
     groups = parameter_groups(module, section.weight_decay, peak, scales)
     if section.name == "sgd":
-        return SGD(groups, lr=peak, momentum=section.momentum, fused=fused)
+        return MomentumSgd(groups, section.momentum)
     return AdamW(groups, lr=peak, betas=section.betas, eps=section.eps, fused=fused)
 
 

@@ -14,7 +14,14 @@ VARIANT, TEACHER = "variant", "teacher"
 SCORE = re.compile(r"eval/(.+_)?(top1|top5|miou)")
 """Metrics in [0, 1] that are shown in percent."""
 _MAIN_SCORE = re.compile(r"eval/(?!select_)(\w+_)?(top1|miou)")  # select_ chooses settings, and judges nothing
-_ORDER = ("eval/knn_top1", "eval/knn_patch_top1", "eval/linear_top1", "eval/linear_patch_top1", "eval/top1")
+_ORDER = (
+    "eval/knn_top1",
+    "eval/knn_patch_top1",
+    "eval/linear_top1",
+    "eval/linear_patch_top1",
+    "eval/finetune_top1",
+    "eval/top1",
+)
 _WITHOUT_SCORES = "train/loss"
 _SEED = re.compile(r"[-_]seed[-_]?\d+$")
 NO_SETTINGS = ("output_dir", "name", "tracking.")

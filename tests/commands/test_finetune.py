@@ -49,6 +49,14 @@ def test_the_student_is_the_encoder_on_the_images_of_its_run(run: Path) -> None:
     assert stage_of(config) == "finetune"
 
 
+def test_what_is_made_of_a_suites_run_does_not_join_the_suite(run: Path) -> None:
+    recorded = load_config(str(run / "config.yaml"))
+    tracking = recorded.tracking.model_copy(update={"tags": {"suite": "mine", "variant": "x"}, "uri": "sqlite:///x.db"})
+    (run / "config.yaml").write_text(to_yaml(recorded.model_copy(update={"tracking": tracking})))
+    section = resolve(str(run), None, ()).tracking
+    assert (section.uri, section.experiment, section.parent, section.tags) == ("sqlite:///x.db", "dmt_ds", None, {})
+
+
 def test_a_recipe_keeps_its_own_data_and_the_command_line_wins(run: Path) -> None:
     config = resolve(str(run), "linear_probe", ("data.path=there", "train.epochs=3", "name=mine"))
     assert (config.data.path, config.data.num_workers, config.train.epochs) == ("there", 8, 3)

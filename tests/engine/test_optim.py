@@ -45,3 +45,20 @@ def test_the_optimizer_follows_the_schedule_per_step():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5])
+
+
+def test_sgd_is_torchs():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    section = OptimConfig(name="sgd", base_lr=0.1, weight_decay=0.2, momentum=0.9)
+    first = build_optimizer(ours, section, 256, fused=False)
+    groups = [{"params": [theirs.weight], "weight_decay": 0.2}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    second = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    for _ in range(5):
+        images = torch.randn(4, 3)
+        for module, optimizer in ((ours, first), (theirs, second)):
+            optimizer.zero_grad()
+            module(images).square().sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())

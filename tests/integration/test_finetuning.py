@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three starts: a run at one go, and one that was stopped and went on."""
     folder = tmp_path_factory.mktemp("finetuning")
     encoder = tiny_run.make_teacher(folder / "encoder", seed=0)
+    (encoder / "config.yaml").write_text(yaml.safe_dump({"task": "mae", "tracking": {"enabled": False}}))
     whole, stopped = recipe(folder / "whole"), recipe(folder / "stopped", enabled=False, pictures=False)
     processes.run(finetune(encoder, whole, f"tracking.uri=sqlite:///{folder}/mlflow.db"))
     processes.run(finetune(encoder, stopped, f"train.stop_after_step={STOP}"))
@@ -80,13 +81,15 @@ def test_the_running_mean_is_what_is_published(folder: Path) -> None:
     assert torch.equal(load_file(folder / "whole/run/backbone/model.safetensors")["cls_token"], state["vit.cls_token"])
 
 
-def test_mlflow_has_the_pictures_the_best_score_and_where_the_weights_come_from(folder: Path) -> None:
+def test_mlflow_has_pictures_the_best_score_and_the_encoders_run_which_has_the_result(folder: Path) -> None:
     store = f"sqlite:///{folder}/mlflow.db"
     run = run_of(store, (folder / "whole/run/tracking/mlflow_run_id").read_text().strip())
     assert run.data.tags["stage"] == "finetune"
-    assert run.data.tags["init_from"] == str(folder / "encoder")
+    assert run.data.tags["init_from"] == str(folder / "encoder") and run.data.tags["init_from.run_name"] == "run"
     scores = tiny_run.losses(folder / "whole/run", "eval/ema_top1")
-    assert run.data.metrics["eval/ema_best_top1"] == pytest.approx(max(scores.values()))
+    assert run.data.metrics["eval/ema_top1_best"] == pytest.approx(max(scores.values()))
+    (published,) = tiny_run.losses(folder / "encoder", "eval/finetune_top1").values()
+    assert published == scores[NUM_STEPS]
     kept = {file.path for file in mlflow_client(store).list_artifacts(run.info.run_id, "pictures")}
     assert {"pictures/confusion.png", "pictures/confusion.csv", "pictures/answers_wrong.png"} <= kept
 
@@ -106,3 +109,25 @@ def test_a_broken_validation_image_is_named_before_training(folder: Path, tmp_pa
     assert done.returncode == 2 and str(broken) in line
     metrics = tmp_path / "new/run/metrics.jsonl"
     assert not metrics.exists() or "train/loss" not in metrics.read_text()
+
+
+PROBE = ("classify.frozen=true", "classify.pooling=class", "classify.ema_decay=0", "classify.mixup=0")
+SGD = ("optim.name=sgd", "optim.base_lr=2", "optim.layer_decay=1", "optim.weight_decay=0", "tracking.enabled=false")
+
+
+def test_a_probe_on_two_processes_then_one_is_that_of_one_and_leaves_the_encoder_as_it_was(
+    folder: Path, tmp_path: Path
+) -> None:
+    encoder = folder / "encoder"
+    whole, stopped = recipe(tmp_path / "whole", pictures=False), recipe(tmp_path / "stopped", pictures=False)
+    processes.run(finetune(encoder, whole, *PROBE, *SGD))
+    half = ("train.micro_batch_size=8", f"train.stop_after_step={STOP}")
+    processes.run(finetune(encoder, stopped, *PROBE, *SGD, *half), processes=2)
+    processes.run(finetune(encoder, stopped, *PROBE, *SGD))
+    expected = tiny_run.losses(tmp_path / "whole/run", "train/loss")
+    assert expected[NUM_STEPS] < expected[1]
+    assert tiny_run.losses(tmp_path / "stopped/run", "train/loss") == pytest.approx(expected, rel=1e-4)
+    heads = [load_file(tmp_path / name / "run/classifier/model.safetensors") for name in ("whole", "stopped")]
+    torch.testing.assert_close(heads[0], heads[1], rtol=1e-4, atol=1e-5)
+    given, left = (load_file(path / "backbone/model.safetensors") for path in (encoder, tmp_path / "whole/run"))
+    assert all(torch.equal(given[name], left[name]) for name in given)
