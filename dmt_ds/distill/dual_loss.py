@@ -96,12 +96,15 @@ def _shapes(
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     _, tfd, sfd, gradient = output
     ctx.mark_non_differentiable(tfd, sfd, gradient)
+    ctx.set_materialize_grads(False)  # or zeros of the gradient's own size would be made for it
     ctx.save_for_backward(gradient)
     ctx.type_of_tokens = inputs[0].dtype
 
 
-def _scaled_gradient(ctx: Any, total: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def _scaled_gradient(ctx: Any, total: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
     """Scaled in place where nobody needs it again, as a copy would double the memory."""
+    if total is None:
+        return (None,) * 8
     (gradient,) = ctx.saved_tensors
     scale = total.to(gradient.dtype)
     # A compiler traces with tensors of its own kind and finds out for itself what can be overwritten.

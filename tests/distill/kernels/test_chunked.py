@@ -159,6 +159,21 @@ def test_no_gradient_is_made_where_none_is_asked_for(direction: Direction) -> No
     assert gradient.numel() == 0
 
 
+def test_beside_the_inputs_there_is_one_gradient_and_one_chunk(
+    direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "_ELEMENTS_AT_ONCE", 17 * 96)  # an image
+    student, fused = random_tokens(0, 64, 17, 96).requires_grad_(), random_tokens(1, 64, 17, 96)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        torch.autograd.grad(fused_loss(student, fused, direction), student)
+    recorded = sorted((e.start_ns(), e.nbytes()) for e in profile.profiler.kineto_results.events() if e.nbytes())
+    alive = most = 0
+    for _, change in recorded:
+        alive += change
+        most = max(most, alive)
+    assert student.nbytes <= most < 1.2 * student.nbytes
+
+
 def test_nan_is_not_hidden(direction: Direction) -> None:
     student = random_tokens(0, 2, 6, 20)
     student[1, 3, 4] = float("nan")
