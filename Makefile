@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+BENCH ?= loss step trainer
 # Tests at a time; each test may start processes of its own.
 JOBS ?= 2
 
@@ -11,7 +12,7 @@ export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format lock clean
+.PHONY: help setup quickstart test bench lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +24,9 @@ quickstart: $(VENV)/.installed ## set up, then make three teachers on digits and
 
 test: $(VENV)/.installed-dev ## set up, then run the tests (ARGS="-k losses" chooses)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+bench: $(VENV)/.installed ## measure beside named peers (BENCH="loss step trainer" chooses); figures in benchmarks/results
+	set -e; for name in $(BENCH); do $(VENV)/bin/python benchmarks/bench_$$name.py $(ARGS); done
 
 lint: $(VENV)/.installed-dev ## formatting, lint, types, shell scripts
 	$(VENV)/bin/ruff format --check .

@@ -1,27 +1,38 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one go, on a GPU machine without network: GPU tests, a short distillation at real
-# size, the trainer's overhead. Ends in under ten minutes on one H100 or H200; figures go to the folder given.
+# Everything that only a GPU can show, in one go, on a GPU machine without network: GPU tests, the losses, whole steps
+# beside those of others, the trainer's overhead. Figures go to the folder given, as JSON and Markdown.
 #
-#   benchmarks/gpu_check.sh OUT_FOLDER          # PYTHON=/path/to/python chooses the interpreter
+#   benchmarks/gpu_check.sh OUT_FOLDER                     # all; PYTHON=/path/to/python chooses the interpreter
+#   benchmarks/gpu_check.sh OUT_FOLDER tests loss trainer  # a set of stages; none of tests, loss, trainer, step needs
+#   benchmarks/gpu_check.sh OUT_FOLDER step                # more than ten minutes on one H100 or H200
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
+shift
+stages=${*:-tests loss trainer step}
 python=${PYTHON:-python3}
 mkdir -p "$out"
-export PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true
+out=$(cd "$out" && pwd)
+export PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 failed=0
 
 stage() { # name, command...
     local name=$1
     shift
     echo "== $name"
-    timeout "${STAGE_SECONDS:-240}" "$@" >"$out/$name.log" 2>&1
+    timeout "${STAGE_SECONDS:-190}" "$@" >"$out/$name.log" 2>&1
     local code=$?
-    tail -n 12 "$out/$name.log"
+    tail -n 14 "$out/$name.log"
     if [ $code -ne 0 ]; then
         echo "== $name ended with code $code"
         failed=1
     fi
+}
+
+bench() { # name, script, options...
+    local name=$1 script=$2
+    shift 2
+    stage "$name" "$python" "benchmarks/bench_$script.py" --out "$out" --no-mlflow "$@"
 }
 
 {
@@ -30,9 +41,23 @@ stage() { # name, command...
     "$python" -c 'import torch, deepspeed, timm; print("torch", torch.__version__, "deepspeed", deepspeed.__version__, "timm", timm.__version__)'
 } 2>&1 | tee "$out/machine.txt"
 
-stage tests "$python" -m pytest -q -m gpu tests
-stage overhead_t "$python" benchmarks/trainer_overhead.py --student vit_tiny --batch 256 --rounds 7 --steps 10 \
-    --workers 8 --json "$out/trainer_overhead_vit_tiny.json"
-stage overhead_b "$python" benchmarks/trainer_overhead.py --student vit_base --batch 128 --rounds 7 --steps 10 \
-    --workers 8 --json "$out/trainer_overhead_vit_base.json"
+for set in $stages; do
+    case $set in
+    tests) stage tests "$python" -m pytest -q -m gpu tests ;;
+    loss) bench loss loss ;;
+    trainer)
+        bench trainer_t trainer --student vit_tiny --workers 8
+        bench trainer_b trainer --student vit_base --batch 128 --workers 8
+        ;;
+    step)
+        bench step_t step --student vit_tiny
+        bench step_s step --student vit_small
+        bench step_b step --student vit_base --batch 128
+        ;;
+    *)
+        echo "no stage $set: tests, loss, trainer, step"
+        exit 2
+        ;;
+    esac
+done
 exit $failed

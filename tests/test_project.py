@@ -254,7 +254,7 @@ def test_every_shipped_yaml_and_json_is_in_the_wheel_settings() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_alone_lists_its_targets() -> None:
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("quickstart", "test", "lint", "lock"):
+    for target in ("quickstart", "test", "bench", "lint", "lock"):
         assert f"make {target} " in listed
 
 

@@ -1,0 +1,99 @@
+"""What the trainer costs beside the bare forward, backward and step of the same modules in the same process.
+
+    python benchmarks/bench_trainer.py                       # three ViT-B teachers, ViT-T student, batch 8
+    python benchmarks/bench_trainer.py --batch 256 --rounds 9 --steps 20 --workers 8      # on a GPU
+
+Bare: uint8 images that lie on the device, teachers, sum, student, both losses, backward, DeepSpeed's step. Trainer: the
+same plus loader, jitter, sampler, agreement between ranks, meters, watchdog. Augmentation counts for the trainer, not
+for the bare loop.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import harness
+import torch
+from harness import Report, Spread
+from ours import build_trainer, make_teachers, teachers_section
+
+from dmt_ds.commands.tasks import build_task
+from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig, TrackingConfig, TrainConfig
+from dmt_ds.engine import ds_engine
+from dmt_ds.engine.trainer import Trainer
+
+
+def bare_step(trainer: Trainer, images: torch.Tensor, seeds: torch.Tensor, pixels: torch.Tensor) -> None:
+    """The modules alone, in the order in which the task calls them."""
+    task, engine = trainer.learners[0].task, trainer.learners[0].engine
+    with torch.no_grad():
+        targets = task._teachers._fusion(task._teachers._tokens(images, None))
+    losses = task._objective(engine(pixels, seeds), targets)
+    engine.backward(losses.total)
+    engine.step()
+
+
+def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device) -> dict[str, list[float]]:
+    """Seconds a step of both."""
+    batches = trainer.batches()
+    batch = next(trainer.batches()).to(device)
+    pixels = trainer.learners[0].task._augment(batch.images, batch.seeds)
+    trainer.learners[0].start()
+    sides = {
+        "bare": lambda: bare_step(trainer, batch.images, batch.seeds, pixels),
+        "trainer": lambda: trainer.update(batches),
+    }
+    return harness.alternate(sides, options.rounds, options.steps, device)
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    parser = harness.parser(__doc__, rounds=7, steps=10 if on_gpu else 1)
+    parser.add_argument("--teacher", default="vit_base")
+    parser.add_argument("--teachers", type=int, default=3)
+    parser.add_argument("--student", default="vit_tiny")
+    parser.add_argument("--batch", type=int, default=256 if on_gpu else 8)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=on_gpu)
+    options = parser.parse_args()
+    device = ds_engine.start(600)
+    harness.start(options)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models = make_teachers(folder, options.teacher, options.teachers, options.image_size)
+        config = RunConfig(
+            data=DataConfig(image_size=options.image_size, num_workers=options.workers),
+            teachers=teachers_section(models, device, bf16=options.bf16),
+            student=StudentConfig(arch=options.student),
+            train=TrainConfig(
+                global_batch_size=options.batch,
+                micro_batch_size=options.batch,
+                deepspeed="student_zero2_bf16" if options.bf16 else "student_zero2_fp32",
+            ),
+            tracking=TrackingConfig(enabled=False),
+        )
+        trainer = build_trainer(config, build_task(config, device).task, folder, device)
+        times = measure(trainer, options, device)
+    make_report(times, options, device).publish(options)
+    ds_engine.stop()
+
+
+def make_report(times: dict[str, list[float]], options: argparse.Namespace, device: torch.device) -> Report:
+    overhead = harness.ratios(times["trainer"], times["bare"])
+    names = ("student", "teacher", "teachers", "batch", "image_size", "workers", "bf16", "rounds", "steps")
+    setting = {name: getattr(options, name) for name in names}
+    title = f"The trainer beside bare steps, student {options.student}"
+    report = Report(f"trainer_{options.student}_{harness.device_slug(device)}", title, setting)
+    for name, seconds in times.items():
+        report.rows.append({"": name, "s a step": Spread.of(seconds).text(1, 4)})
+    percents = Spread(*(100 * (value - 1) for value in overhead))
+    report.rows.append({"": "trainer over bare", "s a step": f"{percents.text(1, 1)} %"})
+    report.metrics = {"overhead_percent": percents.median}
+    report.raw = {"seconds": times}
+    report.notes = [f"Times are {'CPU' if device.type == 'cpu' else 'wall'} seconds: medians and ranges of the rounds."]
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""This project's own side of the benchmarks: a trainer on random teachers, built as `dmt-ds pretrain` builds one."""
+
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dmt_ds.commands.tasks import build_task
+from dmt_ds.config.batch import plan_batch
+from dmt_ds.config.deepspeed import find_ds_config, resolve_student
+from dmt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig, TeachersConfig
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.loader import TrainLoader
+from dmt_ds.data.sampling import SampleStream
+from dmt_ds.data.sources import open_source
+from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.learner import Learner
+from dmt_ds.engine.optim import build_optimizer
+from dmt_ds.engine.peers import Peers
+from dmt_ds.engine.progress import ProgressView
+from dmt_ds.engine.stopping import StopRequest, Watchdog
+from dmt_ds.engine.task import PretrainingTask
+from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
+from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.vit import build_vit
+from dmt_ds.tracking.tracker import NullTracker
+
+
+def make_teachers(folder: Path, arch: str, count: int, image_size: int) -> dict[str, TeacherConfig]:
+    """Encoders on disk with random weights: time does not depend on their values."""
+    section = StudentConfig(arch=arch, drop_path=0.0)
+    models = {}
+    for number in range(count):
+        torch.manual_seed(number)
+        path = folder / f"teacher{number}"
+        state = build_vit(section, image_size).state_dict()
+        save_backbone(path, state, section, image_size, provenance={"task": "random", "teachers": {}})
+        models[f"teacher{number}"] = TeacherConfig(source=str(path))
+    return models
+
+
+def teachers_section(models: dict[str, TeacherConfig], device: torch.device, *, bf16: bool) -> TeachersConfig:
+    """Whole copies: on one device there is nothing to cut."""
+    name = "teacher_zero3_inference" if bf16 else "teacher_zero3_inference_fp32"
+    return TeachersConfig(models=models, sharding="replicate", deepspeed=name)
+
+
+def build_trainer(config: RunConfig, task: PretrainingTask, folder: Path, device: torch.device) -> Trainer:
+    """A trainer over the digits, scaled up to the image size."""
+    batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
+    ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, 0.0)
+    size = config.train.global_batch_size
+    optimizer = build_optimizer(task.module, config.optim, size, fused=device.type == "cuda")
+    engine = ds_engine.build_student(task.module, optimizer, lambda step: 1.0, ds_config)
+    if config.train.compile:
+        engine.compile()
+    source = open_source(config.data, "train")
+    loader = TrainLoader(
+        source,
+        SampleStream(len(source), 0),
+        task.crops(config.data),
+        run_seed=0,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=config.data.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    plan = TrainPlan(10**6, size, batch.grad_accum_steps, 20, 10**6)
+    view = ProgressView("benchmark", 1, visible=False)
+    around = Surroundings(view, StopRequest(), Watchdog(1e6, 0, Peers()), source.name)
+
+    def no_record(step: int) -> RunState:
+        return RunState(step, 0, 1, 2, "bf16", {})
+
+    def no_export(engine: ds_engine.StudentEngine, folder: Path, step: int) -> None:
+        return
+
+    learner = Learner(task, engine, CheckpointFolder(folder, 1), no_record, no_export, NullTracker())
+    return Trainer([learner], loader, plan, around)
+
+
+class Ours:
+    """The whole trainer, on one batch that lies on the device."""
+
+    def __init__(self, config: RunConfig, folder: Path, device: torch.device, images: Tensor) -> None:
+        """Build the task; `copies` may be taken before `start` hands the student to its engine."""
+        self._config, self._folder, self._device = config, folder, device
+        self.task = build_task(config, device).task
+        numbers = torch.arange(len(images), device=device)
+        self._batches: Iterator[Batch] = repeat(Batch((images,), numbers, numbers, numbers))
+        self.loss: Tensor | None = None
+
+    @property
+    def student(self) -> nn.Module:
+        return self.task.module.vit  # type: ignore[return-value]
+
+    @property
+    def adapter(self) -> nn.Module:
+        return self.task.module.adapters["fused"]  # type: ignore[index, return-value]
+
+    def start(self) -> None:
+        self._trainer = build_trainer(self._config, self.task, self._folder, self._device)
+        engine = self._trainer.learners[0].engine
+        backward = engine.backward
+
+        def noted(loss: Tensor) -> None:
+            self.loss = loss.detach()
+            backward(loss)
+
+        engine.backward = noted  # type: ignore[method-assign]
+        self._trainer.learners[0].start()
+
+    def step(self) -> Tensor:
+        """One update; gives the loss, without waiting for it."""
+        self._trainer.update(self._batches)
+        assert self.loss is not None
+        return self.loss
+
+
+def local_teachers(config: RunConfig) -> list[nn.Module]:
+    """Plain ViTs with the weights of the config's teachers, in float32 on the CPU."""
+    from dmt_ds.commands.teacher_engines import load_teachers
+
+    return [model.vit for model in load_teachers(config.teachers, config.data.image_size).values()]

@@ -1,0 +1,105 @@
+"""The benchmarks run, hold the sides equal, and keep what they found; how fast anything is, no test says."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests import processes
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script: str, out: Path, *options: str, check: bool = True) -> Any:
+    done = processes.run(
+        [str(BENCHMARKS / script), "--rounds", "2", "--steps", "1", "--out", str(out), *options],
+        check=check,
+        cwd=out,
+        CUDA_VISIBLE_DEVICES="",
+        DS_ACCELERATOR="cpu",
+    )
+    return done if not check else json.loads(next(out.glob("*.json")).read_text())
+
+
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("harness", BENCHMARKS / "harness.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["harness"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rounds_take_every_side_in_turn_after_one_call_that_does_not_count(harness: ModuleType) -> None:
+    import torch
+
+    calls: list[str] = []
+    sides = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = harness.alternate(sides, rounds=2, steps=2, device=torch.device("cpu"))
+    assert "".join(calls) == "ab" + "aabb" * 2
+    assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}
+
+
+def test_a_side_is_faster_only_where_all_rounds_say_so(harness: ModuleType) -> None:
+    base = [2.0, 2.0, 2.0]
+    assert harness.ratios(base, [1.0, 4.0, 2.0]) == (1.0, 0.5, 2.0)
+    assert harness.verdict(harness.ratios(base, [1.0, 4.0, 2.0])) == "no difference seen"
+    assert harness.verdict(harness.ratios(base, [1.0, 1.9, 1.0])) == "faster"
+    assert harness.verdict(harness.ratios(base, [4.0, 2.1, 4.0])) == "slower"
+
+
+def test_peak_memory_counts_what_lives_at_once(harness: ModuleType) -> None:
+    import torch
+
+    def two_at_a_time() -> None:
+        kept = torch.zeros(1 << 20)  # 4 MiB
+        for _ in range(3):
+            kept + 1
+
+    assert harness.peak_bytes(two_at_a_time, torch.device("cpu")) == pytest.approx(8 << 20, rel=0.01)
+
+
+def test_losses_are_compared_and_kept_in_files_and_in_mlflow(tmp_path: Path) -> None:
+    sizes = ["--batch", "2", "--tokens", "17", "--channels", "24", "--direction", "student_teacher", "--no-compile"]
+    found = run("bench_loss.py", tmp_path, *sizes)
+    assert [row["loss"] for row in found["rows"]] == ["eager", "chunked"] * 2
+    assert len(found["raw"]["student_teacher, float32"]["seconds"]["chunked"]) == 2
+    assert "| student_teacher, float32 | chunked |" in (tmp_path / "loss_cpu.md").read_text()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/benchmarks/mlflow.db")
+    experiment = client.get_experiment_by_name("benchmarks")
+    assert experiment is not None
+    (kept,) = client.search_runs([experiment.experiment_id])
+    assert kept.info.status == "FINISHED"
+    assert kept.data.metrics["student_teacher/float32/chunked/ms"] > 0
+    assert kept.data.params["tokens"] == "17"
+
+
+def test_whole_steps_of_ours_and_of_all_peers_start_with_equal_losses_and_gradients(tmp_path: Path) -> None:
+    sizes = ["--teacher", "vit_tiny", "--teachers", "2", "--batch", "2", "--image-size", "32", "--no-mlflow"]
+    found = run("bench_step.py", tmp_path, *sizes)
+    sides = {"P1 plain PyTorch", "ours", "DeepSpeed by hand", "TinyMIM-style"}
+    assert set(found["raw"]["seconds"]) == sides
+    for name in sides:
+        assert found["raw"]["checked"][name]["loss_error"] < 1e-5
+        assert found["raw"]["checked"][name]["gradient_error"] < 1e-4
+    assert len({round(found["raw"]["checked"][name]["loss"], 3) for name in sides}) == 1
+
+
+def test_the_trainer_is_measured_beside_bare_steps(tmp_path: Path) -> None:
+    sizes = ["--teacher", "vit_tiny", "--teachers", "1", "--batch", "2", "--image-size", "32", "--no-mlflow"]
+    found = run("bench_trainer.py", tmp_path, *sizes)
+    assert {name: len(seconds) for name, seconds in found["raw"]["seconds"].items()} == {"bare": 2, "trainer": 2}
+
+
+@pytest.mark.parametrize("peer", ["pytorch", "tinymim_style", "deepspeed"])
+def test_a_peer_is_short_and_owes_nothing_to_this_project(peer: str) -> None:
+    text = (BENCHMARKS / f"peer_{peer}.py").read_text()
+    assert len(text.splitlines()) < 150
+    assert "dmt_ds" not in text
