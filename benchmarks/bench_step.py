@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmt_ds.config.methods import AugmentConfig
-from dmt_ds.config.schema import DataConfig, OptimConfig, RunConfig, StudentConfig, TrackingConfig, TrainConfig
+from dmt_ds.config.schema import DataConfig, OptimConfig, RunConfig, StudentConfig, TrainConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.engine import ds_engine
 
 NO_JITTER = AugmentConfig(brightness=0, contrast=0, saturation=0)

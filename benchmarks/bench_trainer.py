@@ -18,7 +18,8 @@ from harness import Report, Spread
 from ours import build_trainer, make_teachers, teachers_section
 
 from dmt_ds.commands.tasks import build_task
-from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig, TrackingConfig, TrainConfig
+from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig, TrainConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.engine import ds_engine
 from dmt_ds.engine.trainer import Trainer
 

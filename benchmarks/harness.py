@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from dmt_ds.config.schema import TrackingConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 
 RESULTS = Path(__file__).parent / "results"

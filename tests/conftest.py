@@ -47,7 +47,7 @@ def cuda() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store without runs; a copy of the file is there at once, where making one takes seconds."""
-    from dmt_ds.config.schema import TrackingConfig
+    from dmt_ds.config.tracking import TrackingConfig
     from dmt_ds.tracking.mlflow_tracker import check_store
 
     folder = tmp_path_factory.mktemp("empty")

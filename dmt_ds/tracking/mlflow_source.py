@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from dmt_ds.config.schema import TrackingConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.journal import Record, read_lines
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG, origin_tags

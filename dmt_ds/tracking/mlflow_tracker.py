@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from dmt_ds.config.schema import TrackingConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking import mlflow_parent, mlflow_store
 from dmt_ds.tracking.mlflow_system import system_sampler

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmt_ds.config.schema import TrackingConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker
 
 if TYPE_CHECKING:

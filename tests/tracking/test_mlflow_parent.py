@@ -7,7 +7,7 @@ from threading import Barrier
 
 import pytest
 
-from dmt_ds.config.schema import TrackingConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG
 from dmt_ds.tracking.mlflow_sync import sync
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store, describe_parent

@@ -11,7 +11,7 @@ from threading import Barrier
 
 import pytest
 
-from dmt_ds.config.schema import TrackingConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.mlflow_store import log_datasets
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics, check_store, open_tracker
