@@ -10,6 +10,7 @@ from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_student
 from dmt_ds.config.findings import section_in
 from dmt_ds.config.load import flatten, to_yaml
+from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
 
@@ -38,8 +39,11 @@ def render_deepspeed(config: RunConfig, ranks: int) -> str:
     What a teacher's width decides stays "auto" here: the width is known when the teacher is loaded.
     """
     plan = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, ranks)
-    student = find_ds_config(config.train.deepspeed)
-    parts = [("student", student, resolve_student(student, plan, config.optim.clip_grad_norm))]
+    parts = []
+    for name, run in (member_runs(config) or {"": config}).items():
+        student = find_ds_config(run.train.deepspeed)
+        who = f"student {name}" if name else "student"
+        parts.append((who, student, resolve_student(student, plan, run.optim.clip_grad_norm)))
     if config.task in TEACHER_TASKS:
         teachers = find_ds_config(config.teachers.deepspeed)
         parts.append(("each teacher", teachers, read_ds_config(teachers)))
@@ -76,6 +80,9 @@ def _entry_lines(annotation: object, indent: str) -> Iterator[str]:
     if section and is_named:
         yield f"{indent}# NAME:"
         for name, field in section.model_fields.items():
+            if isinstance(field.default, BaseModel):
+                yield f"{indent}#   {name}: {{}}  # settings as under {name}, whose values stand for those not given"
+                continue
             default = "..." if field.is_required() else _inline(field.default)
             yield f"{indent}#   {name}: {default}  # {_in_one_line(field.description)}"
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from dmt_ds.config.family import members_by_name
 from dmt_ds.config.findings import describe, fields_of, not_a_section
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.yaml_text import parse_value, parse_yaml
@@ -231,7 +232,15 @@ def _merge(target: Tree, values: Mapping[str, Any], path: tuple[str, ...] = ()) 
                 target[key] = {}
             _merge(target[key], value, here)
         elif not fields_of(here):  # `optim:` with nothing under it changes nothing
-            target[key] = value
+            target[key] = _listed_members(value) if here == ("family",) else value
+
+
+def _listed_members(value: Any) -> Any:
+    """A family's list of names as members whose settings can follow; what is wrong with it the schema will say."""
+    try:
+        return members_by_name(value)
+    except ValueError:
+        return value
 
 
 def _paths(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -5,9 +5,10 @@ A section is frozen and refuses unknown keys. Constructors elsewhere take their 
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
+from dmt_ds.config.family import check_family, completed, members_by_name
 from dmt_ds.config.methods import (
     AugmentConfig,
     ClassifyConfig,
@@ -251,6 +252,15 @@ class TrainConfig(Section):
         return self
 
 
+class FamilyMember(Section):
+    """One student of a family; what it does not say is as in the run's own `student`, `optim` and `train.deepspeed`."""
+
+    student: StudentConfig = StudentConfig()
+    optim: OptimConfig = OptimConfig()
+    deepspeed: str | None = None
+    """DeepSpeed JSON of this student; null takes `train.deepspeed`."""
+
+
 class RunConfig(Section):
     """A whole run: what a recipe and its overrides resolve to."""
 
@@ -266,6 +276,8 @@ class RunConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     teachers: TeachersConfig = TeachersConfig()
     student: StudentConfig = StudentConfig()
+    family: dict[str, FamilyMember] = Field(default={})
+    """Name -> student, all taught by one pass of the teachers; a list names architectures: `[vit_tiny, vit_small]`."""
     distill: DistillConfig = DistillConfig()
     tinymim: TinyMimConfig = TinyMimConfig()
     mae: MaeConfig = MaeConfig()
@@ -278,13 +290,28 @@ class RunConfig(Section):
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
 
+    @field_validator("family", mode="before")
+    @classmethod
+    def _a_list_names_members(cls, family: object) -> object:
+        return members_by_name(family)
+
+    @model_validator(mode="after")
+    def _members_are_whole(self) -> "RunConfig":
+        check_family(list(self.family), self.task in TEACHER_TASKS, self.task)
+        own = FamilyMember(student=self.student, optim=self.optim, deepspeed=self.train.deepspeed)
+        # What is saved and read again must be the same run, so that members are completed here, and not where used.
+        object.__setattr__(self, "family", {name: completed(member, own) for name, member in self.family.items()})
+        return self
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> "RunConfig":
-        if self.data.image_size % self.student.patch_size:
-            raise ValueError(
-                f"data.image_size {self.data.image_size} is not a multiple of"
-                f" student.patch_size {self.student.patch_size}"
-            )
+        sections = {f"family.{name}.student": member.student for name, member in self.family.items()}
+        for where, student in (sections or {"student": self.student}).items():
+            if self.data.image_size % student.patch_size:
+                raise ValueError(
+                    f"data.image_size {self.data.image_size} is not a multiple of"
+                    f" {where}.patch_size {student.patch_size}"
+                )
         if self.task in TEACHER_TASKS and not self.teachers.used():
             raise ValueError(
                 f"task {self.task} needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)"

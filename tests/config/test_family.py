@@ -1,0 +1,81 @@
+"""A family in a recipe: its members, what they share, and what is wrong with it."""
+
+import pytest
+
+from dmt_ds.config.load import config_from_yaml, load_config, to_yaml
+from dmt_ds.config.members import member_runs
+from dmt_ds.config.resume import differences
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.errors import ConfigError
+
+
+def load(*overrides: str) -> RunConfig:
+    return load_config("vit_tiny", overrides)
+
+
+def test_a_list_names_architectures_whose_settings_can_follow() -> None:
+    config = load("family=[vit_tiny,vit_small]", "family.vit_small.optim.base_lr=1e-4", "student.drop_path=0.3")
+    assert list(config.family) == ["vit_tiny", "vit_small"]
+    small = config.family["vit_small"]
+    assert (small.student.arch, small.student.drop_path, small.optim.base_lr) == ("vit_small", 0.3, 1e-4)
+    assert config.family["vit_tiny"].optim == config.optim
+
+
+def test_what_a_member_does_not_say_is_as_in_the_runs_own_sections() -> None:
+    config = load("family.a.student.drop_path=0.2", "family.b.deepspeed=student_zero1_bf16", "optim.weight_decay=0.1")
+    assert config.family["a"].student == config.student.model_copy(update={"drop_path": 0.2})
+    assert config.family["a"].deepspeed == config.train.deepspeed
+    assert config.family["b"].student == config.student
+    assert config.family["b"].optim.weight_decay == 0.1
+
+
+def test_a_family_survives_being_saved() -> None:
+    config = load("family.a.optim.base_lr=1e-4", "family.b.student.arch=vit_small")
+    assert config_from_yaml(to_yaml(config)) == config
+
+
+def test_a_list_takes_the_place_of_a_recipes_members() -> None:
+    assert list(load_config("vit_family", ["family=[vit_small]"]).family) == ["vit_small"]
+    assert load_config("vit_family", ["family=[]"]).family == {}
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "vit_small", "vit_base"])
+def test_a_member_is_the_run_of_its_own_recipe(name: str) -> None:
+    member = member_runs(load_config("vit_family"))[name]
+    single = load_config(name)
+    own = ("output_dir", "tracking")
+    assert member.model_dump(exclude=set(own)) == single.model_dump(exclude=set(own))
+    assert (member.output_dir, member.tracking.parent) == (f"runs/vit_family/{name}", "vit_family")
+    assert differences(member.model_dump(mode="json"), single.model_dump(mode="json")) == []
+
+
+def test_a_run_that_is_no_family_has_no_members() -> None:
+    assert member_runs(load()) == {}
+
+
+def test_members_stand_under_the_parent_that_the_family_is_given() -> None:
+    config = load("family=[vit_tiny]", "tracking.parent=study", "tracking.run_name=mine")
+    (member,) = member_runs(config).values()
+    assert (member.tracking.parent, member.tracking.run_name) == ("study", None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["family=[vit_tiny,vit_tiny]"], "command line: family: 'vit_tiny' is given twice"),
+        (["family=vit_tiny"], "command line: family=vit_tiny: must have keys"),
+        (["family.a=vit_tiny"], "family.a=vit_tiny: is a section; set its keys"),
+        (["family.a.student.dpth=3"], "family.a.student.dpth: unknown key. Did you mean 'depth'?"),
+        (["family.a.optim.base_lr=-1"], "family.a.optim.base_lr=-1: must be > 0"),
+        (["family.a.teachers.use=[mae]"], "family.a.teachers: unknown key. Keys here: student, optim, deepspeed"),
+        (["family.checkpoints.student.arch=vit_tiny"], "family.checkpoints: names a folder"),
+        (["family.a.student.patch_size=15"], "not a multiple of family.a.student.patch_size 15"),
+        (["family=[vit_tiny]", "task=mae"], "family: task mae has no teachers that students could share"),
+        (["family=[vit_tiny]", "task=classify"], "family: task classify has no teachers"),
+    ],
+)
+def test_what_is_wrong_with_a_family_is_one_clear_line(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(*overrides)
+    (line,) = str(error.value).splitlines()
+    assert complaint in line
