@@ -17,6 +17,7 @@ from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.engine.peers import Peers
@@ -79,8 +80,9 @@ def build_trainer(config: RunConfig, task: PretrainingTask, folder: Path, device
     def no_export(engine: ds_engine.StudentEngine, folder: Path, step: int) -> None:
         return
 
-    learner = Learner(task, engine, CheckpointFolder(folder, 1), no_record, no_export, NullTracker())
-    return Trainer([learner], loader, plan, around)
+    checkpoints = CheckpointFolder(folder, 1)
+    learner = Learner(task, engine, checkpoints, no_record, no_export, NullTracker())
+    return Trainer([learner], CheckpointGroup([checkpoints]), loader, plan, around)
 
 
 class Ours:

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class CheckpointFolder:
     """The checkpoints of one run.
 
     A save goes to a hidden name on all ranks, then rank 0 writes the manifest, renames, and points `latest` at it. A
-    kill at any moment leaves at most a hidden folder, which the next save removes.
+    kill at any moment leaves at most a hidden folder, which the next save removes. Older ones stay until `prune`.
     """
 
     def __init__(self, folder: Path, keep: int, fence: Fence | None = None) -> None:
@@ -81,7 +81,7 @@ class CheckpointFolder:
         Raises:
             CheckpointError: the disk is full or can't be written; earlier checkpoints are as they were.
         """
-        tag = f"step{state.step:08d}"
+        tag = tag_of(state.step)
         hidden = self.folder / f"{_TEMPORARY}{tag}"
         self._make_room(hidden)
         try:
@@ -96,14 +96,30 @@ class CheckpointFolder:
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None; incomplete ones are named in the log and passed over."""
+        return next((Checkpoint(folder, read_run_state(folder)) for folder in self.complete()), None)
+
+    def complete(self) -> Iterator[Path]:
+        """Folders of complete checkpoints, the newest first; incomplete ones are named in the log and passed over."""
         for folder in sorted(self.folder.glob("step*"), reverse=True):
             if folder.name.endswith("_universal"):
                 continue
             problem = incompleteness(folder)
             if problem is None:
-                return Checkpoint(folder, read_run_state(folder))
-            logger.warning("%s: passed over: %s", folder, problem)
-        return None
+                yield folder
+            else:
+                logger.warning("%s: passed over: %s", folder, problem)
+
+    def prune(self, step: int) -> None:
+        """On rank 0, after a save: only the newest complete checkpoints up to `step` stay.
+
+        A later one can only be of an attempt that another one took the place of; it would count as the newest.
+        """
+        self._check_fence()
+        complete = [folder for folder in sorted(self.folder.glob("step*")) if incompleteness(folder) is None]
+        kept = [folder for folder in complete if folder.name <= tag_of(step)][-self._keep :]
+        for folder in complete:
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _make_room(self, hidden: Path) -> None:
         """Remove what a kill left, and refuse at once where the disk is too full for a checkpoint like the last."""
@@ -139,12 +155,6 @@ class CheckpointFolder:
         latest = self.folder / f"{_TEMPORARY}latest"
         latest.write_text(tag)
         os.replace(latest, self.folder / "latest")
-        self._prune()
-
-    def _prune(self) -> None:
-        complete = [f for f in sorted(self.folder.glob("step*")) if incompleteness(f) is None]
-        for folder in complete[: -self._keep]:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _check_fence(self) -> None:
         if self._fence is not None:
@@ -168,6 +178,11 @@ class CheckpointFolder:
             f"{self.folder / tag}: not saved (rank {dist.rank()}): {reason}. "
             f"The newest complete checkpoint is {newest}; make room, then start again"
         )
+
+
+def tag_of(step: int) -> str:
+    """Name of a step's checkpoint; names sort as steps do."""
+    return f"step{step:08d}"
 
 
 def _files_in(folder: Path) -> dict[str, int]:

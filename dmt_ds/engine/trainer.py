@@ -12,6 +12,7 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.engine import dist
 from dmt_ds.engine.agreement import Agreement
+from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.data_wait import DataWaitAlarm
 from dmt_ds.engine.learner import Learner, gradient_error
 from dmt_ds.engine.progress import ProgressView
@@ -80,16 +81,24 @@ class Trainer:
     """Trains what learns from the same batches: as a rule one model, or several students of the same teachers."""
 
     def __init__(
-        self, learners: Sequence[Learner], loader: TrainLoader, plan: TrainPlan, around: Surroundings, step: int = 0
+        self,
+        learners: Sequence[Learner],
+        checkpoints: CheckpointGroup,
+        loader: TrainLoader,
+        plan: TrainPlan,
+        around: Surroundings,
+        step: int = 0,
     ) -> None:
         """Put the parts together; learners take every micro-batch one after the other, in their order.
 
         Args:
+            checkpoints: all learners'.
             step: updates that are done; the same of all learners.
         """
         self.learners = tuple(learners)
         self.step = step
         self._device = self.learners[0].engine.device
+        self._checkpoints = checkpoints
         self._loader = loader
         self._plan = plan
         self._around = around
@@ -132,6 +141,7 @@ class Trainer:
         for learner in self.learners:
             self._around.watchdog.beat(f"saving step {self.step}{learner.of_name}")
             learner.save(self.step)
+        self._checkpoints.saved(self.step)
         self._around.watchdog.beat(f"step {self.step}")
         self._throughput.pop()  # a save is not training time
 

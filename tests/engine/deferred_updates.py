@@ -15,6 +15,7 @@ from dmt_ds.config.schema import OptimConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.engine.peers import Peers
@@ -88,16 +89,18 @@ def train(fused: bool, happens: str = "nothing", at_step: int = 0, **plan: int) 
         around = Surroundings(
             ProgressView("run", 8, visible=False), stop, Watchdog(600, dist.rank(), Peers()), "image {}".format
         )
+        checkpoints = CheckpointFolder(folder, 2)
         learner = Learner(
             task,
             engine,
-            CheckpointFolder(folder, 2),
+            checkpoints,
             lambda step: RunState(step, 0, dist.world_size(), 2, "bf16", {}),
             lambda engine, folder, step: None,
             losses,
         )
         trainer = Trainer(
             [learner],
+            CheckpointGroup([checkpoints]),
             Images(),  # type: ignore[arg-type]
             TrainPlan(global_batch_size=batch.global_batch_size, grad_accum_steps=ACCUMULATION, **lengths),
             around,

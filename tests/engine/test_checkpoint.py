@@ -33,6 +33,7 @@ def test_what_was_saved_is_found_with_its_state(folder):
 def test_only_the_newest_are_kept(folder):
     for step in (1, 2, 3, 10):
         folder.save(state(step), write_weights)
+        folder.prune(step)
     assert sorted(p.name for p in folder.folder.glob("step*")) == ["step00000003", "step00000010"]
 
 

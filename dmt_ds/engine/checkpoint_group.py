@@ -1,0 +1,80 @@
+"""Checkpoints of models that are trained together: a step counts once all of them have it; knows no engine."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmt_ds.engine import dist
+from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, read_run_state, tag_of
+from dmt_ds.engine.fence import Fence
+from dmt_ds.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointGroup:
+    """The checkpoint folders of a family's members, or of one model alone.
+
+    Members save one after the other, and nothing old goes before all have saved: a kill at any moment leaves a step
+    that all have, unless it comes within the first save of all.
+    """
+
+    def __init__(
+        self, folders: Sequence[CheckpointFolder], mark: Path | None = None, fence: Fence | None = None
+    ) -> None:
+        """Nothing is touched yet.
+
+        Args:
+            folders: the members', in their order.
+            mark: file of a family's that names the newest step that all have; None where there is one model.
+            fence: rank 0's claim on the folder of the mark.
+        """
+        self._folders = tuple(folders)
+        self._mark = mark
+        self._fence = fence
+
+    def newest(self) -> list[Checkpoint] | None:
+        """Each member's checkpoint of the newest step that all have; None where there is none to go on from.
+
+        Raises:
+            CheckpointError: all had one, as the mark says, and now some member has not.
+        """
+        tags = [[folder.name for folder in member.complete()] for member in self._folders]
+        common = set(tags[0]).intersection(*tags)
+        if common:
+            return [self._read(member, max(common), own) for member, own in self._with(tags)]
+        if not any(tags) or self._mark is None:
+            return None
+        found = "; ".join(f"{member.folder}: {', '.join(own) or 'none'}" for member, own in self._with(tags))
+        if self._mark.exists():
+            raise CheckpointError(
+                f"no checkpoint that all of the family have: {found}. Bring back what is missing, or choose another "
+                "output_dir (a member that was trained further alone goes on alone)"
+            )
+        logger.warning("the first save of all was not completed, so the family starts afresh: %s", found)
+        return None
+
+    def saved(self, step: int) -> None:
+        """All members have saved this step: note it, and let go of what is older. All ranks call."""
+        dist.decided_by_main(lambda: self._close(step))
+
+    def _close(self, step: int) -> None:
+        if self._mark is not None:
+            if self._fence is not None:
+                self._fence.check()
+            self._mark.parent.mkdir(exist_ok=True)
+            partial = self._mark.with_name(f".tmp-{self._mark.name}")
+            partial.write_text(tag_of(step))
+            os.replace(partial, self._mark)
+        for member in self._folders:
+            member.prune(step)
+
+    def _with(self, tags: Sequence[Sequence[str]]) -> list[tuple[CheckpointFolder, Sequence[str]]]:
+        return list(zip(self._folders, tags, strict=True))
+
+    def _read(self, member: CheckpointFolder, tag: str, own: Sequence[str]) -> Checkpoint:
+        if own[0] > tag:
+            logger.warning("%s: passed over: not all of the family have it", member.folder / own[0])
+        folder = member.folder / tag
+        return Checkpoint(folder, read_run_state(folder))
