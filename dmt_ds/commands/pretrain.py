@@ -1,23 +1,23 @@
 """`dmt-ds pretrain`: puts a run together, trains it, and leaves the encoder in `<output_dir>/backbone`."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from dmt_ds.commands.classify import Judge
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import open_record, run_state
-from dmt_ds.commands.resume import ResumePlan, plan_resume, prepare
 from dmt_ds.commands.runs import Run, resolve
-from dmt_ds.commands.tasks import BuiltTask, build_task
-from dmt_ds.config.load import to_yaml
+from dmt_ds.commands.take_over import Attempt, ClaimedRun, take_over
+from dmt_ds.commands.tasks import BuiltTask, build_tasks
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist, ds_engine
-from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
+from dmt_ds.engine.checkpoint import DONE, tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
-from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.optim import build_optimizer, warmup_cosine
 from dmt_ds.engine.peers import Peers
@@ -42,73 +42,65 @@ def run(config: RunConfig) -> int:
     peers = Peers()
     watchdog = Watchdog(hang, dist.rank(), peers).start()
     with peers.together():
-        resolved = resolve(config, device)
-        built = build_task(config, device, resolved.labelled.class_names if resolved.labelled else ())
+        runs = resolve(config, device)
+        labelled = runs[0].labelled
+        builts = build_tasks([run.config for run in runs], device, labelled.class_names if labelled else ())
         watchdog.beat("built teachers")
-        outcome = _train(resolved, built, stop, watchdog)
+        outcome = _train(config, take_over(config, runs, builts), stop, watchdog)
         watchdog.stop()
     ds_engine.stop()
-    logger.info("%s: %s", resolved.folder, outcome.value)
+    logger.info("%s: %s", config.output_dir, outcome.value)
     return 0
 
 
-def _train(run: Run, built: BuiltTask, stop: StopRequest, watchdog: Watchdog) -> Outcome:
-    checkpoints, resume, fence = _take_over(run, built)
-    tracker = open_record(run, built, resume, fence)
-    watchdog.last_words = lambda: _record_failure(tracker, fence)
+def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Outcome:
+    trackers = [open_record(member.run, member.built, member.resume, member.fence) for member in attempt.members]
+    watchdog.last_words = lambda: _record_failure(attempt, trackers)
     try:
-        learner = _build_learner(run, built, checkpoints, resume, tracker, fence)
-        around = _surroundings(run, stop, watchdog)
-        judge = _judge(run, built, learner, around)
-        if judge and resume is None:
+        learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
+        around = _surroundings(config, attempt, stop, watchdog)
+        judge = _judge(attempt.members[0], learners[0], around)
+        if judge and not attempt.step:
             judge.look_at_images()
-        trainer = _build_trainer(run, built, learner, resume, around)
+        trainer = _build_trainer(config, attempt, learners, around)
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED:
             if judge:
                 judge.finish(trainer.step)
-            _publish(run, built, learner, trainer.step)
+            for member, learner in zip(attempt.members, learners, strict=True):
+                watchdog.beat("publishing")
+                _publish(member, learner, trainer.step)
+            if dist.is_main():
+                (Path(config.output_dir) / DONE).write_text(f"{trainer.step}\n")
     except BaseException:
-        _record_failure(tracker, fence)
+        _record_failure(attempt, trackers)
         raise
-    watchdog.beat("sending the last metrics")
-    tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
+    for tracker in trackers:
+        watchdog.beat("sending the last metrics")
+        tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
     return outcome
 
 
-def _judge(run: Run, built: BuiltTask, learner: Learner, around: Surroundings) -> Judge | None:
-    """What judges a task with labels; the trainer asks it every so often."""
-    if not isinstance(built.task, ClassificationTask) or run.labelled is None:
+def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge | None:
+    """What judges a task with labels, which is no family's; the trainer asks it every so often."""
+    run, task = member.run, learner.task
+    if not isinstance(task, ClassificationTask) or run.labelled is None:
         return None
     beat = around.watchdog.beat
-    judge = Judge(built.task, learner.engine, run.labelled, run.config, run.folder, learner.tracker, beat)
+    judge = Judge(task, learner.engine, run.labelled, run.config, run.folder, learner.tracker, beat)
     around.evaluate = judge.judge
     return judge
 
 
-def _record_failure(tracker: Tracker, fence: Fence | None) -> None:
+def _record_failure(attempt: Attempt, trackers: Sequence[Tracker]) -> None:
     """An attempt whose run was taken over leaves the record to the one that has it now."""
-    if fence is None or fence.holds():
-        tracker.finish("FAILED")
+    for member, tracker in zip(attempt.members, trackers, strict=True):
+        if member.fence is None or member.fence.holds():
+            tracker.finish("FAILED")
 
 
-def _take_over(run: Run, built: BuiltTask) -> tuple[CheckpointFolder, ResumePlan | None, Fence | None]:
-    """Refuse what does not belong together while nothing is touched; then claim the run and look again."""
-    now = run_state(run, built, 0, None)
-    folder, keep = run.folder / "checkpoints", run.config.train.keep_checkpoints
-    plan_resume(CheckpointFolder(folder, keep), now, run.config.train.resume)
-    fence = dist.decided_by_main(lambda: Fence.claim(run.folder))
-    checkpoints = CheckpointFolder(folder, keep, fence)
-    resume = plan_resume(checkpoints, now, run.config.train.resume)  # an older attempt may have saved until now
-    if resume:
-        prepare(resume, dist.world_size())
-    if dist.is_main():
-        (run.folder / "config.yaml").write_text(to_yaml(run.config))
-    return checkpoints, resume, fence if dist.is_main() else None
-
-
-def _build_engine(run: Run, built: BuiltTask, resume: ResumePlan | None) -> StudentEngine:
+def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
     config, module = run.config, built.task.module
     fused = run.device.type == "cuda"
     engine = ds_engine.build_student(
@@ -116,56 +108,53 @@ def _build_engine(run: Run, built: BuiltTask, resume: ResumePlan | None) -> Stud
         build_optimizer(module, config.optim, config.train.global_batch_size, fused=fused, layers=built.layers),
         warmup_cosine(config.optim, config.train.global_batch_size, run.length.warmup_steps, run.length.total_steps),
         run.ds_config,
-        universal=resume is not None and resume.universal,
+        universal=universal,
     )
     if config.train.compile:
         engine.compile()
     return engine
 
 
-def _build_learner(
-    run: Run,
-    built: BuiltTask,
-    checkpoints: CheckpointFolder,
-    resume: ResumePlan | None,
-    tracker: Tracker,
-    fence: Fence | None,
-) -> Learner:
+def _build_learner(claimed: ClaimedRun, tracker: Tracker) -> Learner:
+    run, built, resume = claimed.run, claimed.built, claimed.resume
     learner = Learner(
         built.task,
-        _build_engine(run, built, resume),
-        checkpoints,
+        _build_engine(run, built, universal=resume is not None and resume.universal),
+        claimed.checkpoints,
         lambda step: run_state(run, built, step, tracker.run_id),
         partial(export_weights, run.config, built),
         tracker,
-        fence,
+        claimed.fence,
+        run.member,
     )
     if resume:
         learner.resume(resume.checkpoint, resume.tag)
     return learner
 
 
-def _surroundings(run: Run, stop: StopRequest, watchdog: Watchdog) -> Surroundings:
-    view = ProgressView(run.config.name, run.length.total_steps, visible=dist.is_main())
-    steps = run.config.train.profile_steps if dist.is_main() else None
-    profile = StepProfile(steps, run.length.total_steps, run.folder / PROFILE_FOLDER, run.device) if steps else None
+def _surroundings(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Surroundings:
+    run = attempt.members[0].run
+    total_steps = run.length.total_steps
+    view = ProgressView(config.name, total_steps, visible=dist.is_main())
+    steps = config.train.profile_steps if dist.is_main() else None
+    folder = Path(config.output_dir) / PROFILE_FOLDER
+    profile = StepProfile(steps, total_steps, folder, run.device) if steps else None
     return Surroundings(view, stop, watchdog, run.source.name, profile)
 
 
-def _build_trainer(
-    run: Run, built: BuiltTask, learner: Learner, resume: ResumePlan | None, around: Surroundings
-) -> Trainer:
-    train = run.config.train
+def _build_trainer(config: RunConfig, attempt: Attempt, learners: Sequence[Learner], around: Surroundings) -> Trainer:
+    train, first = config.train, attempt.members[0]
     plan = TrainPlan(
-        total_steps=run.length.total_steps,
+        total_steps=first.run.length.total_steps,
         global_batch_size=train.global_batch_size,
-        grad_accum_steps=run.batch.grad_accum_steps,
+        grad_accum_steps=first.run.batch.grad_accum_steps,
         log_every_steps=train.log_every_steps,
         save_every_steps=train.save_every_steps,
         stop_after_step=train.stop_after_step,
-        eval_every_images=train.eval_every_epochs * len(run.source),
+        eval_every_images=train.eval_every_epochs * len(first.run.source),
     )
-    return Trainer([learner], _loader(run, built), plan, around, step=resume.checkpoint.state.step if resume else 0)
+    loader = _loader(first.run, first.built)
+    return Trainer(learners, attempt.checkpoints, loader, plan, around, step=attempt.step)
 
 
 def _loader(run: Run, built: BuiltTask) -> TrainLoader:
@@ -185,10 +174,11 @@ def _loader(run: Run, built: BuiltTask) -> TrainLoader:
     )
 
 
-def _publish(run: Run, built: BuiltTask, learner: Learner, step: int) -> None:
+def _publish(member: ClaimedRun, learner: Learner, step: int) -> None:
     """The encoder, the pictures, and the mark that the run is done."""
+    run = member.run
     if dist.is_main():
-        publish_weights(run.folder, run.folder / "checkpoints" / f"step{step:08d}")
+        publish_weights(run.folder, member.checkpoints.folder / tag_of(step))
     if run.config.tracking.pictures:
         publish_pictures(run.folder, learner, run.source, run.config)
     if dist.is_main():

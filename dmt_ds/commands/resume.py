@@ -1,7 +1,7 @@
 """Whether, and how, a run goes on from its newest checkpoint; refuses to mix two different runs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from dmt_ds.config.load import flatten_tree
 from dmt_ds.config.resume import differences
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist, ds_engine
-from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
+from dmt_ds.engine.checkpoint import Checkpoint, RunState
+from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -31,30 +32,35 @@ class ResumePlan:
         return f"{self.checkpoint.tag}_universal" if self.universal else self.checkpoint.tag
 
 
-def plan_resume(folder: CheckpointFolder, now: RunState, resume: str) -> ResumePlan | None:
-    """The newest complete checkpoint of this run, as rank 0 sees it; None to start afresh. All ranks call.
+def plan_resume(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) -> list[ResumePlan] | None:
+    """The newest complete checkpoint of each model, as rank 0 sees it; None to start afresh. All ranks call.
 
     Args:
-        now: what the run is as started now (`step` does not matter).
+        checkpoints: of the run, or of all members of a family, which go on from one step.
+        now: what each is as started now (`step` does not matter).
         resume: `auto` or `never`.
 
     Raises:
         CheckpointError: there is a checkpoint, but of another run, or `resume` is `never`; nothing was touched.
     """
-    return dist.decided_by_main(lambda: _plan(folder, now, resume))
+    return dist.decided_by_main(lambda: _plan(checkpoints, now, resume))
 
 
-def _plan(folder: CheckpointFolder, now: RunState, resume: str) -> ResumePlan | None:
-    checkpoint = folder.newest()
-    if checkpoint is None:
+def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) -> list[ResumePlan] | None:
+    newest = checkpoints.newest()
+    if newest is None:
         return None
     if resume == "never":
         raise CheckpointError(
-            f"{checkpoint.folder}: there is a checkpoint and train.resume is 'never': "
+            f"{newest[0].folder}: there is a checkpoint and train.resume is 'never': "
             "choose another output_dir, or train.resume=auto"
         )
-    refuse_another_run(checkpoint, now)
-    return ResumePlan(checkpoint, universal=checkpoint.state.world_size != now.world_size)
+    for checkpoint, state in zip(newest, now, strict=True):
+        refuse_another_run(checkpoint, state)
+    return [
+        ResumePlan(checkpoint, universal=checkpoint.state.world_size != state.world_size)
+        for checkpoint, state in zip(newest, now, strict=True)
+    ]
 
 
 def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:

@@ -1,6 +1,7 @@
 """A run before anything large is built: its batch, length, images and DeepSpeed JSON, from its recipe."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from dmt_ds.commands.classify import open_images
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
+from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.labels import LabelledImages
 from dmt_ds.data.sources import ImageSource
@@ -32,16 +34,49 @@ class Run:
     ds_config: dict[str, Any]
     labelled: LabelledImages | None
     """Both splits, where the task learns labels."""
+    member: str = ""
+    """Name in its family; empty where it is alone."""
 
 
-def resolve(config: RunConfig, device: torch.device) -> Run:
-    """What the recipe comes to on these ranks; makes the run's folder. All ranks call.
+def resolve(config: RunConfig, device: torch.device) -> list[Run]:
+    """What the recipe comes to on these ranks: one run, or a family's members; makes folders. All ranks call.
 
     Raises:
         ConfigError: numbers or settings do not go together.
         DataError: there are no images.
     """
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
+    members = member_runs(config) or {"": config}
+    ds_configs = {name: _ds_config(member, batch) for name, member in members.items()}
+    dist.decided_by_main(lambda: _prepare(config, [Path(member.output_dir) for member in members.values()]))
+    source, labelled = open_images(config)
+    lengths = {name: plan_length(member.train, member.optim, len(source)) for name, member in members.items()}
+    logger.info(
+        "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
+        len(source),
+        next(iter(lengths.values())).total_steps,
+        config.train.global_batch_size,
+        dist.world_size(),
+        config.train.micro_batch_size,
+        batch.grad_accum_steps,
+    )
+    return [
+        Run(
+            member,
+            Path(member.output_dir),
+            device,
+            source,
+            batch,
+            lengths[name],
+            ds_configs[name],
+            labelled,
+            name,
+        )
+        for name, member in members.items()
+    ]
+
+
+def _ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
     averages = config.task in ("moco_v3", "ibot", "dino") or (config.task == "classify" and config.classify.ema_decay)
     if zero_stage(ds_config) == 3 and averages:
@@ -49,26 +84,14 @@ def resolve(config: RunConfig, device: torch.device) -> Run:
             f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but this {config.task} averages whole weights into "
             "a second network: use ZeRO-2 or ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
         )
-    folder = Path(config.output_dir)
-    dist.decided_by_main(lambda: _prepare(folder, config))
-    source, labelled = open_images(config)
-    length = plan_length(config.train, config.optim, len(source))
-    logger.info(
-        "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
-        len(source),
-        length.total_steps,
-        config.train.global_batch_size,
-        dist.world_size(),
-        config.train.micro_batch_size,
-        batch.grad_accum_steps,
-    )
-    return Run(config, folder, device, source, batch, length, ds_config, labelled)
+    return ds_config
 
 
-def _prepare(folder: Path, config: RunConfig) -> None:
-    """On rank 0, before the others look: the folder, its log, and the data set's cache, which is written once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _log_to_file(folder / "train.log")
+def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:
+    """On rank 0, before the others look: the folders, the log, and the data set's cache, which is written once."""
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    _log_to_file(Path(config.output_dir) / "train.log")
     open_images(config)
 
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -30,6 +31,9 @@ from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
 from dmt_ds.models.vit_layers import layer_numbers
 
 logger = logging.getLogger(__name__)
+
+
+S = TypeVar("S", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,28 @@ def hash_of_parameters(module: nn.Module) -> str:
 
 
 def build_task(config: RunConfig, device: torch.device, class_names: Sequence[str] = ()) -> BuiltTask:
-    """The recipe's task, built on every rank from the same seed; teachers are already in their engines.
+    """The task of a run that is no family; see `build_tasks`."""
+    return build_tasks([config], device, class_names)[0]
+
+
+def build_tasks(configs: Sequence[RunConfig], device: torch.device, class_names: Sequence[str] = ()) -> list[BuiltTask]:
+    """The task of each run, built on every rank from the same seed; teachers are already in their engines.
 
     Args:
+        configs: one run, or the members of a family, which share teachers and all that is said of them.
         class_names: of the data, where the task learns labels.
+
+    Raises:
+        ConfigError: a student can't be built, or does not fit its teachers; names the member.
     """
-    torch.manual_seed(config.seed)
-    built = _build(config, device, class_names)
+    torch.manual_seed(configs[0].seed)
+    return [
+        _finished(built, config, device)
+        for built, config in zip(_build(configs, device, class_names), configs, strict=True)
+    ]
+
+
+def _finished(built: BuiltTask, config: RunConfig, device: torch.device) -> BuiltTask:
     if device.type == "cpu":
         # Fused attention has a slow backward in bf16 on CPU; written out it is five times faster.
         prefer_written_attention(built.task.module)
@@ -83,14 +102,16 @@ def build_task(config: RunConfig, device: torch.device, class_names: Sequence[st
     return replace(built, init_from=load_encoder(config.student.init_from, config.data.image_size).record)
 
 
-def _build(config: RunConfig, device: torch.device, class_names: Sequence[str]) -> BuiltTask:
+def _build(configs: Sequence[RunConfig], device: torch.device, class_names: Sequence[str]) -> list[BuiltTask]:
+    config = configs[0]
     if config.task == "dmt":
-        return _build_dmt(config, device)
+        return _build_dmt(configs, device)
     if config.task == "tinymim":
-        return _build_tinymim(config, device)
+        return _build_tinymim(configs, device)
+    assert len(configs) == 1, "a family shares teachers"
     if config.task == "classify":
-        return BuiltTask(_build_classifier(config, class_names))
-    return BuiltTask(_build_teacher_maker(config))
+        return [BuiltTask(_build_classifier(config, class_names))]
+    return [BuiltTask(_build_teacher_maker(config))]
 
 
 def _build_classifier(config: RunConfig, class_names: Sequence[str]) -> PretrainingTask:
@@ -120,7 +141,8 @@ def _build_teacher_maker(config: RunConfig) -> PretrainingTask:
     return IbotTask(config.student, section, image_size)
 
 
-def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
+def _build_dmt(configs: Sequence[RunConfig], device: torch.device) -> list[BuiltTask]:
+    config = configs[0]  # of a family: what members have in common is the same in all
     sections = config.teachers.used()
     models = load_teachers(config.teachers, config.data.image_size)
     check_same_tokens(models, same_width=config.distill.fusion != "concat")
@@ -131,7 +153,7 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
         centring_momentum=config.distill.centring_momentum,
     )
     widths = fusion.targets({name: model.record.shape.embed_dim for name, model in models.items()})
-    student = Student(build_student_vit(config, models), widths, config.student.adapter)
+    students = _students(configs, lambda own: Student(build_student_vit(own, models), widths, own.student.adapter))
     objective = DistillationObjective(
         divergence=config.distill.divergence,
         direction=config.distill.direction,
@@ -144,8 +166,8 @@ def _build_dmt(config: RunConfig, device: torch.device) -> BuiltTask:
     teachers = start_teachers(models, config.teachers, device, config.train.micro_batch_size)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
     fused = FusedTeachers(teachers.forwards, fusion, diagnostics)
-    task = DmtTask(student, fused, objective, Augment(config.augment))
-    return BuiltTask(task, teachers.records, teachers.ds_configs)
+    tasks = [DmtTask(student, fused, objective, Augment(config.augment)) for student in students]
+    return [BuiltTask(task, teachers.records, teachers.ds_configs) for task in tasks]
 
 
 def _loss_kernel(section: DistillConfig, device: torch.device) -> Kernel:
@@ -164,15 +186,28 @@ def _loss_kernel(section: DistillConfig, device: torch.device) -> Kernel:
     return kernel
 
 
-def _build_tinymim(config: RunConfig, device: torch.device) -> BuiltTask:
+def _build_tinymim(configs: Sequence[RunConfig], device: torch.device) -> list[BuiltTask]:
+    config = configs[0]
     models = load_teachers(config.teachers, config.data.image_size)
     check_same_tokens(models, same_width=False)
-    student = RelationStudent(build_student_vit(config, models))
+    students = _students(configs, lambda own: RelationStudent(build_student_vit(own, models)))
     relation_teachers = {name: RelationTeacher(model) for name, model in models.items()}
     teachers = start_teachers(relation_teachers, config.teachers, device, config.train.micro_batch_size)
     weights = {name: section.weight for name, section in config.teachers.used().items()}
-    task = TinyMimTask(student, relations(teachers.forwards), weights, config.tinymim, Augment(config.augment))
-    return BuiltTask(task, teachers.records, teachers.ds_configs)
+    asked, augment = relations(teachers.forwards), Augment(config.augment)
+    tasks = [TinyMimTask(student, asked, weights, config.tinymim, augment) for student in students]
+    return [BuiltTask(task, teachers.records, teachers.ds_configs) for task in tasks]
+
+
+def _students(configs: Sequence[RunConfig], build: Callable[[RunConfig], S]) -> list[S]:
+    """Each run's student; what is wrong with a member's names the member."""
+    students = []
+    for config in configs:
+        try:
+            students.append(build(config))
+        except ConfigError as error:
+            raise error if len(configs) == 1 else ConfigError(f"family.{config.name}: {error}") from error
+    return students
 
 
 def build_student_vit(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> nn.Module:

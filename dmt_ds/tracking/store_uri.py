@@ -11,6 +11,8 @@ from dmt_ds.errors import TrackingError
 
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_CLAIM = "attempt.json"
+"""What `engine.fence` leaves in a run's folder."""
 _USER_INFO = re.compile(r"(?<=://)[^\s/@]*@")
 _SECRET_ARGUMENT = re.compile(r"(?i)(password|passwd|token|secret)=[^&\s'\"]+")
 
@@ -40,6 +42,8 @@ def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str]) -> 
         TrackingError: MLflow has no such store, or the SQLite file can't be used.
     """
     beside = output_dir.resolve().parent
+    if (beside / _CLAIM).is_file():  # a family's member: the store is where that of a run alone would be
+        beside = beside.parent
     uri = uri or environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
     scheme, separator, rest = uri.partition(":")
     scheme = scheme.partition("+")[0].lower()

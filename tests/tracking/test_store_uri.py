@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dmt_ds.engine.fence import Fence
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.store_uri import masked, store_uri
 
@@ -12,6 +13,13 @@ def test_the_default_is_one_file_beside_the_run_folders(tmp_path: Path) -> None:
     store = store_uri(None, tmp_path / "runs" / "a", {})
     assert store.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert store.artifact_root == tmp_path / "runs" / "mlartifacts"
+
+
+def test_a_familys_members_go_to_the_store_of_runs_beside_the_family(tmp_path: Path) -> None:
+    family = tmp_path / "runs" / "family"
+    (family / "vit_tiny").mkdir(parents=True)
+    Fence.claim(family)
+    assert store_uri(None, family / "vit_tiny", {}) == store_uri(None, tmp_path / "runs" / "vit_tiny", {})
 
 
 def test_a_setting_wins_over_the_environment_and_the_environment_over_the_default(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""From a recipe to tasks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmt_ds.commands.tasks import build_tasks
+from dmt_ds.config.load import load_config
+from dmt_ds.config.members import member_runs
+from dmt_ds.errors import ConfigError
+from tests import tiny_run
+
+FAMILY = {"slim": {}, "wide": {"student": {"embed_dim": 48}}}
+
+
+@pytest.mark.parametrize("task", ["dmt", "tinymim"])
+def test_a_member_starts_from_the_weights_that_it_has_alone(tmp_path: Path, task: str) -> None:
+    config = load_config(tiny_run.write_recipe(tmp_path, family=FAMILY, task=task))
+    members = member_runs(config)
+    together = build_tasks(list(members.values()), torch.device("cpu"))
+    for built, member in zip(together, members.values(), strict=True):
+        (alone,) = build_tasks([member], torch.device("cpu"))
+        state, expected = built.task.module.state_dict(), alone.task.module.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def test_a_member_that_cannot_be_built_is_named(tmp_path: Path) -> None:
+    family = {"slim": {}, "wide": {"student": {"arch": "vit_tinny"}}}
+    config = load_config(tiny_run.write_recipe(tmp_path, family=family))
+    with pytest.raises(ConfigError, match=r"family\.wide: student\.arch: timm knows no 'vit_tinny'.*'vit_tiny'"):
+        build_tasks(list(member_runs(config).values()), torch.device("cpu"))
