@@ -18,7 +18,7 @@ home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" 
 # shellcheck source=slurm/job.sh
 source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
-stage=${1:?which stage: teachers, tune or seeds?}
+stage=${1:?which stage: teachers, tune, seeds or finetune?}
 number=${SLURM_ARRAY_TASK_ID:?start it with sbatch --array=0-N}
 run=$(once suite "${@:2}" --stage "$stage" --print-run "$number") || exit
 if [[ -z $run ]]; then
@@ -34,5 +34,5 @@ judge() {
     if ((code == 0)) && [[ -f $output_dir/DONE ]]; then once evaluate -e "$output_dir" || code=$?; fi
     exit "$code"
 }
-trap judge EXIT
+if [[ $stage == finetune ]]; then trainer=finetune; else trap judge EXIT; fi
 train "${words[@]}"

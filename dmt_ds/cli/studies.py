@@ -26,7 +26,7 @@ from dmt_ds.cli.parts import examples, overrides_argument
 @click.option("--slurm", "action", flag_value="slurm", help="Print the sbatch commands of an array a stage.")
 @click.option("--submit", "action", flag_value="submit", help="Submit these arrays.")
 @click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="For sbatch, such as --nodes=2; and again.")
-@click.option("--stage", type=click.Choice(["teachers", "tune", "seeds"]), default="seeds", hidden=True)
+@click.option("--stage", type=click.Choice(["teachers", "tune", "seeds", "finetune"]), default="seeds", hidden=True)
 @click.option("--print-run", "number", type=click.IntRange(min=0), hidden=True)
 def suite(
     suite: str,

@@ -17,6 +17,7 @@ from dmt_ds.commands.suite_state import (
     check_teachers,
     choose,
     is_finished,
+    is_judged,
     is_trained,
     is_tuned,
     scores_of,
@@ -30,7 +31,8 @@ LOG = "output.log"
 """In a run's folder: all that its processes said."""
 
 Say = Callable[[str], None]
-Phase = Literal["pretrain", "evaluate"]
+Phase = Literal["pretrain", "evaluate", "finetune"]
+_FAILED_IN: dict[Phase, str] = {"pretrain": "", "evaluate": "evaluation: ", "finetune": "fine-tuning: "}
 
 
 @dataclass
@@ -125,7 +127,7 @@ class LocalSuite:
             self._ended[run.folder] = True
             return
         (run.folder / FAILURE_FILE).unlink(missing_ok=True)
-        self._start(run, "evaluate" if is_trained(run) else "pretrain", time.monotonic())
+        self._start(run, _next_phase(run), time.monotonic())
 
     def _with_choice(self, run: SuiteRun) -> SuiteRun:
         """A seed of a tuned variant has its chosen value."""
@@ -141,9 +143,12 @@ class LocalSuite:
         return next(other for other in self._plan.variants(self._chosen) if other.folder == run.folder)
 
     def _start(self, run: SuiteRun, phase: Phase, started: float) -> None:
-        training = ("pretrain", "-c", run.recipe, *run.overrides)
-        arguments = training if phase == "pretrain" else ("evaluate", "-e", str(run.folder))
-        processes = self._ranks if phase == "pretrain" else 1
+        arguments = {
+            "pretrain": ("pretrain", "-c", run.recipe, *run.overrides),
+            "evaluate": ("evaluate", "-e", str(run.folder)),
+            "finetune": ("finetune", *(run.finetuning or ())),
+        }[phase]
+        processes = 1 if phase == "evaluate" else self._ranks
         slot = next(slot for slot in range(self._num_jobs) if slot not in {job.slot for job in self._jobs})
         stage = Stage(arguments, run.folder / LOG, self._environment(slot), processes)
         self._jobs.append(Job(run, RunningStage(stage), phase, slot, started))
@@ -161,8 +166,8 @@ class LocalSuite:
 
     def _on_end(self, job: Job, stopping: bool) -> None:
         run, code = job.run, job.stage.poll()
-        if code == 0 and job.phase == "pretrain" and is_trained(run) and not stopping:
-            self._start(run, "evaluate", job.started)
+        if code == 0 and not is_finished(run) and _next_phase(run) != job.phase and not stopping:
+            self._start(run, _next_phase(run), job.started)
         elif code == 0 and is_finished(run):
             seconds = time.monotonic() - job.started
             self._seconds.setdefault(run.role, []).append(seconds)
@@ -171,7 +176,7 @@ class LocalSuite:
             self._ended[run.folder] = False
             self._say(f"  {run.label}: stopped{' after a save' if code == 0 else ''}; the same command goes on")
         else:
-            failure = f"{'evaluation: ' if job.phase == 'evaluate' else ''}{'; '.join(job.stage.errors()[-3:])}"
+            failure = f"{_FAILED_IN[job.phase]}{'; '.join(job.stage.errors()[-3:])}"
             (run.folder / FAILURE_FILE).write_text(failure + "\n")
             self._end(run, f"{run.label}: failed: {failure}; log: {job.stage.log}", failure)
 
@@ -192,6 +197,13 @@ class LocalSuite:
         ]
         left = sum(expected) / self._num_jobs
         return f", about {_duration(left)} left" if expected else ""
+
+
+def _next_phase(run: SuiteRun) -> Phase:
+    """Of a run that is not finished."""
+    if not is_trained(run):
+        return "pretrain"
+    return "finetune" if is_judged(run) else "evaluate"
 
 
 def share_of(devices: Sequence[str], slot: int, ranks: int) -> list[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from dmt_ds.commands.suite import note_on_parent
 from dmt_ds.commands.suite_local import Say
-from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_finished, is_tuned
+from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_finished, is_judged, is_tuned
 from dmt_ds.config.suite_plan import Role, SuitePlan, SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError, LaunchError
 
-STAGES: dict[str, Role] = {"teachers": "teacher", "tune": "tune", "seeds": "variant"}
+STAGES: dict[str, Role] = {"teachers": "teacher", "tune": "tune", "seeds": "variant", "finetune": "variant"}
 """As the command line calls them, in order."""
 
 
@@ -35,7 +35,9 @@ def commands(
     given = [*as_overrides(plan.given), "-o", str(plan.output), *(word for name in only for word in ("--only", name))]
     found = []
     for stage, role in STAGES.items():
-        tasks = [number for number, run in enumerate(_of(runs, role)) if not is_finished(run)]
+        if stage == "finetune" and plan.file.suite.finetune is None:
+            continue
+        tasks = [number for number, run in enumerate(_of(runs, role)) if not _is_done(run, stage)]
         if tasks:
             array = f"--array={','.join(map(str, tasks))}{'' if at_a_time is None else f'%{at_a_time}'}"
             name = f"--job-name={plan.file.suite.name}-{stage}"
@@ -71,7 +73,7 @@ def submit(plan: SuitePlan, commands: Sequence[Sequence[str]], say: Say) -> None
 
 
 def arguments_of(plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: int) -> list[str]:
-    """Arguments of `dmt-ds pretrain` for one task of an array; none where its run is finished.
+    """Arguments of `dmt-ds pretrain`, or `finetune`, for one task of an array; none where its run is finished.
 
     Raises:
         ConfigError: there is no such run, it was trained with other settings, or what it needs is missing.
@@ -86,7 +88,17 @@ def arguments_of(plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: 
     check_teachers(plan, run)
     if difference := changed(run):
         raise ConfigError(difference)
-    return [] if is_finished(run) else ["-c", run.recipe, *run.overrides]
+    if _is_done(run, stage):
+        return []
+    if stage != "finetune":
+        return ["-c", run.recipe, *run.overrides]
+    if not is_judged(run):
+        raise ConfigError(f"{run.label}: not fine-tuned: it is not trained and evaluated yet")
+    return list(run.finetuning or ())
+
+
+def _is_done(run: SuiteRun, stage: str) -> bool:
+    return is_finished(run) if stage == "finetune" else is_judged(run)
 
 
 def _of(runs: Sequence[SuiteRun], role: Role) -> list[SuiteRun]:

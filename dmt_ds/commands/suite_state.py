@@ -28,9 +28,15 @@ def is_trained(run: SuiteRun) -> bool:
     return (run.folder / DONE).exists()
 
 
-def is_finished(run: SuiteRun) -> bool:
-    """Whether it is trained and judged."""
+def is_judged(run: SuiteRun) -> bool:
+    """Whether it is trained, and its frozen encoder judged."""
     return is_trained(run) and (run.folder / EVALUATION_FILE).exists()
+
+
+def is_finished(run: SuiteRun) -> bool:
+    """Whether it is judged, and fine-tuned where the suite asks for that."""
+    fine_tunes = run.role == "variant" and run.file.suite.finetune is not None
+    return is_judged(run) and (not fine_tunes or (run.finetuning_folder / DONE).exists())
 
 
 def scores_of(run: SuiteRun) -> dict[str, float]:
@@ -45,7 +51,9 @@ def scores_of(run: SuiteRun) -> dict[str, float]:
 def state_of(run: SuiteRun) -> str:
     """One of: finished, trained, failed: WHY, saved at step N, not started."""
     if is_trained(run):
-        return "finished" if is_finished(run) else "trained, not evaluated"
+        if is_finished(run):
+            return "finished"
+        return "evaluated, not fine-tuned" if is_judged(run) else "trained, not evaluated"
     if (run.folder / FAILURE_FILE).exists():
         return f"failed: {(run.folder / FAILURE_FILE).read_text().strip()}"
     statuses = [line["status"] for line in read_lines(run.folder / "tracking" / "records.jsonl") if "status" in line]

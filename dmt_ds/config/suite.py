@@ -79,6 +79,9 @@ class Suite(Section):
     """Null tunes nothing."""
     variants: dict[str, VariantSpec] = Field(min_length=1)
     """Name -> what is compared."""
+    finetune: RunSpec | None = None
+    """Recipe of task `classify` by which the encoder of every variant's run is fine-tuned after it was judged, on the
+    run's images and with its seed; null fine-tunes nothing."""
     paper: PaperSpec | None = None
     """Null where no variant has a number of the paper's."""
 

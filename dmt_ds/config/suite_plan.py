@@ -22,6 +22,8 @@ ROLES: tuple[Role, ...] = ("teacher", "tune", "variant")
 """In the order in which they are made."""
 OWN_KEYS = ("output_dir", "name", "tracking.parent")
 """Settings that the suite gives each of its runs; `seed` is one more, but of a teacher's."""
+_IMAGES = ("source", "path", "train_split", "val_split", "image_column", "label_column", "num_workers", "bad_images")
+"""Settings of the section `data` that say where the images are."""
 Layer = tuple[str, dict[str, Any]]
 """Who gives settings, as findings name it, and the settings by dotted key."""
 
@@ -65,6 +67,35 @@ class SuiteRun:
             ConfigError: something is wrong; one line a finding.
         """
         return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in self.layers])
+
+    @property
+    def finetuning_folder(self) -> Path:
+        """Where its encoder is fine-tuned."""
+        return self.folder / "finetune"
+
+    @cached_property
+    def finetuning(self) -> tuple[str, ...] | None:
+        """Arguments of `dmt-ds finetune`; None where the suite fine-tunes nothing of it.
+
+        Raises:
+            ConfigError: there is no such recipe; one line.
+        """
+        spec = self.file.suite.finetune
+        if spec is None or self.role != "variant":
+            return None
+        tracking, data = self.config.tracking, self.config.data
+        own: dict[str, Any] = {
+            "seed": self.config.seed,
+            "output_dir": str(self.finetuning_folder),
+            "name": f"{self.config.name}-finetune",
+            **{f"data.{key}": getattr(data, key) for key in _IMAGES},
+            "train.deepspeed": self.config.train.deepspeed,
+            "tracking.enabled": tracking.enabled,
+            "tracking.uri": tracking.uri,
+            "tracking.experiment": f"{tracking.experiment}_finetune",  # no rows among the variants
+        }
+        recipe = self.file.recipe_of(spec, "finetune")
+        return ("-e", str(self.folder), "-c", recipe, *as_overrides(own | spec.set))
 
     @property
     def overrides(self) -> list[str]:
@@ -233,7 +264,7 @@ def findings(plan: SuitePlan, runs: Sequence[SuiteRun]) -> list[str]:
     found = list(_misplaced(plan))
     for run in runs:
         try:
-            plan.teachers_of(run)
+            _ = plan.teachers_of(run), run.finetuning
         except ConfigError as error:
             found += str(error).splitlines()
     return list(dict.fromkeys(found))
