@@ -1,0 +1,28 @@
+"""At which steps the loop looks at what it trains."""
+
+import pytest
+
+from dmt_ds.engine.trainer import TrainPlan
+
+
+def evaluations(images_in_data: int, epochs: float, batch: int, total_steps: int) -> list[int]:
+    plan = TrainPlan(total_steps, batch, 1, 1, 1, eval_every_images=epochs * images_in_data)
+    return [step for step in range(1, total_steps + 1) if plan.evaluates_at(step)]
+
+
+@pytest.mark.parametrize("epochs", [0.5, 1, 2.5])
+def test_an_evaluation_follows_the_first_update_that_completes_its_share_of_the_images(epochs: float) -> None:
+    images_in_data, batch, total_steps = 103, 8, 90
+    expected, due = [], epochs * images_in_data
+    for step in range(1, total_steps):  # the last is not the loop's
+        if step * batch >= due:
+            expected.append(step)
+            while due <= step * batch:
+                due += epochs * images_in_data
+    assert evaluations(images_in_data, epochs, batch, total_steps) == expected
+    assert len(expected) > 1
+
+
+def test_zero_evaluates_at_the_end_only_and_a_batch_above_an_epoch_at_every_step() -> None:
+    assert evaluations(103, 0, 8, 90) == []
+    assert evaluations(10, 1, 64, 5) == [1, 2, 3, 4]
