@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dmt_ds.commands.resume import refuse_another_run
+from dmt_ds.commands.runs import advice_for_cpu
 from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
@@ -119,7 +120,8 @@ def _version(package: str) -> str:
 def _check_device(patient: _Patient) -> Iterator[Finding]:
     count = torch.cuda.device_count()
     if count == 0:
-        yield Finding("warn", "device", "no CUDA device here: the run would use the CPU and gloo")
+        told = ("no CUDA device here: the run would use the CPU and gloo", advice_for_cpu(patient.config))
+        yield from (Finding("warn", "device", text) for text in told if text)
         return
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.planning import memory, schedule
 from dmt_ds.planning.gpus import gpu_named
-from dmt_ds.planning.layout import Cluster, Layout, adapter_widths, student_size, teacher_sizes
+from dmt_ds.planning.layout import Cluster, Layout, adapter_widths, has_fused_loss, student_size, teacher_sizes
 from dmt_ds.planning.rates import Calibration, assumed, calibrated
 from dmt_ds.planning.traffic import step_traffic
 
@@ -19,7 +19,7 @@ IMAGENET_IMAGES = 1_281_167
 _ALWAYS = (
     "each step takes teachers, student, loss, optimizer and communication one after the other; teachers' gathers hide "
     "behind teachers' arithmetic",
-    "attention is fused and no activation is computed twice; the loss is written out in torch",
+    "attention is fused and no activation is computed twice",
     "the loader keeps up, if it has the cores",
 )
 
@@ -86,7 +86,10 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
         "gpu_hours": hours * ranks,
         "loader_cores_per_node": images_per_second / cluster.num_nodes * rates.loader_seconds,
         "assumptions": [f"{name}: {source}" for name, source in rates.sources.items()]
-        + [f"{machines.num_images} images"]
+        + [
+            f"{machines.num_images} images",
+            f"the losses are {'fused' if layout.fused_loss else 'written out in torch'}",
+        ]
         + [f"teacher {name} is a ViT-B/16: neither its source nor `arch` says" for name in guesses]
         + list(_ALWAYS),
     }
@@ -108,6 +111,7 @@ def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
         # `auto` keeps whole copies in all but rare cases.
         sharded_teachers=section.sharding == "zero3",
         shard_ranks=shard_ranks,
+        fused_loss=config.task == "dmt" and has_fused_loss(config.distill),
     )
     return layout, guesses
 

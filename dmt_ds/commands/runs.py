@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from dmt_ds.commands.classify import open_images
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
 from dmt_ds.config.members import member_runs
-from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.labels import LabelledImages
 from dmt_ds.data.sources import ImageSource
-from dmt_ds.engine import dist
+from dmt_ds.engine import cpu_bf16, dist
 from dmt_ds.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
         config.train.micro_batch_size,
         batch.grad_accum_steps,
     )
+    if device.type == "cpu" and (advice := advice_for_cpu(config)):
+        logger.warning("%s", advice)
     return [
         Run(
             member,
@@ -74,6 +77,14 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
         )
         for name, member in members.items()
     ]
+
+
+def advice_for_cpu(config: RunConfig) -> str | None:
+    """What would make a run on this machine's CPU faster; None: nothing, or a DeepSpeed JSON that can't be read."""
+    teachers = config.teachers.deepspeed if config.task in TEACHER_TASKS else None
+    with suppress(ConfigError):
+        return cpu_bf16.advice(config.train.deepspeed, teachers)
+    return None
 
 
 def _ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:

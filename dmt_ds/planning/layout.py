@@ -48,6 +48,7 @@ class Layout:
         ds_config: the student's DeepSpeed JSON.
         sharded_teachers: whether their weights are cut.
         shard_ranks: ranks that share one cut copy.
+        fused_loss: whether both losses are computed at once, with their gradient, or as written.
     """
 
     teachers: dict[str, VitSize]
@@ -57,6 +58,7 @@ class Layout:
     ds_config: dict[str, Any]
     sharded_teachers: bool
     shard_ranks: int
+    fused_loss: bool = False
 
     @property
     def student_bytes(self) -> int:
@@ -125,6 +127,12 @@ def adapter_widths(
     widths = [size.embed_dim for size in teachers.values()]
     targets = widths if distill.fusion == "concat" else widths[:1]
     return tuple(w for w in targets if section.adapter != "auto" or w != student.embed_dim)
+
+
+def has_fused_loss(section: DistillConfig) -> bool:
+    """Whether a run of task dmt on CUDA computes both losses by a fused kernel (`distill.kernel: auto`)."""
+    both = section.tfd_weight > 0 and section.sfd_weight > 0
+    return section.kernel != "eager" and section.divergence == "kl" and both
 
 
 def _of_folder(folder: Path, image_size: int) -> VitSize | None:

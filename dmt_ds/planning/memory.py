@@ -44,7 +44,7 @@ def image_bytes(layout: Layout) -> dict[str, float]:
     return {
         "student's activations": student.saved_bytes(layout.student_bytes),
         "teachers' activations": max((size.alive_bytes(layout.teacher_bytes) for size in teachers), default=0),
-        "targets and loss": (WRITTEN_LOSS_BYTES + 4 + layout.student_bytes) * layout.target_numbers,
+        "targets and loss": _loss_bytes(layout) * layout.target_numbers,
         "images": JITTER_BYTES * 3 * student.image_size**2,
     }
 
@@ -63,6 +63,11 @@ def largest_micro_batch(layout: Layout, num_ranks: int, global_batch_size: int, 
     sizes = (size for size in range(images_a_rank, 0, -1) if images_a_rank % size == 0)
     usable = USABLE_SHARE * memory_bytes
     return next((size for size in sizes if total_bytes(layout, num_ranks, size) <= usable), 0)
+
+
+def _loss_bytes(layout: Layout) -> int:
+    """A number of the target: itself in float32, the student's, and what the loss makes; fused, only a gradient."""
+    return 4 + layout.student_bytes + (layout.student_bytes if layout.fused_loss else WRITTEN_LOSS_BYTES)
 
 
 def _gathered_bytes(layout: Layout) -> float:

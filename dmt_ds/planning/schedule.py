@@ -7,8 +7,10 @@ from dmt_ds.planning.rates import Rates
 from dmt_ds.planning.traffic import step_traffic
 from dmt_ds.planning.vit_cost import linear_training_flops
 
-LOSS_BYTES_MOVED = 297
+WRITTEN_LOSS_BYTES_MOVED = 297
 """A number of the target: what both losses, written out in torch, read and write (counted in the dispatcher)."""
+FUSED_LOSS_BYTES_MOVED = 18
+"""The same of a fused kernel: both sides read twice, once for sums and once for the gradient, which is written."""
 OPTIMIZER_BYTES_MOVED = 30
 """A parameter that a rank updates: gradient, master and moments read; master, moments and weight written."""
 
@@ -56,11 +58,12 @@ def step_time(layout: Layout, cluster: Cluster, rates: Rates, micro_batch_size: 
     link = across if cluster.num_nodes > 1 else rates.link_bytes
     shard_link = across if layout.shard_ranks > cluster.gpus_per_node else rates.link_bytes
     exposed = max(0.0, traffic.teachers / shard_link - teachers) + (traffic.gradient + traffic.weights) / link
+    moved = FUSED_LOSS_BYTES_MOVED if layout.fused_loss else WRITTEN_LOSS_BYTES_MOVED
     updated = layout.trained_parameters / (cluster.num_ranks if layout.zero_stage else 1)
     return StepTime(
         teachers=teachers,
         student=images * student_flops(layout) / rates.student_flops,
-        loss=images * LOSS_BYTES_MOVED * layout.target_numbers / rates.memory_bytes,
+        loss=images * moved * layout.target_numbers / rates.memory_bytes,
         optimizer=OPTIMIZER_BYTES_MOVED * updated / rates.memory_bytes,
         communication=exposed,
     )

@@ -41,6 +41,16 @@ def test_cut_teachers_take_a_share_of_the_memory_and_send_what_whole_ones_do_not
     assert cut["step_bytes_sent"]["teachers"] == pytest.approx(cut["grad_accum_steps"] * copies * 7 / 8)
 
 
+def test_a_fused_loss_takes_less_memory_and_time_than_a_written_one() -> None:
+    fused, written = (plan("-c", "vit_tiny", f"distill.kernel={kernel}") for kernel in ("auto", "eager"))
+    of_loss = "targets and loss"
+    assert fused["memory_bytes"][of_loss] < 0.2 * written["memory_bytes"][of_loss]
+    assert fused["step_seconds"]["loss"] < 0.1 * written["step_seconds"]["loss"]
+    assert "the losses are fused" in fused["assumptions"]
+    only_mse = plan("-c", "vit_tiny", "distill.divergence=mse")
+    assert "the losses are written out in torch" in only_mse["assumptions"]
+
+
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     made = plan("-c", "vit_base", "--gpus-per-node", "4", "--gpu", "rtx3090", "train.micro_batch_size=16")
     largest = made["largest_micro_batch_size"]
