@@ -7,15 +7,12 @@ Tokens are held equal bit for bit before any timing. Rounds alternate; each star
 slowest rank. Medians and ranges are printed, nothing is asserted.
 """
 
-import argparse
-import datetime
-import json
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import harness
 import torch
+from harness import Report, Spread
 from torch import Tensor
 
 from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
@@ -44,18 +41,15 @@ def seconds(forward: Callable[[Tensor], Tensor], images: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, rounds=9, steps=1)
     parser.add_argument("--arch", default="vit_base")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--bf16", action="store_true", help="weights in bf16; slow on a CPU without such instructions")
     parser.add_argument("--compile", action="store_true", help="torch.compile inside the blocks of both")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     device = ds_engine.start(600)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    harness.start(options)
     name = "teacher_zero3_inference" if options.bf16 else "teacher_zero3_inference_fp32"
     backend = "inductor" if options.compile else None
     config = resolve_teacher(
@@ -72,32 +66,22 @@ def main() -> None:
     with torch.no_grad():
         for _ in range(3):  # ZeRO-3 learns the order of the blocks in the first two
             difference = (cut(images) - whole(images)).abs().max().item()
-        times = [(seconds(whole, images), seconds(cut, images)) for _ in range(options.rounds)]
-    ratios = [second / first for first, second in times]
-    figures = {
-        "date": datetime.date.today().isoformat(),
-        "replicated_seconds": [first for first, _ in times],
-        "zero3_seconds": [second for _, second in times],
-        "ratio_median": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-        "largest_difference_of_tokens": difference,
-        "held_bytes_share": held / full,
-        "ranks": dist.world_size(),
-        "setting": {k: str(v) for k, v in vars(options).items() if k != "json"},
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU, 1 thread a rank",
-        "torch": torch.__version__,
-    }
+        times: dict[str, list[float]] = {"replicated": [], "zero3": []}
+        for _ in range(options.rounds):
+            times["replicated"].append(seconds(whole, images))
+            times["zero3"].append(seconds(cut, images))
+    cost = harness.ratios(times["zero3"], times["replicated"])
+    names = ("arch", "batch", "image_size", "bf16", "compile", "rounds")
+    setting = {"ranks": dist.world_size(), **{name: getattr(options, name) for name in names}}
+    report = Report(f"sharding_{options.arch}_{harness.device_slug(device)}", "A teacher cut over ranks", setting)
+    for name, share in (("replicated", 1.0), ("zero3", held / full)):
+        row = {"": name, "s a forward": Spread.of(times[name]).text(), "bytes held a rank": f"{100 * share:.1f} %"}
+        report.rows.append({**row, "times as long": cost.text() if name == "zero3" else "1"})
+    report.notes = [f"Wall seconds of the slowest rank. Tokens differ by {difference} at most."]
+    report.raw = {"seconds": times, "largest_difference_of_tokens": difference, "held_bytes_share": held / full}
+    report.metrics = {"ratio": cost.median}
     if dist.is_main():
-        print(f"replicated {statistics.median(figures['replicated_seconds']):.4f} s (median of {len(times)} rounds)")
-        print(
-            f"zero3      {statistics.median(figures['zero3_seconds']):.4f} s, {100 * held / full:.1f} % of bytes held"
-        )
-        low, high = figures["ratio_range"]
-        print(
-            f"ratio      {figures['ratio_median']:.3f} (median; {low:.3f} to {high:.3f}), tokens differ by {difference}"
-        )
-        if options.json:
-            options.json.write_text(json.dumps(figures, indent=1))
+        report.publish(options)
     ds_engine.stop()
 
 

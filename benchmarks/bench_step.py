@@ -48,7 +48,7 @@ class Side:
 
 def our_config(options: argparse.Namespace, folder: Path, device: torch.device, *, compiled: bool) -> RunConfig:
     teachers = teachers_section(
-        make_teachers(folder, options.teacher, options.teachers, options.image_size), device, bf16=options.bf16
+        make_teachers(folder, options.teacher, options.teachers, options.image_size), bf16=options.bf16
     )
     return RunConfig(
         data=DataConfig(image_size=options.image_size, num_workers=0),

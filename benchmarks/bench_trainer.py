@@ -65,7 +65,7 @@ def main() -> None:
         models = make_teachers(folder, options.teacher, options.teachers, options.image_size)
         config = RunConfig(
             data=DataConfig(image_size=options.image_size, num_workers=options.workers),
-            teachers=teachers_section(models, device, bf16=options.bf16),
+            teachers=teachers_section(models, bf16=options.bf16),
             student=StudentConfig(arch=options.student),
             train=TrainConfig(
                 global_batch_size=options.batch,

@@ -100,8 +100,10 @@ def first_call(act: Act, device: torch.device) -> float:
 
 
 def peak_bytes(act: Act, device: torch.device) -> int:
-    """Most bytes of tensors that lived at once beyond those that were there before, as torch's allocator counts."""
-    act()
+    """Most bytes of tensors that lived at once beyond those that were there before, as torch's allocator counts.
+
+    For an act that has run before: what it makes once and keeps would be counted.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

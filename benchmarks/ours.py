@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.batch import plan_batch
-from dmt_ds.config.deepspeed import find_ds_config, resolve_student
+from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student
 from dmt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig, TeachersConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
@@ -19,7 +19,7 @@ from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.learner import Learner
-from dmt_ds.engine.optim import build_optimizer
+from dmt_ds.engine.optim import build_optimizer, fusing_pays
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
@@ -43,7 +43,7 @@ def make_teachers(folder: Path, arch: str, count: int, image_size: int) -> dict[
     return models
 
 
-def teachers_section(models: dict[str, TeacherConfig], device: torch.device, *, bf16: bool) -> TeachersConfig:
+def teachers_section(models: dict[str, TeacherConfig], *, bf16: bool) -> TeachersConfig:
     """Whole copies: on one device there is nothing to cut."""
     name = "teacher_zero3_inference" if bf16 else "teacher_zero3_inference_fp32"
     return TeachersConfig(models=models, sharding="replicate", deepspeed=name)
@@ -54,7 +54,9 @@ def build_trainer(config: RunConfig, task: PretrainingTask, folder: Path, device
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, 0.0)
     size = config.train.global_batch_size
-    optimizer = build_optimizer(task.module, config.optim, size, fused=device.type == "cuda")
+    optimizer = build_optimizer(
+        task.module, config.optim, size, fused=fusing_pays(device.type, precision(ds_config) == "bf16")
+    )
     engine = ds_engine.build_student(task.module, optimizer, lambda step: 1.0, ds_config)
     if config.train.compile:
         engine.compile()

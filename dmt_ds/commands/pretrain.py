@@ -11,6 +11,7 @@ from dmt_ds.commands.record import open_record, run_state
 from dmt_ds.commands.runs import Run, resolve
 from dmt_ds.commands.take_over import Attempt, ClaimedRun, take_over
 from dmt_ds.commands.tasks import BuiltTask, build_tasks
+from dmt_ds.config.deepspeed import precision
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
@@ -19,7 +20,7 @@ from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
-from dmt_ds.engine.optim import build_optimizer, warmup_cosine
+from dmt_ds.engine.optim import build_optimizer, fusing_pays, warmup_cosine
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.step_profile import FOLDER as PROFILE_FOLDER
@@ -102,7 +103,7 @@ def _record_failure(attempt: Attempt, trackers: Sequence[Tracker]) -> None:
 
 def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
     config, module = run.config, built.task.module
-    fused = run.device.type == "cuda"
+    fused = fusing_pays(run.device.type, bf16=precision(run.ds_config) == "bf16")
     engine = ds_engine.build_student(
         module,
         build_optimizer(module, config.optim, config.train.global_batch_size, fused=fused, layers=built.layers),

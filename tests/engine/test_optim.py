@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dmt_ds.config.schema import OptimConfig, StudentConfig
-from dmt_ds.engine.optim import build_optimizer, parameter_groups, peak_learning_rate, warmup_cosine
+from dmt_ds.engine.optim import build_optimizer, fusing_pays, parameter_groups, peak_learning_rate, warmup_cosine
 from dmt_ds.models.vit import build_vit
 
 
@@ -62,3 +62,24 @@ def test_sgd_is_torchs():
             module(images).square().sum().backward()
             optimizer.step()
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_fused_optimizer_makes_the_same_updates(kind):
+    weights = []
+    for fused in (False, True):
+        module = nn.Linear(5, 3)
+        nn.init.constant_(module.weight, 0.5)
+        nn.init.zeros_(module.bias)
+        optimizer = build_optimizer(module, OptimConfig(name=kind), 256, fused=fused)
+        for step in range(4):
+            module(torch.linspace(-1, 1, 5) * (step + 1)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(module.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-8)
+
+
+def test_updates_are_fused_but_in_bf16_on_a_cpu():
+    assert [fusing_pays(*case) for case in (("cuda", True), ("cuda", False), ("cpu", False))] == [True] * 3
+    assert not fusing_pays("cpu", bf16=True)

