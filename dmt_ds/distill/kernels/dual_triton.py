@@ -38,8 +38,8 @@ def dual_loss(student: Tensor, target: Tensor, terms: Terms, needs_gradient: boo
     row_sums, column_sums = new(batch, _NUM_SUMS, num_rows), new(batch, blocks, _NUM_SUMS, channels)
     row_losses, column_losses = new(batch, blocks), new(batch)
     shared = (num_rows, channels, terms.first_row, terms.student_first, block_rows, _BLOCK_CHANNELS)
-    _sums[(batch, blocks)](student, target, row_sums, column_sums, row_losses, *shared, num_warps=_WARPS)
-    _gradient[(batch, blocks)](
+    _sums[(blocks, batch)](student, target, row_sums, column_sums, row_losses, *shared, num_warps=_WARPS)
+    _gradient[(blocks, batch)](
         student,
         target,
         row_sums,
@@ -71,12 +71,12 @@ def _sums(
     block_channels: tl.constexpr,
 ):
     """One program: some rows of one image, over all channels."""
-    image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    image, block, blocks = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.num_programs(0)
     rows = block * block_rows + tl.arange(0, block_rows)
     is_patch = (rows > 0) & (rows < num_rows)
     max_s = tl.full([block_rows], _NOTHING, tl.float32)
     max_t, sum_s, sum_t, sum_d = max_s, tl.zeros_like(max_s), tl.zeros_like(max_s), tl.zeros_like(max_s)
-    columns_here = column_sums + (image * tl.num_programs(1) + block) * 5 * num_channels
+    columns_here = column_sums + (image * blocks + block) * 5 * num_channels
     for start in range(0, num_channels, block_channels):
         channels = start + tl.arange(0, block_channels)
         is_channel = channels < num_channels
@@ -103,7 +103,7 @@ def _sums(
     tl.store(here + 4 * num_rows, sum_d, is_row)
     divergences = _divergence(sum_s, sum_t, sum_d, student_first)
     taught = is_row & (rows >= first_row)
-    tl.store(row_losses + image * tl.num_programs(1) + block, tl.sum(tl.where(taught, divergences, 0.0), 0))
+    tl.store(row_losses + image * blocks + block, tl.sum(tl.where(taught, divergences, 0.0), 0))
 
 
 @triton.jit
@@ -124,8 +124,12 @@ def _gradient(
     block_channels: tl.constexpr,
     needs_gradient: tl.constexpr,
 ):
-    """One program: the same rows; the image's first also adds up the columns' losses."""
-    image, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    """One program: the same rows; the image's first also adds up the columns' losses.
+
+    It starts with the last image, which the second-level cache still holds from the first kernel.
+    """
+    image = (tl.num_programs(1) - 1 - tl.program_id(1)).to(tl.int64)
+    block, blocks = tl.program_id(0), tl.num_programs(0)
     rows = block * block_rows + tl.arange(0, block_rows)
     is_row = rows < num_rows
     here = row_sums + image * 5 * num_rows + rows
