@@ -87,12 +87,18 @@ def quickstart(output: Path, processes: int) -> None:
 @encoder_option
 @overrides_argument
 @click.option("--ranks", type=click.IntRange(min=1), help="Processes of the run to come; default: this launch's.")
+@click.option("--all-images", is_flag=True, help="Decode every image of both splits, not eight: minutes to hours.")
 @click.pass_context
 def doctor(
-    ctx: click.Context, recipe: str | None, encoder: str | None, overrides: tuple[str, ...], ranks: int | None
+    ctx: click.Context,
+    recipe: str | None,
+    encoder: str | None,
+    overrides: tuple[str, ...],
+    ranks: int | None,
+    all_images: bool,
 ) -> None:
     """Check everything that can fail, before a queue does; exit code 2 if something will."""
-    ctx.exit(_doctor(load_recipe(recipe, overrides, encoder), ranks))
+    ctx.exit(_doctor(load_recipe(recipe, overrides, encoder), ranks, all_images))
 
 
 @click.command(
@@ -135,11 +141,12 @@ def config(
         click.echo(command.render_deepspeed(resolved, ranks), nl=False)
 
 
-def _doctor(config: "RunConfig", ranks: int | None) -> int:
+def _doctor(config: "RunConfig", ranks: int | None, all_images: bool = False) -> int:
     if launch_rank() != 0:
         return 0
     from dmt_ds.commands import doctor as command
+    from dmt_ds.commands.findings import render
 
-    findings = command.run(config, ranks)
-    click.echo(command.render(findings))
+    findings = command.run(config, ranks, all_images)
+    click.echo(render(findings))
     return 2 if any(finding.status == "fail" for finding in findings) else 0

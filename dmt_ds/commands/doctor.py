@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from dmt_ds.commands.findings import Finding, Status
+from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.resume import refuse_another_run
 from dmt_ds.commands.runs import advice_for_cpu
 from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters
@@ -30,23 +32,9 @@ from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_encoder, load_teacher
 
-Status = Literal["ok", "warn", "fail"]
-
-IMAGES_TO_DECODE = 8
 BYTES_A_PARAMETER = 16
 """In a checkpoint: bf16 or float32 weights, float32 master, two moments."""
-MARKS: dict[Status, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "transformers", "datasets", "mlflow")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    status: Status
-    what: str
-    message: str
-    """How it stands, in one line; the remedy where it does not stand well."""
 
 
 @dataclass
@@ -56,6 +44,7 @@ class _Patient:
     config: RunConfig
     ranks: int
     ds_config: dict[str, Any] | None = None
+    every_image: bool = False
     source: ImageSource | None = None
     class_names: tuple[str, ...] = ()
     teachers: dict[str, TeacherModel] = field(default_factory=dict)
@@ -67,24 +56,16 @@ class _Patient:
 Check = Callable[[_Patient], Iterator[Finding]]
 
 
-def run(config: RunConfig, ranks: int | None) -> list[Finding]:
+def run(config: RunConfig, ranks: int | None, every_image: bool = False) -> list[Finding]:
     """Look at everything; one failure hides no other.
 
     Args:
         config: the run to come.
         ranks: its processes; None takes this launch's, else one a GPU of this machine.
+        every_image: decode all images, not a few.
     """
-    patient = _Patient(config, ranks or _ranks_of_launch(os.environ))
+    patient = _Patient(config, ranks or _ranks_of_launch(os.environ), every_image=every_image)
     return [finding for what, check in CHECKS.items() for finding in _examine(what, check, patient)]
-
-
-def render(findings: list[Finding]) -> str:
-    """A table, and what it comes to."""
-    width = max(len(finding.what) for finding in findings)
-    lines = [f"{MARKS[finding.status]} {finding.what:{width}}  {finding.message}" for finding in findings]
-    failed, warned = (sum(finding.status == status for finding in findings) for status in ("fail", "warn"))
-    end = f"{failed} will fail" if failed else "ready"
-    return "\n".join([*lines, "", f"{end}, {warned} to look at" if warned else end])
 
 
 def _examine(what: str, check: Check, patient: _Patient) -> Iterator[Finding]:
@@ -150,10 +131,7 @@ def _check_data(patient: _Patient) -> Iterator[Finding]:
     source = patient.source = open_source(config.data, "train")
     classes = f", {len(source.class_names)} classes" if source.class_names else ", no labels"
     yield Finding("ok", "data", f"{len(source)} training images{classes}")
-    chosen = sorted({round(part * (len(source) - 1) / (IMAGES_TO_DECODE - 1)) for part in range(IMAGES_TO_DECODE)})
-    for index in chosen:
-        source.read(index)  # raises DataError, which names it
-    yield Finding("ok", "data", f"{len(chosen)} images from first to last decode")
+    yield from _check_decoding(source, patient.every_image)
     length = plan_length(config.train, config.optim, len(source))
     steps = f"{length.total_steps} steps, {length.warmup_steps} of them warm-up"
     if length.warmup_steps >= length.total_steps:
@@ -164,14 +142,21 @@ def _check_data(patient: _Patient) -> Iterator[Finding]:
         images = open_labelled(config.data)  # raises DataError: no labels, no validation split
         patient.class_names = images.class_names
         yield from (Finding("warn", "data", line) for line in empty_classes(images))
-    yield from _check_validation_split(config)
-
-
-def _check_validation_split(config: RunConfig) -> Iterator[Finding]:
     try:
-        yield Finding("ok", "data", f"{len(open_source(config.data, 'val'))} validation images")
+        source = open_source(config.data, "val")
     except DataError as error:
         yield Finding("warn", "data", f"needed for k-NN only: {error}")
+        return
+    yield Finding("ok", "data", f"{len(source)} validation images")
+    if patient.every_image:
+        yield from _check_decoding(source, every_image=True)
+
+
+def _check_decoding(source: ImageSource, every_image: bool) -> Iterator[Finding]:
+    count, broken = look_at_images(source, every_image)
+    yield from (Finding("fail", "data", line) for line in broken)
+    if not broken:
+        yield Finding("ok", "data", f"{count} images from first to last decode")
 
 
 def _check_teachers(patient: _Patient) -> Iterator[Finding]:

@@ -6,12 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dmt_ds.commands.doctor import Finding, render, run
+from dmt_ds.commands.doctor import run
+from dmt_ds.commands.findings import Finding, render
+from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.errors import DataError
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
 from tests.models import tiny
@@ -258,3 +261,26 @@ def test_the_table_marks_each_line_and_says_what_it_comes_to() -> None:
         "1 will fail, 1 to look at",
     ]
     assert render(findings[:1]).splitlines()[-1] == "ready"
+
+
+def test_broken_images_are_named_of_both_splits_where_all_are_looked_at(tmp_path: Path, images: Path) -> None:
+    broken = [images / "train/dog/2.jpg", images / "val/dog/1.jpg"]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:100])
+    config = small_run(tmp_path, images, "task=mae")
+    told = [finding.message for finding in run(config, 2, every_image=True) if finding.status == "fail"]
+    assert len(told) == 2 and all(str(path) in line for path, line in zip(broken, told, strict=True))
+    assert [str(broken[1]) in finding.message for finding in run(config, 2)].count(True) == 0
+
+
+def test_of_many_broken_images_the_first_are_named_and_all_counted() -> None:
+    class Broken:
+        def __len__(self) -> int:
+            return 30
+
+        def read(self, index: int) -> torch.Tensor:
+            raise DataError(f"{index} is broken")
+
+    count, lines = look_at_images(Broken(), every_image=True)
+    assert count == 30 and lines[0] == "0 is broken" and len(lines) == 21
+    assert lines[-1] == "and 10 images more can't be read"

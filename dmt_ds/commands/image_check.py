@@ -1,0 +1,37 @@
+"""Whether images decode: a few from first to last, or all; knows no run."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from dmt_ds.data.sources import ImageSource
+from dmt_ds.errors import DataError
+
+IMAGES_TO_DECODE = 8
+SHOWN = 20
+_AT_ONCE = 4096
+
+
+def look_at_images(source: ImageSource, every_image: bool) -> tuple[int, list[str]]:
+    """How many images were decoded, and a line for each that can't be; of many the first, and how many there are."""
+    last = len(source) - 1
+    rows = {round(part * last / (IMAGES_TO_DECODE - 1)) for part in range(IMAGES_TO_DECODE)}
+    chosen = list(range(len(source))) if every_image else sorted(rows)
+    broken = list(_unreadable(source, chosen))
+    more = [f"and {len(broken) - SHOWN} images more can't be read"] if len(broken) > SHOWN else []
+    return len(chosen), broken[:SHOWN] + more
+
+
+def _unreadable(source: ImageSource, rows: list[int]) -> Iterator[str]:
+    """What is wrong with them, in order; a thread a core, as decoding runs outside of Python's lock."""
+
+    def problem(row: int) -> str | None:
+        try:
+            source.read(row)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for start in range(0, len(rows), _AT_ONCE):  # a queue of a million would be all memory
+            yield from filter(None, threads.map(problem, rows[start : start + _AT_ONCE]))
