@@ -1,18 +1,19 @@
 """`dmt-ds plan`: what a recipe would need on a cluster, from formulas; imports no torch, opens no file of the run."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config, resolve_student
+from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.planning import memory, schedule
-from dmt_ds.planning.gpus import gpu_named
+from dmt_ds.planning.gpus import Gpu, gpu_named
 from dmt_ds.planning.layout import Cluster, Layout, adapter_widths, has_fused_loss, student_size, teacher_sizes
-from dmt_ds.planning.rates import Calibration, assumed, calibrated
+from dmt_ds.planning.rates import Calibration, Rates, assumed, calibrated
 from dmt_ds.planning.traffic import step_traffic
 
 IMAGENET_IMAGES = 1_281_167
@@ -50,49 +51,70 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
     """
     if config.task not in TEACHER_TASKS:
         raise ConfigError(f"task {config.task}: `dmt-ds plan` knows the cost of distillation only (dmt, tinymim)")
-    cluster, gpu = machines.cluster, gpu_named(machines.gpu)
-    ranks, train = cluster.num_ranks, config.train
+    cluster, gpu, train = machines.cluster, gpu_named(machines.gpu), config.train
+    ranks = cluster.num_ranks
     batch = plan_batch(train.global_batch_size, train.micro_batch_size, ranks)
-    layout, guesses = _layout(config, cluster)
+    layouts, guesses = _layouts(config, cluster)
     length = plan_length(train, config.optim, machines.num_images)
-    width = max(size.embed_dim for size in layout.teachers.values())
-    rates = assumed(gpu, width, layout.student.embed_dim, machines.network_gbit)
-    if machines.calibration is not None:
-        rates = calibrated(rates, Calibration.read(machines.calibration))
-    seconds = schedule.step_time(layout, cluster, rates, batch.micro_batch_size, batch.grad_accum_steps)
-    largest = memory.largest_micro_batch(layout, ranks, train.global_batch_size, 1e9 * gpu.memory_gb)
+    rates = [_rates(layout, gpu, machines, is_family=len(layouts) > 1) for layout in layouts]
+    seconds = schedule.step_time(layouts, cluster, rates, batch.micro_batch_size, batch.grad_accum_steps)
     images_per_second = train.global_batch_size / seconds.total
     hours = length.total_steps * seconds.total / 3600
-    total = memory.total_bytes(layout, ranks, batch.micro_batch_size)
-    each = {name: batch.micro_batch_size * size for name, size in memory.image_bytes(layout).items()}
+    total = memory.total_bytes(layouts, ranks, batch.micro_batch_size)
+    each = {name: batch.micro_batch_size * size for name, size in memory.image_bytes(layouts).items()}
+    teachers = layouts[0].teachers.values()
+    sources = [f"{name}: {source}" for own in rates for name, source in own.sources.items()]
+    losses = "fused" if layouts[0].fused_loss else "written out in torch"
     return {
         "model": "formulas, not a measurement",
         "run": {"name": config.name, "steps": length.total_steps, "global_batch_size": train.global_batch_size},
         "machines": {"nodes": cluster.num_nodes, "gpus_per_node": cluster.gpus_per_node, "gpu": machines.gpu},
         "parameters": {
-            "trained": layout.trained_parameters,
-            "teachers": sum(size.parameters() for size in layout.teachers.values()),
+            "trained": sum(layout.trained_parameters for layout in layouts),
+            "teachers": sum(size.parameters() for size in teachers),
         },
-        "memory_bytes": {**memory.state_bytes(layout, ranks), **each, "total": total, "of": 1e9 * gpu.memory_gb},
+        "memory_bytes": {**memory.state_bytes(layouts, ranks), **each, "total": total, "of": 1e9 * gpu.memory_gb},
         "fits": total <= memory.USABLE_SHARE * 1e9 * gpu.memory_gb,
         "micro_batch_size": batch.micro_batch_size,
         "grad_accum_steps": batch.grad_accum_steps,
-        "largest_micro_batch_size": largest,
-        "step_bytes_sent": step_traffic(layout, cluster, batch.grad_accum_steps)._asdict(),
+        "largest_micro_batch_size": memory.largest_micro_batch(
+            layouts, ranks, train.global_batch_size, 1e9 * gpu.memory_gb
+        ),
+        "step_bytes_sent": step_traffic(layouts, cluster, batch.grad_accum_steps)._asdict(),
         "step_seconds": {**asdict(seconds), "total": seconds.total},
-        "flops_per_image": {"teachers": schedule.teacher_flops(layout), "student": schedule.student_flops(layout)},
+        "flops_per_image": {
+            "teachers": schedule.teacher_flops(layouts[0]),
+            "student": sum(schedule.student_flops(layout) for layout in layouts),
+        },
         "images_per_second": images_per_second,
         "hours": hours,
         "gpu_hours": hours * ranks,
-        "loader_cores_per_node": images_per_second / cluster.num_nodes * rates.loader_seconds,
-        "assumptions": [f"{name}: {source}" for name, source in rates.sources.items()]
-        + [
+        "loader_cores_per_node": images_per_second / cluster.num_nodes * rates[0].loader_seconds,
+        "assumptions": [
+            *dict.fromkeys(sources),  # each once: a family's students share most
             f"{machines.num_images} images",
-            f"the losses are {'fused' if layout.fused_loss else 'written out in torch'}",
-        ]
-        + [f"teacher {name} is a ViT-B/16: neither its source nor `arch` says" for name in guesses]
-        + list(_ALWAYS),
+            f"the losses are {losses}",
+            *(f"teacher {name} is a ViT-B/16: neither its source nor `arch` says" for name in guesses),
+            *_ALWAYS,
+        ],
     }
+
+
+def _rates(layout: Layout, gpu: Gpu, machines: Machines, *, is_family: bool) -> Rates:
+    width = max(size.embed_dim for size in layout.teachers.values())
+    rates = assumed(gpu, width, layout.student.embed_dim, machines.network_gbit)
+    if machines.calibration is None:
+        return rates
+    found = Calibration.read(machines.calibration)
+    # What was measured of one student holds for no other.
+    return calibrated(rates, replace(found, student_flops=None) if is_family else found)
+
+
+def _layouts(config: RunConfig, cluster: Cluster) -> tuple[list[Layout], list[str]]:
+    """One, or one a member of a family; and the teachers whose size is a guess."""
+    members = member_runs(config) or {"": config}
+    found = [_layout(member, cluster) for member in members.values()]
+    return [layout for layout, _ in found], found[0][1]
 
 
 def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:

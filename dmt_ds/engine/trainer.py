@@ -211,7 +211,8 @@ class Trainer:
             engine.prepare_update(newest.unsound, measure_norm=logs)
         self._unread.append(newest)
         deferred = all(engine.skips_on_device for engine in engines)
-        must_know = logs or self._plan.saves_at(newest.step) or not deferred
+        looked_at = logs or self._plan.saves_at(newest.step) or self._plan.evaluates_at(newest.step)
+        must_know = looked_at or not deferred
         stop_asked = False
         while self._unread and (must_know or stop_asked or len(self._unread) > 1):
             stop_asked |= self._settle(self._unread.popleft())

@@ -1,4 +1,10 @@
-"""Memory of one GPU, part by part; plain formulas."""
+"""Memory of one GPU, part by part; plain formulas.
+
+Several layouts are the students of a family, with the same teachers: all of their states lie on a GPU at once, but of
+their activations only one student's.
+"""
+
+from collections.abc import Sequence
 
 from dmt_ds.planning.layout import Layout
 
@@ -13,8 +19,20 @@ JITTER_BYTES = 24
 """A colour value of an image: uint8, and the float32 copies that colour jitter makes."""
 
 
-def state_bytes(layout: Layout, num_ranks: int) -> dict[str, float]:
-    """What does not depend on the batch: teachers, and the student's states as its ZeRO stage cuts them."""
+def state_bytes(layouts: Sequence[Layout], num_ranks: int) -> dict[str, float]:
+    """What does not depend on the batch: teachers, and the students' states as their ZeRO stages cut them."""
+    first = layouts[0]
+    teachers = first.teacher_copy_bytes / (first.shard_ranks if first.sharded_teachers else 1)
+    students = [_student_state_bytes(layout, num_ranks) for layout in layouts]
+    return {
+        "teachers' weights": teachers,
+        "teachers' gathered blocks": _gathered_bytes(first),
+        **{part: sum(student[part] for student in students) for part in students[0]},
+        "reserved": RESERVED_BYTES,
+    }
+
+
+def _student_state_bytes(layout: Layout, num_ranks: int) -> dict[str, float]:
     stage, parameters, weight = layout.zero_stage, layout.trained_parameters, layout.student_bytes
     zero = layout.ds_config.get("zero_optimization", {})
     optimizer_ranks = num_ranks if stage >= 1 else 1
@@ -22,47 +40,39 @@ def state_bytes(layout: Layout, num_ranks: int) -> dict[str, float]:
     has_masters = stage >= 1 or weight == 2
     bucket = float(zero.get("reduce_bucket_size", 5e8)) if stage in (1, 2) else 0.0
     return {
-        "teachers' weights": layout.teacher_copy_bytes / (layout.shard_ranks if layout.sharded_teachers else 1),
-        "teachers' gathered blocks": _gathered_bytes(layout),
         "student's weights": weight * parameters / (num_ranks if stage == 3 else 1),
         "gradient": weight * parameters + 4 * parameters / gradient_ranks,
         "gradient buckets": 4 * bucket * (2 if zero.get("overlap_comm") else 1),
         "float32 masters": 4 * parameters / optimizer_ranks if has_masters else 0.0,
-        "AdamW's moments": moment_bytes(parameters, optimizer_ranks),
-        "reserved": RESERVED_BYTES,
+        "AdamW's moments": 8 * parameters / optimizer_ranks,
     }
 
 
-def moment_bytes(parameters: int, num_ranks: int) -> float:
-    """Of both moments, in float32."""
-    return 8 * parameters / num_ranks
-
-
-def image_bytes(layout: Layout) -> dict[str, float]:
+def image_bytes(layouts: Sequence[Layout]) -> dict[str, float]:
     """What each image of a micro-batch adds, at the peak of forward and backward."""
-    student, teachers = layout.student, layout.teachers.values()
+    first = layouts[0]
     return {
-        "student's activations": student.saved_bytes(layout.student_bytes),
-        "teachers' activations": max((size.alive_bytes(layout.teacher_bytes) for size in teachers), default=0),
-        "targets and loss": _loss_bytes(layout) * layout.target_numbers,
-        "images": JITTER_BYTES * 3 * student.image_size**2,
+        "student's activations": max(layout.student.saved_bytes(layout.student_bytes) for layout in layouts),
+        "teachers' activations": max(size.alive_bytes(first.teacher_bytes) for size in first.teachers.values()),
+        "targets and loss": max(_loss_bytes(layout) * layout.target_numbers for layout in layouts),
+        "images": JITTER_BYTES * 3 * first.student.image_size**2,
     }
 
 
-def total_bytes(layout: Layout, num_ranks: int, micro_batch_size: int) -> float:
+def total_bytes(layouts: Sequence[Layout], num_ranks: int, micro_batch_size: int) -> float:
     """Of one GPU."""
-    each = sum(image_bytes(layout).values())
-    return sum(state_bytes(layout, num_ranks).values()) + micro_batch_size * each
+    each = sum(image_bytes(layouts).values())
+    return sum(state_bytes(layouts, num_ranks).values()) + micro_batch_size * each
 
 
-def largest_micro_batch(layout: Layout, num_ranks: int, global_batch_size: int, memory_bytes: float) -> int:
+def largest_micro_batch(layouts: Sequence[Layout], num_ranks: int, global_batch_size: int, memory_bytes: float) -> int:
     """The largest micro-batch that fits and keeps the global batch exact; 0 where not even one image fits."""
     images_a_rank, left = divmod(global_batch_size, num_ranks)
     if left:
         return 0
     sizes = (size for size in range(images_a_rank, 0, -1) if images_a_rank % size == 0)
     usable = USABLE_SHARE * memory_bytes
-    return next((size for size in sizes if total_bytes(layout, num_ranks, size) <= usable), 0)
+    return next((size for size in sizes if total_bytes(layouts, num_ranks, size) <= usable), 0)
 
 
 def _loss_bytes(layout: Layout) -> int:

@@ -1,5 +1,6 @@
 """How long an update takes, part by part, and so a run; plain formulas."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dmt_ds.planning.layout import Cluster, Layout
@@ -44,26 +45,33 @@ def student_flops(layout: Layout) -> float:
     return student.training_flops() + sum(adapters)
 
 
-def step_time(layout: Layout, cluster: Cluster, rates: Rates, micro_batch_size: int, grad_accum_steps: int) -> StepTime:
-    """Of one update.
+def step_time(
+    layouts: Sequence[Layout], cluster: Cluster, rates: Sequence[Rates], micro_batch_size: int, grad_accum_steps: int
+) -> StepTime:
+    """Of one update; several layouts are the students of the same teachers, each with its rates.
 
     Teachers' gathers hide behind the teachers' arithmetic as far as that lasts; the gradient's reduction and the
     gather of new weights hide behind nothing (`overlap_comm` is off).
     """
-    images = micro_batch_size * grad_accum_steps
-    teachers = images * teacher_flops(layout) / rates.teacher_flops
-    traffic = step_traffic(layout, cluster, grad_accum_steps)
+    images, first, speed = micro_batch_size * grad_accum_steps, layouts[0], rates[0]
+    teachers = images * teacher_flops(first) / speed.teacher_flops
+    students = sum(student_flops(layout) / own.student_flops for layout, own in zip(layouts, rates, strict=True))
+    traffic = step_traffic(layouts, cluster, grad_accum_steps)
     # Over several nodes the slowest link is that of a GPU's share of its node's network.
-    across = min(rates.link_bytes, rates.network_bytes / cluster.gpus_per_node)
-    link = across if cluster.num_nodes > 1 else rates.link_bytes
-    shard_link = across if layout.shard_ranks > cluster.gpus_per_node else rates.link_bytes
+    across = min(speed.link_bytes, speed.network_bytes / cluster.gpus_per_node)
+    link = across if cluster.num_nodes > 1 else speed.link_bytes
+    shard_link = across if first.shard_ranks > cluster.gpus_per_node else speed.link_bytes
     exposed = max(0.0, traffic.teachers / shard_link - teachers) + (traffic.gradient + traffic.weights) / link
-    moved = FUSED_LOSS_BYTES_MOVED if layout.fused_loss else WRITTEN_LOSS_BYTES_MOVED
-    updated = layout.trained_parameters / (cluster.num_ranks if layout.zero_stage else 1)
+    updated = sum(layout.trained_parameters / (cluster.num_ranks if layout.zero_stage else 1) for layout in layouts)
     return StepTime(
         teachers=teachers,
-        student=images * student_flops(layout) / rates.student_flops,
-        loss=images * moved * layout.target_numbers / rates.memory_bytes,
-        optimizer=OPTIMIZER_BYTES_MOVED * updated / rates.memory_bytes,
+        student=images * students,
+        loss=images * sum(_loss_bytes_moved(layout) for layout in layouts) / speed.memory_bytes,
+        optimizer=OPTIMIZER_BYTES_MOVED * updated / speed.memory_bytes,
         communication=exposed,
     )
+
+
+def _loss_bytes_moved(layout: Layout) -> int:
+    """Of one image."""
+    return layout.target_numbers * (FUSED_LOSS_BYTES_MOVED if layout.fused_loss else WRITTEN_LOSS_BYTES_MOVED)

@@ -1,5 +1,6 @@
 """Bytes that each rank sends in one update, part by part; plain formulas."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dmt_ds.planning.layout import Cluster, Layout
@@ -22,8 +23,17 @@ class Traffic(NamedTuple):
         return sum(self)
 
 
-def step_traffic(layout: Layout, cluster: Cluster, grad_accum_steps: int) -> Traffic:
-    """Of one update with so many micro-batches."""
+def step_traffic(layouts: Sequence[Layout], cluster: Cluster, grad_accum_steps: int) -> Traffic:
+    """Of one update with so many micro-batches; several layouts are the students of the same teachers."""
+    first = layouts[0]
+    teachers = ring_bytes(first.teacher_copy_bytes, first.shard_ranks) if first.sharded_teachers else 0.0
+    students = [_student_traffic(layout, cluster, grad_accum_steps) for layout in layouts]
+    gradients, weights = (sum(parts) for parts in zip(*students, strict=True))
+    return Traffic(grad_accum_steps * teachers, gradients, weights)
+
+
+def _student_traffic(layout: Layout, cluster: Cluster, grad_accum_steps: int) -> tuple[float, float]:
+    """Bytes of the gradient's reduction, and of gathers of weights."""
     ranks, parameters = cluster.num_ranks, layout.trained_parameters
     sends = {"bf16": 2, "fp16": 2}.get(layout.ds_config.get("communication_data_type", ""), 4)
     weights = ring_bytes(layout.student_bytes * parameters, ranks)
@@ -36,6 +46,4 @@ def step_traffic(layout: Layout, cluster: Cluster, grad_accum_steps: int) -> Tra
         2: (grad_accum_steps * reduced, weights),
         3: (grad_accum_steps * reduced / 2, 2 * grad_accum_steps * weights),
     }
-    gradient, gathered = by_stage[layout.zero_stage]
-    teachers = ring_bytes(layout.teacher_copy_bytes, layout.shard_ranks) if layout.sharded_teachers else 0.0
-    return Traffic(grad_accum_steps * teachers, gradient, gathered)
+    return by_stage[layout.zero_stage]

@@ -62,6 +62,20 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     assert not larger["fits"]
 
 
+def test_a_family_costs_its_teachers_once_and_each_student() -> None:
+    family = plan("-c", "vit_family", "--gpus-per-node", "8")
+    alone = [plan("-c", f"vit_{size}", "--gpus-per-node", "8") for size in ("tiny", "small", "base")]
+    for part in ("student", "loss", "optimizer"):
+        assert family["step_seconds"][part] == pytest.approx(sum(one["step_seconds"][part] for one in alone))
+    assert family["step_seconds"]["teachers"] == pytest.approx(alone[0]["step_seconds"]["teachers"])
+    assert family["hours"] < sum(one["hours"] for one in alone)
+    assert family["parameters"]["trained"] == sum(one["parameters"]["trained"] for one in alone)
+    stored = family["memory_bytes"]
+    assert stored["AdamW's moments"] == pytest.approx(sum(one["memory_bytes"]["AdamW's moments"] for one in alone))
+    assert stored["student's activations"] == max(one["memory_bytes"]["student's activations"] for one in alone)
+    assert sum(line.startswith("student: assumed") for line in family["assumptions"]) == 3
+
+
 def test_more_nodes_make_it_faster_but_not_cheaper() -> None:
     one, four = (plan("-c", "vit_small", "--nodes", n, "--gpus-per-node", "8") for n in ("1", "4"))
     assert four["hours"] < one["hours"] and four["gpu_hours"] >= one["gpu_hours"]

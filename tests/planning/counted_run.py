@@ -90,8 +90,8 @@ def facts_of(stage: int) -> dict[str, Any]:
         {"a": TEACHER, "b": TEACHER}, STUDENT, (TEACHER.embed_dim,), 2, ds_config, ranks > 1, ranks if ranks > 1 else 1
     )
     moments = [value for state in optimizer.state.values() for value in state.values() if value.numel() > 1]
-    traffic = step_traffic(layout, Cluster(1, ranks), ACCUMULATION)
-    states = memory.state_bytes(layout, ranks)
+    traffic = step_traffic([layout], Cluster(1, ranks), ACCUMULATION)
+    states = memory.state_bytes([layout], ranks)
     return {
         "teachers": [sum(ds_teachers.held_bytes(model)[0] for model in models), states["teachers' weights"]],
         "moments": [sum(m.numel() * m.element_size() for m in moments), states["AdamW's moments"]],
