@@ -165,8 +165,8 @@ def start_from(vit: nn.Module, source: str, image_size: int) -> TeacherRecord:
         for key, value in dataclasses.asdict(theirs).items()
         if getattr(own, key) != value
     ]
-    keys, their_keys = set(vit.state_dict()), set(encoder.vit.state_dict())
-    differing += [f"key '{key}' on one side only" for key in sorted(keys ^ their_keys)[:3]]
+    shapes = [{f"'{key}' {list(v.shape)}" for key, v in module.state_dict().items()} for module in (vit, encoder.vit)]
+    differing += [f"{key} on one side only" for key in sorted(shapes[0] ^ shapes[1])[:3]]
     if differing:
         raise WeightsError(f"student.init_from {source}: the student is another ViT: {', '.join(differing)}")
     vit.load_state_dict(encoder.vit.state_dict(), strict=True)

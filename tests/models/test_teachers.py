@@ -9,7 +9,7 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.teachers import check_same_tokens, load_encoder, load_teacher, start_from
-from dmt_ds.models.vit import tokens_of
+from dmt_ds.models.vit import create, tokens_of
 from tests.models import tiny
 
 
@@ -182,6 +182,10 @@ def test_a_student_starts_from_an_encoder_of_its_own_shape(file, run_folder):
     torch.testing.assert_close(tiny.tokens(vit), tiny.tokens(tiny.vit()), atol=0, rtol=0)
     with pytest.raises(WeightsError, match=r"student\.init_from.*depth 3 against 2"):
         start_from(tiny.vit(depth=3), str(run_folder), tiny.IMAGE_SIZE)
+    sizes = tiny.section().model_dump(include={"embed_dim", "depth", "num_heads", "patch_size"})
+    narrow = create("vit_tiny_patch16_224", num_classes=0, img_size=tiny.IMAGE_SIZE, mlp_ratio=2.0, **sizes)
+    with pytest.raises(WeightsError, match=r"another ViT: 'blocks\.0\.mlp\.fc1\.bias' \[\d+\] on one side only"):
+        start_from(narrow, str(run_folder), tiny.IMAGE_SIZE)
 
 
 def test_a_damaged_teacher_is_named_with_its_file(run_folder):
