@@ -74,7 +74,7 @@ def main() -> None:
             ),
             tracking=TrackingConfig(enabled=False),
         )
-        trainer = build_trainer(config, build_task(config, device).task, folder, device)
+        trainer = build_trainer(config, [build_task(config, device).task], folder, device)
         times = measure(trainer, options, device)
     make_report(times, options, device).publish(options)
     ds_engine.stop()

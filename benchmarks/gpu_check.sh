@@ -4,7 +4,7 @@
 #
 #   benchmarks/gpu_check.sh OUT_FOLDER                     # all; PYTHON=/path/to/python chooses the interpreter
 #   benchmarks/gpu_check.sh OUT_FOLDER tests loss trainer  # a set of stages; none of tests, loss, trainer, step needs
-#   benchmarks/gpu_check.sh OUT_FOLDER step                # more than ten minutes on one H100 or H200
+#   benchmarks/gpu_check.sh OUT_FOLDER step                # more than ten minutes on one H100 or H200; so for family
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
@@ -54,8 +54,9 @@ for set in $stages; do
         bench step_s step --student vit_small
         bench step_b step --student vit_base --batch 128
         ;;
+    family) bench family family ;;
     *)
-        echo "no stage $set: tests, loss, trainer, step"
+        echo "no stage $set: tests, loss, trainer, step, family"
         exit 2
         ;;
     esac

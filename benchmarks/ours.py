@@ -1,6 +1,6 @@
 """This project's own side of the benchmarks: a trainer on random teachers, built as `dmt-ds pretrain` builds one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -30,9 +30,11 @@ from dmt_ds.models.vit import build_vit
 from dmt_ds.tracking.tracker import NullTracker
 
 
-def make_teachers(folder: Path, arch: str, count: int, image_size: int) -> dict[str, TeacherConfig]:
+def make_teachers(
+    folder: Path, arch: str, count: int, image_size: int, depth: int | None = None
+) -> dict[str, TeacherConfig]:
     """Encoders on disk with random weights: time does not depend on their values."""
-    section = StudentConfig(arch=arch, drop_path=0.0)
+    section = StudentConfig(arch=arch, depth=depth, drop_path=0.0)
     models = {}
     for number in range(count):
         torch.manual_seed(number)
@@ -49,22 +51,16 @@ def teachers_section(models: dict[str, TeacherConfig], *, bf16: bool) -> Teacher
     return TeachersConfig(models=models, sharding="replicate", deepspeed=name)
 
 
-def build_trainer(config: RunConfig, task: PretrainingTask, folder: Path, device: torch.device) -> Trainer:
-    """A trainer over the digits, scaled up to the image size."""
+def build_trainer(config: RunConfig, tasks: Sequence[PretrainingTask], folder: Path, device: torch.device) -> Trainer:
+    """A trainer of these tasks over the digits, scaled up to the image size."""
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, 0.0)
     size = config.train.global_batch_size
-    optimizer = build_optimizer(
-        task.module, config.optim, size, fused=fusing_pays(device.type, precision(ds_config) == "bf16")
-    )
-    engine = ds_engine.build_student(task.module, optimizer, lambda step: 1.0, ds_config)
-    if config.train.compile:
-        engine.compile()
     source = open_source(config.data, "train")
     loader = TrainLoader(
         source,
         SampleStream(len(source), 0),
-        task.crops(config.data),
+        tasks[0].crops(config.data),
         run_seed=0,
         micro_batch_size=config.train.micro_batch_size,
         rank=dist.rank(),
@@ -83,8 +79,15 @@ def build_trainer(config: RunConfig, task: PretrainingTask, folder: Path, device
         return
 
     checkpoints = CheckpointFolder(folder, 1)
-    learner = Learner(task, engine, checkpoints, no_record, no_export, NullTracker())
-    return Trainer([learner], CheckpointGroup([checkpoints]), loader, plan, around)
+    learners = []
+    for task in tasks:
+        fused = fusing_pays(device.type, precision(ds_config) == "bf16")
+        optimizer = build_optimizer(task.module, config.optim, size, fused=fused)
+        engine = ds_engine.build_student(task.module, optimizer, lambda step: 1.0, ds_config)
+        if config.train.compile:
+            engine.compile()
+        learners.append(Learner(task, engine, checkpoints, no_record, no_export, NullTracker()))
+    return Trainer(learners, CheckpointGroup([checkpoints]), loader, plan, around)
 
 
 class Ours:
@@ -107,7 +110,7 @@ class Ours:
         return self.task.module.adapters["fused"]  # type: ignore[index, return-value]
 
     def start(self) -> None:
-        self._trainer = build_trainer(self._config, self.task, self._folder, self._device)
+        self._trainer = build_trainer(self._config, [self.task], self._folder, self._device)
         engine = self._trainer.learners[0].engine
         backward = engine.backward
 
