@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.resume import refuse_another_run
 from dmt_ds.commands.runs import advice_for_cpu
 from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters
-from dmt_ds.config.batch import plan_batch, plan_length
+from dmt_ds.config.batch import BatchPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
+from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.labels import empty_classes, open_labelled
 from dmt_ds.data.sources import ImageSource, open_source
@@ -43,6 +44,7 @@ class _Patient:
 
     config: RunConfig
     ranks: int
+    batch: BatchPlan | None = None
     ds_config: dict[str, Any] | None = None
     every_image: bool = False
     source: ImageSource | None = None
@@ -65,13 +67,21 @@ def run(config: RunConfig, ranks: int | None, every_image: bool = False) -> list
         every_image: decode all images, not a few.
     """
     patient = _Patient(config, ranks or _ranks_of_launch(os.environ), every_image=every_image)
-    return [finding for what, check in CHECKS.items() for finding in _examine(what, check, patient)]
+    findings = [finding for what, check in OF_ALL.items() for finding in _examine(what, check, patient)]
+    # What was found out so far is the same for all members of a family.
+    members = {f" {name}": replace(patient, config=member) for name, member in member_runs(config).items()}
+    students = members or {"": patient}
+    for what, check in OF_STUDENTS.items():
+        for name, student in students.items():
+            findings += _examine(what + name, check, student)
+    patient.num_parameters = sum(student.num_parameters or 0 for student in students.values())
+    return findings + [finding for what, check in OF_RUN.items() for finding in _examine(what, check, patient)]
 
 
 def _examine(what: str, check: Check, patient: _Patient) -> Iterator[Finding]:
-    """A check's findings; what it raises is one more."""
+    """A check's findings, under its own name where they have none; what it raises is one more."""
     try:
-        yield from check(patient)
+        yield from (replace(finding, what=finding.what or what) for finding in check(patient))
     except DmtError as error:
         status: Status = "warn" if isinstance(error, TrackingError) else "fail"
         yield from (Finding(status, what, line) for line in str(error).splitlines())
@@ -113,17 +123,13 @@ def _check_device(patient: _Patient) -> Iterator[Finding]:
 
 def _check_batch(patient: _Patient) -> Iterator[Finding]:
     train = patient.config.train
-    plan = plan_batch(train.global_batch_size, train.micro_batch_size, patient.ranks)
+    plan = patient.batch = plan_batch(train.global_batch_size, train.micro_batch_size, patient.ranks)
     arithmetic = f"{plan.micro_batch_size} x {plan.world_size} ranks x {plan.grad_accum_steps} accumulation steps"
     yield Finding("ok", "batch", f"{plan.global_batch_size} = {arithmetic}")
     if patient.config.task == "moco_v3" and plan.grad_accum_steps > 1:
         keys = plan.micro_batch_size * plan.world_size
         why = "accumulation adds no negatives: raise train.micro_batch_size, or use more ranks"
         yield Finding("warn", "batch", f"moco_v3: {keys} keys instead of {plan.global_batch_size}: {why}")
-    path = find_ds_config(train.deepspeed)
-    patient.ds_config = resolve_student(path, plan, patient.config.optim.clip_grad_norm)
-    stage, numbers = zero_stage(patient.ds_config), precision(patient.ds_config)
-    yield Finding("ok", "deepspeed", f"student: {path.name}, ZeRO stage {stage}, {numbers}")
 
 
 def _check_data(patient: _Patient) -> Iterator[Finding]:
@@ -181,10 +187,19 @@ def _check_teachers(patient: _Patient) -> Iterator[Finding]:
     check_same_tokens(patient.teachers, same_width=are_added)
 
 
+def _check_engine(patient: _Patient) -> Iterator[Finding]:
+    if patient.batch is None:
+        return  # what is wrong with it has been said
+    path = find_ds_config(patient.config.train.deepspeed)
+    patient.ds_config = resolve_student(path, patient.batch, patient.config.optim.clip_grad_norm)
+    stage, numbers = zero_stage(patient.ds_config), precision(patient.ds_config)
+    yield Finding("ok", "", f"student: {path.name}, ZeRO stage {stage}, {numbers}")
+
+
 def _check_student(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
     if config.task == "classify" and not patient.class_names:
-        yield Finding("warn", "student", "not built: mend the data above first, the head needs its classes")
+        yield Finding("warn", "", "not built: mend the data above first, the head needs its classes")
         return
     if config.task in TEACHER_TASKS:
         module = _student(patient)
@@ -192,9 +207,7 @@ def _check_student(patient: _Patient) -> Iterator[Finding]:
         module = build_task(config, torch.device("cpu"), patient.class_names).task.module
     patient.num_parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
     patient.parameters = hash_of_parameters(module)
-    yield Finding(
-        "ok", "student", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters"
-    )
+    yield Finding("ok", "", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters")
 
 
 def _student(patient: _Patient) -> nn.Module:
@@ -241,15 +254,15 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
     checkpoint = CheckpointFolder(Path(config.output_dir) / "checkpoints", config.train.keep_checkpoints).newest()
     if checkpoint is None:
-        yield Finding("ok", "checkpoint", "none: the run starts afresh")
+        yield Finding("ok", "", "none: the run starts afresh")
         return
     if config.train.resume == "never":
         message = f"{checkpoint.folder} is there and train.resume is 'never': choose another output_dir"
-        yield Finding("fail", "checkpoint", message)
+        yield Finding("fail", "", message)
         return
     teachers_are_missing = config.task in TEACHER_TASKS and len(patient.teachers) < len(config.teachers.used())
     if patient.ds_config is None or patient.source is None or patient.parameters is None or teachers_are_missing:
-        yield Finding("warn", "checkpoint", f"{checkpoint.folder}: not compared, mend what failed above first")
+        yield Finding("warn", "", f"{checkpoint.folder}: not compared, mend what failed above first")
         return
     saved, sources = checkpoint.state, {name: teacher.record for name, teacher in patient.teachers.items()}
     if config.student.init_from is not None:
@@ -269,17 +282,17 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
     moved = (
         "" if saved.world_size == now.world_size else f", converted from {saved.world_size} to {now.world_size} ranks"
     )
-    yield Finding("ok", "checkpoint", f"goes on from {checkpoint.folder} (step {saved.step}{moved})")
+    yield Finding("ok", "", f"goes on from {checkpoint.folder} (step {saved.step}{moved})")
 
 
-CHECKS: dict[str, Check] = {
+OF_ALL: dict[str, Check] = {
     "software": _check_software,
     "device": _check_device,
     "batch": _check_batch,
     "data": _check_data,
     "teachers": _check_teachers,
-    "student": _check_student,
-    "output": _check_output,
-    "tracking": _check_tracking,
-    "checkpoint": _check_checkpoint,
 }
+OF_STUDENTS: dict[str, Check] = {"deepspeed": _check_engine, "student": _check_student, "checkpoint": _check_checkpoint}
+"""Of each member, where the run is a family."""
+OF_RUN: dict[str, Check] = {"output": _check_output, "tracking": _check_tracking}
+"""After those, with the parameters of all students."""

@@ -103,7 +103,7 @@ def test_one_failure_hides_no_other(tmp_path: Path, images: Path) -> None:
     findings = distillation(
         tmp_path, images / "nothing", Path("/no/teacher.pth"), "train.deepspeed=/no/file.json", "distill.fusion=concat"
     )
-    assert set(failed(findings)) == {"batch", "data", "teachers"}
+    assert set(failed(findings)) == {"deepspeed", "data", "teachers"}
 
 
 def test_a_batch_that_does_not_divide_shows_its_arithmetic(tmp_path: Path, images: Path) -> None:
@@ -203,6 +203,22 @@ def test_a_task_that_learns_labels_fails_without_them(tmp_path: Path, images: Pa
     assert set(failed(findings)) == {"data"}
     assert "the validation images have no labels" in failed(findings)["data"]
     assert said(findings, "student").startswith("warn: not built")
+
+
+def test_each_member_of_a_family_is_looked_at_and_their_parameters_add_up(
+    tmp_path: Path, images: Path, teacher: Path
+) -> None:
+    overrides = ("task=dmt", f"teachers.models.ibot.source={teacher}", "teachers.models.ibot.num_heads=2")
+    members = ("family.slim.student.depth=1", "family.wide.student.embed_dim=48")
+    findings = run(small_run(tmp_path, images, *overrides, *members), ranks=2)
+    assert failed(findings) == {}
+    for what in ("deepspeed slim", "deepspeed wide", "checkpoint slim", "checkpoint wide"):
+        assert said(findings, what).startswith("ok: ")
+        assert "million trained parameters" in said(findings, f"student {what.split()[1]}")
+    assert said(findings, "teachers").count("ibot: ") == 1 and said(findings, "output").startswith("ok: ")
+
+    findings = run(small_run(tmp_path, images, *overrides, *members, "family.wide.student.arch=vit_tinny"), ranks=2)
+    assert list(failed(findings)) == ["student wide"]
 
 
 def save_checkpoint(tmp_path: Path, config: RunConfig, fingerprint: str) -> None:
