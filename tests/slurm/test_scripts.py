@@ -12,6 +12,7 @@ TRAINING = [
     "pretrain_vit_t.sh",
     "pretrain_vit_s.sh",
     "pretrain_vit_b.sh",
+    "pretrain_family.sh",
     "finetune_imagenet.sh",
     "make_teacher.sh",
     "sweep.sh",

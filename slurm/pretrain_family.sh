@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=pretrain_family
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+# ViT-T, ViT-S and ViT-B from one pass of three ViT-B teachers:  sbatch slurm/pretrain_family.sh data.path=/data/imagenet
+# Any line above gives way to the same option of sbatch; one task a GPU. docs/slurm.md has the rest.
+home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
+    sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')}
+# shellcheck source=slurm/job.sh
+source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
+
+train -c vit_family "$@"
