@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "dmt-ds pretrain -c vit_tiny data.path=/data/imagenet --dry-run",
         "torchrun --nproc-per-node 8 -m dmt_ds pretrain -c vit_small optim.base_lr=1e-4",
+        "torchrun --nproc-per-node 8 -m dmt_ds pretrain -c vit_family data.path=/data/imagenet",
         "dmt-ds pretrain -c mae data.path=photos train.epochs=10 train.global_batch_size=256",
     ),
 )

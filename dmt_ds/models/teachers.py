@@ -264,7 +264,7 @@ def _encoder_folder(path: Path) -> Path:
     raise WeightsError(
         f"{path}: no encoder in it, neither {BACKBONE_FOLDER}/{CONFIG_FILE} nor {CONFIG_FILE}, nor one that "
         f"{CHECKPOINTS_FOLDER}/latest points to: the run has not saved yet, or it is another folder; "
-        "name a run that has saved, or a weights file"
+        "name a run that has saved (of a family: a member's folder in it), or a weights file"
     )
 
 
