@@ -98,8 +98,8 @@ def _blends(pixels: Tensor, order: Tensor, factors: Tensor) -> Tensor:
     for turn in order.split(1, dim=1):  # type: ignore[no-untyped-call]
         kind, factor = turn[..., None, None], factors.gather(1, turn)[..., None, None]  # [B, 1, 1, 1] each
         grey = _grey(pixels)  # [B, 1, H, W]
-        other = torch.where(kind == 0, 0.0, torch.where(kind == 1, grey.mean(dim=(1, 2, 3), keepdim=True), grey))
-        pixels = (pixels * factor + other * (1 - factor)).clamp(0, 1)
+        flat = torch.where(kind == 1, grey.mean(dim=(1, 2, 3), keepdim=True), 0.0)  # [B, 1, 1, 1]
+        pixels = torch.lerp(torch.where(kind == 2, grey, flat), pixels, factor).clamp_(0, 1)
     return pixels
 
 
@@ -108,21 +108,20 @@ def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     red, green, blue = pixels.unbind(1)  # [B, H, W]
     low, value = pixels.aminmax(dim=1)
     span = value - low
-    safe = torch.where(span == 0, 1.0, span)
-    hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )  # in sixths of the circle
-    hue = hue + 6 * turns[:, None, None]
-    channels = [value - span * _ramp(hue + offset) for offset in (5, 3, 1)]
-    return torch.stack(channels, dim=1)
+    # The largest channel less its right-hand neighbour on the circle, and where the largest stands, in sixths.
+    is_red, is_green = value == red, value == green
+    ahead = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    start = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)) + 6 * turns[:, None, None]
+    hue = (ahead / torch.where(span == 0, 1.0, span)).add_(start)
+    sixths = (hue[:, None] + _offsets(hue.device)).remainder_(6)  # [B, 3, H, W]
+    below = torch.minimum(sixths, 4 - sixths).clamp_(0, 1)  # how far each channel is below the largest, 0 to 1
+    return torch.addcmul(value[:, None], below, span[:, None], value=-1)
 
 
-def _ramp(sixths: Tensor) -> Tensor:
-    """How far a channel is below the largest, 0 to 1, by the hue's distance from that channel."""
-    sixths = sixths.remainder(6)
-    return torch.minimum(sixths, 4 - sixths).clamp(0, 1)
+@lru_cache
+def _offsets(device: torch.device) -> Tensor:
+    """Of red, green and blue on the circle of hues, in sixths: [3, 1, 1]; kept, as copying makes the host wait."""
+    return torch.tensor([5.0, 3.0, 1.0])[:, None, None].to(device)
 
 
 def gaussian_blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
@@ -142,7 +141,7 @@ def gaussian_blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
 def _grey(pixels: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1, H, W]."""
     red, green, blue = pixels.unbind(1)
-    return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue).unsqueeze(1)
+    return (_GREY[0] * red).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2]).unsqueeze(1)
 
 
 def _chosen(numbers: Tensor, probability: float) -> Tensor:

@@ -144,6 +144,23 @@ def test_a_batch_cut_in_two_gives_the_same_pixels() -> None:
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
 
 
+def test_the_compiler_takes_it_as_one_graph() -> None:
+    images, seeds, augment = (
+        random_images(6).contiguous(memory_format=torch.channels_last),
+        torch.arange(6),
+        Augment(ALL),
+    )
+    compiled = torch.compile(augment.__call__, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images, seeds), augment(images, seeds), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("format_", [torch.contiguous_format, torch.channels_last])
+def test_pixels_come_out_in_planes_however_they_lie(format_: torch.memory_format) -> None:
+    images, seeds = random_images(6), torch.arange(6)
+    got = Augment(ALL)(images.contiguous(memory_format=format_), seeds)
+    assert got.is_contiguous() and torch.equal(got, Augment(ALL)(images, seeds))
+
+
 def test_views_of_an_image_are_augmented_independently() -> None:
     images, seeds = random_images(8), torch.arange(8)
     assert not torch.allclose(Augment(ALL)(images, seeds, view=0), Augment(ALL)(images, seeds, view=1), atol=0.05)

@@ -200,6 +200,17 @@ def test_a_truncated_jpeg_of_a_folder_is_named_or_skipped(
     assert len([record for record in caplog.records if str(broken) in record.getMessage()]) == 1
 
 
+def test_a_file_that_vanishes_while_the_folder_is_read_is_named_or_replaced(tmp_path: Path) -> None:
+    gone = broken_jpeg_folder(tmp_path)
+    source = open_source(DataConfig(source="folder", path=str(tmp_path)), "train")
+    gone.unlink()
+    with pytest.raises(DataError) as caught:
+        list(make_loader(source).batches(0, 3, 1))
+    assert str(caught.value).startswith(f"{gone}: can't be read (No such file or directory)")
+    rows = torch.cat([batch.indices for batch in make_loader(source, bad_images="skip").batches(0, 3, 1)])
+    assert len(rows) == 12 and str(gone) not in {source.name(row) for row in rows.tolist()}
+
+
 def test_workers_give_what_the_training_process_would_give(no_limit_on_workers: None) -> None:
     source = open_source(DataConfig(), "train")
     alone = list(make_loader(source).batches(100, 20, 2))

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dmt_ds.data.sampling import SampleStream, rank_positions
 
@@ -46,6 +48,28 @@ def test_the_ranks_of_a_step_cover_it_exactly(world_size: int, grad_accum_steps:
         for position in rank_positions(1000, micro_step, rank, world_size, 4)
     ]
     assert covered == list(range(1000, 1000 + 4 * world_size * grad_accum_steps))
+
+
+@given(st.data())
+def test_whatever_restarts_and_world_sizes_a_run_has_every_epoch_shows_every_image_once(data: st.DataObject) -> None:
+    """A run is a chain of starts, each with its own ranks, micro-batch and accumulation."""
+    num_images, seed = data.draw(st.integers(1, 60)), data.draw(st.integers(0, 2**31 - 1))
+    seen: list[tuple[int, int]] = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        world_size, micro_batch_size, accum = (data.draw(st.integers(1, top)) for top in (5, 7, 3))
+        streams = [SampleStream(num_images, seed) for _ in range(world_size)]  # each rank has its own
+        for _ in range(data.draw(st.integers(0, 3))):
+            start = len(seen)
+            for micro_step in range(accum):
+                for rank, stream in enumerate(streams):
+                    positions = rank_positions(start, micro_step, rank, world_size, micro_batch_size)
+                    assert len(positions) == micro_batch_size
+                    epochs, rows = stream.at(positions.start, len(positions))
+                    seen += zip(epochs.tolist(), rows.tolist(), strict=True)
+    for epoch in range(len(seen) // num_images):
+        piece = seen[epoch * num_images : (epoch + 1) * num_images]
+        assert {number for number, _ in piece} == {epoch} and sorted(row for _, row in piece) == list(range(num_images))
+    assert len(set(seen)) == len(seen)
 
 
 def test_one_rank_that_accumulates_sees_the_micro_batches_of_two_ranks() -> None:
