@@ -2,30 +2,33 @@
 
     python benchmarks/bench_loader.py                            # pictures of 1/f noise, 500 x 375, made on the spot
     python benchmarks/bench_loader.py /data/photos --workers 8   # any folder with one folder a class
-    python benchmarks/bench_loader.py --json benchmarks/results/loader_cpu.json
 
 Peers: TinyMIM's loop (ImageFolder, Pillow, bicubic crop and flip, two float32 tensors an image: one normalised, one
 jittered and normalised), and torchvision's v2 transforms on uint8, the strongest that torchvision offers. Ours gives
-uint8 too, and leaves jitter and normalisation to the device. Counted is the CPU time, user and system, of this process
-and of all its loader processes, from a batch in full run to another. Rounds alternate; medians and ranges are printed,
-and nothing is asserted: machines are noisy. Files come from the page cache. Pixels are compared with Pillow's crop.
+uint8 too; its second figure is for `dmt-ds shards make` copies of the files, short side 256, quality 95. Jitter and
+both normalisations, which TinyMIM's workers do, are the device's here: what they would take on a CPU core is a figure
+of its own. Counted is the CPU time, user and system, of this process and of all its loader processes, from a batch in
+full run to another. Rounds alternate; medians and ranges are printed, and nothing is asserted: machines are noisy.
+Files come from the page cache. Pixels are compared with Pillow's crop.
 """
 
 import argparse
-import datetime
-import json
+import os
 import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+import harness
 import numpy as np
 import PIL
 import psutil
 import torch
 import torchvision
+from harness import Report, Spread
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
@@ -34,10 +37,14 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
+from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.augment import Augment, normalize
 from dmt_ds.data.folder import FolderSource
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
+from dmt_ds.data.shards import ShardSettings, make_shards
+from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.views import CropSpec, crop_box, crop_numbers, draw_crop
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -85,7 +92,14 @@ def torch_batches(folder: ImageFolder, options: argparse.Namespace) -> Iterator[
 
 
 def our_batches(root: Path, options: argparse.Namespace) -> Iterator[list[Tensor]]:
-    source = FolderSource(root)
+    return uint8_batches(FolderSource(root), options)
+
+
+def our_shard_batches(_root: Path, options: argparse.Namespace) -> Iterator[list[Tensor]]:
+    return uint8_batches(open_source(DataConfig(source="parquet", path=str(options.shards)), "train"), options)
+
+
+def uint8_batches(source: ImageSource, options: argparse.Namespace) -> Iterator[list[Tensor]]:
     loader = TrainLoader(
         source,
         SampleStream(len(source), 0),
@@ -102,6 +116,7 @@ LOADERS: dict[str, Callable[[Path, argparse.Namespace], Iterator[list[Tensor]]]]
     "tinymim": tinymim_batches,
     "torchvision_v2_uint8": v2_batches,
     "dmt_ds": our_batches,
+    "dmt_ds_shards": our_shard_batches,
 }
 
 
@@ -116,11 +131,23 @@ def milliseconds_an_image(batches: Iterator[list[Tensor]], options: argparse.Nam
     for _ in islice(batches, WARM_UP_BATCHES):
         pass
     start = cpu_seconds()
-    for _ in islice(batches, options.batches):
+    for _ in islice(batches, options.steps):
         pass
     spent = cpu_seconds() - start
     batches.close()  # type: ignore[attr-defined]
-    return 1000 * spent / (options.batches * options.batch)
+    return 1000 * spent / (options.steps * options.batch)
+
+
+def device_milliseconds(batches: Iterator[list[Tensor]]) -> float:
+    """What is left to the device, on one core of the CPU: the teacher's normalisation, the student's jitter and its."""
+    augment = Augment(AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4))
+    images = next(batches)[0][:16]  # larger tensors pass glibc's limit of 32 MiB: what is measured is page faults
+    batches.close()  # type: ignore[attr-defined]
+    start = time.process_time()
+    for _ in range(5):
+        normalize(images, augment.section.mean, augment.section.std)
+        augment(images, torch.arange(len(images)))
+    return 1000 * (time.process_time() - start) / (5 * len(images))
 
 
 def payload_bytes(batches: Iterator[list[Tensor]], options: argparse.Namespace) -> int:
@@ -154,7 +181,7 @@ def pixel_errors(source: FolderSource, size: int, count: int) -> dict[str, float
     }
 
 
-def make_photographs(root: Path, count: int) -> None:
+def make_pictures(root: Path, count: int) -> None:
     """Colour noise with the spectrum of photographs (amplitude 1/f), 500 x 375, JPEG quality 92, 4:2:0."""
     rng = np.random.default_rng(0)
     down, across = np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)[None, :]
@@ -171,64 +198,63 @@ def make_photographs(root: Path, count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, rounds=7, steps=10)
     parser.add_argument("folder", type=Path, nargs="?", help="one folder a class in it, JPEG files in these")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=20, help="measured ones a round")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    harness.start(options)
     warnings.filterwarnings("ignore", message=".*decod.*deprecated.*")
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["HF_DATASETS_CACHE"] = scratch
         if options.folder is None:
-            make_photographs(Path(scratch), 128)
+            make_pictures(Path(scratch), 128)
         root = options.folder or Path(scratch) / "train"
-        report(measure(root, options), options)
+        options.shards = Path(scratch) / "shards"
+        options.shards.mkdir()
+        for _ in make_shards(FolderSource(root), options.shards, "train", ShardSettings(256, 95), num_workers=1):
+            pass
+        measure(root, options).publish(options)
 
 
-def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
+def measure(root: Path, options: argparse.Namespace) -> Report:
     spent: dict[str, list[float]] = {name: [] for name in LOADERS}
     for _ in range(options.rounds):
         for name, make in LOADERS.items():
             spent[name].append(milliseconds_an_image(make(root, options), options))
-    source = FolderSource(root)
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu_milliseconds_an_image": spent,
-        "ratio_to_tinymim": [ours / theirs for ours, theirs in zip(spent["dmt_ds"], spent["tinymim"], strict=True)],
-        "ratio_to_torchvision_v2_uint8": [
-            ours / theirs for ours, theirs in zip(spent["dmt_ds"], spent["torchvision_v2_uint8"], strict=True)
-        ],
-        "payload_bytes_an_image": {name: payload_bytes(make(root, options), options) for name, make in LOADERS.items()},
-        "pixels_against_pillow": pixel_errors(source, options.size, 128),
-        "files": {
-            "what": "photographs" if options.folder else "1/f noise, 500 x 375, quality 92",
-            "count": len(source),
-            "mean_bytes": round(np.mean([Path(source.name(index)).stat().st_size for index in range(len(source))])),
-        },
-        "setting": {key: getattr(options, key) for key in ("size", "batch", "batches", "workers", "rounds")},
-        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__},
-    }
-
-
-def report(figures: dict[str, object], options: argparse.Namespace) -> None:
-    for name, values in figures["cpu_milliseconds_an_image"].items():  # type: ignore[attr-defined]
-        low, middle, high = min(values), statistics.median(values), max(values)
-        payload = figures["payload_bytes_an_image"][name]  # type: ignore[index]
-        print(f"{name:22} {middle:6.2f} ms CPU an image ({low:.2f} to {high:.2f}), {payload:9,} bytes to the device")
-    for peer in ("tinymim", "torchvision_v2_uint8"):
-        ratios: list[float] = figures[f"ratio_to_{peer}"]  # type: ignore[assignment]
-        print(f"ours over {peer}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    text = (
-        "pixels against Pillow's bicubic: mean {mean_of_255:.3f}, largest {largest_of_255:.0f} of 255; "
-        "against the same with rows first: mean {mean_of_255_rows_first:.3f}, largest {largest_of_255_rows_first:.0f}"
-    )
-    print(text.format_map(figures["pixels_against_pillow"]))  # type: ignore[arg-type]
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    source, kind = FolderSource(root), "photographs" if options.folder else "noise"
+    sizes = [Path(source.name(index)).stat().st_size for index in range(len(source))]
+    what = f"{len(source)} {kind}, {np.mean(sizes) / 1000:.0f} kB in the mean"
+    setting: dict[str, object] = {"files": what, "crop": options.size, "batch": options.batch}
+    setting |= {"loader_processes": options.workers, "rounds": options.rounds, "batches_a_round": options.steps}
+    report = Report(f"loader_{kind}_cpu", "The loader", setting, raw={"cpu_milliseconds_an_image": spent})
+    for name, make in LOADERS.items():
+        shares = {
+            f"of {base}'s": Spread.of([own / other for own, other in zip(spent[name], spent[base], strict=True)])
+            for base in ("tinymim", "torchvision_v2_uint8")
+        }
+        report.rows.append(
+            {
+                "loader": name,
+                "CPU ms an image": Spread.of(spent[name]).text(),
+                **{base: share.text() for base, share in shares.items()},
+                "bytes to the device, an image": f"{payload_bytes(make(root, options), options):,}",
+            }
+        )
+    report.metrics = {f"{name}_ms": statistics.median(values) for name, values in spent.items()}
+    on_device = [device_milliseconds(our_batches(root, options)) for _ in range(options.rounds)]
+    errors = pixel_errors(source, options.size, 128)
+    report.raw |= {"jitter_and_normalisation_on_the_cpu_milliseconds": on_device, "pixels_against_pillow": errors}
+    report.notes = [
+        f"Jitter and both normalisations, which TinyMIM's workers do and ours leave to the device, take "
+        f"{Spread.of(on_device).text()} ms an image on one core.",
+        "Pixels against Pillow's bicubic crop, of 255: mean {mean_of_255:.3f}, largest {largest_of_255:.0f}; against "
+        "Pillow's rows first, then columns, as ours: mean {mean_of_255_rows_first:.3f}, largest "
+        "{largest_of_255_rows_first:.0f}.".format_map(errors),
+        f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}.",
+    ]
+    return report
 
 
 if __name__ == "__main__":

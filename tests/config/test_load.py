@@ -70,6 +70,8 @@ def test_a_section_with_nothing_under_it_changes_nothing(tmp_path: Path) -> None
     ("override", "key", "value"),
     [
         ("optim.base_lr=1e-4", "optim.base_lr", 1e-4),
+        ("data.num_workers=3", "data.num_workers", 3),
+        ("data.num_workers=auto", "data.num_workers", "auto"),
         ("optim.base_lr=2", "optim.base_lr", 2.0),
         ("augment.mean=[0.5,0.5,0.5]", "augment.mean", [0.5, 0.5, 0.5]),
         ("augment.mean=[5e-1, .5, 0.5]", "augment.mean", [0.5, 0.5, 0.5]),
@@ -123,6 +125,8 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("train.steps=-1", "train.steps=-1: must be >= 0"),
         ("train.steps=1.5", "train.steps=1.5: not a whole number"),
         ("train.steps=true", "train.steps=true: not a whole number"),
+        ("data.num_workers=lots", "data.num_workers: must be a whole number >= 0, or auto; it is lots"),
+        ("data.num_workers=-1", "data.num_workers: must be a whole number >= 0, or auto; it is -1"),
         ("optim.base_lr=nan", "optim.base_lr=nan: must be a finite number"),
         ("optim.base_lr=-1", "optim.base_lr=-1: must be > 0"),
         ("train.compile=maybe", "train.compile=maybe: neither true nor false"),
