@@ -9,7 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
 shift
-stages=${*:-tests loss trainer step}
+stages=${*:-tests loss trainer step rates}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -55,8 +55,14 @@ for set in $stages; do
         bench step_b step --student vit_base --batch 128
         ;;
     family) bench family family ;;
+    rates) # what `dmt-ds plan` assumes of these is in docs/performance.md
+        for student in tiny small base; do
+            stage "rates_$student" "$python" -m dmt_ds bench -c "vit_$student" train.compile=true teachers.compile=true \
+                -o "$out/rates_vit_$student.json"
+        done
+        ;;
     *)
-        echo "no stage $set: tests, loss, trainer, step, family"
+        echo "no stage $set: tests, loss, trainer, step, family, rates"
         exit 2
         ;;
     esac

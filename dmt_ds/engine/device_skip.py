@@ -18,7 +18,7 @@ DsConfig = dict[str, Any]
 def can_skip(config: DsConfig, optimizer: Optimizer) -> bool:
     """Whether an engine of this resolved DeepSpeed JSON gets a `DeviceSkip`.
 
-    Only a fused optimizer has the switch, and only on CUDA is it fused: on a CPU, looking costs nothing.
+    Only a fused optimizer has the switch, and in bf16 it is fused on CUDA only: on a CPU, looking costs nothing.
     """
     zero = config.get("zero_optimization", {})
     return (
