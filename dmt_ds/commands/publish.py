@@ -46,8 +46,15 @@ def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, f
         provenance = _provenance(config, built, step)
         normalisation = {"mean": config.augment.mean, "std": config.augment.std}
         state = backbone_state(backbone, built.task.module, masters)
-        size = config.data.image_size
-        save_backbone(folder / BACKBONE_FOLDER, state, section, size, **normalisation, provenance=provenance)
+        save_backbone(
+            folder / BACKBONE_FOLDER,
+            state,
+            section,
+            config.data.image_size,
+            **normalisation,
+            interpolation=config.data.interpolation,
+            provenance=provenance,
+        )
         if isinstance(built.task, ClassificationTask):
             published = built.task.published
             save_classifier(

@@ -4,6 +4,16 @@ from typing import Literal
 
 from dmt_ds.config.section import Count, Positive, Section
 
+_WHOLE_BELOW = 64
+
+
+def eval_short_side(image_size: int) -> int:
+    """What a picture's short side is scaled to before its middle is judged, in pixels: 256 for 224, as is usual.
+
+    Below 64 pixels there is no margin to lose, and it is the side of the square itself.
+    """
+    return round(image_size * 256 / 224) if image_size >= _WHOLE_BELOW else image_size
+
 
 class KnnConfig(Section):
     """k-nearest-neighbour classification on frozen features (DINO's protocol)."""

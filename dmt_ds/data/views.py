@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from dmt_ds import sample_rng
+from dmt_ds.config.evaluation import eval_short_side
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.rand_augment import RandAugment
 
@@ -126,13 +127,14 @@ def crop_box(height: int, width: int, spec: CropSpec, numbers: list[float]) -> t
 def center_crop(image: Tensor, size: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
     """The middle of an image, for evaluation: [3, h, w] uint8 -> [3, size, size] uint8.
 
-    The short side is made 256/224 of `size` and the margin cut off, as is usual at 224. Below 64 pixels there is no
-    margin to lose: the whole image is made `size` x `size`.
+    The short side is scaled as `eval_short_side` says, and the margin cut off; where that leaves no margin, the whole
+    image is made `size` x `size`.
     """
     height, width = image.shape[-2:]
-    short_side = round(size * 256 / 224)
+    short_side = eval_short_side(size)
     factor = short_side / min(height, width)
-    target = [max(size, round(height * factor)), max(size, round(width * factor))] if size >= 64 else [size, size]
+    scaled = [max(size, round(height * factor)), max(size, round(width * factor))]
+    target = scaled if short_side > size else [size, size]
     resized = tvf.resize(image, target, _mode(interpolation), antialias=True)
     middle: Tensor = tvf.center_crop(resized, [size, size])
     return middle

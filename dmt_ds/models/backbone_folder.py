@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dmt_ds.config.evaluation import eval_short_side
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
@@ -30,6 +31,7 @@ def save_backbone(
     *,
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
+    interpolation: str = "bicubic",
     provenance: Mapping[str, Any],
 ) -> None:
     """Writes what `timm.create_model('local-dir:FOLDER', pretrained=True)` loads; whole or not at all.
@@ -41,12 +43,14 @@ def save_backbone(
         state: timm's name -> float32 tensor, of a ViT that `build_vit(section, image_size)` builds.
         mean: normalisation that the encoder was trained with.
         std: the same.
+        interpolation: of its images, `bicubic` or `bilinear`.
         provenance: kept under the key `dmt_ds` of config.json; `teachers` maps names to records with their `licence`.
     """
     vit = build_vit(section, image_size)
     expected = {key: value.shape for key, value in vit.state_dict().items()}
     assert {key: value.shape for key, value in state.items()} == expected, "not this ViT's state"
-    write_folder(Path(folder), state, {CONFIG_FILE: timm_config(section, describe(vit), mean, std, provenance)})
+    config = timm_config(section, describe(vit), mean, std, interpolation, provenance)
+    write_folder(Path(folder), state, {CONFIG_FILE: config})
 
 
 def write_folder(folder: Path, state: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
@@ -115,6 +119,7 @@ def timm_config(
     shape: VitShape,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    interpolation: str,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What config.json of an encoder without head says; arguments as `save_backbone` has them."""
@@ -128,6 +133,7 @@ def timm_config(
     }
     if shape.last_block_num_heads != shape.num_heads:
         model_args[LAST_HEADS] = shape.last_block_num_heads
+    short_side = eval_short_side(shape.image_size)
     teachers = dict(provenance.get("teachers", {}))
     licence = strictest_licence(record.get("licence") for record in teachers.values())
     return {
@@ -140,8 +146,9 @@ def timm_config(
             "num_classes": 0,
             "input_size": [3, shape.image_size, shape.image_size],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
+            "interpolation": interpolation,
+            "crop_pct": _crop_share(shape.image_size, short_side),
+            "crop_mode": "center" if short_side > shape.image_size else "squash",
             "mean": list(mean),
             "std": list(std),
             "first_conv": "patch_embed.proj",
@@ -150,6 +157,12 @@ def timm_config(
         },
         "dmt_ds": dict(provenance),
     }
+
+
+def _crop_share(image_size: int, short_side: int) -> float:
+    """The share from which timm, which rounds down, gets this short side."""
+    share = image_size / short_side
+    return share if int(image_size / share) == short_side else image_size / (short_side + 0.5)
 
 
 def _replace(new: Path, folder: Path) -> None:

@@ -18,7 +18,6 @@ CLASSES_FILE = "classes.json"
 """Names by class number."""
 _TIMM_POOLING = {"class": "token", "patch_mean": "avg"}
 _SHOWN = 3
-_SMALLEST_WITH_MARGIN = 64  # pixels; below, evaluation makes the whole image a square
 
 
 def save_classifier(
@@ -39,7 +38,7 @@ def save_classifier(
     Args:
         state: timm's name -> float32 tensor, with `head.*`, and `fc_norm.*` where the mean of patch tokens is normed.
         section: the encoder's shape; a last block with other heads is kept as `save_backbone` keeps it.
-        data: side of the image and resampling; its middle is cut out as evaluation does (`center_crop`).
+        data: side of the image and resampling.
         pooling: what the head sees, as `ClassifyConfig.pooling` has it.
         class_names: by class number.
         norms_the_mean: the final norm comes after the mean over patches; else before it, as in a frozen encoder.
@@ -47,17 +46,12 @@ def save_classifier(
         std: the same.
         provenance: kept under the key `dmt_ds` of config.json, as `save_backbone` does.
     """
-    config = timm_config(section, describe(build_vit(section, data.image_size)), mean, std, provenance)
-    whole_image = data.image_size < _SMALLEST_WITH_MARGIN
+    shape = describe(build_vit(section, data.image_size))
+    config = timm_config(section, shape, mean, std, data.interpolation, provenance)
     pooled = {"global_pool": _TIMM_POOLING[pooling]}
     config |= {**pooled, "num_classes": len(class_names), "label_names": list(class_names)}
     config["model_args"] |= pooled if pooling == "class" else {**pooled, "fc_norm": norms_the_mean}
-    config["pretrained_cfg"] |= {
-        "num_classes": len(class_names),
-        "interpolation": data.interpolation,
-        "crop_pct": 1.0 if whole_image else _crop_pct(data.image_size),
-        "crop_mode": "squash" if whole_image else "center",
-    }
+    config["pretrained_cfg"] |= {"num_classes": len(class_names)}
     write_folder(Path(folder), state, {CONFIG_FILE: config, CLASSES_FILE: list(class_names)})
 
 
@@ -114,9 +108,3 @@ def check_same_classes(saved: SavedClassifier, class_names: Sequence[str], pooli
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _crop_pct(image_size: int) -> float:
-    """0.875, or the share that timm, which rounds down, turns into the same short side as evaluation's."""
-    short_side = round(image_size * 256 / 224)
-    return 224 / 256 if int(image_size / (224 / 256)) == short_side else image_size / (short_side + 0.5)

@@ -5,11 +5,15 @@ import sys
 import pytest
 import timm
 import torch
+from PIL import Image
 
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
+from dmt_ds.data.augment import normalize
+from dmt_ds.data.views import center_crop
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.backbone_folder import load_backbone, needs_dmt_ds, save_backbone, strictest_licence
 from dmt_ds.models.teachers import load_encoder
-from dmt_ds.models.vit import describe
+from dmt_ds.models.vit import build_vit, describe
 from tests.models import tiny
 
 PROVENANCE = {"task": "dmt", "step": 7, "teachers": {"mae": {"licence": "CC-BY-NC-4.0", "sha256": "ab"}}}
@@ -55,6 +59,27 @@ assert not any(name.startswith("dmt_ds") for name in sys.modules)
     found = torch.load(tmp_path / "out.pt")
     assert torch.equal(found["tokens"], tiny.tokens(vit))
     assert (found["mean"], found["size"]) == ([0.1, 0.2, 0.3], [3, 32, 32])
+
+
+@pytest.mark.parametrize("image_size", [224, 112, 32])
+def test_timm_prepares_a_picture_as_it_is_judged_here(image_size, tmp_path):
+    section = tiny.section()
+    vit = build_vit(section, image_size)
+    save_backbone(
+        tmp_path / "backbone",
+        vit.state_dict(),
+        section,
+        image_size,
+        interpolation="bilinear",
+        provenance=PROVENANCE,
+    )
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True)
+    prepare = timm.data.create_transform(**timm.data.resolve_data_config({}, model=loaded))
+    pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 12), (2 * image_size, 3 * image_size), mode="bilinear")
+    pixels = (255 * pixels[0]).to(torch.uint8)
+    theirs = prepare(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    ours = center_crop(pixels, image_size, "bilinear")
+    torch.testing.assert_close(theirs, normalize(ours[None], IMAGENET_MEAN, IMAGENET_STD)[0], atol=0.02, rtol=0)
 
 
 def test_transformers_loads_it_too(tmp_path):
