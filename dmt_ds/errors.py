@@ -17,6 +17,10 @@ class WeightsError(DmtError):
     """A weights file does not hold the model that it should."""
 
 
+class ExportError(DmtError):
+    """A model can't be taken elsewhere in the form asked for, or something is in its way."""
+
+
 class DataError(DmtError):
     """Images are missing, unreadable or not what the recipe says."""
 

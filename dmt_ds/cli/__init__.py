@@ -5,7 +5,7 @@ import logging
 import click
 
 from dmt_ds import __version__
-from dmt_ds.cli import images, judging, planning, records, studies, teachers, training
+from dmt_ds.cli import elsewhere, images, judging, planning, records, studies, teachers, training
 from dmt_ds.cli.parts import CarefulGroup, examples, launch_rank
 
 
@@ -45,6 +45,7 @@ for command in (
     studies.compare,
     teachers.teachers,
     images.shards,
+    elsewhere.export,
     records.mlflow,
 ):
     main.add_command(command)

@@ -15,7 +15,7 @@ from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.vit import VitShape, build_vit, create, describe, full_name, set_last_block_heads
-from dmt_ds.models.weights import load_strict, read_weights
+from dmt_ds.models.weights import load_strict, read_weights, write_safetensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -59,16 +59,12 @@ def write_folder(folder: Path, state: Mapping[str, Tensor], described: Mapping[s
     Args:
         described: file name -> what it holds.
     """
-    from safetensors.torch import save_file
-
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(
-        {k: v.detach().float().contiguous().cpu() for k, v in state.items()}, partial / WEIGHTS_FILE, {"format": "pt"}
-    )
+    write_safetensors(partial / WEIGHTS_FILE, state)
     for name, content in described.items():
-        (partial / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / name).write_text(json.dumps(content, indent=2) + "\n")
     _replace(partial, folder)
 
 
@@ -79,25 +75,46 @@ def load_backbone(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         WeightsError: a file is missing or damaged, or the tensors are not the config's model.
     """
     folder = Path(folder)
+    config = read_config(folder)
+    weights = read_weights(folder / WEIGHTS_FILE)
+    changes: dict[str, Any] = {"num_classes": 0}
+    if config.get("num_classes"):  # a classifier's folder; reading has left the head out already
+        changes |= {"global_pool": "token", "fc_norm": None}
+        weights = replace(weights, state={key.replace("fc_norm.", "norm."): t for key, t in weights.state.items()})
+    vit = build_described(folder, config, **changes)
+    load_strict(vit, weights)
+    return vit, config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder in timm's form.
+
+    Raises:
+        WeightsError: it is missing, damaged, or another program's.
+    """
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-        arch, model_args = config["architecture"], dict(config.get("model_args", {}))
-    except (OSError, ValueError, KeyError) as error:
+        config["architecture"], config.setdefault("model_args", {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise WeightsError(
             f"{folder / CONFIG_FILE}: no config of a timm model ({reason}); copy the folder anew"
         ) from error
-    weights = read_weights(folder / WEIGHTS_FILE)
-    if config.get("num_classes"):  # a classifier's folder; reading has left the head out already
-        model_args |= {"global_pool": "token"}
-        model_args.pop("fc_norm", None)
-        weights = replace(weights, state={key.replace("fc_norm.", "norm."): t for key, t in weights.state.items()})
+    return dict(config)
+
+
+def build_described(folder: Path, config: Mapping[str, Any], **changes: Any) -> nn.Module:
+    """The model that a folder's config.json describes, with random weights.
+
+    Args:
+        changes: of its `model_args`.
+    """
+    model_args = dict(config["model_args"]) | changes
     last_block_num_heads = model_args.pop(LAST_HEADS, None)
-    vit = create(full_name(arch, f"architecture in {folder / CONFIG_FILE}"), **{"num_classes": 0} | model_args)
+    vit = create(full_name(config["architecture"], f"architecture in {folder / CONFIG_FILE}"), **model_args)
     if last_block_num_heads is not None:
         set_last_block_heads(vit, last_block_num_heads)
-    load_strict(vit, weights)
-    return vit, config
+    return vit
 
 
 def needs_dmt_ds(folder: str | Path) -> bool:
@@ -109,9 +126,14 @@ def strictest_licence(licences: Iterable[str | None]) -> str | None:
     """Licence of what derives from several weights: a non-commercial one binds all; None where one is unknown."""
     all_of_them = list(licences)
     for licence in all_of_them:
-        if licence and "-NC" in licence.upper():
+        if is_non_commercial(licence):
             return licence
     return None if None in all_of_them or not all_of_them else " AND ".join(sorted(set(map(str, all_of_them))))
+
+
+def is_non_commercial(licence: str | None) -> bool:
+    """Whether a licence, by its SPDX id, forbids commercial use."""
+    return licence is not None and "-NC" in licence.upper()
 
 
 def timm_config(

@@ -5,14 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.config.section import Triple
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.backbone_folder import CONFIG_FILE, WEIGHTS_FILE, timm_config, write_folder
+from dmt_ds.models.backbone_folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    build_described,
+    read_config,
+    timm_config,
+    write_folder,
+)
 from dmt_ds.models.vit import build_vit, describe
-from dmt_ds.models.weights import tensors_of
+from dmt_ds.models.weights import load_strict, read_timm_names, tensors_of
 
 CLASSES_FILE = "classes.json"
 """Names by class number."""
@@ -108,3 +115,28 @@ def check_same_classes(saved: SavedClassifier, class_names: Sequence[str], pooli
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def load_classifier(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
+    """The whole model of such a folder, its config.json, and the names of its classes.
+
+    Raises:
+        WeightsError: a file is missing or damaged, the tensors are not the config's model, or there are not as many
+            names as classes.
+    """
+    config = read_config(folder)
+    num_classes = config.get("num_classes", 0)
+    vit = build_described(folder, config, num_classes=num_classes)
+    load_strict(vit, read_timm_names(folder / WEIGHTS_FILE))
+    try:
+        class_names = tuple(map(str, json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(
+            f"{folder / CLASSES_FILE}: no list of class names ({type(error).__name__}); copy the folder anew"
+        ) from error
+    if len(class_names) != num_classes:
+        raise WeightsError(
+            f"{folder / CLASSES_FILE}: {len(class_names)} names for the {num_classes} classes that "
+            f"{CONFIG_FILE} says; copy the folder anew"
+        )
+    return vit, config, class_names

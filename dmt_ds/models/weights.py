@@ -98,6 +98,18 @@ def read_weights(path: str | Path, checkpoint_key: str | None = None) -> Weights
     )
 
 
+def read_timm_names(path: Path) -> Weights:
+    """Reads a safetensors file whose names are timm's, and leaves nothing of it out, such as a classifier's head.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    state, _ = _read_safetensors(path)
+    return Weights(str(path), state, "timm", None, {name: name for name in state}, (), sha256_of(path), None)
+
+
 def load_strict(vit: nn.Module, weights: Weights) -> None:
     """Copies the tensors into the model; every key must be there, wanted and of the right shape.
 
@@ -126,6 +138,14 @@ def check_keys(vit: nn.Module, weights: Weights) -> None:
             f"{weights.where} ({weights.layout} layout): {'; '.join(findings)}. It must be the whole encoder of the "
             "architecture asked for: check arch, checkpoint_key and the download (`dmt-ds teachers inspect`)"
         )
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes tensors as float32, readable for whom the umask lets; safetensors' own file is its owner's alone."""
+    from safetensors.torch import save
+
+    plain = {key: tensor.detach().float().contiguous().cpu() for key, tensor in state.items()}
+    path.write_bytes(save(plain, {"format": "pt"}))
 
 
 def sha256_of(path: Path) -> str:
