@@ -46,6 +46,7 @@ for command in (
     teachers.teachers,
     images.shards,
     elsewhere.export,
+    elsewhere.predict,
     records.mlflow,
 ):
     main.add_command(command)

@@ -41,3 +41,38 @@ def export(source: str, forms: tuple[str, ...], output: Path | None) -> None:
 
     for written in command.run(source, forms, output):
         click.echo(written)
+
+
+@click.command(
+    short_help="Labels, or features, of your own images.",
+    epilog=examples(
+        "dmt-ds predict -e runs/finetuned photos -o answers",
+        "dmt-ds predict -e runs/finetuned cat.jpg dog.jpg -o answers --top-k 3",
+        "dmt-ds predict -e runs/vit_tiny photos -o features",
+    ),
+)
+@click.option("-e", "--encoder", "source", required=True, metavar="SOURCE", help="Run, checkpoint or exported folder.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder for what is written; nothing in it is overwritten.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at once.")
+@click.argument("paths", nargs=-1, required=True, metavar="FOLDER_OR_FILE...")
+def predict(source: str, output: Path, top_k: int, batch_size: int, paths: tuple[str, ...]) -> None:
+    """Ask a model about images in files and folders of any depth.
+
+    A classifier writes predictions.json (path -> labels with probabilities) and contact_sheet.png; an encoder writes
+    features.npz (names, class_token, patch_mean), and may also be named as a teacher's source is. An image that can't
+    be read is named and left out.
+    """
+    import torch
+
+    from dmt_ds.commands import predict as command
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for path in command.run(source, paths, output, top_k, batch_size, device):
+        click.echo(path)

@@ -82,5 +82,32 @@ def draw_answers(answers: Sequence[Answer], path: Path) -> None:
     save(figure, path)
 
 
+def draw_sheet(pictures: Sequence[tuple[Tensor, str, float, str]], path: Path, title: str) -> None:
+    """A contact sheet: images, below each the answer and the name of its file.
+
+    Args:
+        pictures: image [3, H, W] uint8, answer, its probability, name; at least one.
+        path: PNG to write.
+        title: above all.
+    """
+    columns = min(_COLUMNS, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    figure, axes = new_figure(columns, rows, (_CELL_INCHES * columns + 0.2, (_CELL_INCHES + 0.4) * rows + 0.3))
+    cells = [axis for row in axes for axis in row]
+    for axis in cells:
+        axis.set_axis_off()
+    for axis, (image, answer, probability, name) in zip(cells, pictures, strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        text = f"{_short(_printable(answer))} {100 * probability:.0f} %\n{_short(_printable(name))}"
+        # A name may have two dollar signs, which are no formula.
+        axis.set_title(text, fontsize=6.5, color=INK, y=-0.02, va="top", pad=0, parse_math=False)
+    figure.suptitle(title, fontsize=9, color=GREY)
+    save(figure, path)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"

@@ -1,0 +1,231 @@
+"""`dmt-ds predict`: a classifier's labels, or an encoder's features, of a person's own images."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmt_ds.commands.model_source import find_model
+from dmt_ds.data.augment import normalize
+from dmt_ds.data.decode import decode_image
+from dmt_ds.data.files import find_images
+from dmt_ds.data.folder import read_file
+from dmt_ds.data.views import center_crop
+from dmt_ds.errors import DataError, ExportError
+from dmt_ds.models.backbone_folder import CONFIG_FILE
+from dmt_ds.models.classifier_folder import CLASSES_FILE
+from dmt_ds.models.portable import Preprocessing, read_portable
+from dmt_ds.models.teachers import load_encoder
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS_FILE, SHEET_FILE, FEATURES_FILE = "predictions.json", "contact_sheet.png", "features.npz"
+MAX_PICTURED = 48
+"""Images on the contact sheet."""
+_DECODERS = 4
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Model(NamedTuple):
+    """What is asked, and how its images are prepared."""
+
+    answer: Callable[[Tensor], Tensor]
+    """Uint8 images [B, 3, H, W] -> scores [B, C], or tokens [B, 1+N, D]."""
+    class_names: tuple[str, ...]
+    image_size: int
+    interpolation: Literal["bicubic", "bilinear"]
+
+
+class _Answered(NamedTuple):
+    """One batch: the names of the images that could be read, their pixels, and the model's answer to them."""
+
+    names: list[str]
+    images: Tensor
+    answer: Tensor
+
+
+def run(source: str, paths: Sequence[str], out: Path, top_k: int, batch_size: int, device: torch.device) -> list[Path]:
+    """Answer for every image that can be read; those that can't are named in the log and, of labels, in the file.
+
+    Args:
+        source: run, checkpoint, exported folder in timm's form; of encoders also whatever a teacher's `source` may be.
+        paths: files, and folders of any depth.
+        out: folder for what is written: `predictions.json` and `contact_sheet.png`, or `features.npz`.
+        top_k: classes to tell of an image.
+        batch_size: images at once.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError: a path does not exist, or no image can be read.
+        ExportError: there is no such model, or `out` has predictions already.
+        WeightsError: the model can't be loaded.
+    """
+    files = find_images(paths)
+    model = _open(source, device)
+    wanted = [out / name for name in ((PREDICTIONS_FILE, SHEET_FILE) if model.class_names else (FEATURES_FILE,))]
+    for path in wanted:
+        if path.exists():
+            raise ExportError(f"{path}: is there already; remove it, or take another folder by -o")
+    unreadable: dict[str, str] = {}
+    batches = _answers(model, files, batch_size, unreadable)
+    if model.class_names:
+        contents = _labels(model, batches, top_k, unreadable, source)
+        _check_any(contents["images"], unreadable)
+        out.mkdir(parents=True, exist_ok=True)
+        _draw(contents.pop("pictures"), len(contents["images"]), wanted[1])
+        wanted[0].write_text(json.dumps(contents, indent=1) + "\n")
+    else:
+        features = _features(batches)
+        _check_any(features["names"], unreadable)
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(wanted[0], **features)
+    return wanted
+
+
+def _open(source: str, device: torch.device) -> _Model:
+    path = Path(source).expanduser()
+    config_file = path / CONFIG_FILE
+    foreign = config_file.is_file() and '"model_type"' in config_file.read_text()
+    if foreign and "ForImageClassification" in config_file.read_text():
+        raise ExportError(
+            f"{source}: labels are told by the run itself, or by what `--format timm` has written; name it"
+        )
+    folder = None if foreign or not path.is_dir() else find_model(source).folder
+    if folder is not None and (folder / CLASSES_FILE).is_file():
+        portable = read_portable(folder)
+        portable.vit.to(device)
+        how = portable.preprocessing
+
+        def scores(images: Tensor) -> Tensor:
+            return portable(normalize(images.to(device), how.mean, how.std))
+
+        return _Model(scores, portable.class_names, how.image_size, _known(how.interpolation))
+    encoder = load_encoder(source if folder is None else str(folder)).to(device)
+
+    @torch.no_grad()
+    def tokens(images: Tensor) -> Tensor:
+        found: Tensor = encoder(images.to(device))
+        return found
+
+    how = Preprocessing(encoder.record.shape.image_size)
+    if folder is not None:
+        how = Preprocessing.of_config(json.loads((folder / CONFIG_FILE).read_text())["pretrained_cfg"])
+    return _Model(tokens, (), how.image_size, _known(how.interpolation))
+
+
+def _known(interpolation: str) -> Literal["bicubic", "bilinear"]:
+    return cast(Literal["bicubic", "bilinear"], interpolation if interpolation == "bilinear" else "bicubic")
+
+
+def _answers(model: _Model, files: Sequence[str], batch_size: int, unreadable: dict[str, str]) -> Iterator[_Answered]:
+    """Answers in the order of the files; the next batch is decoded meanwhile."""
+
+    def read(path: str) -> Tensor | str:
+        try:
+            return center_crop(decode_image(read_file(path), path), model.image_size, model.interpolation)
+        except DataError as error:
+            return str(error).partition("; fetch it again")[0]
+
+    report = _Progress(len(files))
+    rows = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    with ThreadPoolExecutor(_DECODERS) as threads:
+        waiting = [threads.submit(read, path) for path in rows[0]]
+        for number, row in enumerate(rows):
+            decoded = [future.result() for future in waiting]
+            waiting = [threads.submit(read, path) for path in (rows[number + 1] if number + 1 < len(rows) else [])]
+            good = {path: image for path, image in zip(row, decoded, strict=True) if isinstance(image, Tensor)}
+            for path, reason in zip(row, decoded, strict=True):
+                if isinstance(reason, str):
+                    unreadable[path] = reason
+                    logger.warning("left out: %r: %s", path, reason.removeprefix(f"{path}: "))
+            if good:
+                images = torch.stack(list(good.values()))
+                yield _Answered(list(good), images, model.answer(images).float().cpu())
+            report.advance(len(row))
+    report.close()
+
+
+def _labels(
+    model: _Model, batches: Iterator[_Answered], top_k: int, unreadable: dict[str, str], source: str
+) -> dict[str, Any]:
+    """What `predictions.json` holds, and the first images with their answers under `pictures`."""
+    images: dict[str, list[dict[str, object]]] = {}
+    pictures: list[tuple[Tensor, str, float, str]] = []
+    for batch in batches:
+        values, classes = batch.answer.softmax(dim=1).topk(min(top_k, len(model.class_names)), dim=1)
+        for name, image, row, numbers in zip(batch.names, batch.images, values.tolist(), classes.tolist(), strict=True):
+            images[name] = [
+                {"label": model.class_names[number], "probability": round(value, 6)}
+                for number, value in zip(numbers, row, strict=True)
+            ]
+            if len(pictures) < MAX_PICTURED:
+                pictures.append((image, model.class_names[numbers[0]], row[0], Path(name).name))
+    return {"model": source, "images": images, "unreadable": unreadable, "pictures": pictures}
+
+
+def _features(batches: Iterator[_Answered]) -> dict[str, Any]:
+    """Names [n], class tokens and mean patch tokens, [n, D] float32 each."""
+    names: list[str] = []
+    class_tokens: list[Tensor] = []
+    patch_means: list[Tensor] = []
+    for batch in batches:
+        names += batch.names
+        class_tokens.append(batch.answer[:, 0])
+        patch_means.append(batch.answer[:, 1:].mean(dim=1))
+    told = {"class_token": class_tokens, "patch_mean": patch_means}
+    return {"names": np.array(names, dtype=np.str_)} | {
+        key: torch.cat(parts).numpy() if parts else np.zeros((0, 0), np.float32) for key, parts in told.items()
+    }
+
+
+def _draw(pictures: Sequence[tuple[Tensor, str, float, str]], num_images: int, path: Path) -> None:
+    from dmt_ds.tracking.answer_pictures import draw_sheet
+
+    shown = len(pictures)
+    draw_sheet(
+        pictures, path, f"{shown} images" if shown == num_images else f"the first {shown} of {num_images} images"
+    )
+
+
+def _check_any(images: Any, unreadable: dict[str, str]) -> None:
+    if len(images) == 0:
+        raise DataError(
+            f"none of {len(unreadable)} images can be read, the first one: {next(iter(unreadable.values()))}"
+        )
+
+
+class _Progress:
+    """A bar on a terminal, a line every few seconds in a log."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="image", dynamic_ncols=True)
+
+    def advance(self, count: int) -> None:
+        """So many images more."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() >= self._next_line:
+            logger.info("%d of %d images", self._done, self._total)
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
