@@ -33,8 +33,7 @@ class Augment:
         """
         section = self.section
         numbers = sample_rng.uniform(seeds, f"jitter/{view}", 13)  # [B, 13]
-        pixels = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        pixels = _jitter(pixels, section, numbers[:, :9])
+        pixels = _jitter(_fractions(images), section, numbers[:, :9])
         if section.grayscale_probability:
             pixels = torch.where(_chosen(numbers[:, 9], section.grayscale_probability), _grey(pixels), pixels)
         if section.blur_probability:
@@ -49,17 +48,21 @@ class Augment:
 
 def normalize(images: Tensor, mean: Triple, std: Triple) -> Tensor:
     """(pixels - mean) / std per channel: [B, 3, H, W] uint8, or float in 0..1 -> [B, 3, H, W] float32."""
-    white = 1.0 if images.is_floating_point() else 255.0
-    scale, shift = _channel_constants(mean, std, white, images.device)
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+    scale, shift = _channel_constants(mean, std, images.device)
+    pixels = images.float() if images.is_floating_point() else _fractions(images)
     return torch.addcmul(shift, pixels, scale)
 
 
+def _fractions(images: Tensor) -> Tensor:
+    """Uint8 of any strides -> float32 in 0..1, in planes."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
 @lru_cache
-def _channel_constants(mean: Triple, std: Triple, white: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """1 / (white * std) and -mean / std, [3, 1, 1] each; kept, as copying them to the device makes the host wait."""
+def _channel_constants(mean: Triple, std: Triple, device: torch.device) -> tuple[Tensor, Tensor]:
+    """1 / std and -mean / std, [3, 1, 1] each; kept, because copying them to the device makes the host wait."""
     mean_, std_ = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
-    return (1 / (white * std_)).to(device), (-mean_ / std_).to(device)
+    return (1 / std_).to(device), (-mean_ / std_).to(device)
 
 
 def _jitter(pixels: Tensor, section: AugmentConfig, numbers: Tensor) -> Tensor:
