@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests import processes, tiny_run
+from tests.integration import test_classification, test_finetuning
 
 pytestmark = pytest.mark.gpu
 
@@ -78,6 +79,19 @@ def test_a_bf16_run_on_cuda_goes_on_from_a_checkpoint_as_if_unbroken(cuda, tmp_p
     processes.run(tiny_run.pretrain(recipes[1], "train.stop_after_step=4"), **cuda)
     processes.run(tiny_run.pretrain(recipes[1]), **cuda)
     assert tiny_run.largest_difference(*(tiny_run.losses(folder / "run") for folder in folders)) < 1e-4
+
+
+def test_fine_tuning_in_bf16_leaves_the_running_mean_that_it_judged(cuda, tmp_path):
+    encoder = tiny_run.make_teacher(tmp_path / "encoder", 0)
+    recipe = test_finetuning.recipe(tmp_path / "tuned", enabled=False)
+    longer = ("train.steps=200", "data.max_train_images=1400", "train.eval_every_epochs=0", "optim.base_lr=5e-2")
+    longer += ("optim.layer_decay=0.9", "classify.mixup=0", "classify.pooling=class")
+    processes.run(test_finetuning.finetune(encoder, recipe, *longer, "train.deepspeed=student_zero2_bf16"), **cuda)
+    run = tmp_path / "tuned" / "run"
+    (judged,) = tiny_run.losses(run, "eval/ema_top1").values()
+    assert judged > 0.15  # by chance 0.1
+    assert abs(test_classification.accuracy_in_timm(run / "classifier") - judged) < 0.02  # float32 against bf16
+    assert (run / "pictures" / "confusion.png").exists()
 
 
 def test_a_compiled_student_gives_the_same_losses(cuda, tmp_path):
