@@ -12,6 +12,7 @@ from dmt_ds.cli.parts import examples
     epilog=examples(
         "dmt-ds export runs/vit_tiny --format timm --format transformers",
         "dmt-ds export runs/vit_tiny --format onnx -o my_student",
+        "dmt-ds export runs/vit_tiny --format timm --register vit_tiny_dmt --alias champion",
         "dmt-ds export runs/vit_tiny/checkpoints/step00010000 --format timm -o early",
     ),
 )
@@ -31,15 +32,20 @@ from dmt_ds.cli.parts import examples
     type=click.Path(path_type=Path, file_okay=False),
     help="Each format gets a folder in this one; default: RUN/export.",
 )
-def export(source: str, forms: tuple[str, ...], output: Path | None) -> None:
+@click.option("--register", metavar="NAME", help="Also make a version of this model in MLflow's registry.")
+@click.option("--alias", metavar="ALIAS", help="Give that version a name of its own, such as champion.")
+def export(source: str, forms: tuple[str, ...], output: Path | None, register: str | None, alias: str | None) -> None:
     """Write a model so that it loads without dmt_ds: float32 weights, no adapter, no teacher, and a card.
 
     RUN is a finished run's output folder, a checkpoint of any run, or a folder with config.json and model.safetensors.
     What is written is read back by the library that it is for, and must give the trainer's own answers.
     """
+    if alias is not None and register is None:
+        raise click.UsageError("--alias needs --register NAME")
     from dmt_ds.commands import export as command
 
-    for written in command.run(source, forms, output):
+    registration = None if register is None else command.Registration(register, alias)
+    for written in command.run(source, forms, output, registration):
         click.echo(written)
 
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 from dmt_ds.commands.model_card import model_card
 from dmt_ds.commands.model_source import ModelSource, find_model
 from dmt_ds.commands.run_record import RunRecord, read_record
-from dmt_ds.errors import ExportError
+from dmt_ds.errors import ExportError, TrackingError
 from dmt_ds.models.classifier_folder import CLASSES_FILE
 from dmt_ds.models.forms import write_form
 from dmt_ds.models.graph_files import check_onnx_packages
 from dmt_ds.models.portable import PortableModel, read_portable
+from dmt_ds.tracking.mlflow_registry import check_names, register, run_in_store
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +41,35 @@ class Exported(NamedTuple):
         return f"{self.folder}: {size}, read back it gives the trainer's answers {agreement}"
 
 
-def run(source: str, forms: Sequence[str], out: Path | None) -> list[Exported]:
-    """Write a model, a folder a form.
+class Registration(NamedTuple):
+    """How a model is to be called in MLflow's registry."""
+
+    name: str
+    alias: str | None = None
+
+
+def run(
+    source: str, forms: Sequence[str], out: Path | None, registration: Registration | None = None
+) -> list[Exported | str]:
+    """Write a model, a folder a form; register them, as one version.
 
     Args:
         source: run, checkpoint of a run, or folder with a model.
         forms: names in `models.forms.FORMS`.
         out: each form gets its folder in this one; None takes `export` in the run's folder.
+        registration: where to register, in the store of the run.
+
+    Returns:
+        What was written, and the registered version's URI.
 
     Raises:
         ExportError: there is no such model, a folder is there already, or a form can't express the model.
         WeightsError: the model's files are damaged.
+        TrackingError: the registry does not answer or refuses, or the model belongs to no run that MLflow knows.
     """
     found = find_model(source)
+    if registration is not None:
+        _check_registration(found, registration)
     target = (found.run or found.folder) / EXPORT_FOLDER if out is None else out
     forms = list(dict.fromkeys(forms))
     for form in forms:
@@ -60,7 +77,20 @@ def run(source: str, forms: Sequence[str], out: Path | None) -> list[Exported]:
     if "onnx" in forms:
         check_onnx_packages()
     model, record = open_model(found)
-    return [_write(form, model, record, target / form) for form in forms]
+    written = [_write(form, model, record, target / form) for form in forms]
+    if registration is None:
+        return [*written]
+    assert found.run is not None and record.config is not None
+    folders = {exported.form: exported.folder for exported in written}
+    return [*written, register(record.config.tracking, found.run, folders, *registration)]
+
+
+def _check_registration(found: ModelSource, registration: Registration) -> None:
+    """Before anything is written."""
+    check_names(*registration)
+    if found.run is None:
+        raise TrackingError(f"{found.folder}: lies in no run's folder; a registered model belongs to a run")
+    run_in_store(found.run)
 
 
 def open_model(found: ModelSource) -> tuple[PortableModel, RunRecord]:

@@ -40,8 +40,8 @@ def make_run(folder: Path, *overrides: str, teachers: dict[str, object] | None =
         "teachers.models.mae.source": MAE["source"],
         "tracking.uri": "http://user:secret-word@server:5000",
     }
-    words = [f"{key}={value}" for key, value in settings.items()]
-    config = load_config(None, ("task=dmt", *words, *overrides))
+    settings |= dict(override.split("=", 1) for override in overrides)
+    config = load_config(None, ("task=dmt", *(f"{key}={value}" for key, value in settings.items())))
     told = {"mae": MAE, "ibot": IBOT} if teachers is None else teachers
     provenance = {"task": "dmt", "name": name, "step": STEP, "images_seen": 1280, "teachers": told}
     torch.manual_seed(0)
