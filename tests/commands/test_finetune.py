@@ -58,8 +58,11 @@ def test_what_is_made_of_a_suites_run_does_not_join_the_suite(run: Path) -> None
 
 
 def test_a_recipe_keeps_its_own_data_and_the_command_line_wins(run: Path) -> None:
-    config = resolve(str(run), "linear_probe", ("data.path=there", "train.epochs=3", "name=mine"))
-    assert (config.data.path, config.data.num_workers, config.train.epochs) == ("there", 8, 3)
+    config, of_recipe = (
+        resolve(str(run), "linear_probe", ("data.path=there", "train.epochs=3", "name=mine")),
+        load_config("linear_probe"),
+    )
+    assert (config.data.path, config.data.num_workers, config.train.epochs) == ("there", of_recipe.data.num_workers, 3)
     assert (config.name, config.student.embed_dim) == ("mine", 48)
     assert config.classify.frozen and config.optim.name == "sgd" and stage_of(config) == "linear"
     assert resolve(str(run), "linear_probe", ()).name == "vit_x_linear"
