@@ -52,5 +52,7 @@ def _check_finished(run: Path, text: str) -> None:
     newest = CheckpointFolder(run / CHECKPOINTS_FOLDER, keep=1).newest()
     if newest is None:
         raise ExportError(f"{text}: the run has not finished, and has saved nothing yet")
-    remedy = f"to take its newest checkpoint, name {text.rstrip('/')}/{CHECKPOINTS_FOLDER}/{newest.tag}"
-    raise ExportError(f"{text}: the run has not finished ({newest.state.step} steps are saved); {remedy}")
+    remedy = f"to take it, name {text.rstrip('/')}/{CHECKPOINTS_FOLDER}/{newest.tag}"
+    raise ExportError(
+        f"{text}: the run has not finished (its newest checkpoint is of step {newest.state.step}); {remedy}"
+    )
