@@ -12,7 +12,7 @@ export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test bench lint format lock clean
+.PHONY: help setup quickstart test bench lint format lock audit clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ lock: $(VENV)/.installed-dev ## renew requirements.lock from pyproject.toml
 	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --upgrade \
 		--no-header --no-annotate --no-emit-index-url --quiet >> $(VENV)/lock
 	mv $(VENV)/lock requirements.lock
+
+audit: $(VENV)/.installed-dev ## known vulnerabilities of the locked versions, as PyPI knows them (needs a network)
+	$(VENV)/bin/python -m pip install --quiet pip-audit
+	$(VENV)/bin/python -m pip_audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 clean: ## remove .venv and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
