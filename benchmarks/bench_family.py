@@ -56,7 +56,7 @@ def build(options: argparse.Namespace, folder: Path, device: torch.device) -> di
     models = make_teachers(folder, options.teacher, options.teachers, options.image_size, options.depth)
     config = RunConfig(
         data=DataConfig(image_size=options.image_size, num_workers=options.workers),
-        teachers=teachers_section(models, device, bf16=options.bf16),
+        teachers=teachers_section(models, bf16=options.bf16),
         family={arch: FamilyMember(student=StudentConfig(arch=arch, depth=options.depth)) for arch in options.students},
         train=TrainConfig(
             global_batch_size=options.batch,
