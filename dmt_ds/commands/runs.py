@@ -64,17 +64,7 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     if device.type == "cpu" and (advice := advice_for_cpu(config)):
         logger.warning("%s", advice)
     return [
-        Run(
-            member,
-            Path(member.output_dir),
-            device,
-            source,
-            batch,
-            lengths[name],
-            ds_configs[name],
-            labelled,
-            name,
-        )
+        Run(member, Path(member.output_dir), device, source, batch, lengths[name], ds_configs[name], labelled, name)
         for name, member in members.items()
     ]
 
