@@ -1,5 +1,6 @@
 """A run is a function of its recipe, not of the number of processes or restarts: real engines, real processes."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,22 @@ def test_two_processes_give_the_same_losses_in_float32(unbroken, tmp_path):
     processes.run(tiny_run.pretrain(tiny_run.write_recipe(tmp_path)), processes=2)
     assert tiny_run.largest_difference(tiny_run.losses(tmp_path / "run"), tiny_run.losses(unbroken)) < 1e-5
     assert tiny_run.backbone_difference(tmp_path / "run", unbroken) < 1e-4
+
+
+@pytest.mark.parametrize("launcher", ["torch", "deepspeed"])
+def test_the_launchers_of_torch_and_of_deepspeed_start_the_same_run(unbroken, tmp_path, launcher):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    _, *words = tiny_run.pretrain(tiny_run.write_recipe(tmp_path))
+    to_module = ["--no_local_rank", "--module"]
+    launch = {
+        "torch": ["-m", "torch.distributed.run", f"--master_port={port}", "--nproc_per_node=2", "-m"],
+        "deepspeed": ["-m", "deepspeed.launcher.runner", f"--master_port={port}", "--num_gpus=2", *to_module],
+    }
+    processes.run([*launch[launcher], *words])
+    assert "= 2 ranks x" in (tmp_path / "run" / "train.log").read_text()
+    assert tiny_run.largest_difference(tiny_run.losses(tmp_path / "run"), tiny_run.losses(unbroken)) < 1e-5
 
 
 def test_two_processes_give_the_same_losses_in_bf16(tmp_path):
