@@ -216,6 +216,14 @@ class StudentEngine:
             raise CheckpointError(f"{folder / tag}: does not load: {reason}") from error
         if path is None:
             raise CheckpointError(f"{folder / tag}: DeepSpeed finds no checkpoint there")
+        self._move_step_counters()
+
+    def _move_step_counters(self) -> None:
+        """A universal checkpoint leaves AdamW's `step` on the CPU, where the fused update of a GPU can't read it."""
+        optimizer = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        if optimizer.defaults.get("fused"):
+            for parameter, state in optimizer.state.items():
+                state["step"] = state["step"].to(parameter.device)
 
 
 def build_student(

@@ -57,8 +57,8 @@ def step_time(
     teachers = images * teacher_flops(first) / speed.teacher_flops
     students = sum(student_flops(layout) / own.student_flops for layout, own in zip(layouts, rates, strict=True))
     traffic = step_traffic(layouts, cluster, grad_accum_steps)
-    # Over several nodes the slowest link is that of a GPU's share of its node's network.
-    across = min(speed.link_bytes, speed.network_bytes / cluster.gpus_per_node)
+    # A ring over several nodes leaves each of them over one edge, and so through its network once.
+    across = min(speed.link_bytes, speed.network_bytes)
     link = across if cluster.num_nodes > 1 else speed.link_bytes
     shard_link = across if first.shard_ranks > cluster.gpus_per_node else speed.link_bytes
     exposed = max(0.0, traffic.teachers / shard_link - teachers) + (traffic.gradient + traffic.weights) / link

@@ -81,6 +81,15 @@ def test_more_nodes_make_it_faster_but_not_cheaper() -> None:
     assert four["hours"] < one["hours"] and four["gpu_hours"] >= one["gpu_hours"]
 
 
+def test_a_ring_leaves_each_node_through_its_network_once() -> None:
+    settings = ("-c", "vit_base", "teachers.sharding=replicate", "--gpus-per-node", "8", "--gpu", "a100")
+    links = {"1": 0.75 * 300e9, "2": 0.75 * 50e9}  # bytes a second: NVLink, then 400 Gbit/s of network
+    for nodes, link in links.items():
+        made = plan(*settings, "--nodes", nodes)
+        sent = made["step_bytes_sent"]
+        assert made["step_seconds"]["communication"] == pytest.approx((sent["gradient"] + sent["weights"]) / link)
+
+
 def test_the_text_says_that_it_is_a_model_and_what_it_assumes() -> None:
     text = CliRunner().invoke(main, ["plan", "-c", "vit_tiny", "--gpus-per-node", "8"]).output
     assert text.startswith("A model made of formulas, not a measurement.")

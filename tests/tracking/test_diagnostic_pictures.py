@@ -16,7 +16,9 @@ def measured(teachers: dict[str, int], targets: tuple[str, ...] = ("fused",)) ->
     generator = torch.Generator().manual_seed(0)
     tokens = {name: torch.randn(4, 5, width, generator=generator) for name, width in teachers.items()}
     target = {name: torch.randn(4, 5, 8, generator=generator) for name in targets}
-    return {name: value.item() for name, value in TeacherDiagnostics()(tokens, target, target).items()}
+    diagnostics = TeacherDiagnostics()
+    metrics = diagnostics(tokens, target) | diagnostics.of_student(target, target)
+    return {name: value.item() for name, value in metrics.items()}
 
 
 def curves(metrics: dict[str, float]) -> list[int]:

@@ -14,8 +14,9 @@ from dmt_ds.distill.losses import at_least_float32
 
 _ELEMENTS_AT_ONCE = 1 << 18
 """Elements of one tensor in a chunk (1 MiB in float32): the five tensors that are alive fit a core's caches."""
-_LIFT = 60.0
-"""The largest exponential is e^60: room above for sums and products, below for 115 nats down to `_SMALLEST_SUM`."""
+_LIFT = 4.0
+"""The largest exponential is e^4, which leaves 59 nats down to `_SMALLEST_SUM`. A larger one would leave more, but
+logarithms near 60 are rounded to 4e-6: too coarse for the small differences of a student that has nearly arrived."""
 _SMALLEST_SUM = 1e-24
 """A smaller sum may have lost what is below float32's 1e-38."""
 

@@ -36,6 +36,12 @@ def test_values_and_gradient_are_those_of_the_losses_as_written(
         assert max(errors.tfd, errors.sfd, errors.total) < max(1e-12, min(tolerance, 1e-5))
 
 
+def test_a_student_that_has_nearly_arrived_is_not_lost_in_rounding(direction: Direction, way: str) -> None:
+    fused = random_tokens(1, 4, 50, 192)
+    student = fused + random_tokens(0, 4, 50, 192, scale=0.1)
+    assert compare(student, fused, "chunked", direction).gradient < 1e-5
+
+
 def test_a_batch_of_several_chunks_and_a_rest_is_one_mean(
     direction: Direction, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
