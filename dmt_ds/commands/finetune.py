@@ -13,10 +13,12 @@ from dmt_ds.config.load import COMMAND_LINE, config_from_yaml, flatten, load_lay
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.models.teachers import TeacherRecord, load_encoder
 
-_SIZES = {192: "tiny", 384: "small"}
+_WIDTHS = {192: "tiny", 384: "small"}
+"""The widest encoder that a size stands for; all wider ones are `base`."""
 _OF_THE_RUN = (
     *(f"data.{key}" for key in ("source", "path", "train_split", "val_split", "image_column", "label_column")),
-    *(f"data.{key}" for key in ("interpolation", "num_workers", "bad_images", "max_train_images")),
+    *(f"data.{key}" for key in ("interpolation", "horizontal_flip", "rotation_degrees")),
+    *(f"data.{key}" for key in ("num_workers", "bad_images", "max_train_images")),
     *(f"tracking.{key}" for key in ("enabled", "uri", "experiment", "parent", "system_metrics_seconds")),
     "train.deepspeed",
 )
@@ -42,7 +44,7 @@ def resolve(source: str, recipe: str | None, overrides: Sequence[str]) -> RunCon
     encoder = ["task=classify", f"student.init_from={_quoted(source)}", *_shape_of(record)]
     layers: list[tuple[str, Sequence[str]]] = [(f"encoder {source}", encoder), (COMMAND_LINE, overrides)]
     if recipe is None:
-        recipe = f"finetune_vit_{_SIZES.get(record.shape.embed_dim, 'base')}"
+        recipe = f"finetune_vit_{_size_of(record)}"
         layers.insert(0, (f"run of {source}", _handed_on(source)))
     config = load_layers(recipe, layers)
     if any(override.partition("=")[0].strip() == "name" for override in overrides):
@@ -61,10 +63,14 @@ def name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "encoder"
 
 
+def _size_of(record: TeacherRecord) -> str:
+    return next((size for width, size in _WIDTHS.items() if record.shape.embed_dim <= width), "base")
+
+
 def _shape_of(record: TeacherRecord) -> Iterator[str]:
     """The student that takes these weights, and the images that they know."""
     shape = record.shape
-    yield f"student.arch=vit_{_SIZES.get(shape.embed_dim, 'base')}"
+    yield f"student.arch=vit_{_size_of(record)}"
     yield f"student.patch_size={shape.patch_size}"
     yield f"student.embed_dim={shape.embed_dim}"
     yield f"student.depth={shape.depth}"

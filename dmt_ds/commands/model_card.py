@@ -1,7 +1,7 @@
 """A model's card: what it is, what it comes from, how it was judged, how to load it; says nothing that is not known."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -151,16 +151,20 @@ def _how_to_load(model: PortableModel, form: str) -> str:
 def _origins(record: RunRecord) -> str:
     if not record.teachers:
         return "No other weights." if record.provenance else "Nothing is known: no run's record lay beside the weights."
-    rows = [
-        [
-            f"{_text(name)} (weights it started from)" if name == "init_from" else _text(name),
+    return _table(["weights", "source", "licence", "sha256"], list(_rows_of(record.teachers, "")))
+
+
+def _rows_of(teachers: Mapping[str, dict[str, Any]], of: str) -> Iterator[list[str]]:
+    """A row for each teacher, and behind it those that it was made from itself."""
+    for name, teacher in teachers.items():
+        called = f"{_text(name)} (weights it started from)" if name == "init_from" else _text(name)
+        yield [
+            called + of,
             _text(str(teacher.get("source", "not noted"))),
             _text(str(teacher.get("licence") or "not known")),
             f"`{str(teacher.get('sha256'))[:16]}`" if teacher.get("sha256") else "",
         ]
-        for name, teacher in record.teachers.items()
-    ]
-    return _table(["weights", "source", "licence", "sha256"], rows)
+        yield from _rows_of(teacher.get("teachers", {}), f", behind {_text(name)}{of}")
 
 
 def _recipe(record: RunRecord) -> str:

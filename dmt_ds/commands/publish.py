@@ -20,7 +20,7 @@ from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
 from dmt_ds.errors import DataError
 from dmt_ds.methods.dmt import DmtTask
-from dmt_ds.models.backbone_folder import needs_dmt_ds, save_backbone
+from dmt_ds.models.backbone_folder import needs_dmt_ds, provenance_of, save_backbone
 from dmt_ds.models.classifier_folder import save_classifier
 from dmt_ds.models.teachers import BACKBONE_FOLDER, CLASSIFIER_FOLDER
 from dmt_ds.models.vit import describe
@@ -71,12 +71,16 @@ def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, f
 
 
 def _provenance(config: RunConfig, built: BuiltTask, step: int) -> dict[str, Any]:
+    teachers = {name: record.as_params() for name, record in built.sources.items()}
+    for teacher in teachers.values():
+        if behind := provenance_of(teacher["source"]).get("teachers"):
+            teacher["teachers"] = behind
     return {
         "task": config.task,
         "name": config.name,
         "step": step,
         "images_seen": step * config.train.global_batch_size,
-        "teachers": {name: record.as_params() for name, record in built.sources.items()},
+        "teachers": teachers,
     }
 
 

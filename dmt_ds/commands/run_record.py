@@ -17,7 +17,8 @@ _SETTINGS = {
     "data": {"image_size", "crop_scale", "horizontal_flip", "max_train_images"},
 }
 """Of these sections only this is told; the sections of the student, the optimizer and the method are told whole."""
-_SELECTION = "eval/select_"
+_OF_OTHER_WEIGHTS = ("eval/select_", "eval/finetune_", "eval/probe_")
+"""Scores that choose settings, and those of what was made of an encoder afterwards."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class RunRecord:
         """What people call the images."""
         if self.config is None:
             return None
-        path = self.config.data.path
-        return self.config.data.source if path is None else public_name(path)
+        data = self.config.data
+        return data.source if data.path is None or data.source == "digits" else public_name(data.path)
 
     def settings(self) -> dict[str, Any]:
         """The recipe's part that makes the model what it is, as plain values."""
@@ -88,7 +89,9 @@ def read_record(folder: Path | None, provenance: Mapping[str, Any], name: str) -
         name=str(provenance.get("name") or config.name),
         config=config,
         provenance=public,
-        scores=_scores(folder, provenance.get("step")),
+        scores=_scores(
+            folder, provenance.get("step"), averaged=config.task == "classify" and config.classify.ema_decay > 0
+        ),
         environment=_environment(folder / "environment.json"),
     )
 
@@ -108,20 +111,28 @@ def distils(record: RunRecord) -> bool:
 
 
 def _public(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    teachers = {
-        name: {**teacher, "source": public_name(str(teacher["source"]))} if "source" in teacher else dict(teacher)
-        for name, teacher in dict(provenance.get("teachers", {})).items()
-    }
+    teachers = {}
+    for name, teacher in dict(provenance.get("teachers", {})).items():
+        teachers[name] = _public(teacher) if "teachers" in teacher else dict(teacher)
+        if "source" in teacher:
+            teachers[name]["source"] = public_name(str(teacher["source"]))
     return {**provenance, "teachers": teachers}
 
 
-def _scores(folder: Path, step: int | None) -> dict[str, float]:
-    """Of the metrics of all steps those that were measured with these very weights."""
+def _scores(folder: Path, step: int | None, averaged: bool) -> dict[str, float]:
+    """Of the metrics of all steps those that were measured with these very weights.
+
+    Args:
+        averaged: the running mean of the weights is the model, so that its scores are the model's own.
+    """
     found: dict[str, float] = {}
     for point in read_points(folder):
         if point["step"] == step:
             found |= {name: value for name, value in point["metrics"].items() if SCORE.fullmatch(name)}
-    return {name: value for name, value in sorted(found.items()) if not name.startswith(_SELECTION)}
+    if averaged:
+        means = {name: value for name, value in found.items() if name.startswith("eval/ema_")}
+        found = {name.replace("eval/ema_", "eval/"): value for name, value in means.items()}
+    return {name: value for name, value in sorted(found.items()) if not name.startswith(_OF_OTHER_WEIGHTS)}
 
 
 def _environment(path: Path) -> dict[str, str]:

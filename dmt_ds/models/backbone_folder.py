@@ -131,6 +131,18 @@ def strictest_licence(licences: Iterable[str | None]) -> str | None:
     return None if None in all_of_them or not all_of_them else " AND ".join(sorted(set(map(str, all_of_them))))
 
 
+def provenance_of(source: str | Path) -> dict[str, Any]:
+    """What an encoder of this package says of how it was made; empty for all others.
+
+    Args:
+        source: a run's folder, or the encoder's own.
+    """
+    for folder in (Path(source).expanduser() / "backbone", Path(source).expanduser()):
+        if (folder / CONFIG_FILE).is_file():
+            return dict(json.loads((folder / CONFIG_FILE).read_text()).get("dmt_ds") or {})
+    return {}
+
+
 def is_non_commercial(licence: str | None) -> bool:
     """Whether a licence, by its SPDX id, forbids commercial use."""
     return licence is not None and "-NC" in licence.upper()

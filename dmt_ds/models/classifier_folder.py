@@ -98,7 +98,7 @@ def check_same_classes(saved: SavedClassifier, class_names: Sequence[str], pooli
     Raises:
         WeightsError: names the first difference, and the remedy.
     """
-    remedy = f"take the encoder alone, {saved.where.parent}, for a new head"
+    remedy = "for a new head take the encoder alone: the run's own folder, or a copy of this one without classes.json"
     if len(saved.class_names) != len(class_names):
         raise WeightsError(
             f"{saved.where}: its head has {len(saved.class_names)} classes ({_some(saved.class_names)}), the images "

@@ -141,10 +141,27 @@ def test_the_card_tells_scores_of_these_very_weights_only(tmp_path):
     tracker = JsonlTracker(folder)
     tracker.log_metrics({"eval/knn_top1": 0.111, "train/loss": 1.0}, STEP - 10)
     tracker.log_metrics({"eval/knn_top1": 0.4567, "eval/select_knn_top1": 0.9, "eval/linear_patch_top5": 0.75}, STEP)
+    tracker.log_metrics({"eval/finetune_top1": 0.9}, STEP)  # of another model, made of this encoder
     text = (run(str(folder), ["timm"], tmp_path / "scored")[0].folder / CARD_FILE).read_text()
     assert "| k-NN on the class token, top-1 | 45.67 |" in text
     assert "| linear probe on the mean patch token, top-5 | 75.00 |" in text
     assert "11.1" not in text and "90.0" not in text and "None was measured" not in text
+
+
+def test_where_the_running_mean_is_the_model_its_scores_are_the_models(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "config.yaml").write_text(to_yaml(load_config(None, ("task=classify", "classify.ema_decay=0.9"))))
+    JsonlTracker(folder).log_metrics({"eval/top1": 0.111, "eval/ema_top1": 0.4567}, STEP)
+    text = card_of(folder)[1]
+    assert "| its own classes, top-1 | 45.67 |" in text and "11.1" not in text
+
+
+def test_the_teachers_behind_the_weights_it_started_from_are_named(tmp_path):
+    started = {"init_from": {"source": "/home/someone/runs/student", "teachers": {"mae": MAE}}}
+    text = card_of(make_run(tmp_path / "run", teachers=started))[1]
+    assert "(weights it started from) | student |" in text
+    assert "| mae, behind init\\_from | mae\\_vit\\_b.pth | CC-BY-NC-4.0 |" in text
+    assert "/home/someone" not in text
 
 
 def test_the_papers_figure_stands_only_beside_a_student_of_its_shape_and_is_called_the_papers(tmp_path):

@@ -45,7 +45,7 @@ def test_the_student_is_the_encoder_on_the_images_of_its_run(run: Path) -> None:
     assert (config.data.source, config.data.path, config.data.num_workers) == ("folder", "/my photos/it's", 3)
     assert config.tracking.experiment == "mine"
     assert (config.name, config.output_dir) == ("vit_x_finetune", "runs/vit_x_finetune")
-    assert config.optim.layer_decay == 0.65 and config.classify.pooling == "patch_mean"  # finetune_vit_base's
+    assert config.optim.layer_decay == 0.8  # finetune_vit_tiny's
     assert stage_of(config) == "finetune"
 
 
@@ -68,7 +68,10 @@ def test_a_recipe_keeps_its_own_data_and_the_command_line_wins(run: Path) -> Non
     assert resolve(str(run), "linear_probe", ()).name == "vit_x_linear"
 
 
-@pytest.mark.parametrize(("width", "recipe"), [(192, "finetune_vit_tiny"), (384, "finetune_vit_small")])
+@pytest.mark.parametrize(
+    ("width", "recipe"),
+    [(96, "finetune_vit_tiny"), (192, "finetune_vit_tiny"), (384, "finetune_vit_small"), (576, "finetune_vit_base")],
+)
 def test_the_recipe_follows_the_width(tmp_path: Path, width: int, recipe: str) -> None:
     shape = StudentConfig(embed_dim=width, depth=1, num_heads=3)
     save_backbone(tmp_path, build_vit(shape, 32).state_dict(), shape, 32, provenance={"teachers": {}})

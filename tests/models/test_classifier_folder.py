@@ -103,7 +103,7 @@ def test_a_head_of_other_classes_or_pooling_is_refused_with_the_way_out(
     tmp_path: Path, classes: tuple[str, ...], pooling: Pooling, message: str
 ) -> None:
     saved(tmp_path / "classifier", "class", DataConfig(image_size=32))
-    with pytest.raises(WeightsError, match=rf"{tmp_path}/classifier: {message}.*take the encoder alone, {tmp_path},"):
+    with pytest.raises(WeightsError, match=rf"{tmp_path}/classifier: {message}.*take the encoder alone"):
         ClassificationTask(init_from(tmp_path), ClassifyConfig(pooling=pooling), 32, AugmentConfig(), classes)
 
 
