@@ -52,6 +52,8 @@ def main() -> None:
     harness.start(options)
     name = "teacher_zero3_inference" if options.bf16 else "teacher_zero3_inference_fp32"
     backend = "inductor" if options.compile else None
+    if dist.world_size() == 1:
+        raise SystemExit("one rank has nothing to cut: start it by torchrun --nproc-per-node 2")
     config = resolve_teacher(
         find_ds_config(name), make_teacher(options.arch, options.image_size).record.shape.embed_dim
     )
@@ -66,6 +68,8 @@ def main() -> None:
     with torch.no_grad():
         for _ in range(3):  # ZeRO-3 learns the order of the blocks in the first two
             difference = (cut(images) - whole(images)).abs().max().item()
+        if difference and device.type == "cpu":
+            raise SystemExit(f"the cut teacher's tokens differ from the whole one's by {difference}")
         times: dict[str, list[float]] = {"replicated": [], "zero3": []}
         for _ in range(options.rounds):
             times["replicated"].append(seconds(whole, images))

@@ -31,6 +31,7 @@ def bare_step(trainer: Trainer, images: torch.Tensor, seeds: torch.Tensor, pixel
         targets = task._teachers._fusion(task._teachers._tokens(images, None))
     losses = task._objective(engine(pixels, seeds), targets)
     engine.backward(losses.total)
+    engine.prepare_update(torch.zeros((), dtype=torch.bool, device=images.device), measure_norm=False)
     engine.step()
 
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "profile"
 TRACE_FILE = "trace.json.gz"
 TABLE_FILE = "steps.json"
-_COLLECTIVES = ("gloo:", "nccl:", "ncclDevKernel", "ncclKernel")  # how backends name their work in a trace
+_COLLECTIVES, _KERNELS = ("gloo:", "nccl:"), ("ncclDevKernel", "ncclKernel")  # how backends name their work in a trace
 
 
 class StepProfile:
@@ -82,8 +82,9 @@ class StepProfile:
         on_device = self._device.type == "cuda"
         total = 0.0
         for event in self._profiler.events() or []:  # type: ignore[no-untyped-call]
-            if event.name.startswith(_COLLECTIVES):
-                total += event.self_device_time_total if on_device else event.time_range.elapsed_us()
+            # On a GPU the kernels alone: the host's event, and its mark on the device, span the same time once more.
+            if event.name.startswith(_KERNELS if on_device else _COLLECTIVES):
+                total += event.time_range.elapsed_us()
         return total / 1e6
 
 

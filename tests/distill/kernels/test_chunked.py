@@ -132,6 +132,17 @@ def test_float16_tokens_have_a_gradient_that_a_loss_scale_can_still_save(directi
     assert (student.grad.double() - exact.grad).norm() / exact.grad.norm() < 4e-3
 
 
+def test_a_share_of_the_loss_has_that_share_of_the_gradient_in_bf16_too(direction: Direction) -> None:
+    student, fused = (random_tokens(seed, 8, 50, 192, dtype=torch.bfloat16) for seed in (0, 1))
+    exact = student.double().requires_grad_()
+    (as_written(exact, fused.double(), direction, 0)[0] / 3).backward()
+    student.requires_grad_()
+    (dual_loss(student, fused, direction=direction, kernel="chunked", **WEIGHTS).total / 3).backward()
+    assert student.grad is not None and exact.grad is not None
+    share = (student.grad.double() * exact.grad).sum() / exact.grad.square().sum()
+    assert share.item() == pytest.approx(1, abs=3e-4)
+
+
 def test_targets_made_in_inference_mode_can_be_learnt_from(direction: Direction) -> None:
     with torch.inference_mode():
         fused = random_tokens(1, 2, 6, 20)
