@@ -19,12 +19,14 @@ settings.register_profile("same", derandomize=True, deadline=None, database=None
 settings.load_profile("same")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """By `--dist loadgroup` a file stays together, for its fixtures; the one Slurm cluster's do, and come first."""
-    slurm = Path(__file__).with_name("slurm")
-    items.sort(key=lambda item: slurm not in item.path.parents)
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: tests / "slurm" not in item.path.parents)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm in item.path.parents else str(item.path)))
+        group = "slurm" if tests / "slurm" in item.path.parents else item.path.relative_to(tests).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
