@@ -5,6 +5,7 @@ process (SIGSEGV) on a PNG with a damaged byte. It means to drop its decoders on
 """
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -105,4 +106,5 @@ def _decode_pillow(data: bytes) -> Tensor:
 
 
 def _one_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].replace("<_io.BytesIO object at ", "<")[:120]
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>", "", text)[:120]  # Pillow's name for what it was given
