@@ -28,6 +28,17 @@ def classifier() -> nn.Module:
     return module
 
 
+def rates_in(engine: ds_engine.StudentEngine) -> dict[str, float]:
+    """Parameter name -> learning rate that DeepSpeed's optimizer, whose groups hold flat parts of them, will apply."""
+    optimizer = engine._engine.optimizer
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    return {
+        names[id(parameter)]: group["lr"]
+        for part, group in zip(optimizer.bit16_groups, optimizer.param_groups, strict=True)
+        for parameter in part
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     ds_engine.start(120)
@@ -40,13 +51,7 @@ def main() -> None:
         warmup_cosine(OPTIM, 2, WARMUP_STEPS, TOTAL_STEPS),
         resolve_student(find_ds_config("student_zero2_fp32"), batch, 0.0),
     )
-    optimizer = engine._engine.optimizer  # DeepSpeed's, whose groups hold flat parts of the weights
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    rates = {
-        names[id(parameter)]: group["lr"]
-        for part, group in zip(optimizer.bit16_groups, optimizer.param_groups, strict=True)
-        for parameter in part
-    }
+    rates = rates_in(engine)
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(dist.rank()))
     engine.backward(engine(images, torch.arange(2)).float().log_softmax(1)[:, 0].sum())
     learning_rate = engine.learning_rate
@@ -54,7 +59,8 @@ def main() -> None:
     # AdamW's first update is its learning rate, up or down, wherever the gradient is not tiny.
     moved = {name: (value - before[name]).abs().median().item() for name, value in module.named_parameters()}
     if dist.is_main():
-        sys.stdout.write("FACTS " + json.dumps({"rates": rates, "moved": moved, "logged": learning_rate}) + "\n")
+        facts = {"rates": rates, "moved": moved, "logged": learning_rate, "rates_after": rates_in(engine)}
+        sys.stdout.write("FACTS " + json.dumps(facts) + "\n")
     ds_engine.stop()
 
 

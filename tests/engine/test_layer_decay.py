@@ -45,5 +45,9 @@ def test_a_step_moves_each_layer_by_its_rate(facts: dict[str, Any]) -> None:
     assert len(moved) == DEPTH + 3
 
 
+def test_after_a_step_all_rates_have_risen_alike(facts: dict[str, Any]) -> None:
+    assert facts["rates_after"] == pytest.approx({name: 2 * rate for name, rate in facts["rates"].items()})
+
+
 def test_the_rate_that_is_logged_is_the_heads(facts: dict[str, Any]) -> None:
     assert facts["logged"] == pytest.approx(FIRST_STEP)
