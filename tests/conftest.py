@@ -19,14 +19,10 @@ settings.register_profile("same", derandomize=True, deadline=None, database=None
 settings.load_profile("same")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By `--dist loadgroup` a file stays together, for its fixtures; the one Slurm cluster's do, and come first."""
-    tests = Path(__file__).parent
-    items.sort(key=lambda item: tests / "slurm" not in item.path.parents)
-    for item in items:
-        group = "slurm" if tests / "slurm" in item.path.parents else item.path.relative_to(tests).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+    """One Slurm cluster fits a machine: of its files one comes first and one last, so that no worker waits for it."""
+    places = {"test_training.py": -1, "test_scripts.py": 1}
+    items.sort(key=lambda item: places[item.path.name] if item.path.parent.name == "slurm" else 0)
 
 
 @pytest.fixture(scope="session")

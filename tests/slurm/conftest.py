@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder; each test finds it healthy and empty."""
+"""One cluster for the tests of this folder, gone when they are; each test finds it healthy and empty."""
 
 import fcntl
 import os
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slurm)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_cluster() -> Iterator[Cluster]:
     if os.geteuid() != 0:
         pytest.skip("a test cluster needs root")
