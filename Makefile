@@ -23,7 +23,7 @@ quickstart: $(VENV)/.installed ## set up, then make three teachers on digits and
 	$(VENV)/bin/dmt-ds quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev ## set up, then run the tests (ARGS="-k losses" chooses)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/.installed ## measure beside named peers (BENCH="loss step trainer" chooses); figures in benchmarks/results
 	set -e; for name in $(BENCH); do $(VENV)/bin/python benchmarks/bench_$$name.py $(ARGS); done
