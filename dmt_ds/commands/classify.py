@@ -116,9 +116,7 @@ class Judge:
         """What an encoder reaches stands with the run that made it, as all readouts do."""
         source = self.config.student.init_from
         origin = None if source is None else run_of(source)
-        if source is None or origin is None or not self.config.tracking.enabled:
-            return
-        if CHECKPOINTS_FOLDER in Path(source).parts:
+        if source is None or origin is None or CHECKPOINTS_FOLDER in Path(source).parts:
             return  # a checkpoint on the way is not what the run came to
         kind = "probe" if self.config.classify.frozen else "finetune"
         self.beat("telling the encoder's run")
