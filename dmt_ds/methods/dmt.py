@@ -75,10 +75,8 @@ class FusedTeachers:
         """One teacher after the other, in the same order on every rank: with ZeRO-3 each forward is a collective."""
         for name, teacher in self._teachers.items():
             if kept is None:
-                yield (
-                    name,
-                    teacher(images),
-                )  # no name of ours: it would keep these tokens through the next teacher's pass
+                # No variable holds the tokens here: they would be kept through the next teacher's pass.
+                yield name, teacher(images)
             else:
                 kept[name] = teacher(images)
                 yield name, kept[name]
