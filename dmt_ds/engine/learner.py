@@ -1,7 +1,7 @@
 """One model in training: its task, engine, checkpoints and record; knows no loop, no method, no library but torch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -108,17 +108,21 @@ class Learner:
         return f" of {self.name}" if self.name else ""
 
     def figures(self) -> dict[str, float]:
-        """Means since the last call over micro-batches and ranks, learning rate, gradient; waits for the device.
+        """Means since the last call over micro-batches and ranks, learning rate, gradient; waits for the device."""
+        metrics = self._meters.pop_means(dist.mean_over_ranks)
+        metrics["train/lr"] = self._learning_rate
+        norm = self.engine.gradient_norm()
+        return metrics if norm is None else metrics | {"train/grad_norm": norm}
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add a point to the record of the run; nothing that may take long lies between the look and the line.
 
         Raises:
             CheckpointError: another attempt has taken the run over.
         """
         if self._fence is not None:
             self._fence.check()
-        metrics = self._meters.pop_means(dist.mean_over_ranks)
-        metrics["train/lr"] = self._learning_rate
-        norm = self.engine.gradient_norm()
-        return metrics if norm is None else metrics | {"train/grad_norm": norm}
+        self.tracker.log_metrics(metrics, step)
 
     def save(self, step: int) -> None:
         """Write a checkpoint of this step; all ranks."""

@@ -252,4 +252,4 @@ class Trainer:
         for learner, own in zip(self.learners, figures, strict=True):
             metrics = own | of_all
             self._around.view.report(self.step, metrics, learner.name)
-            learner.tracker.log_metrics(metrics | {"perf/ranks": float(dist.world_size())}, self.step)
+            learner.log(metrics | {"perf/ranks": float(dist.world_size())}, self.step)
