@@ -35,8 +35,7 @@ def is_judged(run: SuiteRun) -> bool:
 
 def is_finished(run: SuiteRun) -> bool:
     """Whether it is judged, and fine-tuned where the suite asks for that."""
-    fine_tunes = run.role == "variant" and run.file.suite.finetune is not None
-    return is_judged(run) and (not fine_tunes or (run.finetuning_folder / DONE).exists())
+    return is_judged(run) and (not run.fine_tunes or (run.finetuning_folder / DONE).exists())
 
 
 def scores_of(run: SuiteRun) -> dict[str, float]:

@@ -38,6 +38,8 @@ class VariantSpec(RunSpec):
     """The paper's number, as it prints it; what it measures is said in the suite's `paper`."""
     tune: bool = True
     """Whether it takes part in the suite's tuning."""
+    finetune: bool = True
+    """Whether its encoders are fine-tuned, where the suite does that."""
 
 
 class TuneSpec(Section):
@@ -80,8 +82,8 @@ class Suite(Section):
     variants: dict[str, VariantSpec] = Field(min_length=1)
     """Name -> what is compared."""
     finetune: RunSpec | None = None
-    """Recipe of task `classify` by which the encoder of every variant's run is fine-tuned after it was judged, on the
-    run's images and with its seed; null fine-tunes nothing."""
+    """Recipe of task `classify` by which the encoder of a variant's run is fine-tuned after it was judged, on the run's
+    images and with its seed; null fine-tunes nothing."""
     paper: PaperSpec | None = None
     """Null where no variant has a number of the paper's."""
 

@@ -69,6 +69,12 @@ class SuiteRun:
         return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in self.layers])
 
     @property
+    def fine_tunes(self) -> bool:
+        """Whether its encoder is fine-tuned in the end."""
+        suite = self.file.suite
+        return self.role == "variant" and suite.finetune is not None and suite.variants[self.owner].finetune
+
+    @property
     def finetuning_folder(self) -> Path:
         """Where its encoder is fine-tuned."""
         return self.folder / "finetune"
@@ -81,7 +87,7 @@ class SuiteRun:
             ConfigError: there is no such recipe; one line.
         """
         spec = self.file.suite.finetune
-        if spec is None or self.role != "variant":
+        if spec is None or not self.fine_tunes:
             return None
         tracking, data = self.config.tracking, self.config.data
         own: dict[str, Any] = {

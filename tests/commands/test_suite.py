@@ -132,8 +132,8 @@ def test_a_whole_suite_is_one_parent_run_with_all_runs_under_it(tmp_path: Path) 
 FINETUNE = {"finetune": {"recipe": "finetune.yaml", "set": {"train.steps": 2}}, "teachers": None, "tune": None}
 
 
-def suite_that_fine_tunes(folder: Path) -> Path:
-    variants = {"mae": {"recipe": "maker.yaml"}}
+def suite_that_fine_tunes(folder: Path, **changes: object) -> Path:
+    variants = {"mae": {"recipe": "maker.yaml", **changes}}
     suite = tiny_suite.write_suite(folder, seeds=[0], variants=variants, set=None, paper=None, **FINETUNE)
     run = {key: value for key, value in tiny_suite.RUN.items() if key != "student"}
     recipe = {"task": "classify", "name": "tuned", "classify": {"rand_augment_magnitude": 0}, **run}
@@ -167,6 +167,14 @@ def test_fine_tuning_is_an_array_of_its_own_behind_the_seeds(tmp_path: Path) -> 
     words = call(suite, "--stage", "finetune", "--print-run", "0").output.splitlines()
     assert words[:4] == ["-e", str(run.folder), "-c", str(tmp_path / "finetune.yaml")]
     assert {"seed=0", "train.steps=2", "data.source=digits", f"output_dir={run.folder}/finetune"} <= set(words)
+
+
+def test_a_variant_may_be_left_out_of_the_fine_tuning(tmp_path: Path) -> None:
+    suite = suite_that_fine_tunes(tmp_path, finetune=False)
+    (run,) = plan_of(suite).variants({})
+    pretend_finished(run)
+    assert "1 of 1 finished" in call(suite, "--list").output
+    assert call(suite, "--stage", "finetune", "--print-run", "0").output.strip() == ""
 
 
 # What is not started
