@@ -9,7 +9,8 @@ from dmt_ds.commands.suite_local import LocalSuite, Say
 from dmt_ds.commands.suite_state import SCORE, changed, is_finished, is_tuned, scores_of, state_of
 from dmt_ds.config.load import COMMAND_LINE
 from dmt_ds.config.suite import load_suite
-from dmt_ds.config.suite_plan import SuitePlan, SuiteRun, findings
+from dmt_ds.config.suite_plan import SuitePlan, findings
+from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.config.yaml_text import parse_value
 from dmt_ds.errors import ConfigError, DmtError
 from dmt_ds.tracking.mlflow_tracker import describe_parent

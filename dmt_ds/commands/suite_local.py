@@ -22,7 +22,8 @@ from dmt_ds.commands.suite_state import (
     is_tuned,
     scores_of,
 )
-from dmt_ds.config.suite_plan import Role, SuitePlan, SuiteRun
+from dmt_ds.config.suite_plan import SuitePlan
+from dmt_ds.config.suite_run import Role, SuiteRun
 from dmt_ds.engine.stopping import StopRequest
 from dmt_ds.errors import ConfigError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from dmt_ds.commands.suite import note_on_parent
 from dmt_ds.commands.suite_local import Say
 from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_finished, is_judged, is_tuned
-from dmt_ds.config.suite_plan import Role, SuitePlan, SuiteRun, as_overrides
+from dmt_ds.config.suite_plan import SuitePlan
+from dmt_ds.config.suite_run import Role, SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError, LaunchError
 
 STAGES: dict[str, Role] = {"teachers": "teacher", "tune": "tune", "seeds": "variant", "finetune": "variant"}

@@ -11,7 +11,8 @@ from dmt_ds.config.load import config_from_yaml, flatten
 from dmt_ds.config.resume import differences
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.suite import TuneSpec
-from dmt_ds.config.suite_plan import SuitePlan, SuiteRun, value_text
+from dmt_ds.config.suite_plan import SuitePlan, value_text
+from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.teachers import CHECKPOINTS_FOLDER

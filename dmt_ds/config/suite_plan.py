@@ -3,115 +3,20 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-
-from dmt_ds.config.load import COMMAND_LINE, load_layers
-from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.config.load import COMMAND_LINE
+from dmt_ds.config.schema import TEACHER_TASKS
 from dmt_ds.config.suite import RunSpec, SuiteFile, VariantSpec
-from dmt_ds.config.yaml_text import parse_value
+from dmt_ds.config.suite_run import Layer, Role, SuiteRun
 from dmt_ds.errors import ConfigError
 
-Role = Literal["teacher", "tune", "variant"]
 ROLES: tuple[Role, ...] = ("teacher", "tune", "variant")
 """In the order in which they are made."""
 OWN_KEYS = ("output_dir", "name", "tracking.parent")
 """Settings that the suite gives each of its runs; `seed` is one more, but of a teacher's."""
-_IMAGES = ("source", "path", "train_split", "val_split", "image_column", "label_column", "num_workers", "bad_images")
-"""Settings of the section `data` that say where the images are."""
-Layer = tuple[str, dict[str, Any]]
-"""Who gives settings, as findings name it, and the settings by dotted key."""
-
-
-@dataclass(frozen=True)
-class SuiteRun:
-    """One training run of a suite.
-
-    Attributes:
-        owner: the teacher or variant.
-        label: what lines for people call it.
-        place: where the suite's file speaks of it.
-        layers: settings over the recipe, the later the stronger.
-        value: of the tuned setting, in a run that tries one.
-    """
-
-    role: Role
-    owner: str
-    label: str
-    folder: Path
-    file: SuiteFile
-    spec: RunSpec
-    place: str
-    layers: tuple[Layer, ...]
-    value: float | None = None
-
-    @cached_property
-    def recipe(self) -> str:
-        """Shipped recipe's name, or a file's absolute path.
-
-        Raises:
-            ConfigError: there is no such recipe; one line.
-        """
-        return self.file.recipe_of(self.spec, self.place)
-
-    @cached_property
-    def config(self) -> RunConfig:
-        """What it resolves to.
-
-        Raises:
-            ConfigError: something is wrong; one line a finding.
-        """
-        return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in self.layers])
-
-    @property
-    def fine_tunes(self) -> bool:
-        """Whether its encoder is fine-tuned in the end."""
-        suite = self.file.suite
-        return self.role == "variant" and suite.finetune is not None and suite.variants[self.owner].finetune
-
-    @property
-    def finetuning_folder(self) -> Path:
-        """Where its encoder is fine-tuned."""
-        return self.folder / "finetune"
-
-    @cached_property
-    def finetuning(self) -> tuple[str, ...] | None:
-        """Arguments of `dmt-ds finetune`; None where the suite fine-tunes nothing of it.
-
-        Raises:
-            ConfigError: there is no such recipe; one line.
-        """
-        spec = self.file.suite.finetune
-        if spec is None or not self.fine_tunes:
-            return None
-        tracking, data = self.config.tracking, self.config.data
-        own: dict[str, Any] = {
-            "seed": self.config.seed,
-            "output_dir": str(self.finetuning_folder),
-            "name": f"{self.config.name}-finetune",
-            **{f"data.{key}": getattr(data, key) for key in _IMAGES},
-            "train.deepspeed": self.config.train.deepspeed,
-            "tracking.enabled": tracking.enabled,
-            "tracking.uri": tracking.uri,
-            "tracking.experiment": f"{tracking.experiment}_finetune",  # no rows among the variants
-        }
-        recipe = self.file.recipe_of(spec, "finetune")
-        return ("-e", str(self.folder), "-c", recipe, *as_overrides(own | spec.set))
-
-    @property
-    def overrides(self) -> list[str]:
-        """The layers as one list of `key=value`."""
-        merged: dict[str, Any] = {}
-        for _, values in self.layers:
-            for key, value in values.items():
-                merged.pop(key, None)  # behind what an earlier layer gave, of its section too
-                merged[key] = value
-        return as_overrides(merged)
 
 
 @dataclass(frozen=True)
@@ -254,11 +159,6 @@ class SuitePlan:
         return value.replace("{teachers}", str(self.teachers_folder)) if isinstance(value, str) else value
 
 
-def as_overrides(values: Mapping[str, Any]) -> list[str]:
-    """`key=value` as the command line takes it."""
-    return [f"{key}={_written(value)}" for key, value in values.items()]
-
-
 def value_text(value: float) -> str:
     """A tuned value as folders and overrides have it, short and exact: 5.0e-4 is 0.0005."""
     short = f"{value:g}"
@@ -294,12 +194,3 @@ def _misplaced(plan: SuitePlan) -> Iterator[str]:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)
-
-
-def _written(value: Any) -> str:
-    """As plain as the reader of overrides takes it back."""
-    if isinstance(value, str) and value:
-        with suppress(ConfigError):
-            if parse_value(value, "suite") == value:
-                return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()

@@ -17,7 +17,8 @@ from dmt_ds.commands.suite import open_plan, select
 from dmt_ds.commands.suite_local import LocalSuite, share_of
 from dmt_ds.commands.suite_state import changed, choose
 from dmt_ds.config.load import load_config, to_yaml
-from dmt_ds.config.suite_plan import SuitePlan, SuiteRun
+from dmt_ds.config.suite_plan import SuitePlan
+from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.errors import ConfigError
 from tests import processes, tiny_run, tiny_suite
 

@@ -7,7 +7,8 @@ import yaml
 
 from dmt_ds.config.load import load_config
 from dmt_ds.config.suite import load_suite, shipped_suites
-from dmt_ds.config.suite_plan import SuitePlan, SuiteRun, as_overrides, findings, value_text
+from dmt_ds.config.suite_plan import SuitePlan, findings, value_text
+from dmt_ds.config.suite_run import SuiteRun, as_overrides
 from dmt_ds.config.yaml_text import parse_value
 from dmt_ds.errors import ConfigError
 from tests.tiny_suite import write_suite
