@@ -4,9 +4,9 @@ An unreadable image is reported, not raised: an exception would cross the proces
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,15 +39,54 @@ class Made:
         return Made(self.batch and self.batch.pin_memory(), self.unreadable, self.failure)
 
 
-class TrainBatchMaker(Dataset[Made]):
+BatchMaker = Dataset[Made]
+"""Job -> what was made; goes to loader processes by pickling, and raises nothing."""
+T = TypeVar("T")
+
+
+class RowReader(Generic[T]):
+    """Reads rows of a data set, where wanted another one in place of a row that can't be read.
+
+    Args:
+        read: row -> example; raises DataError naming it.
+        bad_images: an unreadable one raises, or another takes its place.
+    """
+
+    def __init__(self, read: Callable[[int], T], num_images: int, bad_images: Literal["stop", "skip"]) -> None:
+        self._read, self._num_images, self._bad_images = read, num_images, bad_images
+        self._unreadable: dict[int, str] = {}
+
+    def __call__(self, row: int, seed: int, met: dict[int, str]) -> tuple[T, int]:
+        """The example of a row and that row, or of the row that takes its place; the place keeps its seed.
+
+        Args:
+            met: takes unreadable rows and their messages.
+
+        Raises:
+            DataError: it can't be read, or too many in a row can't.
+        """
+        if self._bad_images == "stop":
+            return self._read(row), row
+        for candidate in _substitutes(row, seed, self._num_images):
+            if candidate not in self._unreadable:
+                try:
+                    return self._read(candidate), candidate
+                except DataError as error:
+                    self._unreadable[candidate] = str(error)
+            met[candidate] = self._unreadable[candidate]
+        raise DataError(
+            f"{len(met)} images in a row can't be read, the last one: {list(met.values())[-1]}; is the data set whole?"
+        )
+
+
+class TrainBatchMaker(BatchMaker):
     """Draws the crops of a batch's images."""
 
     def __init__(
         self, source: ImageSource, crops: Sequence[CropSpec], run_seed: int, bad_images: Literal["stop", "skip"]
     ) -> None:
-        self._source, self._crops = source, tuple(crops)
-        self._run_seed, self._bad_images = run_seed, bad_images
-        self._unreadable: dict[int, str] = {}
+        self._source, self._crops, self._run_seed = source, tuple(crops), run_seed
+        self._read = RowReader(source.read, len(source), bad_images)
 
     def __getitem__(self, job: Job) -> Made:
         """Read, crop and stack the job's images."""
@@ -69,23 +108,8 @@ class TrainBatchMaker(Dataset[Made]):
         labels = torch.tensor([self._source.label(row) for row in rows.tolist()])
         return Made(Batch(crops, seeds, rows, labels), tuple(met.values()))
 
-    def _read(self, row: int, seed: int, met: dict[int, str]) -> tuple[Tensor, int]:
-        """The image of a row and that row, or of the row that takes its place; the place keeps its seed."""
-        if self._bad_images == "stop":
-            return self._source.read(row), row
-        for candidate in _substitutes(row, seed, len(self._source)):
-            if candidate not in self._unreadable:
-                try:
-                    return self._source.read(candidate), candidate
-                except DataError as error:
-                    self._unreadable[candidate] = str(error)
-            met[candidate] = self._unreadable[candidate]
-        raise DataError(
-            f"{len(met)} images in a row can't be read, the last one: {list(met.values())[-1]}; is the data set whole?"
-        )
 
-
-class EvalBatchMaker(Dataset[Made]):
+class EvalBatchMaker(BatchMaker):
     """Takes the middle of a batch's images; an unreadable one always ends it, for a score of part of a set misleads.
 
     A row beyond the last one fills a batch up: an image that was there before, with label -1.

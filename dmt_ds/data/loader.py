@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader
 
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.batch_maker import EvalBatchMaker, Job, Made, TrainBatchMaker
+from dmt_ds.data.batch_maker import BatchMaker, EvalBatchMaker, Job, Made, TrainBatchMaker
 from dmt_ds.data.cores import cores_of_rank, usable_workers
 from dmt_ds.data.sampling import SampleStream, rank_positions
 from dmt_ds.data.sources import ImageSource
@@ -43,6 +43,7 @@ class TrainLoader:
         num_workers: int | Literal["auto"] = 0,
         pin_memory: bool = False,
         bad_images: Literal["stop", "skip"] = "stop",
+        maker: BatchMaker | None = None,
     ) -> None:
         """Start what takes seconds (the server that loader processes come from), and return at once.
 
@@ -51,8 +52,9 @@ class TrainLoader:
             local_world_size: ranks on this node, which share its CPU cores.
             num_workers: loader processes; 0 decodes in this one, `auto` takes as many as there are cores for.
             bad_images: an unreadable image stops the run, or is named in the log and another takes its place.
+            maker: makes batches of rows in place of crops with labels.
         """
-        self._maker = TrainBatchMaker(source, crops, run_seed, bad_images)
+        self._maker = maker or TrainBatchMaker(source, crops, run_seed, bad_images)
         self._stream, self._micro_batch_size = stream, micro_batch_size
         self._rank, self._world_size = rank, world_size
         self.cores = cores_of_rank(local_world_size)
@@ -114,18 +116,33 @@ def eval_batches(
     Raises:
         DataError: an image can't be read (named), or a loader process was killed.
     """
-    share = [rank + turn * world_size for turn in range(math.ceil(len(source) / world_size))]
+    maker = EvalBatchMaker(source, image_size, interpolation)
+    return every_image(maker, len(source), batch_size, num_workers, local_world_size, rank, world_size)
+
+
+def every_image(
+    maker: BatchMaker,
+    num_images: int,
+    batch_size: int,
+    num_workers: int | Literal["auto"] = 0,
+    local_world_size: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """As `eval_batches`, by any maker; a row of `num_images` or more fills a batch up, and must not count.
+
+    Raises:
+        DataError: an image can't be read (named), or a loader process was killed.
+    """
+    share = [rank + turn * world_size for turn in range(math.ceil(num_images / world_size))]
     rows = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
     jobs: list[Job] = [([0] * len(batch), batch) for batch in rows]
-    maker = EvalBatchMaker(source, image_size, interpolation)
     for made in _made(maker, jobs, usable_workers(num_workers, local_world_size), pin_memory=False):
         assert made.batch is not None
         yield made.batch
 
 
-def _made(
-    maker: TrainBatchMaker | EvalBatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: bool
-) -> Iterator[Made]:
+def _made(maker: BatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: bool) -> Iterator[Made]:
     """The jobs' results in order."""
     loader: DataLoader[Made] = DataLoader(
         maker,
