@@ -11,7 +11,7 @@ import click
 from dmt_ds.errors import ConfigError, DmtError, PeerFailedError
 
 if TYPE_CHECKING:
-    from dmt_ds.config.schema import RunConfig
+    from dmt_ds.config.schema import RunConfig, Task
 
 
 class CarefulGroup(click.Group):
@@ -58,21 +58,24 @@ recipe_option = click.option(
     "-c", "--recipe", metavar="RECIPE", help="Shipped recipe (vit_tiny, vit_small, vit_base, mae, ...) or YAML file."
 )
 encoder_option = click.option(
-    "-e", "--encoder", metavar="SOURCE", help="Of the run that `dmt-ds finetune` makes of this encoder."
+    "-e", "--encoder", metavar="SOURCE", help="Of the run that `dmt-ds finetune`, or its like, makes of this encoder."
 )
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-def load_recipe(recipe: str | None, overrides: tuple[str, ...], encoder: str | None = None) -> "RunConfig":
+def load_recipe(
+    recipe: str | None, overrides: tuple[str, ...], encoder: str | None = None, task: "Task | None" = None
+) -> "RunConfig":
     """The run that was asked for; pydantic is imported only now.
 
     Args:
         encoder: what is fine-tuned, for the commands that have `encoder_option`.
+        task: of that run; None takes the recipe's.
     """
     if encoder is not None:
         from dmt_ds.commands.finetune import resolve
 
-        return resolve(encoder, recipe, overrides)
+        return resolve(encoder, recipe, overrides, task)
     from dmt_ds.config.load import load_config
 
     return load_config(recipe, overrides)

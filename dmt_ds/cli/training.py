@@ -30,12 +30,7 @@ def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...],
     Run it under torchrun or srun for several processes. A second start in the same output_dir goes on where the first
     one stopped.
     """
-    config = load_recipe(recipe, overrides)
-    if dry_run:
-        ctx.exit(_doctor(config, ranks=None))
-    from dmt_ds.commands import pretrain as command
-
-    ctx.exit(command.run(config))
+    _train(ctx, load_recipe(recipe, overrides), dry_run)
 
 
 @click.command(
@@ -59,12 +54,7 @@ def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tu
     Without -c the recipe is finetune_vit_tiny, _small or _base by width, on the data of the run that SOURCE is of.
     It runs under torchrun or srun and is resumed as `dmt-ds pretrain` is.
     """
-    config = load_recipe(recipe, overrides, encoder)
-    if dry_run:
-        ctx.exit(_doctor(config, ranks=None))
-    from dmt_ds.commands import pretrain as command
-
-    ctx.exit(command.run(config))
+    _train(ctx, load_recipe(recipe, overrides, encoder, "classify"), dry_run)
 
 
 @click.command(
@@ -140,6 +130,14 @@ def config(
     click.echo(command.render(resolved), nl=False)
     if show_deepspeed:
         click.echo(command.render_deepspeed(resolved, ranks), nl=False)
+
+
+def _train(ctx: click.Context, config: "RunConfig", dry_run: bool) -> None:
+    if dry_run:
+        ctx.exit(_doctor(config, ranks=None))
+    from dmt_ds.commands import pretrain as command
+
+    ctx.exit(command.run(config))
 
 
 def _doctor(config: "RunConfig", ranks: int | None, all_images: bool = False) -> int:

@@ -1,20 +1,19 @@
-"""What a run with labels does beside training: it opens both splits, is judged on the second, and shows its answers."""
+"""Classification as a task with annotations: its images, its judge, its pictures of answers, the folder it leaves."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from dmt_ds.commands.judging import add_to_run, run_of
+from dmt_ds.commands.annotated import AnnotatedKind, Scene
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled
 from dmt_ds.data.loader import eval_batches
-from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.views import center_crop
-from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.answers import (
     Answers,
     Sample,
@@ -24,43 +23,100 @@ from dmt_ds.downstream.answers import (
 )
 from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist
-from dmt_ds.engine.task import Model
-from dmt_ds.errors import DmtError
-from dmt_ds.models.teachers import CHECKPOINTS_FOLDER
-from dmt_ds.tracking.tracker import Tracker, read_points
+from dmt_ds.errors import ConfigError
+from dmt_ds.models.classifier_folder import save_classifier
+from dmt_ds.models.teachers import CLASSIFIER_FOLDER
 
 logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 24
 """Images with a right answer, and with a wrong one, that are shown."""
-PICTURES_FOLDER = "pictures"
 
 
-def open_images(config: RunConfig) -> tuple[ImageSource, LabelledImages | None]:
-    """The training images; where the task learns labels, both splits too."""
-    if config.task != "classify":
-        return open_source(config.data, "train"), None
-    labelled = open_labelled(config.data)
-    return labelled.train, labelled
+class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
+    """Classes of whole images."""
+
+    folder = CLASSIFIER_FOLDER
+    told_as = ("finetune", "probe")
+
+    def open(self, config: RunConfig) -> LabelledImages:
+        """Both splits with their labels."""
+        return open_labelled(config.data)
+
+    def gaps(self, images: LabelledImages) -> list[str]:
+        """Classes without images."""
+        return empty_classes(images)
+
+    def build(self, config: RunConfig, class_names: Sequence[str]) -> ClassificationTask:
+        """A classifier.
+
+        Raises:
+            ConfigError: a head alone is to be trained, on no encoder.
+        """
+        section = config.classify
+        if section.frozen and config.student.init_from is None:
+            raise ConfigError(
+                "classify.frozen trains a head on a given encoder: start it by `dmt-ds finetune -e SOURCE`"
+            )
+        return ClassificationTask(config.student, section, config.data.image_size, config.augment, class_names)
+
+    def judge(self, task: ClassificationTask, images: LabelledImages, scene: Scene) -> "ClassificationJudge":
+        """By top-1 and top-5."""
+        return ClassificationJudge(task, images, scene)
+
+    def save(
+        self,
+        task: ClassificationTask,
+        config: RunConfig,
+        masters: Mapping[str, Tensor],
+        provenance: Mapping[str, Any],
+        folder: Path,
+    ) -> None:
+        """Encoder and head as timm has them."""
+        published = task.published
+        save_classifier(
+            folder,
+            published.timm_state(masters if published is task.module else {}),
+            config.student,
+            config.data,
+            config.classify.pooling,
+            task.class_names,
+            norms_the_mean=published.norms_the_mean,
+            mean=config.augment.mean,
+            std=config.augment.std,
+            provenance=provenance,
+        )
+
+    def averages(self, config: RunConfig) -> bool:
+        """Where it is told to."""
+        return config.classify.ema_decay > 0
+
+    def stage(self, config: RunConfig) -> str:
+        """`linear`, `finetune`, or `pretrain` from random weights."""
+        if config.student.init_from is None:
+            return "pretrain"
+        return "linear" if config.classify.frozen else "finetune"
+
+    def recipe_of(self, size: str) -> str:
+        """Fine-tuning of the whole."""
+        return f"finetune_vit_{size}"
+
+    def suffix(self, config: RunConfig) -> str:
+        """The stage."""
+        return "linear" if config.classify.frozen else "finetune"
 
 
 @dataclass(frozen=True)
-class Judge:
+class ClassificationJudge:
     """Judges a run with labels on its validation images, while it trains and at the end; all ranks call all of it.
 
     Attributes:
         images: both splits.
-        folder: of the run.
-        beat: told after each batch that the rank is alive.
     """
 
     task: ClassificationTask
-    engine: Model
     images: LabelledImages
-    config: RunConfig
-    folder: Path
-    tracker: Tracker
-    beat: Callable[[str], None]
+    scene: Scene
 
     def look_at_images(self) -> None:
         """Name classes without images; decode each validation image once, so that a broken one is known in time.
@@ -75,13 +131,15 @@ class Judge:
 
     def judge(self, step: int) -> dict[str, Answers]:
         """Log `eval/top1` and `eval/top5` of all validation images, and `eval/ema_*` of the running mean."""
-        answers = self.task.answers(self.task.judged(self.engine), self._batches(f"judging step {step}"))
+        answers = self.task.answers(self.task.judged(self.scene.engine), self._batches(f"judging step {step}"))
         for name, of_model in answers.items():
             scores = accuracy_over_ranks(of_model)
             percent = (100 * scores.top1, 100 * scores.top5, len(self.images.test))
             what = "running mean of the weights: " if name else ""
             logger.info("step %d: %stop-1 %.2f %%, top-5 %.2f %% of %d validation images", step, what, *percent)
-            self.tracker.log_metrics({f"eval/{name}{key}": score for key, score in scores._asdict().items()}, step)
+            self.scene.tracker.log_metrics(
+                {f"eval/{name}{key}": score for key, score in scores._asdict().items()}, step
+            )
         return answers
 
     def finish(self, step: int) -> None:
@@ -92,43 +150,14 @@ class Judge:
         samples = samples_over_ranks(of_published, NUM_SAMPLES)
         if not dist.is_main():
             return
-        self._say_best(f"eval/{name}top1")
-        self._add_to_origin(scores)
-        if self.config.tracking.pictures:
-            try:
-                self._draw(confusion, *samples)
-            except Exception as error:  # a picture is no reason to lose a run
-                logger.warning("%s: no pictures: %s: %s", self.folder / PICTURES_FOLDER, type(error).__name__, error)
-
-    def _say_best(self, metric: str) -> None:
-        """The best is chosen by the images it is judged on, so it is told, not published."""
-        scores = {
-            point["step"]: point["metrics"][metric] for point in read_points(self.folder) if metric in point["metrics"]
-        }
-        if not scores:
-            return
-        best, last = max(scores, key=lambda step: scores[step]), max(scores)
-        self.tracker.log_metrics({f"{metric}_best": scores[best]}, last)
-        told = (metric, 100 * scores[last], last, 100 * scores[best], best)
-        logger.info("%s: %.2f %% at the last step, %d, which is published; best %.2f %% at step %d", *told)
-
-    def _add_to_origin(self, scores: Accuracy) -> None:
-        """What an encoder reaches stands with the run that made it, as all readouts do."""
-        source = self.config.student.init_from
-        origin = None if source is None else run_of(source)
-        if source is None or origin is None or CHECKPOINTS_FOLDER in Path(source).parts:
-            return  # a checkpoint on the way is not what the run came to
-        kind = "probe" if self.config.classify.frozen else "finetune"
-        self.beat("telling the encoder's run")
-        try:
-            add_to_run(origin, {f"eval/{kind}_{key}": score for key, score in scores._asdict().items()})
-        except (DmtError, OSError) as error:
-            logger.warning("%s: what its encoder reaches is not added to its run: %s", origin, error)
+        self.scene.say_best(f"eval/{name}top1")
+        self.scene.tell_origin("probe" if self.scene.config.classify.frozen else "finetune", scores._asdict())
+        self.scene.picture(lambda: self._draw(confusion, *samples))
 
     def _draw(self, confusion: Tensor, right: list[Sample], wrong: list[Sample]) -> None:
         from dmt_ds.tracking import answer_pictures
 
-        folder, names = self.folder / PICTURES_FOLDER, self.task.class_names
+        folder, names = self.scene.pictures, self.task.class_names
         answer_pictures.write_confusion(confusion, names, folder / "confusion.csv")
         answer_pictures.draw_confusion(confusion, names, folder / "confusion.png")
         for kind, samples in (("right", right), ("wrong", wrong)):
@@ -141,16 +170,16 @@ class Judge:
 
     def _picture(self, row: int) -> Tensor:
         """[3, H, W] uint8, as it was judged."""
-        data = self.config.data
+        data = self.scene.config.data
         return center_crop(self.images.test.read(row), data.image_size, data.interpolation)
 
     def _batches(self, doing: str) -> Iterator[Batch]:
         """This rank's share of the validation images."""
-        data = self.config.data
+        data = self.scene.config.data
         for batch in eval_batches(
             self.images.test,
             data.image_size,
-            self.config.train.micro_batch_size,
+            self.scene.config.train.micro_batch_size,
             data.num_workers,
             data.interpolation,
             dist.local_world_size(),
@@ -158,4 +187,4 @@ class Judge:
             dist.world_size(),
         ):
             yield batch
-            self.beat(doing)
+            self.scene.beat(doing)

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.findings import Finding, Status
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.resume import refuse_another_run
 from dmt_ds.commands.runs import advice_for_cpu
-from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters
+from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters, image_size_of_start
 from dmt_ds.config.batch import BatchPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
 from dmt_ds.config.members import member_runs
-from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
-from dmt_ds.data.labels import empty_classes, open_labelled
+from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import DataError, DmtError, TrackingError
@@ -134,7 +134,8 @@ def _check_batch(patient: _Patient) -> Iterator[Finding]:
 
 def _check_data(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
-    source = patient.source = open_source(config.data, "train")
+    kind = kind_of(config)
+    source = patient.source = kind.source(config, "train") if kind else open_source(config.data, "train")
     classes = f", {len(source.class_names)} classes" if source.class_names else ", no labels"
     yield Finding("ok", "data", f"{len(source)} training images{classes}")
     yield from _check_decoding(source, patient.every_image)
@@ -144,12 +145,12 @@ def _check_data(patient: _Patient) -> Iterator[Finding]:
         yield Finding("warn", "length", f"{steps}: the learning rate never peaks; optim.warmup_steps=...")
     else:
         yield Finding("ok", "length", steps)
-    if config.task == "classify":
-        images = open_labelled(config.data)  # raises DataError: no labels, no validation split
+    if kind:
+        images = kind.open(config)  # raises DataError: no annotations, no validation split
         patient.class_names = images.class_names
-        yield from (Finding("warn", "data", line) for line in empty_classes(images))
+        yield from (Finding("warn", "data", line) for line in kind.gaps(images))
     try:
-        source = open_source(config.data, "val")
+        source = kind.source(config, "val") if kind else open_source(config.data, "val")
     except DataError as error:
         yield Finding("warn", "data", f"needed for k-NN only: {error}")
         return
@@ -198,7 +199,7 @@ def _check_engine(patient: _Patient) -> Iterator[Finding]:
 
 def _check_student(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
-    if config.task == "classify" and not patient.class_names:
+    if config.task in ANNOTATED_TASKS and not patient.class_names:
         yield Finding("warn", "", "not built: mend the data above first, the head needs its classes")
         return
     if config.task in TEACHER_TASKS:
@@ -266,7 +267,7 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         return
     saved, sources = checkpoint.state, {name: teacher.record for name, teacher in patient.teachers.items()}
     if config.student.init_from is not None:
-        sources["init_from"] = load_encoder(config.student.init_from, config.data.image_size).record
+        sources["init_from"] = load_encoder(config.student.init_from, image_size_of_start(config)).record
     now = RunState(
         step=0,
         images_seen=0,

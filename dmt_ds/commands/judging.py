@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 PIXELS = "pixels"
 """Source of the baseline without encoder."""
+PUBLISHED = {BACKBONE_FOLDER: "encoder", CLASSIFIER_FOLDER: "classifier"}
+"""Folders with a model that a run, and each of its checkpoints, may hold, and what people call the model."""
 
 Encoder = str | TeacherConfig | nn.Module
 """A teacher's `source`, a whole teacher section, `pixels`, or a module: uint8 [B, 3, H, W] -> tokens [B, 1+N, D]."""
@@ -62,7 +64,7 @@ def run_of(source: str) -> Path | None:
     path = path.absolute()
     if is_run(path):
         return path
-    parts = (BACKBONE_FOLDER, CLASSIFIER_FOLDER, CHECKPOINTS_FOLDER)
+    parts = (*PUBLISHED, CHECKPOINTS_FOLDER)
     return next((part.parent for part in (path, *path.parents) if part.name in parts and is_run(part.parent)), None)
 
 

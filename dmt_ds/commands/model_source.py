@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmt_ds.commands.judging import is_run
+from dmt_ds.commands.judging import PUBLISHED, is_run
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
 from dmt_ds.errors import ExportError
 from dmt_ds.models.backbone_folder import CONFIG_FILE
-from dmt_ds.models.teachers import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, CLASSIFIER_FOLDER
+from dmt_ds.models.teachers import CHECKPOINTS_FOLDER
 
 _WHAT_TO_NAME = f"name a run's output folder, one of its checkpoints, or a folder with {CONFIG_FILE}"
 
@@ -39,7 +39,7 @@ def find_model(text: str) -> ModelSource:
     path = path.resolve()
     if is_run(path):
         _check_finished(path, text)
-    for folder in (path / CLASSIFIER_FOLDER, path / BACKBONE_FOLDER, path):
+    for folder in (*(path / name for name in reversed(PUBLISHED)), path):
         if (folder / CONFIG_FILE).is_file():
             return ModelSource(folder, next(filter(is_run, (folder, *folder.parents[:3])), None))
     raise ExportError(f"{text}: there is no model in it; {_WHAT_TO_NAME}")

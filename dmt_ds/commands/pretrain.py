@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dmt_ds.commands.classify import Judge
+from dmt_ds.commands.annotated import Judge, Scene
+from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import open_record, run_state
 from dmt_ds.commands.runs import Run, resolve
@@ -15,7 +16,6 @@ from dmt_ds.config.deepspeed import precision
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
-from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
@@ -26,6 +26,7 @@ from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.step_profile import FOLDER as PROFILE_FOLDER
 from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.stopping import StopRequest, Watchdog
+from dmt_ds.engine.task import AnnotatedTask
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
 from dmt_ds.tracking.tracker import Tracker
 
@@ -44,8 +45,8 @@ def run(config: RunConfig) -> int:
     watchdog = Watchdog(hang, dist.rank(), peers).start()
     with peers.together():
         runs = resolve(config, device)
-        labelled = runs[0].labelled
-        builts = build_tasks([run.config for run in runs], device, labelled.class_names if labelled else ())
+        annotated = runs[0].annotated
+        builts = build_tasks([run.config for run in runs], device, annotated.class_names if annotated else ())
         watchdog.beat("built teachers")
         outcome = _train(config, take_over(config, runs, builts), stop, watchdog)
         watchdog.stop()
@@ -84,12 +85,13 @@ def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Wat
 
 
 def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge | None:
-    """What judges a task with labels, which is no family's; the trainer asks it every so often."""
-    run, task = member.run, learner.task
-    if not isinstance(task, ClassificationTask) or run.labelled is None:
+    """What judges a task with annotations, which is no family's; the trainer asks it every so often."""
+    run, kind = member.run, kind_of(member.run.config)
+    if kind is None or run.annotated is None:
         return None
-    beat = around.watchdog.beat
-    judge = Judge(task, learner.engine, run.labelled, run.config, run.folder, learner.tracker, beat)
+    assert isinstance(learner.task, AnnotatedTask)
+    scene = Scene(learner.engine, run.config, run.folder, learner.tracker, around.watchdog.beat)
+    judge = kind.judge(learner.task, run.annotated, scene)
     around.evaluate = judge.judge
     return judge
 
@@ -159,12 +161,14 @@ def _build_trainer(config: RunConfig, attempt: Attempt, learners: Sequence[Learn
 
 
 def _loader(run: Run, built: BuiltTask) -> TrainLoader:
-    data = run.config.data
+    data, kind = run.config.data, kind_of(run.config)
+    maker = None if kind is None or run.annotated is None else kind.train_maker(run.config, run.annotated)
     return TrainLoader(
         run.source,
         SampleStream(len(run.source), run.config.seed),
         built.task.crops(data),
         run_seed=run.config.seed,
+        maker=maker,
         micro_batch_size=run.config.train.micro_batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),

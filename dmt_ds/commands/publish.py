@@ -1,4 +1,4 @@
-"""What a finished run leaves: the encoder, or classifier, as a folder that timm loads, and pictures."""
+"""What a finished run leaves: the encoder and, of a task with annotations, the whole model as folders; pictures."""
 
 import logging
 import shutil
@@ -9,33 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.commands.classify import PICTURES_FOLDER
+from dmt_ds.commands.annotated import PICTURES_FOLDER
+from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import center_crop
-from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
+from dmt_ds.engine.task import AnnotatedTask
 from dmt_ds.errors import DataError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import needs_dmt_ds, provenance_of, save_backbone
-from dmt_ds.models.classifier_folder import save_classifier
-from dmt_ds.models.teachers import BACKBONE_FOLDER, CLASSIFIER_FOLDER
+from dmt_ds.models.teachers import BACKBONE_FOLDER
 from dmt_ds.models.vit import describe
 from dmt_ds.tracking.tracker import read_points
 
 logger = logging.getLogger(__name__)
 
 NUM_PICTURED_IMAGES = 6
-_CALLED = {BACKBONE_FOLDER: "encoder", CLASSIFIER_FOLDER: "classifier"}
 
 
 def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, folder: Path, step: int) -> None:
-    """Write `<folder>/backbone`, and `<folder>/classifier` of a run with labels; all ranks call, rank 0 writes."""
-    masters = engine.trained_state()
-    if isinstance(built.task, ClassificationTask):
+    """Write `<folder>/backbone`, and the whole model of a task with annotations; all ranks call, rank 0 writes."""
+    masters, kind = engine.trained_state(), kind_of(config)
+    if isinstance(built.task, AnnotatedTask):
         masters |= built.task.untouched
     with ds_engine.gathered(engine.module):
         if not dist.is_main():
@@ -44,30 +44,21 @@ def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, f
         # The teachers may have settled the last block's heads.
         section = config.student.model_copy(update={"last_block_num_heads": describe(backbone).last_block_num_heads})
         provenance = _provenance(config, built, step)
-        normalisation = {"mean": config.augment.mean, "std": config.augment.std}
         state = backbone_state(backbone, built.task.module, masters)
         save_backbone(
             folder / BACKBONE_FOLDER,
             state,
             section,
             config.data.image_size,
-            **normalisation,
+            mean=config.augment.mean,
+            std=config.augment.std,
             interpolation=config.data.interpolation,
             provenance=provenance,
         )
-        if isinstance(built.task, ClassificationTask):
-            published = built.task.published
-            save_classifier(
-                folder / CLASSIFIER_FOLDER,
-                published.timm_state(masters if published is built.task.module else {}),
-                section,
-                config.data,
-                config.classify.pooling,
-                built.task.class_names,
-                norms_the_mean=published.norms_the_mean,
-                **normalisation,
-                provenance=provenance,
-            )
+        if kind is not None:
+            assert isinstance(built.task, AnnotatedTask)
+            settled = config.model_copy(update={"student": section})
+            kind.save(built.task, settled, masters, provenance, folder / kind.folder)
 
 
 def _provenance(config: RunConfig, built: BuiltTask, step: int) -> dict[str, Any]:
@@ -85,8 +76,8 @@ def _provenance(config: RunConfig, built: BuiltTask, step: int) -> dict[str, Any
 
 
 def publish_weights(folder: Path, checkpoint: Path) -> None:
-    """The last checkpoint's encoder, and classifier where there is one, become the run's; each whole or not at all."""
-    for name in (BACKBONE_FOLDER, CLASSIFIER_FOLDER):
+    """The last checkpoint's encoder, and whole model where there is one, become the run's; each whole or not at all."""
+    for name, called in PUBLISHED.items():
         if not (checkpoint / name).is_dir():
             continue
         partial, target = folder / f".{name}.partial", folder / name
@@ -96,7 +87,7 @@ def publish_weights(folder: Path, checkpoint: Path) -> None:
         partial.rename(target)
         uses = [] if needs_dmt_ds(target) else ["for timm.create_model('local-dir:...', pretrained=True)"]
         uses += ["as a teacher"] if name == BACKBONE_FOLDER else []
-        logger.info("%s: the %s, %s", target, _CALLED[name], " or ".join(uses) or "for dmt_ds")
+        logger.info("%s: the %s, %s", target, called, " or ".join(uses) or "for dmt_ds")
 
 
 def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dmt_ds.commands.annotated_tasks import KINDS, kind_of
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.tracking.compared_runs import SCORE
@@ -17,7 +18,7 @@ _SETTINGS = {
     "data": {"image_size", "crop_scale", "horizontal_flip", "max_train_images"},
 }
 """Of these sections only this is told; the sections of the student, the optimizer and the method are told whole."""
-_OF_OTHER_WEIGHTS = ("eval/select_", "eval/finetune_", "eval/probe_")
+_OF_OTHER_WEIGHTS = ("eval/select_", *(f"eval/{name}_" for kind in KINDS.values() for name in kind.told_as))
 """Scores that choose settings, and those of what was made of an encoder afterwards."""
 
 
@@ -85,13 +86,12 @@ def read_record(folder: Path | None, provenance: Mapping[str, Any], name: str) -
     if folder is None:
         return RunRecord(str(provenance.get("name") or name), provenance=public)
     config = config_from_yaml((folder / "config.yaml").read_text(), str(folder / "config.yaml"))
+    kind = kind_of(config)
     return RunRecord(
         name=str(provenance.get("name") or config.name),
         config=config,
         provenance=public,
-        scores=_scores(
-            folder, provenance.get("step"), averaged=config.task == "classify" and config.classify.ema_decay > 0
-        ),
+        scores=_scores(folder, provenance.get("step"), averaged=kind is not None and kind.averages(config)),
         environment=_environment(folder / "environment.json"),
     )
 

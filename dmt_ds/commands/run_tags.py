@@ -1,5 +1,6 @@
 """Which part of the work a run is, and from which other run it comes, as its tags in MLflow say."""
 
+from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.judging import run_of
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
@@ -7,12 +8,11 @@ from dmt_ds.tracking.spool import known_run
 
 
 def stage_of(config: RunConfig) -> str:
-    """Which part of the work a run is, for MLflow: `distill`, `pretrain`, `linear` or `finetune`."""
+    """Which part of the work a run is, for MLflow: `distill`, `pretrain`, `linear`, `finetune`, ..."""
     if config.task in TEACHER_TASKS:
         return "distill"
-    if config.task != "classify" or config.student.init_from is None:
-        return "pretrain"
-    return "linear" if config.classify.frozen else "finetune"
+    kind = kind_of(config)
+    return "pretrain" if kind is None else kind.stage(config)
 
 
 def origin_tags(source: str) -> dict[str, str]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from dmt_ds.commands.classify import open_images
+from dmt_ds.commands.annotated import AnnotatedImages
+from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
 from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
-from dmt_ds.data.labels import LabelledImages
-from dmt_ds.data.sources import ImageSource
+from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine import cpu_bf16, dist
 from dmt_ds.errors import ConfigError
 
@@ -33,8 +33,8 @@ class Run:
     batch: BatchPlan
     length: LengthPlan
     ds_config: dict[str, Any]
-    labelled: LabelledImages | None
-    """Both splits, where the task learns labels."""
+    annotated: AnnotatedImages | None
+    """Both splits, where the task has annotations."""
     member: str = ""
     """Name in its family; empty where it is alone."""
 
@@ -50,7 +50,7 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     members = member_runs(config) or {"": config}
     ds_configs = {name: _ds_config(member, batch) for name, member in members.items()}
     dist.decided_by_main(lambda: _prepare(config, [Path(member.output_dir) for member in members.values()]))
-    source, labelled = open_images(config)
+    source, annotated = open_images(config)
     lengths = {name: plan_length(member.train, member.optim, len(source)) for name, member in members.items()}
     logger.info(
         "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
@@ -64,9 +64,18 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     if device.type == "cpu" and (advice := advice_for_cpu(config)):
         logger.warning("%s", advice)
     return [
-        Run(member, Path(member.output_dir), device, source, batch, lengths[name], ds_configs[name], labelled, name)
+        Run(member, Path(member.output_dir), device, source, batch, lengths[name], ds_configs[name], annotated, name)
         for name, member in members.items()
     ]
+
+
+def open_images(config: RunConfig) -> tuple[ImageSource, AnnotatedImages | None]:
+    """The training images; where the task has annotations, both splits too."""
+    kind = kind_of(config)
+    if kind is None:
+        return open_source(config.data, "train"), None
+    annotated = kind.open(config)
+    return annotated.train, annotated
 
 
 def advice_for_cpu(config: RunConfig) -> str | None:
@@ -79,7 +88,8 @@ def advice_for_cpu(config: RunConfig) -> str | None:
 
 def _ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
-    averages = config.task in ("moco_v3", "ibot", "dino") or (config.task == "classify" and config.classify.ema_decay)
+    kind = kind_of(config)
+    averages = config.task in ("moco_v3", "ibot", "dino") if kind is None else kind.averages(config)
     if zero_stage(ds_config) == 3 and averages:
         raise ConfigError(
             f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but this {config.task} averages whole weights into "

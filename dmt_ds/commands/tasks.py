@@ -10,17 +10,18 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.teacher_engines import check_same_grid, load_teachers, start_teachers
-from dmt_ds.config.schema import DistillConfig, RunConfig
+from dmt_ds.config.methods import DistillConfig
+from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.kernels.terms import Kernel, choose_kernel
 from dmt_ds.distill.objective import DistillationObjective
-from dmt_ds.downstream.classifier import Classifier
 from dmt_ds.engine import dist
 from dmt_ds.engine.ds_engine import DsConfig
-from dmt_ds.engine.task import PretrainingTask
+from dmt_ds.engine.task import AnnotatedTask, PretrainingTask
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask, FusedTeachers
 from dmt_ds.methods.tinymim import TinyMimTask, relations
@@ -28,7 +29,6 @@ from dmt_ds.models.relations import RelationStudent, RelationTeacher, with_heads
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_encoder, start_from
 from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
-from dmt_ds.models.vit_layers import layer_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,8 @@ class BuiltTask:
 
     @cached_property
     def layers(self) -> dict[str, int] | None:
-        """Parameter name -> its layer, the embedding first, of a classifier; None for the others."""
-        module = self.task.module
-        return layer_numbers(module, module.vit) if isinstance(module, Classifier) else None
+        """Parameter name -> its layer, the embedding first, of a task with annotations; None for the others."""
+        return self.task.layers() if isinstance(self.task, AnnotatedTask) else None
 
     @cached_property
     def parameters(self) -> str:
@@ -80,7 +79,7 @@ def build_tasks(configs: Sequence[RunConfig], device: torch.device, class_names:
 
     Args:
         configs: one run, or the members of a family, which share teachers and all that is said of them.
-        class_names: of the data, where the task learns labels.
+        class_names: of the data, where the task has annotations.
 
     Raises:
         ConfigError: a student can't be built, or does not fit its teachers; names the member.
@@ -99,7 +98,13 @@ def _finished(built: BuiltTask, config: RunConfig, device: torch.device) -> Buil
     built.task.to(device)
     if config.student.init_from is None:
         return built
-    return replace(built, init_from=load_encoder(config.student.init_from, config.data.image_size).record)
+    return replace(built, init_from=load_encoder(config.student.init_from, image_size_of_start(config)).record)
+
+
+def image_size_of_start(config: RunConfig) -> int | None:
+    """Side of the images that the weights in `student.init_from` must fit; None where the task takes those of any."""
+    kind = kind_of(config)
+    return None if kind is not None and kind.resizes_positions else config.data.image_size
 
 
 def _build(configs: Sequence[RunConfig], device: torch.device, class_names: Sequence[str]) -> list[BuiltTask]:
@@ -109,18 +114,11 @@ def _build(configs: Sequence[RunConfig], device: torch.device, class_names: Sequ
     if config.task == "tinymim":
         return _build_tinymim(configs, device)
     assert len(configs) == 1, "a family shares teachers"
-    if config.task == "classify":
-        return [BuiltTask(_build_classifier(config, class_names))]
+    kind = kind_of(config)
+    if kind is not None:
+        assert class_names, "a task with annotations is told the classes' names"
+        return [BuiltTask(kind.build(config, class_names))]
     return [BuiltTask(_build_teacher_maker(config))]
-
-
-def _build_classifier(config: RunConfig, class_names: Sequence[str]) -> PretrainingTask:
-    from dmt_ds.downstream.classification import ClassificationTask
-
-    assert class_names, "a task with labels is told their names"
-    if config.classify.frozen and config.student.init_from is None:
-        raise ConfigError("classify.frozen trains a head on a given encoder: start it by `dmt-ds finetune -e SOURCE`")
-    return ClassificationTask(config.student, config.classify, config.data.image_size, config.augment, class_names)
 
 
 def _build_teacher_maker(config: RunConfig) -> PretrainingTask:

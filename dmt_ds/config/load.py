@@ -73,6 +73,11 @@ def load_layers(recipe: str | Path | None, layers: Sequence[tuple[str, Sequence[
     return _checked(settings, main_origin)
 
 
+def task_of_recipe(recipe: str | Path) -> object:
+    """What a recipe, or the ones that it builds on, says as its `task`; None where none does; nothing is checked."""
+    return next((values["task"] for _, values in reversed(_recipe_chain(recipe)) if "task" in values), None)
+
+
 def config_from_yaml(text: str, origin: str = "config.yaml") -> RunConfig:
     """The run that `to_yaml` wrote; equal to the one that was written."""
     settings = _Settings()

@@ -1,4 +1,4 @@
-"""Settings of the methods that need no teacher, and of the pixels they see; `schema` puts them into a run."""
+"""Settings of the methods and tasks, and of the pixels they see; `schema` puts them into a run."""
 
 from typing import Annotated, Literal
 
@@ -30,6 +30,32 @@ class AugmentConfig(Section):
     """Share of images blurred (Gaussian, sigma 0.1 to 2 pixels)."""
     solarize_probability: Fraction = 0.0
     """Share of images whose bright half (>= 0.5) is inverted."""
+
+
+class DistillConfig(Section):
+    """The objective: the paper's eq. 2, 3 and 4 and the variants beside them."""
+
+    divergence: Literal["kl", "mse"] = "kl"
+    """`kl` of softmaxed tokens, or `mse` of the tokens themselves (Table 3)."""
+    direction: Literal["student_teacher", "teacher_student"] = "student_teacher"
+    """KL(student || fused) as printed in the paper, or the usual KL(fused || student)."""
+    tfd_weight: NonNegative = 1.0
+    """Weight of token fusion distillation (softmax over channels); 0 leaves it out."""
+    sfd_weight: NonNegative = 1.0
+    """Weight of spatial fusion distillation (softmax over positions); 0 leaves it out."""
+    fusion: Literal["sum", "mean", "unit_std", "centred", "concat"] = "sum"
+    """How teachers become one target; `concat` keeps them apart: one adapter and one pair of losses each."""
+    centring_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Momentum, per step, of the running channel means that `centred` subtracts."""
+    kernel: Literal["auto", "eager", "chunked", "triton"] = "auto"
+    """How both KL losses are computed: as written (`eager`), or at once with a hand-derived gradient, image by image
+    (`chunked`) or on CUDA (`triton`); the numbers are the same."""
+
+    @model_validator(mode="after")
+    def _one_loss_is_left(self) -> "DistillConfig":
+        if self.tfd_weight == 0 and self.sfd_weight == 0:
+            raise ValueError("tfd_weight and sfd_weight are both 0: there is nothing to learn; set one above 0")
+        return self
 
 
 class MaeConfig(Section):

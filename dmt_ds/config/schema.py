@@ -12,6 +12,7 @@ from dmt_ds.config.family import check_family, completed, members_by_name
 from dmt_ds.config.methods import (
     AugmentConfig,
     ClassifyConfig,
+    DistillConfig,
     IbotConfig,
     MaeConfig,
     MocoV3Config,
@@ -23,6 +24,8 @@ from dmt_ds.config.tracking import TrackingConfig
 Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify"]
 TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
 """The tasks that learn from teachers."""
+ANNOTATED_TASKS: tuple[Task, ...] = ("classify",)
+"""The tasks that learn what people say of images; what each does: `dmt_ds.commands.annotated_tasks`."""
 
 
 class DataConfig(Section):
@@ -150,32 +153,6 @@ class StudentConfig(Section):
     """Student tokens -> teacher width; `auto` is `linear`, or `identity` where the widths agree."""
     init_from: str | None = None
     """Weights to start from, written as a teacher's `source`; null starts from random ones."""
-
-
-class DistillConfig(Section):
-    """The objective: the paper's eq. 2, 3 and 4 and the variants beside them."""
-
-    divergence: Literal["kl", "mse"] = "kl"
-    """`kl` of softmaxed tokens, or `mse` of the tokens themselves (Table 3)."""
-    direction: Literal["student_teacher", "teacher_student"] = "student_teacher"
-    """KL(student || fused) as printed in the paper, or the usual KL(fused || student)."""
-    tfd_weight: NonNegative = 1.0
-    """Weight of token fusion distillation (softmax over channels); 0 leaves it out."""
-    sfd_weight: NonNegative = 1.0
-    """Weight of spatial fusion distillation (softmax over positions); 0 leaves it out."""
-    fusion: Literal["sum", "mean", "unit_std", "centred", "concat"] = "sum"
-    """How teachers become one target; `concat` keeps them apart: one adapter and one pair of losses each."""
-    centring_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Momentum, per step, of the running channel means that `centred` subtracts."""
-    kernel: Literal["auto", "eager", "chunked", "triton"] = "auto"
-    """How both KL losses are computed: as written (`eager`), or at once with a hand-derived gradient, image by image
-    (`chunked`) or on CUDA (`triton`); the numbers are the same."""
-
-    @model_validator(mode="after")
-    def _one_loss_is_left(self) -> "DistillConfig":
-        if self.tfd_weight == 0 and self.sfd_weight == 0:
-            raise ValueError("tfd_weight and sfd_weight are both 0: there is nothing to learn; set one above 0")
-        return self
 
 
 class OptimConfig(Section):
@@ -319,10 +296,11 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _layers_decay_in_classifiers(self) -> "RunConfig":
-        if self.task != "classify" and self.optim.layer_decay != 1:
+    def _layers_decay_in_fine_tuning(self) -> "RunConfig":
+        if self.task not in ANNOTATED_TASKS and self.optim.layer_decay != 1:
+            tasks = " or ".join(ANNOTATED_TASKS)
             raise ValueError(
-                f"optim.layer_decay {self.optim.layer_decay} is for task classify, not {self.task}: set it to 1"
+                f"optim.layer_decay {self.optim.layer_decay} is for task {tasks}, not {self.task}: set it to 1"
             )
         return self
 

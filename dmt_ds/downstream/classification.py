@@ -23,6 +23,7 @@ from dmt_ds.methods.momentum import MomentumNetwork
 from dmt_ds.models.classifier_folder import check_same_classes, find_classifier
 from dmt_ds.models.teachers import start_from
 from dmt_ds.models.vit import build_vit
+from dmt_ds.models.vit_layers import layer_numbers
 
 
 def soft_targets(labels: Tensor, others: Tensor, own_share: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -83,6 +84,10 @@ class ClassificationTask:
     def published(self) -> Classifier:
         """What the run leaves: the running mean of the weights where there is one, else the weights."""
         return self.module if self._average is None else self._average.network
+
+    def layers(self) -> dict[str, int]:
+        """The head learns with the last layer."""
+        return layer_numbers(self.module, self.module.vit)
 
     def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
         """One crop, as `data` has it, with RandAugment after it."""

@@ -6,7 +6,7 @@ checkpoints and stopping.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class TaskLosses(NamedTuple):
 
 
 class Task(Protocol):
-    """A method of pretraining, or later a downstream task."""
+    """A method of pretraining, or a downstream task."""
 
     @property
     def module(self) -> nn.Module:
@@ -79,6 +79,25 @@ class PretrainingTask(Task, Protocol):
 
     def backbone(self) -> nn.Module:
         """The ViT whose weights are the result of the run."""
+        ...
+
+
+@runtime_checkable
+class AnnotatedTask(PretrainingTask, Protocol):
+    """A task that learns what people say of images, and is judged by it."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class number."""
+        ...
+
+    @property
+    def untouched(self) -> Mapping[str, Tensor]:
+        """Weights of `module`, by name, in float32, that are not trained; an engine may round its own copy."""
+        ...
+
+    def layers(self) -> dict[str, int]:
+        """Name of each parameter of `module` -> its layer, the embedding first, for learning rates by depth."""
         ...
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmt_ds.commands.tasks import _loss_kernel
-from dmt_ds.config.schema import DistillConfig
+from dmt_ds.config.methods import DistillConfig
 from dmt_ds.errors import ConfigError
 
 CPU = torch.device("cpu")
