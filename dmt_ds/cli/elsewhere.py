@@ -13,6 +13,7 @@ from dmt_ds.cli.parts import examples
         "dmt-ds export runs/vit_tiny --format timm --format transformers",
         "dmt-ds export runs/vit_tiny --format onnx -o my_student",
         "dmt-ds export runs/vit_tiny --format timm --register vit_tiny_dmt --alias champion",
+        "dmt-ds export runs/vit_tiny --register vit_tiny_dmt",
         "dmt-ds export runs/vit_tiny/checkpoints/step00010000 --format timm -o early",
     ),
 )
@@ -22,9 +23,8 @@ from dmt_ds.cli.parts import examples
     "--format",
     "forms",
     multiple=True,
-    required=True,
     type=click.Choice(["timm", "transformers", "onnx", "torch_export"]),
-    help="Again and again for several.",
+    help="Again and again for several; with --register the default is all that were exported before.",
 )
 @click.option(
     "-o",
@@ -32,7 +32,11 @@ from dmt_ds.cli.parts import examples
     type=click.Path(path_type=Path, file_okay=False),
     help="Each format gets a folder in this one; default: RUN/export.",
 )
-@click.option("--register", metavar="NAME", help="Also make a version of this model in MLflow's registry.")
+@click.option(
+    "--register",
+    metavar="NAME",
+    help="Also make a version of this model in MLflow's registry; what was exported before is not written again.",
+)
 @click.option("--alias", metavar="ALIAS", help="Give that version a name of its own, such as champion.")
 def export(source: str, forms: tuple[str, ...], output: Path | None, register: str | None, alias: str | None) -> None:
     """Write a model so that it loads without dmt_ds: float32 weights, no adapter, no teacher, and a card.
@@ -42,6 +46,8 @@ def export(source: str, forms: tuple[str, ...], output: Path | None, register: s
     """
     if alias is not None and register is None:
         raise click.UsageError("--alias needs --register NAME")
+    if not forms and register is None:
+        raise click.UsageError("name a --format, or --register what was exported before")
     from dmt_ds.commands import export as command
 
     registration = None if register is None else command.Registration(register, alias)

@@ -13,7 +13,7 @@ from dmt_ds.commands.model_source import ModelSource, find_model
 from dmt_ds.commands.run_record import RunRecord, read_record
 from dmt_ds.errors import ExportError, TrackingError
 from dmt_ds.models.classifier_folder import CLASSES_FILE
-from dmt_ds.models.forms import write_form
+from dmt_ds.models.forms import FORMS, disagreement, write_form
 from dmt_ds.models.graph_files import check_onnx_packages
 from dmt_ds.models.portable import PortableModel, read_portable
 from dmt_ds.tracking.mlflow_registry import check_names, register, run_in_store
@@ -23,22 +23,22 @@ logger = logging.getLogger(__name__)
 EXPORT_FOLDER = "export"
 """In a run's folder, where nothing else is named."""
 CARD_FILE = "README.md"
+_ANOTHER_FOLDER = "remove it, or take another folder by -o"
 
 
 class Exported(NamedTuple):
-    """One form that was written; `str` gives what the command line prints."""
+    """One form that was written, or lay there; `str` gives what the command line prints."""
 
     form: str
     folder: Path
-    num_bytes: int
     difference: float
     """Largest one between its answer and the trainer's own."""
 
     def __str__(self) -> str:
         """A line."""
-        size = f"{self.num_bytes / 2**20:.1f} MiB"
+        num_bytes = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
         agreement = f"to {self.difference:.1e}" if self.difference else "exactly"
-        return f"{self.folder}: {size}, read back it gives the trainer's answers {agreement}"
+        return f"{self.folder}: {num_bytes / 2**20:.1f} MiB, read back it gives the trainer's answers {agreement}"
 
 
 class Registration(NamedTuple):
@@ -55,15 +55,16 @@ def run(
 
     Args:
         source: run, checkpoint of a run, or folder with a model.
-        forms: names in `models.forms.FORMS`.
+        forms: names in `models.forms.FORMS`; none takes those that lie in `out`, to be registered.
         out: each form gets its folder in this one; None takes `export` in the run's folder.
-        registration: where to register, in the store of the run.
+        registration: where to register, in the store of the run; a form that lies there is then taken as it is.
 
     Returns:
-        What was written, and the registered version's URI.
+        What was written or lay there, and the registered version's URI.
 
     Raises:
-        ExportError: there is no such model, a folder is there already, or a form can't express the model.
+        ExportError: there is no such model, a folder is there already (to be registered: with another model), or a
+            form can't express the model.
         WeightsError: the model's files are damaged.
         TrackingError: the registry does not answer or refuses, or the model belongs to no run that MLflow knows.
     """
@@ -71,18 +72,20 @@ def run(
     if registration is not None:
         _check_registration(found, registration)
     target = (found.run or found.folder) / EXPORT_FOLDER if out is None else out
-    forms = list(dict.fromkeys(forms))
-    for form in forms:
-        _check_free(target / form)
+    forms = list(dict.fromkeys(forms)) or _forms_in(target)
+    there = [form for form in forms if (target / form).exists()]
+    if there and registration is None:
+        raise ExportError(f"{target / there[0]}: is there already; {_ANOTHER_FOLDER}")
     if "onnx" in forms:
         check_onnx_packages()
     model, record = open_model(found)
-    written = [_write(form, model, record, target / form) for form in forms]
+    kept = {form: _read_back(form, model, target / form) for form in there}
+    exported = [kept[form] if form in kept else _write(form, model, record, target / form) for form in forms]
     if registration is None:
-        return [*written]
+        return [*exported]
     assert found.run is not None and record.config is not None
-    folders = {exported.form: exported.folder for exported in written}
-    return [*written, register(record.config.tracking, found.run, folders, *registration)]
+    folders = {one.form: one.folder for one in exported}
+    return [*exported, register(record.config.tracking, found.run, folders, *registration)]
 
 
 def _check_registration(found: ModelSource, registration: Registration) -> None:
@@ -105,9 +108,26 @@ def open_model(found: ModelSource) -> tuple[PortableModel, RunRecord]:
     return dataclasses.replace(model, provenance=record.provenance), record
 
 
-def _check_free(folder: Path) -> None:
-    if folder.exists():
-        raise ExportError(f"{folder}: is there already; remove it, or take another folder by -o")
+def _forms_in(folder: Path) -> list[str]:
+    forms = [form for form in FORMS if (folder / form).is_dir()]
+    if not forms:
+        raise ExportError(f"{folder}: nothing was exported there that could be registered; name a --format")
+    return forms
+
+
+def _read_back(form: str, model: PortableModel, folder: Path) -> Exported:
+    """What an earlier export left, where it is this very model."""
+    try:
+        difference, allowed = disagreement(form, model, folder)
+    except Exception as error:  # of whatever library the form is for
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"{folder}: is there already, and does not load ({reason}); {_ANOTHER_FOLDER}") from error
+    if not difference <= allowed:
+        raise ExportError(
+            f"{folder}: is there already, and holds another model (answers differ by {difference:.1e}, allowed "
+            f"{allowed:.1e}); {_ANOTHER_FOLDER}"
+        )
+    return Exported(form, folder, difference)
 
 
 def _write(form: str, model: PortableModel, record: RunRecord, folder: Path) -> Exported:
@@ -125,5 +145,4 @@ def _write(form: str, model: PortableModel, record: RunRecord, folder: Path) -> 
         raise ExportError(f"{folder}: can't be written ({error.strerror}); check the folder and the disk") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Exported(form, folder, num_bytes, difference)
+    return Exported(form, folder, difference)

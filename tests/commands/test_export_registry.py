@@ -1,5 +1,6 @@
 """`dmt-ds export --register`: what plain MLflow downloads by an alias is what was written, from a file and a server."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from dmt_ds.config.load import config_from_yaml
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from tests import processes
 from tests.commands.test_export import make_run
+from tests.models import tiny
 from tests.tracking.stores import Server, mlflow_client
 
 DOWNLOAD = """
@@ -34,6 +36,10 @@ def tracked_run(folder: Path, uri: str) -> Path:
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["export", *map(str, arguments)])
+
+
+def run_id_of(folder: Path) -> str:
+    return (folder / "tracking" / "mlflow_run_id").read_text().strip()
 
 
 def download(uri: str, model: str, out: Path) -> None:
@@ -64,8 +70,51 @@ def test_an_alias_downloads_the_same_weights_and_the_same_files_are_one_version(
     assert other.output.splitlines()[-1] == "models:/tiny vit/2"
     client = mlflow_client(uri)
     assert client.get_model_version_by_alias("tiny vit", "champion").version in (2, "2")
-    run_id = (folder / "tracking" / "mlflow_run_id").read_text().strip()
-    assert client.get_model_version("tiny vit", "1").run_id == run_id
+    assert client.get_model_version("tiny vit", "1").run_id == run_id_of(folder)
+
+
+def test_an_earlier_export_is_registered_as_it_lies_there_again_and_again(tmp_path, empty_database):
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    folder = tracked_run(tmp_path / "run", uri)
+    assert call(folder, "-f", "timm").exit_code == 0
+    card = folder / "export" / "timm" / "README.md"
+    card.write_text(card.read_text() + "By hand.\n")
+    for formats in ((), ("-f", "timm")):
+        result = call(folder, *formats, "--register", "tiny vit")
+        assert result.exit_code == 0, result.output
+        lines = result.output.splitlines()
+        assert lines[0].startswith(f"{folder / 'export' / 'timm'}: ") and lines[0].endswith("answers exactly")
+        assert lines[1:] == ["models:/tiny vit/1"]
+    held = Path(mlflow_client(uri).download_artifacts(run_id_of(folder), "exports", str(tmp_path)))
+    (version,) = held.iterdir()
+    assert (version / "timm" / "README.md").read_text().endswith("By hand.\n")
+    assert call(folder, "-f", "torch_export").exit_code == 0
+    assert call(folder, "--register", "tiny vit").output.splitlines()[-1] == "models:/tiny vit/2"
+
+
+@pytest.mark.parametrize(
+    ("in_its_place", "reason"),
+    [
+        (None, "nothing was exported there that could be registered; name a --format"),
+        ("another model", "is there already, and holds another model (answers differ by"),
+        ("another shape", "is there already, and holds another model (answers differ by inf"),
+        ("rubbish", "is there already, and does not load ("),
+    ],
+)
+def test_what_lies_there_and_is_not_this_model_is_not_registered(in_its_place, reason, tmp_path):
+    folder = make_run(tmp_path / "run", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}")
+    (folder / "tracking").mkdir()
+    (folder / "tracking" / "mlflow_run_id").write_text("0")
+    if in_its_place == "rubbish":
+        (folder / "export" / "timm").mkdir(parents=True)
+        (folder / "export" / "timm" / "config.json").write_text("{}")
+    elif in_its_place is not None:
+        width = {"another model": tiny.WIDTH, "another shape": 2 * tiny.WIDTH}[in_its_place]
+        other = make_run(tmp_path / "other", f"student.embed_dim={width}", "student.positions=learned")
+        assert call(other, "-f", "timm", "-o", folder / "export").exit_code == 0
+    result = call(folder, "--register", "tiny vit")
+    assert result.exit_code == 2 and reason in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_servers_registry_gives_the_same_weights(tmp_path):
