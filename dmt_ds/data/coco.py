@@ -1,0 +1,231 @@
+"""Images with boxes and masks, described by one COCO JSON a split; knows no crop, no model and no metric."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmt_ds.data.coco_checks import check_object, check_unique, drawable, visible_box
+from dmt_ds.data.coco_library import Segmentation
+from dmt_ds.data.decode import decode_image
+from dmt_ds.data.folder import PackedNames, existing, read_file
+from dmt_ds.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+
+
+class CocoObject(NamedTuple):
+    """One object that a detector learns from."""
+
+    box: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in pixels of the image, within it and of some area."""
+    label: int
+    """Number of its category, from 0, in the order of the JSON's ids."""
+    segmentation: Segmentation | None
+
+
+class Category(NamedTuple):
+    """What the JSON calls a class; ids may have gaps."""
+
+    id: int
+    name: str
+
+
+class CocoSource:
+    """The images of a split, in the order of their ids; an `ImageSource` whose images have objects instead of a label.
+
+    Crowds, and boxes that show nothing of their object, are not learned from; what a detector is judged by is
+    the whole JSON (`truth`), as COCO judges.
+
+    Args:
+        annotations: the JSON.
+        images: folder that its file names are in.
+
+    Raises:
+        DataError: the JSON is damaged or contradicts itself or the folder; names the file and the entry.
+    """
+
+    def __init__(self, annotations: Path, images: Path) -> None:
+        self._file, self._folder = annotations, images
+        content = _read(annotations)
+        self.categories = tuple(sorted(Category(entry["id"], entry["name"]) for entry in content["categories"]))
+        self.class_names = tuple(category.name for category in self.categories)
+        entries = sorted(content["images"], key=lambda entry: int(entry["id"]))
+        self.ids = np.array([entry["id"] for entry in entries], dtype=np.int64)
+        self._names = PackedNames([entry["file_name"] for entry in entries])
+        self._sizes = np.array([(entry["height"], entry["width"]) for entry in entries], dtype=np.int64)
+        _check_files(annotations, images, entries)
+        self._objects = PackedRecords(self._learned(content["annotations"], entries))
+        self.fingerprint = hashlib.sha256(annotations.read_bytes()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        """Number of images, with and without objects."""
+        return len(self.ids)
+
+    def read(self, index: int) -> Tensor:
+        """[3, H, W] uint8; raises DataError for a file that is no image, or has another size than the JSON says."""
+        path = self.name(index)
+        image = decode_image(read_file(path), path)
+        if tuple(image.shape[1:]) != self.size(index):
+            (height, width), (told_height, told_width) = image.shape[1:], self.size(index)
+            raise DataError(
+                f"{path}: is {width} x {height} pixels, but {self._file} says {told_width} x {told_height}: its boxes "
+                "and masks are of another picture; mend the JSON or the file"
+            )
+        return image
+
+    def label(self, index: int) -> int:
+        """-1: an image has objects, not one label."""
+        return -1
+
+    def name(self, index: int) -> str:
+        """Path of the file."""
+        return str(self._folder / self._names[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self._sizes[index].tolist()
+        return height, width
+
+    def objects(self, index: int) -> list[CocoObject]:
+        """What is to be found in the image; none is fine, all of it is background then."""
+        return [CocoObject(tuple(box), label, outline) for box, label, outline in self._objects[index]]
+
+    def truth(self) -> dict[str, Any]:
+        """The JSON as it is, with each object's `area` and `iscrowd`; read again, as it is large and seldom wanted."""
+        content = _read(self._file)
+        for entry in content["annotations"]:
+            entry.setdefault("iscrowd", 0)
+            entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
+        return content
+
+    def _learned(
+        self, annotations: Iterable[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
+    ) -> list[list[CocoObject]]:
+        """Objects to learn, an image a list; what is left out is said once."""
+        rows = {entry["id"]: row for row, entry in enumerate(entries)}
+        labels = {category.id: number for number, category in enumerate(self.categories)}
+        found: list[list[CocoObject]] = [[] for _ in entries]
+        invisible = []
+        for entry in annotations:
+            check_object(self._file, entry, rows, labels, self._sizes)
+            if entry.get("iscrowd"):
+                continue
+            row = rows[entry["image_id"]]
+            box, outline = visible_box(entry["bbox"], *self.size(row)), drawable(entry.get("segmentation"))
+            if box is None or outline == []:
+                invisible.append(f"{entry['id']} ({self._names[row]}: {entry['bbox']})")
+            else:
+                found[row].append(CocoObject(box, labels[entry["category_id"]], outline))
+        if invisible:
+            logger.warning(
+                "%s: %d objects show nothing of themselves (a box of no area or outside of its image, an outline of "
+                "less than three corners) and are not learned from: annotation %s",
+                self._file,
+                len(invisible),
+                _few(invisible),
+            )
+        return found
+
+
+class PackedRecords:
+    """A JSON value a row in two tensors: loader processes share them, where lists of a million polygons are copied."""
+
+    def __init__(self, records: Iterable[object]) -> None:
+        encoded = [json.dumps(record, separators=(",", ":")).encode() for record in records]
+        self._text = torch.frombuffer(bytearray(b"".join(encoded) or b" "), dtype=torch.uint8)
+        self._ends = torch.tensor([0, *(len(text) for text in encoded)]).cumsum(0)
+
+    def __getitem__(self, index: int) -> Any:
+        """The value of a row, read anew each time."""
+        start, end = self._ends[index], self._ends[index + 1]
+        return json.loads(self._text[start:end].numpy().tobytes())
+
+
+def open_coco(root: str, split: str, annotations: str, images: str) -> CocoSource:
+    """One split below a folder.
+
+    Args:
+        root: `data.path`.
+        split: name of the split.
+        annotations: the JSON, relative to it; `{split}` stands for the name.
+        images: folder of the images, the same.
+
+    Raises:
+        DataError: a file is missing, or as `CocoSource` says.
+    """
+    folder = existing(Path(root).expanduser().absolute(), "data.path")
+    places = [folder / pattern.replace("{split}", split) for pattern in (annotations, images)]
+    for place, key in zip(places, ("detect.annotations", "detect.images"), strict=True):
+        existing(place, key)
+    return CocoSource(*places)
+
+
+def check_same_categories(train: CocoSource, test: CocoSource) -> None:
+    """A detector answers in the categories it was taught: both splits must mean the same by an id.
+
+    Raises:
+        DataError: they differ; names the first difference.
+    """
+    if train.categories == test.categories:
+        return
+    first = sorted(set(train.categories) ^ set(test.categories))[0]
+    raise DataError(
+        f"category {first.id} '{first.name}' is not the same in the training and in the validation JSON: both need the "
+        "same `categories`"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON, with the keys that all that follows relies on."""
+    try:
+        content = json.loads(path.read_bytes())
+        lists = [content[key] for key in ("images", "annotations", "categories")]
+        asked = (("id", "file_name", "height", "width"), ("id", "image_id", "category_id", "bbox"), ("id", "name"))
+        for entries, keys in zip(lists, asked, strict=True):
+            for entry in entries:
+                _ = [entry[key] for key in keys]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: is no COCO JSON of images, annotations and categories ({reason})") from None
+    if not content["images"]:
+        raise DataError(f"{path}: names no image")
+    for entries, kind in zip(lists, ("image", "annotation", "category"), strict=True):
+        check_unique(path, entries, kind)
+    return dict(content)
+
+
+def _check_files(path: Path, folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Every file that the JSON names is there; folders are listed once, which is quick over a network too."""
+    there: Callable[[str], set[str]] = _Listing(folder)
+    names = [entry["file_name"] for entry in entries]
+    missing = [name for name in names if os.path.basename(name) not in there(os.path.dirname(name))]
+    if missing:
+        raise DataError(f"{path}: {len(missing)} of {len(names)} images are not in {folder}: {_few(missing)}")
+
+
+class _Listing:
+    """Names in each folder that is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[str, set[str]] = {}
+
+    def __call__(self, folder: str) -> set[str]:
+        if folder not in self._known:
+            place = self._root / folder
+            self._known[folder] = set(os.listdir(place)) if place.is_dir() else set()
+        return self._known[folder]
+
+
+def _few(things: Sequence[str]) -> str:
+    return ", ".join(things[:_SHOWN]) + (", ..." if len(things) > _SHOWN else "")

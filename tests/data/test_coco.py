@@ -1,0 +1,220 @@
+"""A COCO JSON is read as it is, and what is wrong with it is said in one line that names the file."""
+
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from dmt_ds.data.coco import CocoSource, check_same_categories, open_coco
+from dmt_ds.errors import DataError
+from tests.tiny_coco import Change, write_split
+
+JSON, IMAGES = "annotations/instances_{split}.json", "{split}"
+
+
+def opened(root: Path, change: Change | None = None, num_images: int = 3) -> CocoSource:
+    write_split(root, "train", num_images, change)
+    return open_coco(str(root), "train", JSON, IMAGES)
+
+
+def test_images_come_with_their_objects_in_the_order_of_ids(tmp_path: Path) -> None:
+    def turn_round(content: dict[str, Any]) -> None:
+        content["images"].reverse()
+        content["categories"] = content["categories"][::-1]
+
+    source = opened(tmp_path, turn_round)
+    assert source.ids.tolist() == [10, 11, 12]
+    assert source.class_names == ("red", "blue") and [category.id for category in source.categories] == [3, 7]
+    first = source.objects(0)
+    assert [thing.label for thing in first] == [0, 1]
+    x1, y1, x2, y2 = first[0].box
+    image = source.read(0)  # the box holds the red rectangle; the blue one may lie over its end, never over its start
+    assert image[:, int(y1), int(x1)].tolist() in ([220, 30, 30], [30, 60, 220])
+    assert 0 <= x1 < x2 <= image.shape[2] and 0 <= y1 < y2 <= image.shape[1]
+
+
+def test_loader_processes_get_the_same_objects(tmp_path: Path) -> None:
+    source = opened(tmp_path)
+    copy = pickle.loads(pickle.dumps(source))
+    assert [copy.objects(row) for row in range(3)] == [source.objects(row) for row in range(3)]
+
+
+def test_an_image_without_objects_has_none(tmp_path: Path) -> None:
+    def empty_the_second(content: dict[str, Any]) -> None:
+        content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 11]
+
+    source = opened(tmp_path, empty_the_second)
+    assert [len(source.objects(row)) for row in range(3)] == [2, 0, 2]
+
+
+def test_crowds_are_not_learned_from_but_judged_by(tmp_path: Path) -> None:
+    def make_crowd(content: dict[str, Any]) -> None:
+        content["annotations"][0]["iscrowd"] = 1
+
+    source = opened(tmp_path, make_crowd)
+    assert len(source.objects(0)) == 1
+    assert [entry["iscrowd"] for entry in source.truth()["annotations"]] == [1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("box", [[5, 5, 0, 20], [5, 5, 20, -1], [500, 5, 20, 20], [-30, 5, 20, 20]])
+def test_a_box_that_shows_nothing_is_named_and_left_out(
+    tmp_path: Path, box: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        content["annotations"][1]["bbox"] = box
+
+    with caplog.at_level(logging.WARNING):
+        source = opened(tmp_path, spoil)
+    assert len(source.objects(0)) == 1
+    assert "instances_train.json: 1 objects" in caplog.text and "annotation 2 (0000.png" in caplog.text
+
+
+def test_a_box_that_reaches_out_of_its_image_is_cut_at_the_edge(tmp_path: Path) -> None:
+    def reach_out(content: dict[str, Any]) -> None:
+        content["annotations"][0]["bbox"] = [-10, 50, 30, 100]
+
+    assert opened(tmp_path, reach_out).objects(0)[0].box == (0, 50, 20, 64)
+
+
+def test_an_outline_of_two_corners_is_left_out(tmp_path: Path) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        content["annotations"][0]["segmentation"] = [[1, 1, 9, 9]]
+
+    assert len(opened(tmp_path, spoil).objects(0)) == 1
+
+
+def of_unknown_category(content: dict[str, Any]) -> None:
+    content["annotations"][2]["category_id"] = 5
+
+
+def of_unknown_image(content: dict[str, Any]) -> None:
+    content["annotations"][2]["image_id"] = 99
+
+
+def same_annotation_twice(content: dict[str, Any]) -> None:
+    content["annotations"][2]["id"] = 1
+
+
+def same_image_twice(content: dict[str, Any]) -> None:
+    content["images"].append(content["images"][0])
+
+
+def same_category_twice(content: dict[str, Any]) -> None:
+    content["categories"] = [*content["categories"], {"id": 7, "name": "sky"}]
+
+
+def file_is_gone(content: dict[str, Any]) -> None:
+    content["images"][1]["file_name"] = "gone.png"
+
+
+def outline_of_text(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"] = [["1", "2"]]
+
+
+def rle_of_other_size(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"] = {"size": [9, 9], "counts": [81]}
+
+
+def rle_too_short(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"] = {"size": [64, 80], "counts": [5, 5]}
+
+
+def box_of_three(content: dict[str, Any]) -> None:
+    content["annotations"][0]["bbox"] = [1, 2, 3]
+
+
+def no_images(content: dict[str, Any]) -> None:
+    content["images"] = []
+
+
+def no_categories(content: dict[str, Any]) -> None:
+    del content["categories"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (of_unknown_category, "annotation 3 is of category 5, which `categories` does not declare"),
+        (of_unknown_image, "annotation 3 is of image 99, which `images` does not declare"),
+        (same_annotation_twice, "annotation id 1 stands there 2 times"),
+        (same_image_twice, "image id 10 stands there 2 times"),
+        (same_category_twice, "category id 7 stands there 2 times"),
+        (file_is_gone, "1 of 3 images are not in"),
+        (outline_of_text, "annotation 1: its segmentation is neither"),
+        (rle_of_other_size, "annotation 1: its RLE is of size [9, 9], its image of [64, 80]"),
+        (rle_too_short, "annotation 1: the counts of its RLE add up to 10"),
+        (box_of_three, "annotation 1 has the bbox [1, 2, 3]"),
+        (no_images, "names no image"),
+        (no_categories, "no key 'categories'"),
+    ],
+)
+def test_a_json_that_contradicts_itself_is_refused_by_its_name(tmp_path: Path, change: Change, told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, change)
+    assert str(caught.value).startswith(f"{tmp_path / 'annotations' / 'instances_train.json'}: ")
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    path = write_split(tmp_path, "train", 1)
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(DataError, match=r"instances_train\.json: is no COCO JSON"):
+        open_coco(str(tmp_path), "train", JSON, IMAGES)
+
+
+def test_a_split_that_is_not_there_is_told_by_the_setting(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", 1)
+    with pytest.raises(DataError, match=r"detect\.annotations: .*instances_val\.json does not exist"):
+        open_coco(str(tmp_path), "val", JSON, IMAGES)
+
+
+def test_a_picture_of_another_size_than_its_annotation_is_refused(tmp_path: Path) -> None:
+    source = opened(tmp_path)
+    Image.new("RGB", (40, 30)).save(tmp_path / "train" / "0001.png")
+    with pytest.raises(DataError, match=r"0001\.png: is 40 x 30 pixels, but .*instances_train\.json says 56 x 72"):
+        source.read(1)
+
+
+def test_splits_must_mean_the_same_by_a_category(tmp_path: Path) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": 3, "name": "red"}, {"id": 7, "name": "green"}]
+
+    train = opened(tmp_path)
+    write_split(tmp_path, "val", 1, rename)
+    with pytest.raises(DataError, match="category 7 'blue' is not the same"):
+        check_same_categories(train, open_coco(str(tmp_path), "val", JSON, IMAGES))
+
+
+def test_file_names_may_have_folders(tmp_path: Path) -> None:
+    def put_into_folder(content: dict[str, Any]) -> None:
+        (tmp_path / "train" / "deep").mkdir()
+        (tmp_path / "train" / "0002.png").rename(tmp_path / "train" / "deep" / "x.png")
+        content["images"][2]["file_name"] = "deep/x.png"
+
+    assert opened(tmp_path, put_into_folder).read(2).dtype == torch.uint8
+
+
+def test_the_fingerprint_changes_with_the_annotations(tmp_path: Path) -> None:
+    def move(content: dict[str, Any]) -> None:
+        content["annotations"][0]["bbox"][0] += 1
+
+    before = opened(tmp_path).fingerprint
+    assert opened(tmp_path).fingerprint == before != opened(tmp_path, move).fingerprint
+
+
+def test_real_photographs_open_with_all_that_coco_says(shared_dir: Path) -> None:
+    root = shared_dir / "data" / "coco_instances"
+    if not root.is_dir():
+        pytest.skip(f"no photographs at {root}")
+    source = open_coco(str(root), "val2017", JSON, IMAGES)
+    assert (len(source), len(source.categories)) == (199, 80)
+    written = json.loads((root / "annotations" / "instances_val2017.json").read_text())["annotations"]
+    learned = sum(len(source.objects(row)) for row in range(len(source)))
+    assert learned == sum(not entry["iscrowd"] for entry in written)
+    assert sum(not source.objects(row) for row in range(len(source))) >= 2
+    assert tuple(source.read(0).shape[1:]) == source.size(0)
