@@ -4,19 +4,18 @@ import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dmt_ds.engine import dist
 from dmt_ds.engine.fence import Fence
+from dmt_ds.engine.manifest import hashes_of, incompleteness, sizes_in, sync, wait_for_files, write_json, write_manifest
 from dmt_ds.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"
 DONE = "DONE"
 """File that a finished run leaves in its folder, for scripts; holds its last step."""
@@ -89,10 +88,22 @@ class CheckpointFolder:
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             raise CheckpointError(self._write_failed(tag, error)) from error
         dist.barrier()  # no rank looks while another one still writes
-        # Each rank says what it sees: a shared file system may show it other nodes' files late.
-        seen = dist.gather_objects(_files_in(hidden))
-        self._on_main(lambda: self._publish(hidden, tag, state, seen), tag)
+        hashes = self._hash(hidden, tag)
+        self._on_main(lambda: self._publish(hidden, tag, state, hashes), tag)
         return self.folder / tag
+
+    def _hash(self, hidden: Path, tag: str) -> dict[str, str]:
+        """Name -> sha256 of all files of all ranks; each rank reads its share of them."""
+        # Each rank says what it sees: a shared file system may show it other nodes' files late.
+        seen = dist.gather_objects(sizes_in(hidden))
+        sizes = {name: size for of_rank in seen for name, size in of_rank.items()}
+        share = sorted(sizes)[dist.rank() :: dist.world_size()]
+        try:
+            wait_for_files(hidden, {name: sizes[name] for name in share})
+            found = hashes_of(hidden, share)
+        except OSError as error:
+            raise CheckpointError(self._write_failed(tag, error)) from error
+        return {name: sha256 for of_rank in dist.gather_objects(found) for name, sha256 in of_rank.items()}
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None; incomplete ones are named in the log and passed over."""
@@ -103,7 +114,7 @@ class CheckpointFolder:
         for folder in sorted(self.folder.glob("step*"), reverse=True):
             if folder.name.endswith("_universal"):
                 continue
-            problem = incompleteness(folder)
+            problem = unusable(folder)
             if problem is None:
                 yield folder
             else:
@@ -115,11 +126,11 @@ class CheckpointFolder:
         A later one can only be of an attempt that another one took the place of; it would count as the newest.
         """
         self._check_fence()
-        complete = [folder for folder in sorted(self.folder.glob("step*")) if incompleteness(folder) is None]
+        complete = [folder for folder in sorted(self.folder.glob("step*")) if unusable(folder) is None]
         kept = [folder for folder in complete if folder.name <= tag_of(step)][-self._keep :]
         for folder in complete:
             if folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._remove(folder)
 
     def _make_room(self, hidden: Path) -> None:
         """Remove what a kill left, and refuse at once where the disk is too full for a checkpoint like the last."""
@@ -131,7 +142,7 @@ class CheckpointFolder:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             hidden.mkdir()
             newest = max(self.folder.glob("step*"), default=None)
-            needed = sum(_files_in(newest).values()) if newest else 0
+            needed = sum(sizes_in(newest).values()) if newest else 0
             free = shutil.disk_usage(self.folder).free
             if free < needed:
                 hidden.rmdir()
@@ -139,22 +150,24 @@ class CheckpointFolder:
 
         self._on_main(prepare, hidden.name.removeprefix(_TEMPORARY))
 
-    def _publish(self, hidden: Path, tag: str, state: RunState, seen: Sequence[Mapping[str, int]]) -> None:
-        _write_json(hidden / RUN_STATE, asdict(state))
-        files = {name: size for of_rank in seen for name, size in of_rank.items()} | _files_in(hidden)
-        _wait_for_files(hidden, files)
-        for name in files:
-            _sync(hidden / name)
-        _write_json(hidden / MANIFEST, files)
+    def _publish(self, hidden: Path, tag: str, state: RunState, hashes: Mapping[str, str]) -> None:
+        write_json(hidden / RUN_STATE, asdict(state))
+        write_manifest(hidden, {**hashes, **hashes_of(hidden, [RUN_STATE])})
         self._check_fence()
         final = self.folder / tag
         if final.exists():
-            shutil.rmtree(final)
+            self._remove(final)
         os.replace(hidden, final)
-        _sync(self.folder)
+        sync(self.folder)
         latest = self.folder / f"{_TEMPORARY}latest"
         latest.write_text(tag)
         os.replace(latest, self.folder / "latest")
+
+    def _remove(self, folder: Path) -> None:
+        """First out of sight: a kill in the middle must not leave part of a checkpoint under a checkpoint's name."""
+        hidden = self.folder / f"{_TEMPORARY}old-{folder.name}"
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def _check_fence(self) -> None:
         if self._fence is not None:
@@ -185,34 +198,9 @@ def tag_of(step: int) -> str:
     return f"step{step:08d}"
 
 
-def _files_in(folder: Path) -> dict[str, int]:
-    """Path below `folder` -> size in bytes."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def _wait_for_files(folder: Path, files: Mapping[str, int], seconds: float = 60.0) -> None:
-    """Until this rank sees what all ranks wrote; shared file systems may show it late."""
-    deadline = time.monotonic() + seconds
-    while missing := {name for name, size in files.items() if _files_in(folder).get(name) != size}:
-        if time.monotonic() > deadline:
-            raise OSError(5, f"{sorted(missing)[0]} of another rank does not appear on this node")
-        time.sleep(0.2)
-
-
-def incompleteness(folder: Path) -> str | None:
-    """Why a checkpoint folder can't be used, or None if all files of its manifest are there with their sizes."""
-    try:
-        files: dict[str, int] = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return f"no readable {MANIFEST}"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None if RUN_STATE in files else f"{RUN_STATE} is missing"
+def unusable(folder: Path) -> str | None:
+    """Why a checkpoint folder can't be used, or None: files are looked at by name and size, see `manifest.damage`."""
+    return incompleteness(folder) or (None if (folder / RUN_STATE).is_file() else f"{RUN_STATE} is missing")
 
 
 def read_run_state(folder: Path) -> RunState:
@@ -227,19 +215,3 @@ def read_run_state(folder: Path) -> RunState:
         raise CheckpointError(
             f"{folder / RUN_STATE}: unreadable ({error}); move this checkpoint away to go on from an older one"
         ) from error
-
-
-def _write_json(path: Path, content: object) -> None:
-    with path.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Have the kernel write it out: after a power loss the manifest must not be newer than what it lists."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

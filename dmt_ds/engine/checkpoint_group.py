@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmt_ds.engine import dist
-from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, read_run_state, tag_of
+from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, read_run_state, tag_of, unusable
 from dmt_ds.engine.fence import Fence
+from dmt_ds.engine.manifest import damage
 from dmt_ds.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,20 @@ class CheckpointGroup:
         """Each member's checkpoint of the newest step that all have; None where there is none to go on from.
 
         Raises:
-            CheckpointError: all had one, as the mark says, and now some member has not.
+            CheckpointError: all had one, as the mark says, and now some member has not; or all were damaged.
         """
         tags = [[folder.name for folder in member.complete()] for member in self._folders]
         common = set(tags[0]).intersection(*tags)
+        for tag in sorted(common, reverse=True):
+            if self._is_sound(tag):
+                return [self._read(member, tag, own) for member, own in self._with(tags)]
         if common:
-            return [self._read(member, max(common), own) for member, own in self._with(tags)]
+            raise CheckpointError(
+                f"{self._folders[0].folder}: no checkpoint is what was written ({', '.join(sorted(common))}): the disk "
+                "or a copy has changed them. Bring one back, or choose another output_dir"
+            )
+        if self._mark is None:
+            self._refuse_to_forget(self._folders[0].folder)
         if not any(tags) or self._mark is None:
             return None
         found = "; ".join(f"{member.folder}: {', '.join(own) or 'none'}" for member, own in self._with(tags))
@@ -54,6 +63,22 @@ class CheckpointGroup:
             )
         logger.warning("the first save of all was not completed, so the family starts afresh: %s", found)
         return None
+
+    def _refuse_to_forget(self, folder: Path) -> None:
+        """A kill leaves a hidden folder at most: what has a checkpoint's name and is none was one, and was damaged."""
+        if there := sorted(path.name for path in folder.glob("step*") if not path.name.endswith("_universal")):
+            raise CheckpointError(
+                f"{folder / there[-1]}: {unusable(folder / there[-1])}, and there is no other checkpoint to go on "
+                "from: bring it back, move it away to start afresh, or choose another output_dir"
+            )
+
+    def _is_sound(self, tag: str) -> bool:
+        """Whether each member's files of a step are what was written, by their hashes."""
+        for member in self._folders:
+            if problem := damage(member.folder / tag):
+                logger.warning("%s: passed over: %s", member.folder / tag, problem)
+                return False
+        return True
 
     def saved(self, step: int) -> None:
         """All members have saved this step: note it, and let go of what is older. All ranks call."""

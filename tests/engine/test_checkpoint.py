@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, incompleteness
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, read_run_state, unusable
+from dmt_ds.engine.checkpoint_group import CheckpointGroup
+from dmt_ds.engine.manifest import damage
 from dmt_ds.errors import CheckpointError
 
 
@@ -63,7 +68,7 @@ def test_an_incomplete_checkpoint_is_passed_over(folder, damage):
         (newest / "manifest.json").unlink()
     else:
         (newest / "manifest.json").write_text("")
-    assert incompleteness(newest)
+    assert unusable(newest)
     assert folder.newest().state.step == 1
 
 
@@ -81,8 +86,9 @@ def test_a_record_of_another_program_version_is_one_clear_line(folder):
     text = json.dumps(content)
     record.write_text(text)
     manifest = folder.folder / "step00000001" / "manifest.json"
-    sizes = json.loads(manifest.read_text()) | {"run_state.json": len(text)}
-    manifest.write_text(json.dumps(sizes))
+    content = json.loads(manifest.read_text())
+    content["files"]["run_state.json"]["bytes"] = len(text)
+    manifest.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"run_state\.json: unreadable"):
         folder.newest()
 
@@ -101,3 +107,87 @@ def test_what_kills_and_conversions_leave_behind_is_removed_by_the_next_save(fol
         (folder.folder / name).write_text("step00000001")
     folder.save(state(2), write_weights)
     assert sorted(p.name for p in folder.folder.iterdir()) == ["latest", "step00000001", "step00000002"]
+
+
+# What a disk, a copy or a stranger has changed
+
+
+def group(folder: CheckpointFolder) -> CheckpointGroup:
+    return CheckpointGroup([folder])
+
+
+@settings(max_examples=40)
+@given(
+    name=st.sampled_from(["weights.pt", "run_state.json"]),
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+)
+def test_a_single_bit_of_any_file_that_has_turned_over_is_noticed(name, place, bit):
+    with TemporaryDirectory() as temporary:
+        folder = CheckpointFolder(Path(temporary), keep=2)
+        folder.save(state(1), write_weights)
+        folder.save(state(2), write_weights)
+        file = folder.folder / "step00000002" / name
+        content = bytearray(file.read_bytes())
+        content[int(place * len(content))] ^= 1 << bit
+        file.write_bytes(content)
+        assert damage(file.parent) == f"{name} is not what was written (its sha256 differs)"
+        (newest,) = group(folder).newest()
+        assert newest.state.step == 1
+
+
+@pytest.mark.parametrize("harm", ["emptied", "bit", "no manifest"])
+def test_where_no_checkpoint_is_left_whole_the_run_does_not_start_afresh(folder, harm):
+    folder.save(state(1), write_weights)
+    weights = folder.folder / "step00000001" / "weights.pt"
+    if harm == "no manifest":
+        (weights.parent / "manifest.json").unlink()
+    else:
+        weights.write_bytes(b"" if harm == "emptied" else b"v" + b"w" * 999)
+    with pytest.raises(CheckpointError, match=r"step00000001.*choose another output_dir"):
+        group(folder).newest()
+
+
+@settings(max_examples=40)
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+            lambda inner: (
+                st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["files", "bytes", "sha256"]), inner)
+            ),
+        ).map(lambda content: json.dumps(content).encode()),
+    )
+)
+def test_whatever_stands_in_a_manifest_or_a_record_it_is_passed_over_or_one_line(content):
+    with TemporaryDirectory() as temporary:
+        folder = CheckpointFolder(Path(temporary), keep=2)
+        folder.save(state(1), write_weights)
+        folder.save(state(2), write_weights)
+        (folder.folder / "step00000002" / "manifest.json").write_bytes(content)
+        (newest,) = group(folder).newest()
+        assert newest.state.step == 1
+        record = folder.folder / "step00000001" / "run_state.json"
+        record.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"run_state\.json: unreadable") as caught:
+            read_run_state(record.parent)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_lists_a_file_of_elsewhere_is_none(folder, tmp_path):
+    folder.save(state(1), write_weights)
+    manifest = folder.folder / "step00000001" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["files"]["../../elsewhere"] = {"bytes": 0, "sha256": ""}
+    manifest.write_text(json.dumps(content))
+    assert unusable(manifest.parent) == "no readable manifest.json"
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_hashes_is_taken_by_its_sizes(folder):
+    folder.save(state(1), write_weights)
+    manifest = folder.folder / "step00000001" / "manifest.json"
+    files = json.loads(manifest.read_text())["files"]
+    manifest.write_text(json.dumps({name: mark["bytes"] for name, mark in files.items()}))
+    (newest,) = group(folder).newest()
+    assert newest.state == state(1)

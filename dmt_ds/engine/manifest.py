@@ -1,0 +1,134 @@
+"""What a checkpoint folder holds, to the byte: written last of all, looked at before anything is loaded.
+
+Sizes tell at once whether a save was cut off; hashes tell whether what lies there is what was written.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from dmt_ds import __version__
+
+MANIFEST = "manifest.json"
+_READ_AT_ONCE = 1 << 22
+_HASHING_THREADS = 8  # hashing lets go of Python's lock, so several files are read at once
+
+
+class FileMark(NamedTuple):
+    """What a file must be."""
+
+    num_bytes: int
+    sha256: str | None
+    """None in checkpoints of versions that kept no hashes."""
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Path below `folder` -> size in bytes."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def wait_for_files(folder: Path, sizes: Mapping[str, int], seconds: float = 60.0) -> None:
+    """Until this rank sees what all ranks wrote; shared file systems may show it late.
+
+    Raises:
+        OSError: a file has not come in time.
+    """
+    deadline = time.monotonic() + seconds
+    while missing := {name for name, size in sizes.items() if sizes_in(folder).get(name) != size}:
+        if time.monotonic() > deadline:
+            raise OSError(5, f"{sorted(missing)[0]} of another rank does not appear on this node")
+        time.sleep(0.2)
+
+
+def hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name -> sha256 of the file's bytes."""
+    names = list(names)
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        return dict(zip(names, threads.map(lambda name: _sha256(folder / name), names), strict=True))
+
+
+def write_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Make the folder complete: everything listed reaches the disk before the list does."""
+    for name in hashes:
+        sync(folder / name)
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": hashes[name]} for name in sorted(hashes)}
+    write_json(folder / MANIFEST, {"dmt_ds": __version__, "files": files})
+
+
+def incompleteness(folder: Path) -> str | None:
+    """Why a checkpoint folder can't be used, or None if all files of its manifest are there with their sizes."""
+    try:
+        files = _read_manifest(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"no readable {MANIFEST}"
+    for name, mark in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != mark.num_bytes:
+            return f"{name} has {path.stat().st_size} bytes instead of {mark.num_bytes}"
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """Why a complete folder must not be loaded, or None if every byte is as it was written."""
+    try:
+        return _damage(folder, (folder / MANIFEST).stat().st_mtime_ns)
+    except OSError as error:
+        return f"{error.filename} can't be read ({error.strerror})"
+
+
+@lru_cache(maxsize=64)
+def _damage(folder: Path, _written_at: int) -> str | None:
+    """A start looks twice, before and after it takes a run over; the files are read once."""
+    wanted = {name: mark.sha256 for name, mark in _read_manifest(folder).items() if mark.sha256 is not None}
+    found = hashes_of(folder, wanted)
+    changed = next((name for name in wanted if found[name] != wanted[name]), None)
+    return None if changed is None else f"{changed} is not what was written (its sha256 differs)"
+
+
+def _read_manifest(folder: Path) -> dict[str, FileMark]:
+    content = json.loads((folder / MANIFEST).read_text())
+    files = content.get("files", content)  # of early versions: name -> size
+    marks = {
+        str(name): FileMark(mark, None) if isinstance(mark, int) else FileMark(int(mark["bytes"]), str(mark["sha256"]))
+        for name, mark in files.items()
+    }
+    if not marks:
+        raise ValueError("an empty manifest")
+    for name in marks:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name} lies elsewhere")
+    return marks
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write and have the kernel write it out."""
+    with path.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Have the kernel write it out: after a power loss the manifest must not be newer than what it lists."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
