@@ -3,12 +3,16 @@
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 WARM = ("pretrain", "evaluate", "knn", "finetune", "predict")
@@ -54,14 +58,81 @@ def run(
 
 
 def _run_warm(arguments: list[str], processes: int, cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    forge = _forge()
-    assert forge.stdin is not None and forge.stdout is not None
     with tempfile.NamedTemporaryFile("w+") as out, tempfile.NamedTemporaryFile("w+") as err:
         told = {"arguments": arguments, "processes": processes, "cwd": str(cwd), "timeout": timeout}
-        forge.stdin.write(json.dumps({**told, "stdout": out.name, "stderr": err.name}) + "\n")
-        forge.stdin.flush()
-        codes = json.loads(forge.stdout.readline())["codes"]
+        codes = _ask_forge(do="run", **told, stdout=out.name, stderr=err.name)["codes"]
         return subprocess.CompletedProcess(arguments, next(filter(None, codes), 0), out.read(), err.read())
+
+
+class Launched:
+    """Ranks at work, forked as `run` does it; a test may do them harm, and no launcher ends the others for it."""
+
+    def __init__(self, pids: list[int], log: Path) -> None:
+        self.pids = pids
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        """What all ranks have said so far."""
+        return self._log.read_text(errors="replace")
+
+    def codes(self) -> list[int | None]:
+        """Exit code of each rank, negative after a signal; None while it lives."""
+        ended = _ask_forge(do="look")["codes"]
+        return [ended.get(str(pid)) for pid in self.pids]
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """Exit codes once all have ended."""
+        deadline = time.monotonic() + seconds
+        while None in (codes := self.codes()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"exit codes {codes} after {seconds} s\n{self.log[-6000:]}")
+            time.sleep(0.05)
+        return [code for code in codes if code is not None]
+
+    def kill(self) -> None:
+        """End what still lives."""
+        for pid, code in zip(self.pids, self.codes(), strict=True):
+            if code is None:
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+
+
+@contextmanager
+def launched(
+    arguments: Sequence[str],
+    processes: int,
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    harm: tuple[str, list[Any]] | None = None,
+    **environment: str,
+) -> Iterator[Launched]:
+    """Ranks in the background, none of which outlives the block.
+
+    Args:
+        log: file for what they say.
+        harm: dotted name of a function, and arguments that follow the rank: each rank calls it before it starts.
+    """
+    log.touch()
+    told = {"arguments": list(arguments), "processes": processes, "cwd": str(cwd or Path.cwd())}
+    told |= {"stdout": str(log), "stderr": str(log), "environment": environment}
+    if harm is not None:
+        told["harm"] = {"function": harm[0], "arguments": harm[1]}
+    ranks = Launched(_ask_forge(do="start", **told)["pids"], log)
+    try:
+        yield ranks
+    finally:
+        ranks.kill()
+
+
+def _ask_forge(**told: object) -> dict[str, Any]:
+    forge = _forge()
+    assert forge.stdin is not None and forge.stdout is not None
+    forge.stdin.write(json.dumps(told) + "\n")
+    forge.stdin.flush()
+    answer: dict[str, Any] = json.loads(forge.stdout.readline())
+    return answer
 
 
 @cache

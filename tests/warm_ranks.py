@@ -3,10 +3,13 @@
 Imports take longer than a tiny run (four seconds of CPU a rank); nothing else is shared: each rank is a process of its
 own with its own engine and group. How ranks start and fail for real is tested through Python and torch's launcher.
 
-Told by a line of JSON, answers by one: {"arguments", "processes", "cwd", "stdout", "stderr", "timeout"} ->
-{"codes"}.
+Told by a line of JSON, answers by one:
+    {"do": "run", "arguments", "processes", "cwd", "stdout", "stderr", "timeout"} -> {"codes"}: run to the end
+    {"do": "start", as above, "environment", "harm"} -> {"pids"}: nobody ends the others when one fails
+    {"do": "look"} -> {"codes": {pid: exit code}} of all that were started and have ended
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -25,6 +28,7 @@ import timm  # noqa: F401
 from dmt_ds.commands import evaluate, pretrain  # noqa: F401
 
 FORK = multiprocessing.get_context("fork")
+started: dict[int, BaseProcess] = {}
 
 
 def rank_of_a_run(rank: int, port: int, told: dict) -> None:
@@ -35,23 +39,32 @@ def rank_of_a_run(rank: int, port: int, told: dict) -> None:
     ):  # fmt: skip
         os.dup2(os.open(path, flags), standard)
     os.chdir(told["cwd"])
+    os.environ.update(told.get("environment", {}))
     if told["processes"] > 1:
         world = str(told["processes"])
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, **where)
+    if harm := told.get("harm"):
+        module, _, name = harm["function"].rpartition(".")
+        getattr(importlib.import_module(module), name)(rank, *harm["arguments"])
     _, module, *arguments = told["arguments"]
     sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def run(told: dict) -> list[int | None]:
-    """Exit codes of the ranks; when one fails, or the time is over, the others are ended."""
+def start(told: dict) -> list[BaseProcess]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [FORK.Process(target=rank_of_a_run, args=(rank, port, told)) for rank in range(told["processes"])]
     for rank in ranks:
         rank.start()
+    return ranks
+
+
+def run(told: dict) -> list[int | None]:
+    """Exit codes of the ranks; when one fails, or the time is over, the others are ended."""
+    ranks = start(told)
     deadline = time.monotonic() + told["timeout"]
     while any(rank.is_alive() for rank in ranks) and time.monotonic() < deadline:
         if any(rank.exitcode for rank in ranks):
@@ -67,9 +80,19 @@ def ended(rank: BaseProcess) -> int | None:
     return rank.exitcode
 
 
+def answer(told: dict) -> dict[str, object]:
+    if told["do"] == "run":
+        return {"codes": run(told)}
+    if told["do"] == "start":
+        ranks = start(told)
+        started.update({rank.pid: rank for rank in ranks})
+        return {"pids": [rank.pid for rank in ranks]}
+    return {"codes": {pid: rank.exitcode for pid, rank in started.items() if not rank.is_alive()}}
+
+
 def main() -> None:
     for line in sys.stdin:
-        print(json.dumps({"codes": run(json.loads(line))}), flush=True)
+        print(json.dumps(answer(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
