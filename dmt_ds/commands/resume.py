@@ -1,6 +1,7 @@
 """Whether, and how, a run goes on from its newest checkpoint; refuses to mix two different runs."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import Checkpoint, RunState
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
+from dmt_ds.engine.pickles import refuse_programs
 from dmt_ds.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ def plan_resume(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: s
         resume: `auto` or `never`.
 
     Raises:
-        CheckpointError: there is a checkpoint, but of another run, or `resume` is `never`; nothing was touched.
+        CheckpointError: there is a checkpoint, but of another run, or one that would run a program, or `resume` is
+            `never`; nothing was touched.
     """
     return dist.decided_by_main(lambda: _plan(checkpoints, now, resume))
 
@@ -57,6 +60,7 @@ def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) ->
         )
     for checkpoint, state in zip(newest, now, strict=True):
         refuse_another_run(checkpoint, state)
+        refuse_programs(checkpoint.folder)
     return [
         ResumePlan(checkpoint, universal=checkpoint.state.world_size != state.world_size)
         for checkpoint, state in zip(newest, now, strict=True)
@@ -107,6 +111,7 @@ def prepare(plan: ResumePlan, world_size: int) -> None:
 
     def convert() -> None:
         try:
+            shutil.rmtree(folder.parent / plan.tag, ignore_errors=True)
             ds_engine.to_universal(folder, folder.parent / plan.tag)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
