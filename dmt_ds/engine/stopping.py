@@ -8,13 +8,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
+from typing import TextIO
 
+from dmt_ds.engine.neighbours import STACKS_SIGNAL
 from dmt_ds.engine.peers import POLL_SECONDS, Peers
 
 logger = logging.getLogger(__name__)
 
 HANG_EXIT_CODE = 75  # EX_TEMPFAIL: worth another try
+_LINGER_SECONDS = 3 * POLL_SECONDS  # the others find the same, and print their stacks before a launcher ends them
+_LOCKED_SECONDS = 15.0  # how much later the timer in C prints the stacks of a rank whose threads can't run at all
+_NO_PROGRESS = "no progress"
 
 
 class StopRequest:
@@ -51,6 +57,10 @@ class StopRequest:
 class Watchdog:
     """Ends the process when a peer has failed, or when `beat` was not called for long: a rank in a collective can't.
 
+    When one rank hangs, all print their stacks. A rank of this node that somebody has stopped is woken to print them;
+    one that holds Python's lock does it by a timer in C. Time during which the watchdog itself was stopped, as the
+    whole job is when a scheduler suspends it, does not count.
+
     Attributes:
         last_words: called before the process ends, in the watchdog's thread: closes the run's record.
     """
@@ -66,7 +76,9 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> "Watchdog":
-        """Begin to watch."""
+        """Begin to watch; from now on `kill -USR2` has the rank print its stacks and go on."""
+        faulthandler.register(STACKS_SIGNAL, file=_stderr(), all_threads=True)
+        self.beat(self._doing)
         self._thread.start()
         return self
 
@@ -74,20 +86,31 @@ class Watchdog:
         """The rank lives; `doing` says at what, for the message."""
         self._last = time.monotonic()
         self._doing = doing
+        faulthandler.dump_traceback_later(self._timeout + _LOCKED_SECONDS, file=_stderr())
 
     def stop(self) -> None:
         """Watch no longer."""
         self._stopped.set()
+        faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(POLL_SECONDS, self._timeout / 4)):
+        interval = min(POLL_SECONDS, self._timeout / 4)
+        looked = time.monotonic()
+        while not self._stopped.wait(interval):
+            now = time.monotonic()
+            if now - looked > 10 * POLL_SECONDS + interval:
+                self._last += now - looked
+            looked = now
             reason = self._peers.reason()
             if reason is not None and not reason.startswith(f"rank {self._rank}:"):
                 self._end_with_peer(reason)
-            if time.monotonic() - self._last > self._timeout:
+            if now - self._last > self._timeout:
                 self._end_hanging()
 
     def _end_with_peer(self, reason: str) -> None:
+        if _NO_PROGRESS in reason:
+            logger.error("rank %d: at %s while that happened: stacks follow", self._rank, self._doing)
+            self._end_with_stacks()
         # The main thread may see the same by itself and end in order; it gets the time for it.
         if self._stopped.wait(2 * POLL_SECONDS):
             return
@@ -97,14 +120,31 @@ class Watchdog:
         os._exit(1)  # less than any code of the rank that failed: srun gives the highest
 
     def _end_hanging(self) -> None:
+        found = f"{_NO_PROGRESS} for {time.monotonic() - self._last:.0f} s at {self._doing}"
         logger.error(
-            "rank %d: no progress for %.0f s at %s: stacks follow, the job ends with code %d. "
+            "rank %d: %s: stacks follow, the job ends with code %d. "
             "Start again to go on from the newest checkpoint; raise train.hang_timeout_seconds if it was slow",
             self._rank,
-            time.monotonic() - self._last,
-            self._doing,
+            found,
             HANG_EXIT_CODE,
         )
-        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        # In a thread of its own: where the rank that hosts the peers' note was stopped, leaving one never ends.
+        threading.Thread(target=self._peers.announce, args=(found,), daemon=True).start()
+        self._end_with_stacks()
+
+    def _end_with_stacks(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.dump_traceback(file=_stderr(), all_threads=True)
+        for place in self._peers.places:
+            if place.is_stopped_beside(self._peers.here):
+                logger.error("rank %d: rank %d (pid %d) was stopped by a signal", self._rank, place.rank, place.pid)
+                with suppress(OSError):
+                    place.show_stacks_and_go_on()
+        time.sleep(_LINGER_SECONDS)
         self.last_words()
         os._exit(HANG_EXIT_CODE)
+
+
+def _stderr() -> TextIO | int:
+    """A file of the process's own, whatever a program has put in the place of `sys.stderr`."""
+    return sys.__stderr__ or 2
