@@ -37,6 +37,10 @@ class LaunchError(DmtError):
     """The processes of a run don't find each other: ranks, addresses, ports."""
 
 
+class OutOfMemoryError(DmtError):
+    """A rank has no memory left for what the run asks of it."""
+
+
 class PeerFailedError(DmtError):
     """Another rank failed and has said why; this one ends with it and adds no words."""
 

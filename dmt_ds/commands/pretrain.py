@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dmt_ds.commands.annotated import Judge, Scene
 from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import open_record, run_state
 from dmt_ds.commands.runs import Run, resolve
@@ -20,6 +21,7 @@ from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
+from dmt_ds.engine.memory_errors import explained
 from dmt_ds.engine.optim import build_optimizer, fusing_pays, warmup_cosine
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
@@ -43,7 +45,7 @@ def run(config: RunConfig) -> int:
     device = ds_engine.start(hang + GROUP_SLACK_SECONDS)
     peers = Peers()
     watchdog = Watchdog(hang, dist.rank(), peers).start()
-    with peers.together():
+    with peers.together(), explained(partial(what_to_lower, config)):
         runs = resolve(config, device)
         annotated = runs[0].annotated
         builts = build_tasks([run.config for run in runs], device, annotated.class_names if annotated else ())

@@ -1,0 +1,71 @@
+"""Harm to running ranks: killed, stopped, starved; whoever is left ends by itself, in time, and says why."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from dmt_ds.engine.stopping import HANG_EXIT_CODE
+from tests import processes, tiny_run
+from tests.integration.test_stopping import wait_for_step
+
+pytestmark = pytest.mark.distributed
+
+
+def errors(log: str) -> list[str]:
+    return [line for line in log.splitlines() if line.startswith("dmt-ds: error:")]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_was_stopped_ends_the_job_in_time_with_the_stacks_of_all(tmp_path: Path, victim: int) -> None:
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 5000, "hang_timeout_seconds": 8})
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
+        wait_for_step(tmp_path / "run", 3)
+        os.kill(ranks.pids[victim], signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        codes = ranks.wait(40)
+        assert time.monotonic() - stopped_at < 8 + 10
+    assert codes[1 - victim] == HANG_EXIT_CODE and all(codes)
+    log = ranks.log
+    assert re.search(rf"rank {1 - victim}: no progress for \d+ s at step \d+", log)
+    assert f"rank {1 - victim}: rank {victim} (pid {ranks.pids[victim]}) was stopped by a signal" in log
+    # Each rank's own loop is in its own stacks: both were in it.
+    assert len(re.findall(r'trainer\.py", line \d+ in fit', log)) >= 2
+
+
+def test_a_job_that_is_suspended_as_a_whole_goes_on(tmp_path: Path) -> None:
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 40, "hang_timeout_seconds": 4})
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
+        wait_for_step(tmp_path / "run", 3)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in ranks.pids:
+                os.kill(pid, number)
+            time.sleep(13 if number == signal.SIGSTOP else 0)
+        assert ranks.wait() == [0, 0]
+    assert (tmp_path / "run" / "DONE").read_text() == "40\n"
+
+
+def test_a_running_rank_prints_its_stacks_when_it_is_asked(tmp_path: Path) -> None:
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 12})
+    with processes.launched(tiny_run.pretrain(recipe), 1, tmp_path / "log") as ranks:
+        wait_for_step(tmp_path / "run", 3)
+        os.kill(ranks.pids[0], signal.SIGUSR2)
+        assert ranks.wait() == [0]
+    assert "Current thread" in ranks.log or "Thread 0x" in ranks.log
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_out_of_memory_on_one_rank_says_what_to_lower(tmp_path: Path, victim: int) -> None:
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 5000, "micro_batch_size": 16})
+    harm = ("tests.faults.harm.limit_memory", [victim, str(tmp_path / "mark"), 1])
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log", harm=harm) as ranks:
+        wait_for_step(tmp_path / "run", 3)
+        (tmp_path / "mark").touch()
+        codes = ranks.wait(60)
+    (line,) = set(errors(ranks.log))  # rank 0 may repeat what its peer said
+    assert "out of memory" in line and "lower train.micro_batch_size (now 16; accumulation follows" in line
+    assert line.startswith("dmt-ds: error: rank 1:") == (victim == 1)
+    assert codes[victim] == 2 and codes[1 - victim] == 1 and "Traceback" not in ranks.log
