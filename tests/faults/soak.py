@@ -1,0 +1,284 @@
+"""Trains for so many minutes while random things go wrong, starts again each time, and shows what was lost.
+
+    python -m tests.faults.soak --minutes 60 --out soak.json
+
+Two lanes take turns: a distillation whose MLflow run is on a server that dies and comes back, and a classifier that is
+judged as it trains, with an SQLite store that another writer locks. Two thirds of the time go to harm, one third to the
+same runs without any. Needs Linux; what a full disk and a read-only folder take (mounting) is left out without root.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from tests import processes, tiny_run
+from tests.faults import places
+from tests.faults.rounds import (
+    HANG_SECONDS,
+    KILLS,
+    WORLD,
+    Harm,
+    Lane,
+    empty,
+    send,
+    spoil,
+    summary,
+    truncate,
+    turn_a_bit_over,
+)
+from tests.processes import Launched
+from tests.tracking.stores import Server, curve, mlflow_client
+
+TOTAL_STEPS = 200_000  # more than any soak reaches: the schedule must not depend on how far it comes
+ENOUGH = {"SIGKILL of one rank": 6, "SIGKILL of all ranks": 2}
+"""How much more often than the others."""
+
+
+class Soak:
+    """The lanes, their stores, and what may happen to them."""
+
+    def __init__(self, folder: Path, seed: int, can_mount: bool) -> None:
+        self.chance = random.Random(seed)
+        self.server = Server(folder)
+        self.database = folder / "judged.db"
+        self.lanes = {
+            "distilled": Lane(write_distilled(folder / "distilled", self.server.uri), self._disk(folder), self.chance),
+            "judged": Lane(write_judged(folder / "judged", self.database), folder / "judged" / "run", self.chance),
+        }
+        self.harms: dict[str, Harm] = {
+            **KILLS,
+            "SIGSTOP of one rank": send(signal.SIGSTOP, to_all=False),
+            "SIGTERM": send(signal.SIGTERM, to_all=True),
+            "SIGUSR1 to one rank": send(signal.SIGUSR1, to_all=False),
+            "a bit of a checkpoint turned over": spoil(turn_a_bit_over),
+            "a checkpoint's file truncated": spoil(truncate),
+            "a checkpoint's file emptied": spoil(empty),
+            "MLflow server killed": self._kill_server,
+            "SQLite store locked for 4 s": self._lock_database,
+        }
+        if can_mount:
+            self.harms |= {"disk full": fill_the_disk, "folder read-only": make_read_only}
+
+    def _disk(self, folder: Path) -> Path:
+        return folder / "small" / "run"
+
+    def rounds(self, seconds: float, logs: Path) -> None:
+        """Harm the lanes in turn until the time is over."""
+        until, number = time.monotonic() + seconds, 0
+        names = [name for name in self.harms for _ in range(ENOUGH.get(name, 1))]
+        while time.monotonic() < until:
+            lane = self.lanes["judged" if number % 4 == 3 else "distilled"]
+            fault = self.chance.choice(names)
+            done = lane.round(fault, self.harms[fault], logs / f"{number:04d}.log")
+            say(f"round {number}: {fault} at {done.moment}: codes {done.codes}, step {done.saved_after} saved")
+            number += 1
+            self.server.start()
+
+    def _kill_server(self, lane: Lane, ranks: Launched) -> None:
+        self.server.kill()
+        time.sleep(self.chance.uniform(0, 4))
+        KILLS["SIGKILL of one rank"](lane, ranks)
+
+    def _lock_database(self, lane: Lane, ranks: Launched) -> None:
+        with suppress(sqlite3.Error), sqlite3.connect(self.database, timeout=5, isolation_level=None) as writer:
+            writer.execute("BEGIN EXCLUSIVE")
+            time.sleep(4)
+            writer.execute("ROLLBACK")
+        send(signal.SIGTERM, to_all=True)(lane, ranks)
+
+
+def fill_the_disk(lane: Lane, ranks: Launched) -> None:
+    """The run's small file system has no room left; after a while there is again."""
+    ballast = lane.run.parent / "ballast"
+    if not places.is_mount(lane.run.parent):
+        KILLS["SIGKILL of one rank"](lane, ranks)
+        return
+    places.fill(ballast)
+    time.sleep(lane.chance.uniform(1, 5))
+    KILLS["SIGKILL of all ranks"](lane, ranks)
+    ballast.unlink()
+
+
+def make_read_only(lane: Lane, ranks: Launched) -> None:
+    """Whatever is opened in the run's folder from now on can't be written."""
+    if not lane.run.exists():
+        KILLS["SIGKILL of one rank"](lane, ranks)
+        return
+    with places.read_only(lane.run):
+        time.sleep(lane.chance.uniform(1, 5))
+        KILLS["SIGKILL of all ranks"](lane, ranks)
+        ranks.wait()
+
+
+def write_distilled(folder: Path, uri: str) -> Path:
+    folder.mkdir()
+    tracking = {"enabled": True, "uri": uri, "system_metrics_seconds": 0, "drain_seconds": 5, "pictures": False}
+    train = {"steps": TOTAL_STEPS, "save_every_steps": 5, "hang_timeout_seconds": HANG_SECONDS, "micro_batch_size": 16}
+    return tiny_run.write_recipe(folder, train=train, tracking=tracking, teachers={"use": ["red"]})
+
+
+def write_judged(folder: Path, database: Path) -> Path:
+    folder.mkdir()
+    tracking = {"enabled": True, "uri": f"sqlite:///{database}", "system_metrics_seconds": 0, "drain_seconds": 5}
+    train = {"steps": TOTAL_STEPS, "save_every_steps": 5, "hang_timeout_seconds": HANG_SECONDS, "micro_batch_size": 16}
+    train["eval_every_epochs"] = 3 * 32 / 1437  # after every third step
+    return tiny_run.write_recipe(
+        folder,
+        task="classify",
+        train=train,
+        tracking={**tracking, "pictures": False},
+        classify={"mix_probability": 0.0},
+    )
+
+
+@contextmanager
+def unharmed(lane: Lane, run: Path, last_step: int, log: Path) -> Iterator[list[tuple[int, int, float]]]:
+    """The same run in another folder to the same step, without any harm; (rank, step, MiB) every second."""
+    twin = Lane(lane.recipe, run, lane.chance)
+    arguments = twin.arguments(f"train.stop_after_step={last_step}", "tracking.enabled=false")
+    memory: list[tuple[int, int, float]] = []
+    with processes.launched(arguments, WORLD, log, cwd=run.parent) as ranks:
+        done = threading.Event()
+
+        def sample() -> None:
+            while not done.wait(1.0):
+                step = max((point["step"] for point in twin.points()[-1:]), default=0)
+                for rank, pid in enumerate(ranks.pids):
+                    with suppress(psutil.Error):
+                        memory.append((rank, step, psutil.Process(pid).memory_info().rss / 2**20))
+
+        sampler = threading.Thread(target=sample, daemon=True)
+        sampler.start()
+        assert ranks.wait(7200) == [0] * WORLD, ranks.log[-3000:]
+        done.set()
+        sampler.join()
+    yield memory
+
+
+def slope(memory: list[tuple[int, int, float]]) -> dict[str, float]:
+    """KiB a step by least squares, after the first fifth of the samples; and how large a rank was."""
+    found = {}
+    for rank in sorted({rank for rank, _, _ in memory}):
+        own = np.array([(step, mib) for of_rank, step, mib in memory if of_rank == rank and step > 0])
+        own = own[len(own) // 5 :]
+        if len(own) > 10:
+            found[f"rank {rank} KiB a step"] = round(float(np.polyfit(own[:, 0], own[:, 1], 1)[0]) * 1024, 3)
+            found[f"rank {rank} MiB first"], found[f"rank {rank} MiB last"] = round(own[0, 1], 1), round(own[-1, 1], 1)
+    return found
+
+
+def verdict(lane: Lane, twin: Lane, uri: str, experiment: str = "dmt_ds") -> dict[str, Any]:
+    """What the soak shows of one lane."""
+    losses, plain = lane.losses(), twin.losses()
+    last = max(plain)
+    client = mlflow_client(uri)
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id])
+    in_store = [step for step, _ in curve(uri, runs[0].info.run_id)]
+    return {
+        "steps": last,
+        "steps missing": sorted(set(range(1, last + 1)) - set(losses))[:5],
+        "steps with two losses": sorted(step for step, values in losses.items() if len(values) > 1)[:5],
+        "largest difference from the unbroken run": max(
+            abs(next(iter(losses[step])) - next(iter(plain[step]))) for step in range(1, last + 1)
+        ),
+        "steps done again after a harm": sum("train/loss" in p["metrics"] for p in lane.points()) - len(losses),
+        "mlflow runs": len(runs),
+        "each step once in mlflow": in_store == list(range(1, last + 1)),
+        "temporary files": lane.temporary_files(),
+        "checkpoints went back": sum(done.went_back and "checkpoint" not in done.fault for done in lane.rounds),
+        "seconds until all ranks had ended, longest": round(max(done.seconds for done in lane.rounds), 1),
+    }
+
+
+def orphans(before: set[int]) -> list[str]:
+    """Processes of this session that nobody waits for any more; the server and the forge are known."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        with suppress(OSError, psutil.Error):
+            alive = process.info["status"] != psutil.STATUS_ZOMBIE
+            if alive and process.pid not in before and os.getsid(process.pid) == os.getsid(0):
+                found.append(" ".join(process.info["cmdline"])[:100])
+    return found
+
+
+def say(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
+    """All of it; the figures."""
+    logs = folder / "logs"
+    logs.mkdir(parents=True)
+    with ExitStack() as stack:
+        small = folder / "small"
+        small.mkdir()
+        can_mount = places.can_mount()
+        if can_mount:
+            stack.enter_context(places.small_disk(small, mib=64))
+        lanes = Soak(folder, seed, can_mount)
+        stack.callback(lanes.server.kill)
+        lanes.server.start()
+        forge = processes._forge().pid
+        began = time.monotonic()
+        lanes.rounds(minutes * 60 * 2 / 3, logs)
+        harmed_seconds = time.monotonic() - began
+        figures: dict[str, Any] = {"minutes": minutes, "seed": seed, "harmed minutes": round(harmed_seconds / 60, 1)}
+        for name, lane in lanes.lanes.items():
+            figures[name] = finish(lanes, name, lane, folder, logs)
+        known = {
+            os.getpid(),
+            forge,
+            *(child.pid for child in psutil.Process(forge).children() if "tracker" in " ".join(child.cmdline())),
+        }
+        figures["orphans"] = orphans(known)
+        figures["rounds"] = summary([done for lane in lanes.lanes.values() for done in lane.rounds])
+        figures["minutes in all"] = round((time.monotonic() - began) / 60, 1)
+        return figures
+
+
+def finish(lanes: Soak, name: str, lane: Lane, folder: Path, logs: Path) -> dict[str, Any]:
+    """A last attempt without harm, the unbroken twin, and what the two show."""
+    last = max(lane.losses()) + 10
+    with processes.launched(
+        lane.arguments(f"train.stop_after_step={last}", "tracking.drain_seconds=120"), WORLD, logs / f"{name}.log"
+    ) as ranks:
+        assert ranks.wait(600) == [0] * WORLD, ranks.log[-3000:]
+    say(f"{name}: stands at step {last}; the same without harm")
+    run = folder / f"unbroken-{name}"
+    with unharmed(lane, run, last, logs / f"unbroken-{name}.log") as memory:
+        uri = lanes.server.uri if name == "distilled" else f"sqlite:///{lanes.database}"
+        return {**verdict(lane, Lane(lane.recipe, run, lane.chance), uri), "memory": slope(memory)}
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--minutes", type=float, default=60)
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--out", type=Path, required=True, help="JSON of figures")
+    words.add_argument("--folder", type=Path, help="kept; else a temporary one")
+    asked = words.parse_args()
+    os.nice(10)
+    with suppress(PermissionError):
+        os.setsid()
+    with tempfile.TemporaryDirectory() as temporary:
+        figures = soak(asked.folder or Path(temporary), asked.minutes, asked.seed)
+    asked.out.write_text(json.dumps(figures, indent=1) + "\n")
+    say(f"{asked.out}: {json.dumps({key: value for key, value in figures.items() if key != 'rounds'}, indent=1)}")
+
+
+if __name__ == "__main__":
+    main()
