@@ -7,6 +7,7 @@ import click
 from dmt_ds import __version__
 from dmt_ds.cli import elsewhere, images, judging, planning, records, studies, teachers, training
 from dmt_ds.cli.parts import CarefulGroup, examples, launch_rank
+from dmt_ds.redact import MaskingFormatter
 
 
 @click.group(
@@ -56,8 +57,8 @@ def _set_up_logging(debug: bool) -> None:
     """Lines with the time on stderr; of the ranks only the first one tells more than warnings."""
     rank = launch_rank()
     where = f"rank {rank}: " if rank else ""
-    logging.basicConfig(
-        format=f"%(asctime)s %(levelname).1s {where}%(message)s", datefmt="%H:%M:%S", level=logging.WARNING
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter(f"%(asctime)s %(levelname).1s {where}%(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     own_level = logging.DEBUG if debug else logging.WARNING if rank else logging.INFO
     logging.getLogger("dmt_ds").setLevel(own_level)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmt_ds.errors import ConfigError, DmtError, PeerFailedError
+from dmt_ds.redact import masked
 
 if TYPE_CHECKING:
     from dmt_ds.config.schema import RunConfig, Task
@@ -29,7 +30,7 @@ class CarefulGroup(click.Group):
         except OSError as error:
             if ctx.params["debug"] or error.filename is None:
                 raise
-            click.echo(f"dmt-ds: error: {error.filename}: {error.strerror}", err=True)
+            click.echo(masked(f"dmt-ds: error: {error.filename}: {error.strerror}"), err=True)
             raise click.exceptions.Exit(2) from None
         except DmtError as error:
             if ctx.params["debug"]:
@@ -40,7 +41,7 @@ class CarefulGroup(click.Group):
                 raise click.exceptions.Exit(code) from None  # rank 0, or the peer that failed, says it for all
             prefix = "dmt-ds: error: " if rank == 0 else f"dmt-ds: error: rank {rank}: "
             for line in str(error).splitlines():
-                click.echo(prefix + line, err=True)
+                click.echo(masked(prefix + line), err=True)
             raise click.exceptions.Exit(code) from None
         except KeyboardInterrupt:
             if ctx.params["debug"]:

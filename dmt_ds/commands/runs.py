@@ -18,6 +18,7 @@ from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine import cpu_bf16, dist
 from dmt_ds.errors import ConfigError
+from dmt_ds.redact import MaskingFormatter
 
 logger = logging.getLogger(__name__)
 
@@ -108,5 +109,5 @@ def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:
 
 def _log_to_file(path: Path) -> None:
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("dmt_ds").addHandler(handler)

@@ -17,6 +17,7 @@ from dmt_ds.config.findings import describe, fields_of, not_a_section
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.yaml_text import parse_value, parse_yaml
 from dmt_ds.errors import ConfigError
+from dmt_ds.redact import holds_secret, masked
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 COMMAND_LINE = "command line"
@@ -203,9 +204,22 @@ def _checked(settings: _Settings, main_origin: str) -> RunConfig:
         config = RunConfig.model_validate(settings.values)
     except ValidationError as error:
         findings = list(dict.fromkeys(findings + describe(error, settings.origins, main_origin)))
+    else:
+        findings = findings + _secrets_in(config, settings, main_origin)
     if findings:
         raise ConfigError("\n".join(findings))
     return config.model_copy(update={"output_dir": _fill_output_dir(config, settings)})
+
+
+def _secrets_in(config: RunConfig, settings: _Settings, main_origin: str) -> list[str]:
+    """Settings go into the run's folder, its checkpoints and its record: none may hold a password."""
+    return [
+        f"{settings.origins.get(tuple(key.split('.')), main_origin)}: {key}={masked(str(value))}: holds a password or "
+        "a token, which the run's record would keep; leave it to the environment (MLFLOW_TRACKING_URI, "
+        "MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, HF_TOKEN)"
+        for key, value in flatten(config).items()
+        if holds_secret(str(value))
+    ]
 
 
 def _fill_output_dir(config: RunConfig, settings: _Settings) -> str:

@@ -14,11 +14,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmt_ds.redact import masked
 from dmt_ds.tracking.journal import FileLock, Record
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG, follow_children, origin_tags, parent_id, set_status
 from dmt_ds.tracking.shipper import ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
-from dmt_ds.tracking.store_uri import StoreUri, masked
+from dmt_ds.tracking.store_uri import StoreUri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

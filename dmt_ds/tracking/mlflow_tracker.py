@@ -12,11 +12,12 @@ from typing import Literal
 
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
+from dmt_ds.redact import masked
 from dmt_ds.tracking import mlflow_parent, mlflow_store
 from dmt_ds.tracking.mlflow_system import system_sampler
 from dmt_ds.tracking.shipper import ItemRefused, Shipper, StoreAway
 from dmt_ds.tracking.spool import Spool
-from dmt_ds.tracking.store_uri import StoreUri, masked, store_uri
+from dmt_ds.tracking.store_uri import StoreUri, store_uri
 from dmt_ds.tracking.tracker import JsonlTracker, NullTracker, Status, Tracker, point
 
 logger = logging.getLogger(__name__)

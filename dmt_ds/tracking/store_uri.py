@@ -2,19 +2,17 @@
 
 import importlib.metadata
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmt_ds.errors import TrackingError
+from dmt_ds.redact import masked
 
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _CLAIM = "attempt.json"
 """What `engine.fence` leaves in a run's folder."""
-_USER_INFO = re.compile(r"(?<=://)[^\s/@]*@")
-_SECRET_ARGUMENT = re.compile(r"(?i)(password|passwd|token|secret)=[^&\s'\"]+")
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,6 @@ def named_store(text: str, must_exist: bool) -> StoreUri:
         return store_uri(text, Path.cwd() / "run", {})
     except TrackingError as error:
         raise TrackingError(str(error).removeprefix("tracking.uri ")) from error
-
-
-def masked(text: str) -> str:
-    """A text with the user names and passwords of its URIs left out."""
-    return _SECRET_ARGUMENT.sub(r"\1=***", _USER_INFO.sub("***@", text))
 
 
 def _sqlite(uri: str) -> StoreUri:

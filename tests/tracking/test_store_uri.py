@@ -6,7 +6,7 @@ import pytest
 
 from dmt_ds.engine.fence import Fence
 from dmt_ds.errors import TrackingError
-from dmt_ds.tracking.store_uri import masked, store_uri
+from dmt_ds.tracking.store_uri import store_uri
 
 
 def test_the_default_is_one_file_beside_the_run_folders(tmp_path: Path) -> None:
@@ -55,9 +55,3 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, but a text")
     with pytest.raises(TrackingError, match=r"mlflow\.db is no SQLite file"):
         store_uri(None, tmp_path / "run", {})
-
-
-def test_users_and_passwords_are_masked_wherever_they_stand() -> None:
-    text = "no answer from http://me:pw@host:5000/api nor postgresql://you:p%40w@db/mlflow?password=pw&x=1"
-    assert masked(text) == "no answer from http://***@host:5000/api nor postgresql://***@db/mlflow?password=***&x=1"
-    assert masked("images of a@b.org at http://host/path@v1") == "images of a@b.org at http://host/path@v1"
