@@ -1,6 +1,6 @@
 """The door to MLflow: opens a store, and writes to one run of it; knows neither queues nor threads.
 
-Whatever MLflow raises leaves here as `StoreAway` or `ItemRefused`, secrets masked.
+Whatever MLflow raises leaves here as `StoreAway` or `ItemRefused`.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dmt_ds.redact import masked
 from dmt_ds.tracking.journal import FileLock, Record
+from dmt_ds.tracking.mlflow_errors import one_line, translated
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG, follow_children, origin_tags, parent_id, set_status
 from dmt_ds.tracking.shipper import ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
@@ -187,7 +188,7 @@ class MlflowRun:
                 # Where the run can still be reached it is the files' own place that fails.
                 self._check_alive()
                 if attempt == _ARTIFACT_ATTEMPTS:
-                    raise ItemRefused(f"{path}: {_one_line(error)}") from error
+                    raise ItemRefused(f"{path}: {one_line(error)}") from error
                 time.sleep(attempt)
 
     def _log_dataset(self, record: Record) -> None:
@@ -231,7 +232,7 @@ def _experiment_id(client: "MlflowClient", store: StoreUri, name: str) -> str:
         except MlflowException as error:
             found = client.get_experiment_by_name(name)
             if found is None:
-                raise StoreAway(_one_line(error)) from error
+                raise StoreAway(one_line(error)) from error
     if found.lifecycle_stage != "active":
         remedy = f"`mlflow experiments restore -x {found.experiment_id}`, or name another in tracking.experiment"
         raise StoreAway(f"experiment {name} was deleted; {remedy}")
@@ -277,25 +278,3 @@ def _new_run(client: "MlflowClient", store: StoreUri, experiment_id: str, spool:
 
 def _valid_name(name: str) -> str:
     return _NOT_IN_A_NAME.sub("_", name)
-
-
-def _one_line(error: BaseException) -> str:
-    text = masked(" ".join(str(error).split()))
-    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """MLflow's errors as our two."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (StoreAway, ItemRefused):
-        raise
-    except MlflowException as error:
-        if error.get_http_status_code() in (400, 413):
-            raise ItemRefused(_one_line(error)) from error
-        raise StoreAway(_one_line(error)) from error
-    except Exception as error:
-        raise StoreAway(_one_line(error)) from error

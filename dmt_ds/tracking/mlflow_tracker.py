@@ -14,6 +14,7 @@ from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.redact import masked
 from dmt_ds.tracking import mlflow_parent, mlflow_store
+from dmt_ds.tracking.mlflow_errors import translated
 from dmt_ds.tracking.mlflow_system import system_sampler
 from dmt_ds.tracking.shipper import ItemRefused, Shipper, StoreAway
 from dmt_ds.tracking.spool import Spool
@@ -162,7 +163,7 @@ def describe_parent(
     mlflow_store.import_mlflow(store)
     try:
         client, experiment_id = mlflow_store.open_store(store, section.experiment)
-        with mlflow_store.translated():
+        with translated():
             run_id = mlflow_store.find_parent(client, store, experiment_id, section.parent)
             mlflow_parent.describe_parent(client, run_id, tags, status)
     except (ItemRefused, StoreAway) as error:
