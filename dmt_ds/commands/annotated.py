@@ -16,7 +16,8 @@ from torch import Tensor
 from dmt_ds.commands.judging import add_to_run, run_of
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch_maker import BatchMaker
-from dmt_ds.data.sources import ImageSource, Split, open_source
+from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.splits import Split
 from dmt_ds.engine.task import AnnotatedTask, Model
 from dmt_ds.errors import DmtError
 from dmt_ds.models.teachers import CHECKPOINTS_FOLDER

@@ -11,7 +11,8 @@ import torch
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.cores import cores_of_rank
 from dmt_ds.data.shards import Change, ShardSettings, make_shards, measure_change
-from dmt_ds.data.sources import ImageSource, Split, open_source
+from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.splits import Split
 from dmt_ds.data.views import CropSpec
 from dmt_ds.errors import DataError
 

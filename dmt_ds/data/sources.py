@@ -1,13 +1,11 @@
 """Where images come from, and the door to `datasets`; knows no crop and no loader."""
 
-import glob
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -15,13 +13,12 @@ from torch import Tensor
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.decode import decode_image
 from dmt_ds.data.digits import DigitsSource
-from dmt_ds.data.folder import FolderSource, existing, read_file
+from dmt_ds.data.folder import FolderSource, read_file
+from dmt_ds.data.splits import Split, split_files, split_folder, split_name
 from dmt_ds.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
-
-Split = Literal["train", "val"]
 
 
 class ImageSource(Protocol):
@@ -62,7 +59,7 @@ def open_source(section: DataConfig, split: Split) -> ImageSource:
     """
     source = _open(section, split)
     if len(source) == 0:
-        raise DataError(f"data.path: {section.path} has no image in its {_split_name(section, split)} split")
+        raise DataError(f"data.path: {section.path} has no image in its {split_name(section, split)} split")
     if split == "train" and section.max_train_images is not None:
         return FirstImages(source, section.max_train_images)
     return source
@@ -73,15 +70,25 @@ def _open(section: DataConfig, split: Split) -> ImageSource:
         return DigitsSource(split)
     assert section.path is not None  # the schema sees to it
     if section.source == "folder":
-        return FolderSource(_split_folder(section, split))
+        return FolderSource(split_folder(section, split))
+    return open_table(section, split)
+
+
+def open_table(section: DataConfig, split: Split) -> "TableSource":
+    """One split of a parquet, webdataset or hub data set.
+
+    Raises:
+        DataError: it is not there, or lacks a column.
+    """
+    assert section.path is not None  # the schema sees to it
     if section.source == "hub":
-        table = _load_hub(section.path, _split_name(section, split))
-        name = f"{section.path} {_split_name(section, split)}"
+        table = _load_hub(section.path, split_name(section, split))
+        name = f"{section.path} {split_name(section, split)}"
         return TableSource(table, section, name, _digest(f"{name} {len(table)} {table.info.download_size}"))
     files = split_files(section, split)
     table = _load_files("parquet" if section.source == "parquet" else "webdataset", files)
     sizes = "\n".join(f"{Path(file).name} {Path(file).stat().st_size}" for file in files)
-    name = f"{section.path} {_split_name(section, split)}"
+    name = f"{section.path} {split_name(section, split)}"
     return TableSource(table, section, name, _digest(sizes))
 
 
@@ -140,12 +147,20 @@ class TableSource:
 
     def read(self, index: int) -> Tensor:
         """[3, H, W] uint8; raises DataError for a row without image or with a broken one."""
+        data, name = self._file(index)
+        return decode_image(data, name)
+
+    def file(self, index: int) -> bytes:
+        """The row's image file as it is; raises DataError for a row without one."""
+        return self._file(index)[0]
+
+    def _file(self, index: int) -> tuple[bytes, str]:
         cell = self._table[int(index)][self._column]
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise DataError(f"{self.name(index)}: there is no image in this row")
         if cell["bytes"] is not None:
-            return decode_image(cell["bytes"], self.name(index))
-        return decode_image(read_file(cell["path"]), cell["path"])
+            return cell["bytes"], self.name(index)
+        return read_file(cell["path"]), cell["path"]
 
     def label(self, index: int) -> int:
         """Class number, -1 where it is not known."""
@@ -175,61 +190,6 @@ def _label_numbers(table: "datasets.Dataset", column: str | None, name: str) -> 
         raise DataError(f"{name}: column '{column}' holds {values.dtype}, not class numbers; set data.label_column")
     numbers: np.ndarray = values.astype(np.int64)
     return numbers
-
-
-def _split_name(section: DataConfig, split: Split) -> str:
-    return section.train_split if split == "train" else section.val_split
-
-
-def _split_names(section: DataConfig, split: Split) -> tuple[str, ...]:
-    """Names that the split may go by: `val` is as good as `validation`."""
-    name = _split_name(section, split)
-    return (name, {"validation": "val", "val": "validation"}[name]) if name in ("validation", "val") else (name,)
-
-
-def _split_folder(section: DataConfig, split: Split) -> Path:
-    root = existing(Path(section.path or "").expanduser().absolute(), "data.path")
-    names = _split_names(section, split)
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    return existing(root / names[0], f"data.{split}_split")
-
-
-def split_files(section: DataConfig, split: Split) -> list[str]:
-    """Files of one split; `data.path` is a folder of `train-*.parquet` and so on, a pattern with `{split}`, a file."""
-    name = _split_name(section, split)
-    suffix = ".parquet" if section.source == "parquet" else ".tar"
-    path = str(Path(section.path or "").expanduser().absolute())
-    for alias in _split_names(section, split):
-        if Path(path).is_dir():
-            shapes = [f"{alias}-*{suffix}", f"{alias}{suffix}", f"{alias}/*{suffix}"]
-            patterns = [f"{glob.escape(path)}/{place}{shape}" for shape in shapes for place in ("data/", "")]
-        else:
-            patterns = [path.replace("{split}", alias)] if split == "train" or "{split}" in path else []
-        for pattern in patterns:
-            files = sorted(glob.glob(pattern))
-            if files:
-                if Path(path).is_dir():
-                    _check_all_are_there(files)
-                return files
-    if not any(sign in path for sign in "*?[{"):
-        existing(Path(path), "data.path")
-    raise DataError(
-        f"data.path: no {suffix} file of split '{name}' at {path}; "
-        f"expected {name}-*{suffix} in it or in data/, or a pattern such as /where/{{split}}-*{suffix}"
-    )
-
-
-def _check_all_are_there(files: list[str]) -> None:
-    """Part of a data set, from a copy or `shards make` that was cut off, must not pass for all of it."""
-    counts = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)\.\w+$", file))}
-    if len(counts) == 1 and len(files) < max(counts):
-        raise DataError(
-            f"data.path: {Path(files[0]).parent} holds {len(files)} of {max(counts)} files like "
-            f"{Path(files[0]).name}: fetch or make the others (`dmt-ds shards make` goes on where it stopped), or name "
-            "those that you want by a pattern such as /where/{split}-0000*"
-        )
 
 
 def write_parquet(
