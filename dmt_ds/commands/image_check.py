@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.errors import DataError
@@ -10,6 +11,15 @@ from dmt_ds.errors import DataError
 IMAGES_TO_DECODE = 8
 SHOWN = 20
 _AT_ONCE = 4096
+
+
+@runtime_checkable
+class Annotated(Protocol):
+    """A source whose rows hold more than an image."""
+
+    def look(self, index: int) -> None:
+        """Reads all of a row; raises DataError naming what can't be read."""
+        ...
 
 
 def look_at_images(source: ImageSource, every_image: bool) -> tuple[int, list[str]]:
@@ -27,7 +37,7 @@ def _unreadable(source: ImageSource, rows: list[int]) -> Iterator[str]:
 
     def problem(row: int) -> str | None:
         try:
-            source.read(row)
+            (source.look if isinstance(source, Annotated) else source.read)(row)
         except DataError as error:
             return str(error)
         return None

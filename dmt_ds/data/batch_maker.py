@@ -93,7 +93,7 @@ class TrainBatchMaker(BatchMaker):
         epochs, rows = torch.tensor(job[0]), torch.tensor(job[1])
         seeds = sample_rng.image_seeds(self._run_seed, epochs, rows)  # [B]
         numbers = [crop_numbers(seeds, view) for view in range(len(self._crops))]
-        crops = tuple(_empty_images(len(rows), spec.size) for spec in self._crops)
+        crops = tuple(empty_images(len(rows), spec.size) for spec in self._crops)
         met: dict[int, str] = {}
         for place, row in enumerate(job[1]):
             try:
@@ -121,7 +121,7 @@ class EvalBatchMaker(BatchMaker):
     def __getitem__(self, job: Job) -> Made:
         """Read, crop and stack the job's images."""
         num_images, rows = len(self._source), torch.tensor(job[1])
-        images = _empty_images(len(rows), self._size)
+        images = empty_images(len(rows), self._size)
         for place, row in enumerate(job[1]):
             try:
                 images[place] = center_crop(self._source.read(row % num_images), self._size, self._interpolation)
@@ -146,12 +146,16 @@ def _substitutes(row: int, seed: int, num_images: int) -> list[int]:
     return [(row + turn * stride) % num_images for turn in range(min(num_images, 1 + MAX_SUBSTITUTES))]
 
 
-def _empty_images(count: int, size: int) -> Tensor:
+def empty_images(count: int, size: int) -> Tensor:
     """[count, 3, size, size] uint8, a pixel's colours side by side as decoders and resizers have them.
 
     In a loader process they lie where the training process can see them.
     """
-    images = torch.empty(count, 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)
+    return in_shared_memory(torch.empty(count, 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last))
+
+
+def in_shared_memory(tensor: Tensor) -> Tensor:
+    """In a loader process, moved to where the training process can see it."""
     if get_worker_info() is not None:
-        images.share_memory_()  # type: ignore[no-untyped-call]
-    return images
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return tensor

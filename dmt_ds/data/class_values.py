@@ -1,0 +1,130 @@
+"""What the pixels of an annotation mean: raw values to class numbers and names; knows no image source."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmt_ds.config.segmentation import IGNORED, SegmentConfig
+from dmt_ds.errors import DataError
+
+_BESIDE = ("classes.json", "objectInfo150.txt")
+_NO_CLASS = 256
+
+
+class ClassValues:
+    """The classes of a data set, and the raw values that stand for them.
+
+    Attributes:
+        names: by class number.
+
+    Args:
+        names: raw value -> name; values that are ignored may be among them, and have no class.
+        ignored: raw values without a class, beside 255.
+    """
+
+    def __init__(self, names: Mapping[int, str], ignored: Sequence[int]) -> None:
+        self.ignored = frozenset((*ignored, IGNORED))
+        values = [value for value in sorted(names) if value not in self.ignored]
+        self.names = tuple(names[value] for value in values)
+        self._values = values
+        table = np.full(256, _NO_CLASS, dtype=np.int16)
+        table[list(self.ignored)] = IGNORED
+        table[values] = np.arange(len(values))
+        self._table = table
+
+    def classes_of(self, raw: np.ndarray, name: str) -> Tensor:
+        """[H, W] raw values -> [H, W] uint8, class numbers and 255.
+
+        Raises:
+            DataError: a value is no class and not ignored; names the annotation, the value and its place.
+        """
+        largest = int(raw.max(initial=0))
+        found = self._table[raw] if largest < len(self._table) else np.where(raw < 256, self._table[raw % 256], 256)
+        strangers = found == _NO_CLASS
+        if strangers.any():
+            row, column = np.argwhere(strangers)[0].tolist()
+            raise DataError(
+                f"{name}: has the value {int(raw[row, column])} (row {row}, column {column}), which is none of the "
+                f"{len(self.names)} classes ({self._values[0]} to {self._values[-1]}) and not ignored: mend it, or set "
+                "segment.classes or segment.ignored_values"
+            )
+        return torch.from_numpy(found.astype(np.uint8))
+
+
+def class_values(section: SegmentConfig, data_path: str | None) -> ClassValues:
+    """The classes of a recipe.
+
+    Args:
+        data_path: `data.path`, where a list of classes may lie.
+
+    Raises:
+        DataError: there is no list, it can't be read, or it has no class.
+    """
+    classes, ignored = section.classes, {*section.ignored_values, IGNORED}
+    where = "segment.classes"
+    names: Mapping[int, str] | Sequence[str]
+    if isinstance(classes, int):
+        free = [value for value in range(256) if value not in ignored][:classes]
+        names = {value: f"class {value}" for value in free}
+    elif isinstance(classes, tuple):
+        names = classes
+    else:
+        path = _beside(data_path) if classes is None else Path(classes).expanduser()
+        names, where = _read(path), str(path)
+    if not isinstance(names, Mapping):
+        names = _numbered(names, ignored, where)
+    for value in names:
+        if not 0 <= value <= IGNORED:
+            raise DataError(f"{where}: class value {value} does not fit an annotation's 8 bits: it must be 0 to 255")
+    values = ClassValues(names, section.ignored_values)
+    if not values.names:
+        raise DataError(f"{where}: names no class beside segment.ignored_values {sorted(ignored)}")
+    return values
+
+
+def _numbered(names: Sequence[str], ignored: set[int], where: str) -> dict[int, str]:
+    """A plain list names the values that are not ignored, in order."""
+    free = [value for value in range(256) if value not in ignored]
+    if len(names) > len(free):
+        raise DataError(f"{where}: {len(names)} classes do not fit an annotation's 8 bits")
+    return dict(zip(free, names, strict=False))
+
+
+def _beside(data_path: str | None) -> Path:
+    path = Path(data_path or "").expanduser().absolute()
+    folders = [path, *path.parents[:2]]
+    found = next((folder / name for folder in folders for name in _BESIDE if (folder / name).is_file()), None)
+    if found is None:
+        raise DataError(
+            f"segment.classes: is not set, and there is no {' or '.join(_BESIDE)} at {path}: give the names, a file "
+            "with them, or their number"
+        )
+    return found
+
+
+def _read(path: Path) -> dict[int, str] | list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return _names_of_lines(text)
+        told = json.loads(text)
+        if isinstance(told, list):
+            return [str(name) for name in told]
+        return {int(value): str(name) for value, name in told.items()}
+    except OSError as error:
+        raise DataError(f"segment.classes: {path}: can't be read ({error.strerror})") from None
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path}: no list of classes ({error}); it must be a JSON list, or raw value -> name, or a name a line"
+        ) from None
+
+
+def _names_of_lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and lines[0].split("\t")[-1] == "Name":  # ADE20K's table: number, share, counts, name
+        return [line.split("\t")[-1] for line in lines[1:]]
+    return lines

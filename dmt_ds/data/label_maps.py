@@ -1,0 +1,186 @@
+"""Images with a class for each pixel, from folders as ADE20K has them or from tables; knows no crop and no model."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.segmentation import SegmentConfig
+from dmt_ds.data.class_values import ClassValues, class_values
+from dmt_ds.data.folder import FolderSource, existing, read_file
+from dmt_ds.data.sources import FirstImages, ImageSource, open_source, open_table
+from dmt_ds.data.splits import Split, split_names
+from dmt_ds.errors import DataError
+
+IMAGES, ANNOTATIONS = "images", "annotations"
+"""Folders of `data.path`, each with a folder a split."""
+
+
+class AnnotationFiles(Protocol):
+    """Files of annotations by row number."""
+
+    def file(self, index: int) -> bytes:
+        """The whole file; raises DataError naming it when it can't be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """File path or row, for messages."""
+        ...
+
+
+class LabelMapSource:
+    """Images and label maps, row by row; as an `ImageSource` it gives the images alone."""
+
+    def __init__(self, images: ImageSource, annotations: AnnotationFiles, values: ClassValues) -> None:
+        self._images, self._annotations, self._values = images, annotations, values
+        self.class_names = values.names
+        self.fingerprint = images.fingerprint
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
+    def read(self, index: int) -> Tensor:
+        """[3, H, W] uint8."""
+        return self._images.read(index)
+
+    def read_pair(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image [3, H, W] uint8 and label map [H, W] uint8, class numbers and 255.
+
+        Raises:
+            DataError: either can't be read, they differ in size, or a pixel is of no class; names the file or row.
+        """
+        image, name = self._images.read(index), self._annotations.name(index)
+        raw = decode_annotation(self._annotations.file(index), name)
+        height, width = image.shape[-2:]
+        if raw.shape != (height, width):
+            raise DataError(
+                f"{name}: is {raw.shape[1]} x {raw.shape[0]} pixels, its image {self.name(index)} {width} x {height}: "
+                "make the annotation anew from that image, or leave both out"
+            )
+        return image, self._values.classes_of(raw, name)
+
+    def look(self, index: int) -> None:
+        """Reads a pair and forgets it; raises what `read_pair` does."""
+        self.read_pair(index)
+
+    def label(self, index: int) -> int:
+        """-1: the image as a whole has no class."""
+        return -1
+
+    def name(self, index: int) -> str:
+        """File path or row, for messages."""
+        return self._images.name(index)
+
+
+class SegmentedImages(NamedTuple):
+    """Both splits."""
+
+    train: LabelMapSource
+    test: LabelMapSource
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class number."""
+        return self.train.class_names
+
+
+def open_segmented(data: DataConfig, section: SegmentConfig) -> SegmentedImages:
+    """Both splits of a recipe, all of training unless `max_train_images` says less.
+
+    Raises:
+        DataError: images, annotations or the list of classes are not there, or not what the recipe says.
+    """
+    values = class_values(section, data.path)
+    return SegmentedImages(
+        open_label_maps(data, section, "train", values), open_label_maps(data, section, "val", values)
+    )
+
+
+def open_label_maps(
+    data: DataConfig, section: SegmentConfig, split: Split, values: ClassValues | None = None
+) -> LabelMapSource:
+    """One split.
+
+    Raises:
+        DataError: as `open_segmented`.
+    """
+    values = values or class_values(section, data.path)
+    if data.source == "digits":
+        raise DataError(
+            "data.source=digits has no annotations: set data.source=folder or parquet, and data.path to where they are"
+        )
+    if data.source == "folder":
+        return _of_folder(data, split, values)
+    images = open_source(data.model_copy(update={"label_column": None}), split)
+    annotations = data.model_copy(update={"label_column": None, "image_column": section.annotation_column})
+    try:
+        return LabelMapSource(images, open_table(annotations, split), values)
+    except DataError as error:
+        raise DataError(str(error).replace("data.image_column", "segment.annotation_column")) from None
+
+
+def _of_folder(data: DataConfig, split: Split, values: ClassValues) -> LabelMapSource:
+    root = existing(Path(data.path or "").expanduser().absolute(), "data.path")
+    names = split_names(data, split)
+    folder = next((name for name in names if (root / IMAGES / name).is_dir()), names[0])
+    pictures = existing(root / IMAGES / folder, f"data.{split}_split")
+    images: ImageSource = FolderSource(pictures)
+    maps = existing(root / ANNOTATIONS / folder, f"data.{split}_split")
+    annotations = _FilesBeside(images, pictures, maps)
+    if split == "train" and data.max_train_images is not None:
+        images = FirstImages(images, data.max_train_images)
+    annotations.check(len(images))
+    return LabelMapSource(images, annotations, values)
+
+
+class _FilesBeside:
+    """An image's annotation has its name, ending in .png, in another folder."""
+
+    def __init__(self, images: ImageSource, pictures: Path, maps: Path) -> None:
+        self._images, self._pictures, self._maps = images, pictures, maps
+
+    def check(self, count: int) -> None:
+        """Whether the annotations of so many images are there."""
+        there = {str(path) for path in self._maps.rglob("*.png")}
+        missing = [index for index in range(count) if self.name(index) not in there]
+        if missing:
+            more = f"; so are {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise DataError(
+                f"{self.name(missing[0])}: the annotation of {self._images.name(missing[0])} is missing{more}: put it "
+                "there, or take the image away"
+            )
+
+    def file(self, index: int) -> bytes:
+        """The PNG."""
+        return read_file(self.name(index))
+
+    def name(self, index: int) -> str:
+        """Path of the PNG."""
+        relative = Path(self._images.name(index)).relative_to(self._pictures)
+        return str((self._maps / relative).with_suffix(".png"))
+
+
+def decode_annotation(data: bytes, name: str) -> np.ndarray:
+    """Raw values of a grey or palette picture, [H, W]; a palette's colours are for people, its numbers are the values.
+
+    Raises:
+        DataError: it can't be read, or has colours in place of numbers.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.mode not in ("L", "P", "I", "I;16"):
+                raise DataError(
+                    f"{name}: is a picture of mode {picture.mode}, but an annotation has one number a pixel: save it "
+                    "as grey or palette PNG whose values are the classes"
+                )
+            return np.array(picture)
+    except DataError:
+        raise
+    except Exception as error:  # a broken file makes decoders raise whatever they like
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise DataError(f"{name}: not a readable annotation ({reason}); make it anew or leave it out") from None

@@ -1,0 +1,190 @@
+"""Images with label maps: ADE20K's folder, tables, lists of classes; and what is wrong with them, by name."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.segmentation import SegmentConfig
+from dmt_ds.data.class_values import ClassValues, class_values
+from dmt_ds.data.label_maps import LabelMapSource, decode_annotation, open_label_maps, open_segmented
+from dmt_ds.errors import DataError
+from tests.tiny_scenes import CLASSES, png, scene, write_ade
+
+ADE = SegmentConfig(ignored_values=(0,))
+
+
+def folder_data(path: Path, **settings: object) -> DataConfig:
+    told = {"source": "folder", "path": str(path), "train_split": "training", "val_split": "validation", **settings}
+    return DataConfig.model_validate(told)
+
+
+@pytest.fixture
+def ade(tmp_path: Path) -> Path:
+    return write_ade(tmp_path / "ade")
+
+
+def annotation(ade: Path, number: int = 0) -> Path:
+    return ade / f"annotations/training/ADE_train_{number:08d}.png"
+
+
+def test_ade20ks_folder_gives_pairs_whose_zero_is_ignored_and_whose_one_is_class_zero(ade: Path) -> None:
+    images = open_segmented(folder_data(ade), ADE)
+    assert (len(images.train), len(images.test), images.class_names) == (8, 3, CLASSES)
+    image, labels = images.train.read_pair(3)
+    _, raw = scene(3)
+    assert image.shape == (3, 40, 56)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels == 255, torch.from_numpy(raw == 0))
+    assert torch.equal(labels[raw > 0], torch.from_numpy(raw[raw > 0] - 1))
+
+
+def test_a_table_gives_the_same_pairs_as_the_folder(ade: Path, tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    for split in ("training", "validation"):
+        names = sorted(path.stem for path in (ade / "images" / split).iterdir())
+        rows = {
+            "image": [str(ade / "images" / split / f"{name}.jpg") for name in names],
+            "annotation": [str(ade / "annotations" / split / f"{name}.png") for name in names],
+        }
+        features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+        rows = {
+            key: [{"bytes": Path(file).read_bytes(), "path": None} for file in files] for key, files in rows.items()
+        }
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(tmp_path / "tables" / f"{split}-0.parquet")
+    (tmp_path / "tables/classes.json").write_text(json.dumps(CLASSES))
+    of_folder = open_segmented(folder_data(ade), ADE)
+    of_table = open_segmented(folder_data(tmp_path / "tables", source="parquet"), ADE)
+    assert of_table.class_names == of_folder.class_names
+    for row in range(len(of_folder.test)):
+        for one, other in zip(of_folder.test.read_pair(row), of_table.test.read_pair(row), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_max_train_images_takes_the_first_pairs(ade: Path) -> None:
+    images = open_segmented(folder_data(ade, max_train_images=2), ADE)
+    assert (len(images.train), len(images.test)) == (2, 3)
+
+
+def test_a_palette_picture_gives_its_numbers_not_its_colours() -> None:
+    raw = np.array([[0, 7], [255, 3]], dtype=np.uint8)
+    assert np.array_equal(decode_annotation(png(raw, mode="P"), "map"), raw)
+    assert np.array_equal(decode_annotation(png(raw), "map"), raw)
+
+
+def test_an_annotation_in_colours_is_refused() -> None:
+    with pytest.raises(DataError, match=r"maps/1.png: is a picture of mode RGB, but an annotation has one number"):
+        decode_annotation(png(np.zeros((2, 2, 3), dtype=np.uint8)), "maps/1.png")
+
+
+def test_an_annotation_of_another_size_names_both_files(ade: Path) -> None:
+    annotation(ade, 1).write_bytes(png(scene(1)[1][:, :50]))
+    source = open_label_maps(folder_data(ade), ADE, "train")
+    with pytest.raises(DataError, match=r"train_00000001.png: is 50 x 40 pixels, its image .*1.jpg 56 x 40:"):
+        source.read_pair(1)
+
+
+def test_a_value_outside_of_the_class_list_names_the_file_and_the_place(ade: Path) -> None:
+    raw = scene(2)[1]
+    raw[5, 9] = 77
+    annotation(ade, 2).write_bytes(png(raw))
+    source = open_label_maps(folder_data(ade), ADE, "train")
+    with pytest.raises(
+        DataError, match=r"2.png: has the value 77 \(row 5, column 9\), which is none of the 3 classes \(1 to 3\)"
+    ):
+        source.read_pair(2)
+
+
+def test_a_value_beyond_eight_bits_is_none_of_the_classes() -> None:
+    with pytest.raises(DataError, match="has the value 257"):
+        ClassValues({0: "a", 1: "b"}, ()).classes_of(np.array([[0, 257]]), "map")
+
+
+def test_missing_annotations_are_told_when_the_data_are_opened(ade: Path) -> None:
+    annotation(ade, 0).unlink()
+    annotation(ade, 4).unlink()
+    with pytest.raises(DataError, match=r"0.png: the annotation of .*0.jpg is missing; so are 1 more"):
+        open_segmented(folder_data(ade), ADE)
+
+
+def test_a_broken_annotation_is_told(ade: Path) -> None:
+    annotation(ade, 3).write_bytes(annotation(ade, 3).read_bytes()[:40])
+    with pytest.raises(DataError, match=r"3.png: not a readable annotation"):
+        open_label_maps(folder_data(ade), ADE, "train").read_pair(3)
+
+
+def test_a_table_without_annotations_names_the_setting(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": [{"bytes": png(scene(0)[0]), "path": None}]}, features=features)
+    table.to_parquet(tmp_path / "train-0.parquet")
+    data = DataConfig(source="parquet", path=str(tmp_path))
+    with pytest.raises(DataError, match=r"no column 'annotation'; set segment.annotation_column to one of: image"):
+        open_label_maps(data, SegmentConfig(classes=3), "train")
+
+
+def test_digits_have_no_annotations() -> None:
+    with pytest.raises(DataError, match=r"data.source=digits has no annotations"):
+        open_label_maps(DataConfig(), SegmentConfig(classes=3), "train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "raw", "expected"),
+    [
+        ({"classes": ("a", "b"), "ignored_values": (0,)}, [0, 1, 2, 255], [255, 0, 1, 255]),
+        ({"classes": ("a", "b"), "ignored_values": ()}, [0, 1, 255], [0, 1, 255]),
+        ({"classes": 3, "ignored_values": (1,)}, [0, 1, 2, 3], [0, 255, 1, 2]),
+    ],
+)
+def test_ignored_values_are_left_out_of_the_numbering(settings: dict, raw: list[int], expected: list[int]) -> None:
+    values = class_values(SegmentConfig.model_validate(settings), None)
+    assert values.classes_of(np.array([raw]), "map").tolist() == [expected]
+
+
+def test_a_file_may_name_raw_values_ignored_ones_too(tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text('{"0": "sky", "3": "road", "11": "unlabelled"}')
+    values = class_values(SegmentConfig(ignored_values=(11,)), str(tmp_path))
+    assert values.names == ("sky", "road")
+    assert values.classes_of(np.array([[3, 0, 11]]), "map").tolist() == [[1, 0, 255]]
+
+
+def test_ade20ks_own_table_of_names_is_read(tmp_path: Path) -> None:
+    (tmp_path / "objectInfo150.txt").write_text(
+        "Idx\tRatio\tTrain\tVal\tName\n1\t0.1576\t11664\t1172\twall\n2\t0.1072\t6046\t612\tbuilding, edifice\n"
+    )
+    assert class_values(SegmentConfig(), str(tmp_path)).names == ("wall", "building, edifice")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[", "no list of classes"), ('{"a": "b"}', "no list of classes"), ('{"300": "x"}', "class value 300")],
+)
+def test_a_list_of_classes_that_is_none_is_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        class_values(SegmentConfig(), str(tmp_path))
+
+
+def test_without_a_list_the_setting_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"segment.classes: is not set, and there is no classes.json"):
+        class_values(SegmentConfig(), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored", "counts", "num_classes"), [("camvid", 11, (367, 101), 11), ("coco_semantic", 0, (70, 68), 133)]
+)
+def test_photographs_with_label_maps_are_read(
+    shared_dir: Path, name: str, ignored: int, counts: tuple[int, int], num_classes: int
+) -> None:
+    data = DataConfig(source="parquet", path=str(shared_dir / "data" / name))
+    images = open_segmented(data, SegmentConfig(ignored_values=(ignored,)))
+    assert (len(images.train), len(images.test), len(images.class_names)) == (*counts, num_classes)
+    for source in images:
+        assert isinstance(source, LabelMapSource)
+        image, labels = source.read_pair(len(source) - 1)
+        assert image.shape[1:] == labels.shape
+        assert int(labels[labels != 255].max()) < num_classes
