@@ -17,9 +17,9 @@ from dmt_ds.data.rand_augment import RandAugment
 from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.answers import Answers, answers_of, joined
 from dmt_ds.downstream.classifier import Classifier
+from dmt_ds.downstream.master_mean import MasterMean
 from dmt_ds.downstream.mixing import mix, neighbours
 from dmt_ds.engine.task import Model, Progress, TaskLosses
-from dmt_ds.methods.momentum import MomentumNetwork
 from dmt_ds.models.classifier_folder import check_same_classes, find_classifier
 from dmt_ds.models.teachers import start_from
 from dmt_ds.models.vit import build_vit
@@ -75,14 +75,14 @@ class ClassificationTask:
         self.num_classes = len(class_names)
         self._section = section
         self._augment = Augment(augment)
-        self._average = MomentumNetwork(self.module) if section.ema_decay else None
+        self._average = MasterMean(self.module) if section.ema_decay else None
         # An engine may round what it does not train; what is frozen is kept as it was.
         frozen = vit.state_dict() if section.frozen else {}
         self.untouched = {f"vit.{name}": value.float().cpu().clone() for name, value in frozen.items()}
 
     @property
     def published(self) -> Classifier:
-        """What the run leaves: the running mean of the weights where there is one, else the weights."""
+        """What the run leaves: the running mean of the weights, as of the last `state_dict`, or the weights."""
         return self.module if self._average is None else self._average.network
 
     def layers(self) -> dict[str, int]:
@@ -114,9 +114,13 @@ class ClassificationTask:
         return TaskLosses(loss, {"train/loss_classification": loss.detach(), "train/top1": right.float().mean()})
 
     def judged(self, model: Model) -> dict[str, Model]:
-        """What is judged, by what stands before `top1` in its metrics' names: the weights, and their running mean."""
+        """What is judged, by what stands before `top1` in its metrics' names: the weights, and their running mean.
+
+        All ranks call.
+        """
         if self._average is None:
             return {"": model}
+        self._average.gather(self.module)
         return {"": model, "ema_": partial(self._average, self.module)}
 
     def answers(self, models: Mapping[str, Model], batches: Iterable[Batch]) -> dict[str, Answers]:
@@ -155,13 +159,16 @@ class ClassificationTask:
             self._average.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running mean."""
-        return {} if self._average is None else dict(self._average.network.state_dict())
+        """The running mean, put together from all ranks' parts."""
+        if self._average is None:
+            return {}
+        self._average.gather(self.module)
+        return dict(self._average.network.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`."""
         if self._average is not None:
-            self._average.network.load_state_dict(dict(state))
+            self._average.load(state)
 
     def _mixed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images [B, 3, H, W] as the ViT sees them, the classes mixed in [B], and each image's own share [B]."""

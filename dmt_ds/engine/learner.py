@@ -131,8 +131,8 @@ class Learner:
     def _write(self, folder: Path, tag: str, step: int) -> None:
         self.engine.save(folder, tag)
         rng_state.save(rng_state.path(folder / tag, dist.rank()))
+        state = {"task": self.task.state_dict(), "untrained": untrained_state(self.engine.module)}
         if dist.is_main():
-            state = {"task": self.task.state_dict(), "untrained": untrained_state(self.engine.module)}
             torch.save(state, folder / tag / TASK_STATE)
         self._export(self.engine, folder / tag, step)
 

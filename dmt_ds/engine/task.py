@@ -58,7 +58,7 @@ class Task(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What must survive a restart beside `module`'s weights; the same on every rank."""
+        """What must survive a restart beside `module`'s weights; the same on every rank, and all ranks call."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
