@@ -44,10 +44,10 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; on a failure (where `check`) the output is the test's message.
 
-    What trains or judges is forked from a process that has imported everything (see `warm_ranks`). Not so several ranks
-    that are to fail: how that ends is the launcher's.
+    What trains or judges, and `-m tests....`, is forked from a process that has imported everything (see `warm_ranks`).
+    Not so several ranks that are to fail: how that ends is the launcher's.
     """
-    if not extra and tuple(arguments[:2]) == ("-m", "dmt_ds") and arguments[2] in WARM and (check or processes == 1):
+    if not extra and _is_warm(arguments) and (check or processes == 1):
         done = _run_warm(list(arguments), processes, cwd or Path.cwd(), timeout)
     else:
         words, variables = command(arguments, processes), environment(**extra)
@@ -55,6 +55,12 @@ def run(
     if check and done.returncode != 0:
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}")
     return done
+
+
+def _is_warm(arguments: Sequence[str]) -> bool:
+    if arguments[0] != "-m":
+        return False
+    return arguments[1].startswith("tests.") or (arguments[1] == "dmt_ds" and arguments[2] in WARM)
 
 
 def _run_warm(arguments: list[str], processes: int, cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:

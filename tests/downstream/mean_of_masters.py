@@ -1,6 +1,6 @@
 """Run by test_master_mean on two ranks: a bf16 engine's running mean beside loops over its masters and its weights.
 
-python mean_of_masters.py OUT
+python -m tests.downstream.mean_of_masters OUT
 """
 
 import sys

@@ -1,6 +1,5 @@
 """The running mean of a bf16 fine-tuning is that of float32 masters, which two real ranks have halves of."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ pytestmark = pytest.mark.distributed
 def facts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, dict[str, Any]]]:
     """What each rank found, by ZeRO stage."""
     out = tmp_path_factory.mktemp("mean") / "facts.pt"
-    processes.run([str(Path(__file__).with_name("mean_of_masters.py")), str(out)], processes=2)
+    processes.run(["-m", "tests.downstream.mean_of_masters", str(out)], processes=2)
     return torch.load(out)
 
 

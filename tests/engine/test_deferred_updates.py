@@ -1,7 +1,6 @@
 """Unsound updates that the device leaves out and the host hears of a step later: the guarantees stay."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def facts() -> dict[str, list[dict[str, Any]]]:
-    done = processes.run([str(Path(__file__).with_name("deferred_updates.py"))], processes=2)
+    done = processes.run(["-m", "tests.engine.deferred_updates"], processes=2)
     line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))
     return json.loads(line.removeprefix("FACTS "))
 

@@ -1,7 +1,6 @@
 """A ViT-B teacher cut over two real processes, beside a student engine in the same processes."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from tests import processes
 
 @pytest.fixture(scope="module")
 def facts() -> dict[str, object]:
-    done = processes.run([str(Path(__file__).with_name("sharded_teacher.py"))], processes=2)
+    done = processes.run(["-m", "tests.engine.sharded_teacher"], processes=2)
     line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))
     return json.loads(line.removeprefix("FACTS "))
 

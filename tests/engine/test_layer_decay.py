@@ -1,7 +1,6 @@
 """Learning rates that fall with depth, in DeepSpeed's optimizer and in what a step does to the weights."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ FIRST_STEP = OPTIM.base_lr * 2 / 256 / WARMUP_STEPS
 
 @pytest.fixture(scope="module")
 def facts() -> dict[str, Any]:
-    done = processes.run([str(Path(__file__).with_name("layer_decay.py"))], processes=2)
+    done = processes.run(["-m", "tests.engine.layer_decay"], processes=2)
     line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))
     facts: dict[str, Any] = json.loads(line.removeprefix("FACTS "))
     return facts

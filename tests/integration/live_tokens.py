@@ -1,6 +1,6 @@
 """Run by test_photographs: `dmt-ds pretrain` whose engine, when it has saved, answers to validation photographs.
 
-python live_tokens.py RECIPE OUT
+python -m tests.integration.live_tokens RECIPE OUT
 
 OUT gets `images`, normalised batches of 1 and 7, and `tokens`, what left the engine's last LayerNorm for each.
 """

@@ -102,7 +102,7 @@ def test_knn_judges_a_teacher_on_photographs(photographs, teachers):
 
 def test_a_trained_student_says_the_same_of_photographs_in_every_form_as_in_its_engine(photographs, teachers, tmp_path):
     recipe = write_recipe(tmp_path, photographs, teachers, "fp32", steps=40, micro_batch_size=32)
-    processes.run([str(Path(__file__).with_name("live_tokens.py")), str(recipe), str(tmp_path / "live.pt")])
+    processes.run(["-m", "tests.integration.live_tokens", str(recipe), str(tmp_path / "live.pt")])
     losses, live = tiny_run.losses(tmp_path / "run"), torch.load(tmp_path / "live.pt")
     assert losses[40] < 0.8 * losses[1]
     export.run(str(tmp_path / "run"), tuple(FORMS), tmp_path / "exported")

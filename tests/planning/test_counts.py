@@ -1,7 +1,6 @@
 """Formulas of memory and traffic against what engines hold and send, in 1, 2 and 4 real processes."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def facts(request) -> dict[str, dict[str, Any]]:
-    done = processes.run([str(Path(__file__).with_name("counted_run.py"))], processes=request.param)
+    done = processes.run(["-m", "tests.planning.counted_run"], processes=request.param)
     line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))
     return {**json.loads(line.removeprefix("FACTS ")), "ranks": request.param}
 
