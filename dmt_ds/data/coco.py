@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +50,15 @@ class CocoSource:
     Args:
         annotations: the JSON.
         images: folder that its file names are in.
+        max_images: take only the first so many.
+        masks: whether masks are learned: then an object without outline is left out.
 
     Raises:
         DataError: the JSON is damaged or contradicts itself or the folder; names the file and the entry.
     """
 
-    def __init__(self, annotations: Path, images: Path) -> None:
-        self._file, self._folder = annotations, images
+    def __init__(self, annotations: Path, images: Path, max_images: int | None = None, masks: bool = True) -> None:
+        self._file, self._folder, self._masks = annotations, images, masks
         content = _read(annotations)
         self.categories = tuple(sorted(Category(entry["id"], entry["name"]) for entry in content["categories"]))
         self.class_names = tuple(category.name for category in self.categories)
@@ -65,11 +68,14 @@ class CocoSource:
         self._sizes = np.array([(entry["height"], entry["width"]) for entry in entries], dtype=np.int64)
         _check_files(annotations, images, entries)
         self._objects = PackedRecords(self._learned(content["annotations"], entries))
+        self._length = min(len(entries), max_images or len(entries))
         self.fingerprint = hashlib.sha256(annotations.read_bytes()).hexdigest()[:16]
+        if max_images is not None:
+            self.fingerprint += f"[:{self._length}]"
 
     def __len__(self) -> int:
         """Number of images, with and without objects."""
-        return len(self.ids)
+        return self._length
 
     def read(self, index: int) -> Tensor:
         """[3, H, W] uint8; raises DataError for a file that is no image, or has another size than the JSON says."""
@@ -100,12 +106,24 @@ class CocoSource:
         """What is to be found in the image; none is fine, all of it is background then."""
         return [CocoObject(tuple(box), label, outline) for box, label, outline in self._objects[index]]
 
+    def unseen_categories(self) -> list[str]:
+        """A line that names the categories of which there is nothing to learn; none where there is something of all."""
+        seen = {thing.label for index in range(len(self)) for thing in self.objects(index)}
+        unseen = [name for label, name in enumerate(self.class_names) if label not in seen]
+        return [f"no object of category {few(unseen)} in {self._file}"] if unseen else []
+
     def truth(self) -> dict[str, Any]:
-        """The JSON as it is, with each object's `area` and `iscrowd`; read again, as it is large and seldom wanted."""
+        """The JSON as COCO's evaluation wants it; read again, as it is large and seldom wanted.
+
+        What an object does not say is filled in: it is no crowd, its area and outline are its box's.
+        """
         content = _read(self._file)
         for entry in content["annotations"]:
+            x, y, width, height = entry["bbox"]
             entry.setdefault("iscrowd", 0)
-            entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
+            entry.setdefault("area", width * height)
+            if not drawable(entry.get("segmentation")):
+                entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
         return content
 
     def _learned(
@@ -115,24 +133,27 @@ class CocoSource:
         rows = {entry["id"]: row for row, entry in enumerate(entries)}
         labels = {category.id: number for number, category in enumerate(self.categories)}
         found: list[list[CocoObject]] = [[] for _ in entries]
-        invisible = []
+        invisible, num_outlines = [], 0
         for entry in annotations:
             check_object(self._file, entry, rows, labels, self._sizes)
             if entry.get("iscrowd"):
                 continue
             row = rows[entry["image_id"]]
             box, outline = visible_box(entry["bbox"], *self.size(row)), drawable(entry.get("segmentation"))
-            if box is None or outline == []:
+            num_outlines += bool(outline)
+            if box is None or (self._masks and not outline):
                 invisible.append(f"{entry['id']} ({self._names[row]}: {entry['bbox']})")
             else:
                 found[row].append(CocoObject(box, labels[entry["category_id"]], outline))
+        if self._masks and invisible and not num_outlines:
+            raise DataError(f"{self._file}: no object has a segmentation: detect.masks=false learns boxes alone")
         if invisible:
             logger.warning(
                 "%s: %d objects show nothing of themselves (a box of no area or outside of its image, an outline of "
                 "less than three corners) and are not learned from: annotation %s",
                 self._file,
                 len(invisible),
-                _few(invisible),
+                few(invisible),
             )
         return found
 
@@ -151,7 +172,9 @@ class PackedRecords:
         return json.loads(self._text[start:end].numpy().tobytes())
 
 
-def open_coco(root: str, split: str, annotations: str, images: str) -> CocoSource:
+def open_coco(
+    root: str, split: str, annotations: str, images: str, max_images: int | None = None, masks: bool = True
+) -> CocoSource:
     """One split below a folder.
 
     Args:
@@ -159,6 +182,8 @@ def open_coco(root: str, split: str, annotations: str, images: str) -> CocoSourc
         split: name of the split.
         annotations: the JSON, relative to it; `{split}` stands for the name.
         images: folder of the images, the same.
+        max_images: as `CocoSource` has it.
+        masks: the same.
 
     Raises:
         DataError: a file is missing, or as `CocoSource` says.
@@ -167,7 +192,14 @@ def open_coco(root: str, split: str, annotations: str, images: str) -> CocoSourc
     places = [folder / pattern.replace("{split}", split) for pattern in (annotations, images)]
     for place, key in zip(places, ("detect.annotations", "detect.images"), strict=True):
         existing(place, key)
-    return CocoSource(*places)
+    changed = places[0].stat().st_mtime_ns
+    return _read_once(*places, max_images, masks, changed)
+
+
+@lru_cache(maxsize=2)
+def _read_once(annotations: Path, images: Path, max_images: int | None, masks: bool, changed: int) -> CocoSource:
+    """COCO's own JSON takes a process half a minute: a run that opens its splits again has them."""
+    return CocoSource(annotations, images, max_images, masks)
 
 
 def check_same_categories(train: CocoSource, test: CocoSource) -> None:
@@ -210,7 +242,7 @@ def _check_files(path: Path, folder: Path, entries: Iterable[Mapping[str, Any]])
     names = [entry["file_name"] for entry in entries]
     missing = [name for name in names if os.path.basename(name) not in there(os.path.dirname(name))]
     if missing:
-        raise DataError(f"{path}: {len(missing)} of {len(names)} images are not in {folder}: {_few(missing)}")
+        raise DataError(f"{path}: {len(missing)} of {len(names)} images are not in {folder}: {few(missing)}")
 
 
 class _Listing:
@@ -227,5 +259,6 @@ class _Listing:
         return self._known[folder]
 
 
-def _few(things: Sequence[str]) -> str:
+def few(things: Sequence[str]) -> str:
+    """The first of them, and whether there are more."""
     return ", ".join(things[:_SHOWN]) + (", ..." if len(things) > _SHOWN else "")

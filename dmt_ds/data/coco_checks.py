@@ -60,10 +60,10 @@ def visible_box(box: Sequence[float], height: int, width: int) -> tuple[float, f
 
 
 def drawable(outline: Any) -> Any:
-    """A segmentation without polygons of fewer than three corners; of those pycocotools would make boxes."""
+    """An outline without polygons of less than three corners, for pycocotools boxes; None where nothing is left."""
     if not isinstance(outline, list):
         return outline
-    return [polygon for polygon in outline if len(polygon) >= _FEWEST_NUMBERS]
+    return [polygon for polygon in outline if len(polygon) >= _FEWEST_NUMBERS] or None
 
 
 def _check_outline(where: str, outline: Any, size: list[int]) -> None:

@@ -1,0 +1,97 @@
+"""A detector as a folder: encoder, pyramid and heads, and all that is needed to build them again; knows no run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmt_ds.config.detection import DetectConfig
+from dmt_ds.config.schema import DataConfig, StudentConfig
+from dmt_ds.config.section import Triple
+from dmt_ds.data.coco import Category
+from dmt_ds.downstream.detection.detector import Detector
+from dmt_ds.errors import WeightsError
+from dmt_ds.models.backbone_folder import CONFIG_FILE, WEIGHTS_FILE, read_config, write_folder
+from dmt_ds.models.vit import build_vit
+from dmt_ds.models.weights import tensors_of
+
+DETECTOR_FOLDER = "detector"
+"""Of a run, and of each of its checkpoints."""
+ARCHITECTURE = "dmt_ds.detector"
+"""In config.json, where timm's name of an architecture stands in other folders."""
+
+
+class SavedDetector(NamedTuple):
+    """What such a folder holds."""
+
+    detector: Detector
+    """In evaluation, on the CPU, in float32."""
+    section: DetectConfig
+    categories: tuple[Category, ...]
+    interpolation: str
+    mean: Triple
+    std: Triple
+
+
+def save_detector(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    student: StudentConfig,
+    section: DetectConfig,
+    data: DataConfig,
+    categories: Sequence[Category],
+    *,
+    mean: Triple,
+    std: Triple,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes what `load_detector` reads; whole or not at all.
+
+    Args:
+        state: of a `Detector` of these sections, float32.
+        data: side of the images that positions are of, and resampling.
+        categories: by label.
+        mean: normalisation that it was trained with.
+        std: the same.
+        provenance: kept under the key `dmt_ds` of config.json.
+    """
+    described = {
+        "architecture": ARCHITECTURE,
+        "student": student.model_copy(update={"init_from": None}).model_dump(mode="json"),
+        "detect": section.model_dump(mode="json"),
+        "image_size": data.image_size,
+        "interpolation": data.interpolation,
+        "mean": list(mean),
+        "std": list(std),
+        "categories": [category._asdict() for category in categories],
+        "dmt_ds": dict(provenance),
+    }
+    write_folder(folder, state, {CONFIG_FILE: described})
+
+
+def is_detector(folder: Path) -> bool:
+    """Whether a folder with a config.json holds a detector, and not another model."""
+    return bool(read_config(folder)["architecture"] == ARCHITECTURE)
+
+
+def load_detector(folder: Path) -> SavedDetector:
+    """The detector of a folder, strictly.
+
+    Raises:
+        WeightsError: a file of it is missing or damaged, or of another version.
+    """
+    config = read_config(folder)
+    try:
+        student = StudentConfig(**config["student"])
+        section = DetectConfig(**config["detect"])
+        categories = tuple(Category(entry["id"], entry["name"]) for entry in config["categories"])
+        with torch.random.fork_rng(devices=()):
+            detector = Detector(build_vit(student, config["image_size"], any_size=True), section, len(categories))
+        detector.load_state_dict(tensors_of(folder / WEIGHTS_FILE), strict=True)
+        told = config["interpolation"], tuple(config["mean"]), tuple(config["std"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise WeightsError(f"{folder}: holds no detector of this version ({reason}); copy the folder anew") from error
+    return SavedDetector(detector.eval(), section, categories, *told)

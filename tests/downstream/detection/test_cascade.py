@@ -1,0 +1,106 @@
+"""A cascade of one stage is torchvision's heads; of three, each refines the boxes of the one before."""
+
+import torch
+from torch import Tensor
+
+from dmt_ds.downstream.detection.cascade import LOSS_WEIGHTS, STAGES, CascadeHeads
+from dmt_ds.downstream.detection.heads import build_box_heads
+from tests.downstream.detection import tiny
+
+MAPS = {"0": 64, "1": 32, "2": 16, "3": 8}
+
+
+def heads(iou: float = 0.5, weights: tuple[float, float, float, float] = STAGES[0][1], number: int = 0):
+    stage = build_box_heads(
+        tiny.section(), 3, 1, iou=iou, coder_weights=weights, shared_boxes=True, masks=number == 0, stage=number
+    )
+    stage.fg_bg_sampler.seeds = tiny.SEEDS
+    return stage
+
+
+def cascade() -> CascadeHeads:
+    torch.manual_seed(0)
+    return CascadeHeads([heads(*stage, number) for number, stage in enumerate(STAGES)], LOSS_WEIGHTS)
+
+
+def inputs() -> tuple[dict[str, Tensor], list[Tensor], list[tuple[int, int]]]:
+    torch.manual_seed(2)
+    features = {name: torch.randn(2, 16, side, side) for name, side in MAPS.items()}
+    corners = [torch.rand(20, 2) * 30 for _ in range(2)]
+    return (
+        features,
+        [torch.cat([corner, corner + 8 + torch.rand(20, 2) * 10], dim=1) for corner in corners],
+        [
+            (48, 60),
+            (64, 40),
+        ],
+    )
+
+
+def test_one_stage_gives_torchvisions_losses_and_detections() -> None:
+    torch.manual_seed(0)
+    plain = heads()
+    one = CascadeHeads([plain], [1.0])
+    theirs, ours = plain(*inputs(), tiny.targets())[1], one(*inputs(), tiny.targets())[1]
+    assert theirs.keys() == ours.keys() == {"loss_classifier", "loss_box_reg", "loss_mask"}
+    for name, loss in theirs.items():
+        torch.testing.assert_close(ours[name], loss)
+    with torch.no_grad():
+        expected, found = plain.eval()(*inputs())[0], one.eval()(*inputs())[0]
+    for of_image, own in zip(expected, found, strict=True):
+        for name, value in of_image.items():
+            torch.testing.assert_close(own[name], value)
+
+
+def test_all_stages_learn_and_later_ones_weigh_less() -> None:
+    three = cascade()
+    losses = three(*inputs(), tiny.targets())[1]
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in three.parameters())
+    norms = [float(stage.box_predictor.layers.cls_score.weight.grad.norm()) for stage in three.stages]
+    assert norms[0] > 1.3 * norms[1] > 1.6 * norms[2] > 0
+
+
+def test_each_stage_takes_the_boxes_of_the_one_before_and_scores_are_averaged() -> None:
+    three = cascade().eval()
+    seen = []
+    for stage in three.stages:
+        pool = stage.box_roi_pool
+        stage.box_roi_pool = Watched(pool, seen)
+        with torch.no_grad():  # so that scores and corrections are known: a stage moves boxes right by its number
+            predictor = stage.box_predictor.layers
+            predictor.cls_score.weight.zero_()
+            predictor.bbox_pred.weight.zero_()
+            predictor.bbox_pred.bias.zero_()
+    scores = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 1.0], [3.0, 0.0, 0.0]])
+    with torch.no_grad():
+        for number, stage in enumerate(three.stages):
+            stage.box_predictor.layers.cls_score.bias.copy_(scores[number])
+            stage.box_predictor.layers.bbox_pred.bias[0] = STAGES[number][1][0] / 8  # an eighth of the width
+        features, proposals, sizes = inputs()
+        found = three(features, proposals, sizes)[0]
+    moved = proposals[0].clone()
+    for boxes in seen:
+        torch.testing.assert_close(boxes[0][:, :2], moved[:, :2].clamp(max=60), atol=1e-4, rtol=1e-4)
+        width = moved[:, 2] - moved[:, 0]
+        moved = torch.stack([moved[:, 0] + width / 8, moved[:, 1], moved[:, 2] + width / 8, moved[:, 3]], dim=1)
+        moved[:, 0::2] = moved[:, 0::2].clamp(0, 60)
+        moved[:, 1::2] = moved[:, 1::2].clamp(0, 48)
+    expected = scores.softmax(dim=1).mean(dim=0)
+    for label in (1, 2):
+        assert torch.allclose(found[0]["scores"][found[0]["labels"] == label], expected[label], atol=1e-5)
+
+
+class Watched(torch.nn.Module):
+    def __init__(self, pool: torch.nn.Module, seen: list[list[Tensor]]) -> None:
+        super().__init__()
+        self.pool, self.seen = pool, seen
+
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
+        self.seen.append([own.clone() for own in boxes])
+        return self.pool(features, boxes, sizes)
+
+
+def test_a_later_stage_asks_for_more_overlap() -> None:
+    iou = [stage.proposal_matcher.high_threshold for stage in cascade().stages]
+    assert iou == [0.5, 0.6, 0.7]
