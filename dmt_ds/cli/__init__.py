@@ -35,6 +35,7 @@ def main(debug: bool) -> None:
 for command in (
     training.pretrain,
     training.finetune,
+    training.detect,
     training.quickstart,
     training.doctor,
     training.config,

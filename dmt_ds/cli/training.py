@@ -58,6 +58,31 @@ def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tu
 
 
 @click.command(
+    short_help="Teach an encoder boxes and masks of objects, on COCO or data like it.",
+    epilog=examples(
+        "dmt-ds detect -e runs/vit_small data.path=/data/coco --dry-run",
+        "torchrun --nproc-per-node 8 -m dmt_ds detect -e runs/vit_small data.path=/data/coco",
+        "torchrun --nproc-per-node 8 -m dmt_ds detect -e runs/vit_base data.path=/data/coco detect.heads=cascade",
+        "dmt-ds detect -e runs/vit_tiny data.path=own data.train_split=train data.val_split=val train.epochs=36",
+    ),
+)
+@click.option("-e", "--encoder", required=True, metavar="SOURCE", help="Encoder to start from.")
+@recipe_option
+@overrides_argument
+@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@click.pass_context
+def detect(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train Mask R-CNN, or Cascade Mask R-CNN, on an encoder, and judge it by COCO's average precision.
+
+    SOURCE is written as for `dmt-ds finetune`. data.path is a folder with annotations/instances_SPLIT.json and the
+    images in SPLIT/, splits being data.train_split and data.val_split; detect.annotations and detect.images say where
+    else they are. Without -c the recipe is detect_coco_mask_rcnn_vit_tiny, _small or _base by width. It runs under
+    torchrun or srun and is resumed as `dmt-ds pretrain` is. `dmt-ds predict` draws what the run finds in other images.
+    """
+    _train(ctx, load_recipe(recipe, overrides, encoder, "detect"), dry_run)
+
+
+@click.command(
     short_help="The whole machine at work on digits, in minutes.",
     epilog=examples("dmt-ds quickstart -o my_quickstart"),
 )

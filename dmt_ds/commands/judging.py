@@ -11,6 +11,7 @@ from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import DataConfig, TeacherConfig
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource
+from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER
 from dmt_ds.downstream.features import Features, extract_features, pixel_features
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
 from dmt_ds.models.teachers import (
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 PIXELS = "pixels"
 """Source of the baseline without encoder."""
-PUBLISHED = {BACKBONE_FOLDER: "encoder", CLASSIFIER_FOLDER: "classifier"}
+PUBLISHED = {BACKBONE_FOLDER: "encoder", CLASSIFIER_FOLDER: "classifier", DETECTOR_FOLDER: "detector"}
 """Folders with a model that a run, and each of its checkpoints, may hold, and what people call the model."""
 
 Encoder = str | TeacherConfig | nn.Module

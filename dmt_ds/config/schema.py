@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.family import check_family, completed, members_by_name
 from dmt_ds.config.methods import (
@@ -21,10 +22,10 @@ from dmt_ds.config.methods import (
 from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Triple, Workers
 from dmt_ds.config.tracking import TrackingConfig
 
-Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify"]
+Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify", "detect"]
 TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
 """The tasks that learn from teachers."""
-ANNOTATED_TASKS: tuple[Task, ...] = ("classify",)
+ANNOTATED_TASKS: tuple[Task, ...] = ("classify", "detect")
 """The tasks that learn what people say of images; what each does: `dmt_ds.commands.annotated_tasks`."""
 
 
@@ -242,7 +243,8 @@ class RunConfig(Section):
     """A whole run: what a recipe and its overrides resolve to."""
 
     task: Task = "dmt"
-    """`dmt` and `tinymim` distil; `mae`, `moco_v3`, `ibot` and `dino` make teachers; `classify` trains with labels."""
+    """`dmt` and `tinymim` distil; `mae`, `moco_v3`, `ibot` and `dino` make teachers; `classify` and `detect`
+    train with labels."""
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run: letters, digits, `.`, `_`, `-`."""
     output_dir: str = "runs/{name}"
@@ -261,6 +263,7 @@ class RunConfig(Section):
     moco_v3: MocoV3Config = MocoV3Config()
     ibot: IbotConfig = IbotConfig()
     classify: ClassifyConfig = ClassifyConfig()
+    detect: DetectConfig = DetectConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,107 @@
+"""Detection through the command: on one and two processes, stopped and gone on with, traced, drawn, and used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests import processes, tiny_run
+from tests.tiny_coco import write_coco
+from tests.tracking.stores import mlflow_client, run_of
+
+pytest.importorskip("pycocotools")
+pytestmark = pytest.mark.distributed
+
+NUM_STEPS, STOP = 6, 3
+NUM_VAL = 5
+"""Odd: two processes have three and two of them."""
+SETTINGS: dict[str, Any] = {
+    "task": "detect",
+    "data": {"source": "folder", "val_split": "val", "num_workers": 0},
+    "augment": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0},
+    "student": {"positions": "learned", "drop_path": 0.1},
+    "detect": {
+        "short_sides": [48, 64],
+        "max_side": 96,
+        "eval_short_side": 64,
+        "neck_width": 16,
+        "head_width": 32,
+        "head_convs": 1,
+        "anchor_sizes": [8, 16, 24, 32, 48],
+        "anchor_samples": 64,
+        "box_samples": 32,
+        "num_proposals": 30,
+        "score_threshold": 0.0,
+        "max_detections": 10,
+    },
+    "optim": {"base_lr": 0.1, "warmup_steps": 2, "layer_decay": 0.75, "clip_grad_norm": 1.0},
+    "train": {
+        "steps": NUM_STEPS,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "log_every_steps": 1,
+        "eval_every_epochs": 2,
+        "deepspeed": "student_zero2_fp32",
+    },
+}
+
+
+def recipe(folder: Path, coco: Path, **tracking: object) -> Path:
+    settings = {**SETTINGS, "output_dir": str(folder / "run"), "tracking": {"system_metrics_seconds": 0, **tracking}}
+    settings["data"] = {**settings["data"], "path": str(coco)}
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "recipe.yaml"
+
+
+def detect(encoder: Path, recipe: Path, *overrides: str) -> list[str]:
+    return ["-m", "dmt_ds", "detect", "-e", str(encoder), "-c", str(recipe), *overrides]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at one go on one process, and one on two that was stopped and went on."""
+    folder = tmp_path_factory.mktemp("detection")
+    coco = write_coco(folder / "coco", num_val=NUM_VAL)
+    encoder = tiny_run.make_teacher(folder / "encoder", seed=0)
+    (encoder / "config.yaml").write_text(yaml.safe_dump({"task": "mae", "tracking": {"enabled": False}}))
+    whole = recipe(folder / "whole", coco)
+    stopped = recipe(folder / "stopped", coco, enabled=False, pictures=False)
+    processes.run(detect(encoder, whole, f"tracking.uri=sqlite:///{folder}/mlflow.db"))
+    processes.run(detect(encoder, stopped, f"train.stop_after_step={STOP}"), processes=2)
+    processes.run(detect(encoder, stopped), processes=2)
+    return folder
+
+
+def test_losses_and_average_precision_are_the_same_on_two_processes_that_were_stopped(folder: Path) -> None:
+    for name in ("train/loss", "train/loss_mask", "train/loss_objectness", "eval/box_ap", "eval/mask_ap50"):
+        whole, stopped = (tiny_run.losses(folder / run / "run", name) for run in ("whole", "stopped"))
+        assert list(stopped) == (list(range(1, NUM_STEPS + 1)) if name.startswith("train") else [4, NUM_STEPS])
+        assert stopped == pytest.approx(whole, rel=1e-3, abs=1e-4)
+
+
+def test_mlflow_has_pictures_and_the_encoders_run_has_the_result(folder: Path) -> None:
+    store = f"sqlite:///{folder}/mlflow.db"
+    run = run_of(store, (folder / "whole/run/tracking/mlflow_run_id").read_text().strip())
+    assert run.data.tags["stage"] == "detect" and run.data.tags["init_from"] == str(folder / "encoder")
+    scores = tiny_run.losses(folder / "whole/run", "eval/mask_ap")
+    assert run.data.metrics["eval/mask_ap_best"] == pytest.approx(max(scores.values()))
+    (told,) = tiny_run.losses(folder / "encoder", "eval/detect_mask_ap").values()
+    assert told == scores[NUM_STEPS]
+    kept = {file.path for file in mlflow_client(store).list_artifacts(run.info.run_id, "pictures")}
+    assert {"pictures/objects.png", "pictures/losses.png"} <= kept
+
+
+def test_the_encoder_and_the_whole_detector_are_published(folder: Path) -> None:
+    run = folder / "whole/run"
+    backbone, detector = (load_file(run / name / "model.safetensors") for name in ("backbone", "detector"))
+    assert all(torch.equal(value, detector[f"vit.{name}"]) for name, value in backbone.items())
+    given = load_file(folder / "encoder/backbone/model.safetensors")
+    assert backbone.keys() == given.keys()
+    assert not torch.equal(backbone["blocks.1.mlp.fc1.weight"], given["blocks.1.mlp.fc1.weight"])
+    described = json.loads((run / "detector/config.json").read_text())
+    assert described["categories"] == [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
