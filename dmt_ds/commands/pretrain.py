@@ -143,7 +143,7 @@ def _surroundings(config: RunConfig, attempt: Attempt, stop: StopRequest, watchd
     view = ProgressView(config.name, total_steps, visible=dist.is_main())
     steps = config.train.profile_steps if dist.is_main() else None
     folder = Path(config.output_dir) / PROFILE_FOLDER
-    profile = StepProfile(steps, total_steps, folder, run.device) if steps else None
+    profile = StepProfile(steps, total_steps, folder, run.device, attempt.step) if steps else None
     return Surroundings(view, stop, watchdog, run.source.name, profile)
 
 

@@ -21,24 +21,33 @@ _COLLECTIVES, _KERNELS = ("gloo:", "nccl:"), ("ncclDevKernel", "ncclKernel")  # 
 
 
 class StepProfile:
-    """Records some updates of this process, once.
+    """Records some updates of this process, once; nothing, and says so, where some of them are done already.
 
     Args:
         steps: the first and the last of them, from 1.
         total_steps: of the run.
+        done: updates that are made already, by what this process goes on from.
         folder: gets `trace.json.gz` (open it in https://ui.perfetto.dev) and `steps.json`.
 
     Raises:
         ConfigError: the run ends before.
     """
 
-    def __init__(self, steps: tuple[int, int], total_steps: int, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, steps: tuple[int, int], total_steps: int, folder: Path, device: torch.device, done: int = 0
+    ) -> None:
         self.folder = folder
         self._first, self._last = steps
         if self._last > total_steps:
             raise ConfigError(
                 f"train.profile_steps [{self._first}, {self._last}] ends behind the run's last step {total_steps}: "
                 f"set train.profile_steps=[{min(self._first, total_steps)},{total_steps}]"
+            )
+        if self._first <= done < total_steps:
+            last = min(total_steps, done + 1 + self._last - self._first)
+            logger.warning(
+                f"train.profile_steps [{self._first}, {self._last}] is not looked at: the run goes on behind step "
+                f"{done}; set train.profile_steps=[{done + 1},{last}]"
             )
         self._device = device
         self._clock = SpanClock(device)

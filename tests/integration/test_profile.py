@@ -44,3 +44,14 @@ def test_steps_behind_the_end_of_the_run_are_refused(tmp_path):
     done = processes.run(tiny_run.pretrain(recipe, "train.profile_steps=[10,15]"), check=False)
     assert done.returncode == 2
     assert "set train.profile_steps=[8,8]" in done.stderr
+
+
+def test_a_run_that_goes_on_behind_the_steps_says_which_it_could_look_at(tmp_path):
+    recipe = tiny_run.write_recipe(tmp_path)
+    stopped = processes.run(tiny_run.pretrain(recipe, "train.stop_after_step=4"))
+    assert "profile_steps" not in stopped.stderr
+    done = processes.run(tiny_run.pretrain(recipe, "train.profile_steps=[3,6]"))
+    warnings = [line for line in done.stderr.splitlines() if "profile_steps" in line]
+    assert len(warnings) == 1
+    assert "[3, 6] is not looked at: the run goes on behind step 4; set train.profile_steps=[5,8]" in warnings[0]
+    assert not (tmp_path / "run" / "profile").exists()
