@@ -14,6 +14,7 @@ from dmt_ds.planning import memory, schedule
 from dmt_ds.planning.gpus import Gpu, gpu_named
 from dmt_ds.planning.layout import Cluster, Layout, adapter_widths, has_fused_loss, student_size, teacher_sizes
 from dmt_ds.planning.rates import Calibration, Rates, assumed, calibrated
+from dmt_ds.planning.sharding import ShardingCost
 from dmt_ds.planning.traffic import step_traffic
 
 IMAGENET_IMAGES = 1_281_167
@@ -57,6 +58,8 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
     layouts, guesses = _layouts(config, cluster)
     length = plan_length(train, config.optim, machines.num_images)
     rates = [_rates(layout, gpu, machines, is_family=len(layouts) > 1) for layout in layouts]
+    cost = schedule.sharding_cost(layouts[0], cluster, rates[0], batch.micro_batch_size, 1e9 * gpu.memory_gb)
+    layouts, sharding = _sharded(layouts, config.teachers.sharding, cost)
     seconds = schedule.step_time(layouts, cluster, rates, batch.micro_batch_size, batch.grad_accum_steps)
     images_per_second = train.global_batch_size / seconds.total
     hours = length.total_steps * seconds.total / 3600
@@ -91,6 +94,7 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
         "gpu_hours": hours * ranks,
         "loader_cores_per_node": images_per_second / cluster.num_nodes * rates[0].loader_seconds,
         "assumptions": [
+            *sharding,
             *dict.fromkeys(sources),  # each once: a family's students share most
             f"{machines.num_images} images",
             f"the losses are {losses}",
@@ -117,6 +121,15 @@ def _layouts(config: RunConfig, cluster: Cluster) -> tuple[list[Layout], list[st
     return [layout for layout, _ in found], found[0][1]
 
 
+def _sharded(layouts: list[Layout], setting: str, cost: ShardingCost) -> tuple[list[Layout], list[str]]:
+    """With `auto`, teachers as a run would have them that finds these costs; and why, in a line."""
+    if setting != "auto":
+        return layouts, []
+    choice, why = cost.choose()
+    decided = [replace(layout, sharded_teachers=choice == "zero3") for layout in layouts]
+    return decided, [f"teachers.sharding auto -> {choice}: {why}; the run itself decides by rates that it measures"]
+
+
 def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
     train, section = config.train, config.teachers
     batch = plan_batch(train.global_batch_size, train.micro_batch_size, cluster.num_ranks)
@@ -130,7 +143,6 @@ def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
         adapter_widths=adapter_widths(student, config.student, config.distill, teachers),
         teacher_bytes=2 if precision(teacher_json) == "bf16" else 4,
         ds_config=resolve_student(find_ds_config(train.deepspeed), batch, config.optim.clip_grad_norm),
-        # `auto` keeps whole copies in all but rare cases.
         sharded_teachers=section.sharding == "zero3",
         shard_ranks=shard_ranks,
         fused_loss=config.task == "dmt" and has_fused_loss(config.distill),

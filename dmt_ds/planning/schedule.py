@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from dmt_ds.planning.layout import Cluster, Layout
 from dmt_ds.planning.rates import Rates
+from dmt_ds.planning.sharding import ShardingCost
 from dmt_ds.planning.traffic import step_traffic
-from dmt_ds.planning.vit_cost import linear_training_flops
+from dmt_ds.planning.vit_cost import linear_training_flops, ring_bytes
 
 WRITTEN_LOSS_BYTES_MOVED = 297
 """A number of the target: what both losses, written out in torch, read and write (counted in the dispatcher)."""
@@ -57,11 +58,9 @@ def step_time(
     teachers = images * teacher_flops(first) / speed.teacher_flops
     students = sum(student_flops(layout) / own.student_flops for layout, own in zip(layouts, rates, strict=True))
     traffic = step_traffic(layouts, cluster, grad_accum_steps)
-    # A ring over several nodes leaves each of them over one edge, and so through its network once.
-    across = min(speed.link_bytes, speed.network_bytes)
-    link = across if cluster.num_nodes > 1 else speed.link_bytes
-    shard_link = across if first.shard_ranks > cluster.gpus_per_node else speed.link_bytes
-    exposed = max(0.0, traffic.teachers / shard_link - teachers) + (traffic.gradient + traffic.weights) / link
+    beyond_teachers = traffic.teachers / _ring_bytes_per_second(first.shard_ranks, cluster, speed) - teachers
+    link = _ring_bytes_per_second(cluster.num_ranks, cluster, speed)
+    exposed = max(0.0, beyond_teachers) + (traffic.gradient + traffic.weights) / link
     updated = sum(layout.trained_parameters / (cluster.num_ranks if layout.zero_stage else 1) for layout in layouts)
     return StepTime(
         teachers=teachers,
@@ -70,6 +69,29 @@ def step_time(
         optimizer=OPTIMIZER_BYTES_MOVED * updated / speed.memory_bytes,
         communication=exposed,
     )
+
+
+def sharding_cost(layout: Layout, cluster: Cluster, rates: Rates, micro_batch_size: int, memory: float) -> ShardingCost:
+    """What `teachers.sharding: auto` weighs.
+
+    Args:
+        memory: of a GPU, in bytes.
+    """
+    gathered = ring_bytes(layout.teacher_copy_bytes, layout.shard_ranks)
+    return ShardingCost(
+        layout.shard_ranks,
+        layout.teacher_copy_bytes,
+        memory,
+        gather_seconds=gathered / _ring_bytes_per_second(layout.shard_ranks, cluster, rates),
+        forward_seconds=micro_batch_size * teacher_flops(layout) / rates.teacher_flops,
+        rates="planned",
+    )
+
+
+def _ring_bytes_per_second(num_ranks: int, cluster: Cluster, rates: Rates) -> float:
+    """A ring over several nodes leaves each of them over one edge, and so through its network once."""
+    within = num_ranks <= cluster.gpus_per_node
+    return rates.link_bytes if within else min(rates.link_bytes, rates.network_bytes)
 
 
 def _loss_bytes_moved(layout: Layout) -> int:

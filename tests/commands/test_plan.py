@@ -41,6 +41,31 @@ def test_cut_teachers_take_a_share_of_the_memory_and_send_what_whole_ones_do_not
     assert cut["step_bytes_sent"]["teachers"] == pytest.approx(cut["grad_accum_steps"] * copies * 7 / 8)
 
 
+LARGE = ("teachers.models.huge.source=vit_huge", "teachers.models.giant.source=vit_giant", "--gpu", "rtx3090")
+
+
+@pytest.mark.parametrize(
+    ("machines", "choice", "reason"),
+    [
+        (("--gpus-per-node", "8", "--gpu", "h200"), "replicate", "memory is no reason to cut"),
+        (("--gpus-per-node", "1", *LARGE), "replicate", "there is one rank"),
+        (("--gpus-per-node", "8", *LARGE), "zero3", "hides behind the arithmetic"),
+        (
+            ("--gpus-per-node", "8", *LARGE, "train.micro_batch_size=1", "train.global_batch_size=8"),
+            "replicate",
+            "does not hide",
+        ),
+    ],
+)
+def test_auto_is_planned_as_a_run_decides_it_and_says_why(machines: tuple[str, ...], choice: str, reason: str) -> None:
+    auto, chosen = (plan("-c", "vit_base", *machines, f"teachers.sharding={way}") for way in ("auto", choice))
+    (line,) = (line for line in auto["assumptions"] if line.startswith("teachers.sharding"))
+    assert line.startswith(f"teachers.sharding auto -> {choice}: whole copies take ") and reason in line
+    assert "planned rates" in line or reason == "there is one rank"
+    auto["assumptions"].remove(line)
+    assert auto == chosen
+
+
 def test_a_fused_loss_takes_less_memory_and_time_than_a_written_one() -> None:
     fused, written = (plan("-c", "vit_tiny", f"distill.kernel={kernel}") for kernel in ("auto", "eager"))
     of_loss = "targets and loss"

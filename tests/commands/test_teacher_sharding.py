@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmt_ds.commands.teacher_sharding import ShardingCost
+from dmt_ds.planning.sharding import ShardingCost
 
 GIB = 2**30
 
