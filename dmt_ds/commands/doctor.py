@@ -32,6 +32,7 @@ from dmt_ds.errors import DataError, DmtError, TrackingError
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_encoder, load_teacher
+from dmt_ds.tracking.environment import code_fingerprint
 
 BYTES_A_PARAMETER = 16
 """In a checkpoint: bf16 or float32 weights, float32 master, two moments."""
@@ -258,8 +259,9 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         yield Finding("ok", "", "none: the run starts afresh")
         return
     if config.train.resume == "never":
-        message = f"{checkpoint.folder} is there and train.resume is 'never': choose another output_dir"
-        yield Finding("fail", "", message)
+        yield Finding(
+            "fail", "", f"{checkpoint.folder} is there and train.resume is 'never': choose another output_dir"
+        )
         return
     teachers_are_missing = config.task in TEACHER_TASKS and len(patient.teachers) < len(config.teachers.used())
     if patient.ds_config is None or patient.source is None or patient.parameters is None or teachers_are_missing:
@@ -278,11 +280,10 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         teachers={name: record.sha256 or "unknown" for name, record in sources.items()},
         data_fingerprint=patient.source.fingerprint,
         parameters=patient.parameters,
+        code=code_fingerprint(),
     )
     refuse_another_run(checkpoint, now)
-    moved = (
-        "" if saved.world_size == now.world_size else f", converted from {saved.world_size} to {now.world_size} ranks"
-    )
+    moved = f", converted from {saved.world_size} to {patient.ranks} ranks" if saved.world_size != patient.ranks else ""
     yield Finding("ok", "", f"goes on from {checkpoint.folder} (step {saved.step}{moved})")
 
 

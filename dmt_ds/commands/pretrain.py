@@ -17,7 +17,7 @@ from dmt_ds.config.deepspeed import precision
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
-from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine import determinism, dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
@@ -42,6 +42,8 @@ def run(config: RunConfig) -> int:
     """Train on all ranks; 0 when finished, or stopped after a save."""
     stop = StopRequest().install()
     hang = config.train.hang_timeout_seconds
+    if config.train.deterministic:
+        determinism.switch_on()
     device = ds_engine.start(hang + GROUP_SLACK_SECONDS)
     peers = Peers()
     watchdog = Watchdog(hang, dist.rank(), peers).start()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import torch
 
@@ -15,7 +16,8 @@ from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
 from dmt_ds.engine.fence import Fence
-from dmt_ds.tracking.environment import environment_record, environment_tags
+from dmt_ds.errors import CheckpointError
+from dmt_ds.tracking.environment import code_fingerprint, environment_record, environment_tags
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import Tracker
 
@@ -32,6 +34,7 @@ def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) 
         teachers={name: record.sha256 or "unknown" for name, record in built.sources.items()},
         data_fingerprint=run.source.fingerprint,
         parameters=built.parameters,
+        code=code_fingerprint(),
         mlflow_run_id=mlflow_run_id,
     )
 
@@ -54,10 +57,22 @@ def open_record(run: Run, built: BuiltTask, resume: ResumePlan | None, fence: Fe
         "environment.json": environment_record(),
     }
     for name, content in described.items():
-        (run.folder / name).write_text(json.dumps(content, indent=1))
+        write_text(run.folder / name, json.dumps(content, indent=1))
         tracker.log_artifact(run.folder / name)
     tracker.log_artifact(run.folder / "config.yaml")
     return tracker
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file of a run's folder.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder can't be written.
+    """
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be written ({error.strerror}): make room, or set output_dir") from error
 
 
 def _tags(run: Run, built: BuiltTask) -> dict[str, str]:

@@ -68,25 +68,43 @@ def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) ->
 
 
 def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
-    """Compare recipe, teachers, data, engine and parameters with those of the checkpoint.
+    """Compare recipe, teachers, data, code, engine and parameters with those of the checkpoint.
 
     Raises:
-        CheckpointError: one line a difference.
+        CheckpointError: one line a difference that train.accept_changes does not name.
     """
-    saved = checkpoint.state
-    lines = differences(flatten_tree(in_todays_settings(saved.config)), flatten_tree(now.config))
-    lines += [
-        f"teacher {name}: weights sha256 {_short(saved.teachers.get(name))} -> {_short(now.teachers.get(name))}"
+    accepted = now.config.get("train", {}).get("accept_changes", ())
+    found = _differences(checkpoint.state, now)
+    for kind, line in found:
+        if kind in accepted:
+            logger.warning("%s: goes on though it is of another run (accepted): %s", checkpoint.folder, line)
+    refused = [(kind, line) for kind, line in found if kind not in accepted]
+    if not refused:
+        return
+    kinds = list(dict.fromkeys(kind for kind, _ in refused))
+    accept = "" if "engine" in kinds else f", or accept it by train.accept_changes=[{','.join([*accepted, *kinds])}]"
+    head = f"{checkpoint.folder}: is of another run (saved -> now); choose another output_dir{accept}, or go back to:"
+    raise CheckpointError("\n".join([head, *(line for _, line in refused)]))
+
+
+def _differences(saved: RunState, now: RunState) -> list[tuple[str, str]]:
+    """(what train.accept_changes calls it, or `engine` for what no run can go on with; one line) each."""
+    settings = differences(flatten_tree(in_todays_settings(saved.config)), flatten_tree(now.config))
+    found = [("recipe", line) for line in settings]
+    found += [
+        ("teachers", f"teacher {name}: weights sha256 {_short(before)} -> {_short(after)}")
         for name in sorted({*saved.teachers, *now.teachers})
-        if saved.teachers.get(name) != now.teachers.get(name)
+        if (before := saved.teachers.get(name)) != (after := now.teachers.get(name))
     ]
     for what in ("data_fingerprint", "precision", "zero_stage", "parameters"):
         before, after = getattr(saved, what), getattr(now, what)
         if before != after:
-            lines.append(f"{what}: {_short(before)} -> {_short(after)}")
-    if lines:
-        head = f"{checkpoint.folder}: is of another run (saved -> now); choose another output_dir, or go back to:"
-        raise CheckpointError("\n".join([head, *lines]))
+            kind = "data" if what == "data_fingerprint" else "engine"
+            found.append((kind, f"{what}: {_short(before)} -> {_short(after)}"))
+    if saved.code and (others := sorted(dict(saved.code.items() ^ now.code.items()))):
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        found.append(("code", f"code: {', '.join(others[:4])}{more} of dmt_ds differ"))
+    return found
 
 
 def in_todays_settings(saved: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,6 +25,8 @@ MAY_CHANGE: dict[str, str] = {
     "train.stop_after_step": "says where to end",
     "train.hang_timeout_seconds": "only looks at the run",
     "train.resume": "says how to start",
+    "train.accept_changes": "says how to start",
+    "train.deterministic": "the same mathematics, other kernels",
     "distill.kernel": "the same mathematics, other kernels",
     "train.compile": "the same mathematics, other kernels",
     "tracking": "only looks at the run",

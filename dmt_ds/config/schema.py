@@ -207,12 +207,16 @@ class TrainConfig(Section):
     """Complete checkpoints that stay on disk."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest complete checkpoint of output_dir; `never` refuses to start where there is one."""
+    accept_changes: tuple[Literal["code", "recipe", "teachers", "data"], ...] = ()
+    """A restart with other code, settings, teachers or data is refused with the difference, but for what is named."""
     stop_after_step: Count | None = None
     """This start ends, saved, after so many steps of the run, whose schedule stays: for runs in slices."""
     hang_timeout_seconds: Positive = 1800.0
     """A rank that makes no step for so long dumps all stacks and ends the job."""
     compile: bool = False
     """torch.compile the student (CUDA)."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time, or an error that names the one that can't; slower on CUDA."""
     profile_steps: tuple[Count, Count] | None = None
     """First and last update that rank 0 looks at closely: a trace and a table of where the time went, in `profile/`."""
 

@@ -37,6 +37,8 @@ class RunState:
     data_fingerprint: str = ""
     parameters: str = ""
     """Hash of the trained parameters' names and shapes."""
+    code: dict[str, str] = field(default_factory=dict)
+    """File of the package that makes losses -> hash; empty in checkpoints of early versions."""
     mlflow_run_id: str | None = None
 
 

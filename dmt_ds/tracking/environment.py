@@ -1,13 +1,16 @@
 """What a run ran on: commit, SLURM job, versions, devices; imports torch only when asked, and knows no tracker."""
 
+import hashlib
 import importlib.metadata
 import platform
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
+_LEARNING = ("data", "distill", "downstream", "engine", "methods", "models")
 _SLURM_TAGS = {
     "SLURM_JOB_ID": "slurm.job_id",
     "SLURM_ARRAY_JOB_ID": "slurm.array_job_id",
@@ -44,6 +47,17 @@ def environment_record() -> dict[str, object]:
         "deepspeed": _version("deepspeed"),
         "mlflow": _version("mlflow"),
         "packages": _packages(),
+    }
+
+
+@cache
+def code_fingerprint() -> dict[str, str]:
+    """File of this package -> hash, of all that what is learned depends on: not of commands, record and planning."""
+    package = Path(__file__).resolve().parents[1]
+    files = [package / "sample_rng.py", *(file for area in _LEARNING for file in (package / area).rglob("*.py"))]
+    return {
+        file.relative_to(package).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        for file in sorted(files)
     }
 
 

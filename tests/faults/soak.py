@@ -271,6 +271,7 @@ def main() -> None:
     words.add_argument("--out", type=Path, required=True, help="JSON of figures")
     words.add_argument("--folder", type=Path, help="kept; else a temporary one")
     asked = words.parse_args()
+    os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     os.nice(10)
     with suppress(PermissionError):
         os.setsid()
