@@ -3,6 +3,7 @@
 A `DmtError` becomes lines on stderr and an exit code, never a traceback; anything else is our bug and keeps its own.
 """
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ from dmt_ds.redact import masked
 
 if TYPE_CHECKING:
     from dmt_ds.config.schema import RunConfig, Task
+
+
+_NAMELESS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "a file of the run's folder can't be written")
+"""What the kernel says of a write without the file's name."""
 
 
 class CarefulGroup(click.Group):
@@ -28,9 +33,10 @@ class CarefulGroup(click.Group):
         try:
             return super().invoke(ctx)
         except OSError as error:
-            if ctx.params["debug"] or error.filename is None:
+            where = error.filename or _NAMELESS.get(error.errno or 0)
+            if ctx.params["debug"] or where is None:
                 raise
-            click.echo(masked(f"dmt-ds: error: {error.filename}: {error.strerror}"), err=True)
+            click.echo(masked(f"dmt-ds: error: {where}: {error.strerror}"), err=True)
             raise click.exceptions.Exit(2) from None
         except DmtError as error:
             if ctx.params["debug"]:

@@ -1,6 +1,7 @@
 """A run before anything large is built: its batch, length, images and DeepSpeed JSON, from its recipe."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -107,7 +108,16 @@ def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:
     open_images(config)
 
 
+class _LogFile(logging.FileHandler):
+    """A full disk costs lines of the log; it does not print a page of traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Nothing where the disk takes none: the run's points and the terminal say the same."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def _log_to_file(path: Path) -> None:
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("dmt_ds").addHandler(handler)

@@ -25,15 +25,24 @@ class Fence:
 
     @classmethod
     def claim(cls, folder: Path, environ: Mapping[str, str] = os.environ) -> "Fence":
-        """Take the folder over from whoever has it."""
+        """Take the folder over from whoever has it.
+
+        Raises:
+            CheckpointError: it can't be written.
+        """
         last = _read(folder / CLAIM).get("number")
         fence = cls(folder, last + 1 if isinstance(last, int) else 1, secrets.token_hex(8))
         owner = f"{socket.gethostname()} pid {os.getpid()}"
         if "SLURM_JOB_ID" in environ:
             owner += f", job {environ['SLURM_JOB_ID']} restart {environ.get('SLURM_RESTART_COUNT', '0')}"
         partial = folder / f".{CLAIM}.{fence._token}"
-        partial.write_text(json.dumps({"number": fence.number, "owner": owner, "token": fence._token}))
-        os.replace(partial, fence._file)
+        try:
+            partial.write_text(json.dumps({"number": fence.number, "owner": owner, "token": fence._token}))
+            os.replace(partial, fence._file)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: can't be taken over ({error.strerror}): make room, or set output_dir to a folder of yours"
+            ) from error
         return fence
 
     def holds(self) -> bool:
