@@ -69,10 +69,24 @@ def open_store(store: StoreUri, experiment: str) -> tuple["MlflowClient", str]:
 
 @contextmanager
 def opening(store: StoreUri) -> Iterator[None]:
-    """One at a time: two first users of an SQLite file that both make its tables leave it broken for good."""
+    """One at a time: two first users of an SQLite file that both make its tables would leave it broken for good."""
     lock = FileLock(Path(f"{store.database}.lock")) if store.database else nullcontext()
     with _OPENING, lock:
+        if store.database is not None and not (store.database.exists() and store.database.stat().st_size):
+            _make_database(store.uri, store.database)
         yield
+
+
+def _make_database(uri: str, database: Path) -> None:
+    """The tables of a new store, whole or not at all: MLflow goes on with none that a kill has left half made."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    unfinished = database.with_name(f".{database.name}.part")
+    unfinished.unlink(missing_ok=True)
+    store = SqlAlchemyStore(uri.replace(str(database), str(unfinished)), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    store.engine.dispose()
+    os.replace(unfinished, database)
 
 
 def open_run(store: StoreUri, experiment: str, spool: Spool, parent: str | None = None) -> "MlflowRun":

@@ -1,0 +1,151 @@
+"""A tracking server that answers 500, hangs, or takes points without a word; an SQLite file that another one holds."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store
+from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
+
+PASSWORD = "correct-horse-battery"
+
+
+class Unreliable:
+    """Stands between a run and a real server; `mood` says what becomes of each request."""
+
+    def __init__(self, target: int) -> None:
+        self.mood = "well"
+        self.moods: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                outer.moods.append(mood := outer.mood)
+                if mood == "hangs":
+                    time.sleep(4)
+                if mood in ("hangs", "answers 500"):
+                    self.send_error(500)
+                    return
+                kept = {name: self.headers[name] for name in ("Content-Type", "Authorization") if name in self.headers}
+                upstream = HTTPConnection("127.0.0.1", target, timeout=60)
+                upstream.request(self.command, self.path, body, kept)
+                reply = upstream.getresponse()
+                content = reply.read()
+                if mood == "takes and is silent":  # what was sent has arrived, and nobody is told
+                    self.close_connection = True
+                    return
+                self.send_response(reply.status)
+                self.send_header("Content-Type", reply.headers.get("Content-Type", "application/json"))
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_PATCH = answer  # noqa: N815
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize("first", ["answers 500", "hangs", "takes and is silent"])
+def test_every_point_arrives_once_whatever_the_server_does(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    between = Unreliable(server.port)
+    between.mood = first  # from the very first request: the run itself may be made without an answer
+    uri = f"http://me:{PASSWORD}@{between.address}"
+    tracker = MlflowTracker(settings(uri, experiment=first), tmp_path / "run", "run", None)
+    longest, step = 0.0, 0
+    for mood in (first, "well", "takes and is silent", "well", first, "well"):
+        between.mood, asked = mood, len(between.moods)
+        for _ in range(20):
+            start = time.perf_counter()
+            tracker.log_metrics({"train/loss": 1 / (1 + step)}, step)
+            longest, step = max(longest, time.perf_counter() - start), step + 1
+        wait_until(lambda asked=asked: len(between.moods) > asked)  # the shipper has met this mood
+    tracker.finish("FINISHED")
+    between.close()
+    client = mlflow_client(server.uri)
+    experiment = client.get_experiment_by_name(first)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert curve(server.uri, run.info.run_id) == [(step, 1 / (1 + step)) for step in range(120)]
+    assert run_of(server.uri, tracker).info.status == "FINISHED"
+    assert longest < 0.5  # training never waits for it
+    kept = [path.read_text(errors="replace") for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not any(PASSWORD in text for text in [*kept, str(run.to_dictionary())])
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Another process's view: the whole file is held by a writer that does not end."""
+    writer = sqlite3.connect(database, timeout=30, isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        writer.execute("ROLLBACK")
+        writer.close()
+
+
+def test_every_point_arrives_once_though_another_writer_holds_the_file(empty_database: Path, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(empty_database.read_bytes())
+    uri = f"sqlite:///{database}"
+    tracker = MlflowTracker(settings(uri), tmp_path / "run", "run", None)
+    tracker.log_metrics({"train/loss": 1.0}, 0)
+    wait_until(lambda: tracker.run_id is not None and len(curve(uri, tracker.run_id)) == 1)
+    longest = 0.0
+    with locked(database):
+        for step in range(1, 101):
+            start = time.perf_counter()
+            tracker.log_metrics({"train/loss": 1 / (1 + step)}, step)
+            longest = max(longest, time.perf_counter() - start)
+        time.sleep(8)  # SQLite itself waits for 5 s
+    tracker.finish("FINISHED")
+    assert curve(uri, tracker.run_id) == [(step, 1 / (1 + step)) for step in range(101)]
+    assert longest < 0.5
+
+
+def open_new_store(uri: str, folder: str) -> None:
+    check_store(settings(uri), Path(folder))
+
+
+def test_a_kill_while_the_first_run_makes_the_tables_leaves_a_store_that_works(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{database}"
+    for wait in (0.1, 0.4):
+        maker = FORKSERVER.Process(target=open_new_store, args=(uri, str(tmp_path / "run")))
+        maker.start()
+        wait_until(lambda: (tmp_path / ".mlflow.db.part").exists())
+        time.sleep(wait)
+        maker.kill()
+        maker.join()
+        assert not database.exists()
+    assert "answers" in check_store(settings(uri), tmp_path / "run")
+    assert not (tmp_path / ".mlflow.db.part").exists()
