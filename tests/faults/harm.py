@@ -4,6 +4,7 @@ import resource
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 
 def limit_memory(rank: int, of_rank: int, mark: str, more_mib: int) -> None:
@@ -19,3 +20,17 @@ def limit_memory(rank: int, of_rank: int, mark: str, more_mib: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def disturb_loss(rank: int, of_rank: int, at_step: int, factor: float) -> None:
+    """In one step the rank's loss is so many times as large; NaN and infinity are numbers too."""
+    from dmt_ds.methods.dmt import DmtTask
+
+    plain = DmtTask.losses
+
+    def losses(task: Any, model: Any, batch: Any, progress: Any, diagnose: bool) -> Any:
+        found = plain(task, model, batch, progress, diagnose)
+        return found._replace(loss=found.loss * factor) if progress.step + 1 == at_step else found
+
+    if rank == of_rank:
+        DmtTask.losses = losses  # type: ignore[method-assign]
