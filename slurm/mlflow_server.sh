@@ -39,6 +39,7 @@ store=${1:-runs/mlflow.db}
 if [[ $store != *://* || $store == sqlite:///* ]]; then
     database=$(realpath -m -- "${store#sqlite:///}")
     folder=$(dirname "$database")
+    [[ $database != *[[:cntrl:]]* ]] || die "the store's path holds a line break or the like; name another one"
     mkdir -p "$folder" || die "$folder: can't be made; name a file in a folder of yours"
     store=sqlite:///$database
     case $(stat -f -c %T "$folder") in
@@ -89,7 +90,7 @@ write_auth_settings() {
     (
         umask 077
         : >>"$folder/mlflow_auth.db" # names and hashes of passwords
-        printf '%s\n' '[mlflow]' 'default_permission = READ' "database_uri = sqlite:///$folder/mlflow_auth.db" \
+        printf '%s\n' '[mlflow]' 'default_permission = READ' "database_uri = sqlite:///${folder//%/%%}/mlflow_auth.db" \
             'authorization_function = mlflow.server.auth:authenticate_request_basic_auth' >"$MLFLOW_AUTH_CONFIG_PATH"
     )
 }

@@ -96,6 +96,18 @@ class Launched:
             time.sleep(0.05)
         return [code for code in codes if code is not None]
 
+    def end_as_a_launcher_does(self, grace_seconds: float) -> bool:
+        """Kill what still lives so long after the first rank has ended; whether there was nothing to kill."""
+        deadline = None
+        while None in (codes := self.codes()):
+            if deadline is None and any(code is not None for code in codes):
+                deadline = time.monotonic() + grace_seconds
+            if deadline is not None and time.monotonic() > deadline:
+                self.kill()
+                return False
+            time.sleep(0.05)
+        return True
+
     def kill(self) -> None:
         """End what still lives."""
         for pid, code in zip(self.pids, self.codes(), strict=True):

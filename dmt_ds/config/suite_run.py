@@ -114,9 +114,10 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def _written(value: Any) -> str:
-    """As plain as the reader of overrides takes it back."""
+    """As plain as the reader of overrides takes it back, on one line: an array's task gets its words line by line."""
     if isinstance(value, str) and value:
         with suppress(ConfigError):
             if parse_value(value, "suite") == value:
                 return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()
+    return text if "\n" not in text else yaml.safe_dump(value, default_style='"', width=10**6).strip()

@@ -14,7 +14,7 @@ from tests import processes, tiny_run
 from tests.processes import Launched
 
 WORLD = 2
-ENDS_BY_ITSELF_SECONDS = 60.0
+ENDS_BY_ITSELF_SECONDS = 40.0
 HANG_SECONDS = 8.0
 
 
@@ -30,6 +30,8 @@ class Round:
     saved_after: int
     seconds: float
     """From the harm until all ranks had ended."""
+    ended_alone: bool
+    """Whether nobody had to end the ranks that were left: while they still look for each other, a launcher does."""
 
     @property
     def went_back(self) -> bool:
@@ -83,8 +85,9 @@ class Lane:
             self._wait_for_moment(lines, ranks)
             moment, began = self.moment(lines), time.monotonic()
             harm(self, ranks)
-            codes = ranks.wait(ENDS_BY_ITSELF_SECONDS)
-        done = Round(fault, moment, codes, saved, self.saved_step(), time.monotonic() - began)
+            alone = ranks.end_as_a_launcher_does(ENDS_BY_ITSELF_SECONDS)
+            codes, seconds = ranks.wait(), time.monotonic() - began
+        done = Round(fault, moment, codes, saved, self.saved_step(), seconds, alone)
         self.rounds.append(done)
         return done
 

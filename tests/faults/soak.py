@@ -200,6 +200,10 @@ def verdict(lane: Lane, twin: Lane, uri: str, experiment: str = "dmt_ds") -> dic
         "each step once in mlflow": in_store == list(range(1, last + 1)),
         "temporary files": lane.temporary_files(),
         "checkpoints went back": sum(done.went_back and "checkpoint" not in done.fault for done in lane.rounds),
+        "ranks that a launcher had to end, all at the start": [
+            sum(not done.ended_alone for done in lane.rounds),
+            all(done.ended_alone or done.moment == "start" for done in lane.rounds),
+        ],
         "seconds until all ranks had ended, longest": round(max(done.seconds for done in lane.rounds), 1),
     }
 
