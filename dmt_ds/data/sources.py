@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,6 +217,10 @@ def _load_files(kind: str, files: list[str]) -> "datasets.Dataset":
     _quiet_in_a_log_file()
     try:
         return datasets.load_dataset(kind, data_files={"rows": files}, split="rows")
+    except pickle.UnpicklingError:
+        raise DataError(
+            f"data.path: {files[0]} holds a PyTorch file that would run a program; it is not read: leave it out"
+        ) from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"data.path: {files[0]} can't be opened as {kind}: {_one_line(error.__cause__ or error)}"

@@ -265,7 +265,10 @@ def _blank_run(memory: _Memory, folder: Path) -> MlflowRun:
 
 
 def _files_below(folder: Path) -> dict[str, Path]:
-    return {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    """Links that lead elsewhere are left out: a folder from elsewhere may hold one to anything."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    root = folder.resolve()
+    return {str(file.relative_to(folder)): file for file in files if file.resolve().is_relative_to(root)}
 
 
 def _check_known(wanted: Sequence[str], known: Sequence[str], where: str) -> None:

@@ -191,7 +191,9 @@ class MlflowRun:
         self._tags.update(named)
 
     def _log_artifact(self, record: Record) -> None:
-        path = self._output_dir / record["path"]
+        path = (self._output_dir / record["path"]).resolve()
+        if not path.is_relative_to(self._output_dir.resolve()):  # a folder from elsewhere may say anything
+            raise ItemRefused(f"{record['path']} lies outside of the run's folder")
         if not path.exists():
             raise ItemRefused(f"{path} is gone")
         for attempt in range(1, _ARTIFACT_ATTEMPTS + 1):

@@ -215,6 +215,8 @@ class _Copy:
         known = store_files(self._client, self._store, copy) if wanted else {}
         new = [path for path, num_bytes in wanted.items() if known.get(path) != num_bytes]
         for path in new:
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ItemRefused(f"file {path}: would leave the folder that it is copied through")
             with TemporaryDirectory() as into:
                 file = run.fetch(path, Path(into))
                 with asking(self._store):

@@ -35,8 +35,8 @@ def copy(stopped: Path, tmp_path: Path) -> list[str]:
     return tiny_run.pretrain(stopped / "recipe.yaml", f"output_dir={tmp_path / 'run'}", "train.stop_after_step=4")
 
 
-def refused(arguments: list[str], **environment: str) -> str:
-    done = processes.run(arguments, check=False, **environment)
+def refused(arguments: list[str], cwd: Path | None = None, **environment: str) -> str:
+    done = processes.run(arguments, check=False, cwd=cwd, **environment)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     return "\n".join(errors(done.stderr))
 
@@ -78,7 +78,7 @@ def test_other_code_is_refused_with_the_name_of_the_file(copy, tmp_path):
         file.write("\n# changed\n")
     with (tmp_path / "dmt_ds" / "cli" / "parts.py").open("a") as file:
         file.write("\n# what commands print does not count\n")
-    text = refused(copy, PYTHONPATH=str(tmp_path))
+    text = refused(copy, tmp_path, PYTHONPATH=str(tmp_path))
     assert "code: distill/losses.py of dmt_ds differ" in text and "train.accept_changes=[code]" in text
 
 
