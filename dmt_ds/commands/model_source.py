@@ -45,6 +45,25 @@ def find_model(text: str) -> ModelSource:
     raise ExportError(f"{text}: there is no model in it; {_WHAT_TO_NAME}")
 
 
+def find_own_form(text: str, name: str) -> Path | None:
+    """The folder of a model that is no model of timm, of a run, a checkpoint, or itself; None where it is not there.
+
+    Args:
+        name: of the folder in a run; the file NAME.json in it describes the model.
+
+    Raises:
+        ExportError: the run has not finished.
+    """
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        return None
+    path = path.resolve()
+    folder = next((found for found in (path / name, path) if (found / f"{name}.json").is_file()), None)
+    if folder is not None and is_run(path):
+        _check_finished(path, text)
+    return folder
+
+
 def _check_finished(run: Path, text: str) -> None:
     """A model from the middle of a run is taken only where it is named: its scores are others."""
     if (run / DONE).exists():

@@ -1,9 +1,7 @@
-"""`dmt-ds predict`: a classifier's labels, or an encoder's features, of a person's own images."""
+"""`dmt-ds predict`: a classifier's labels, an encoder's features, or what denser models say, of a person's images."""
 
 import json
 import logging
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmt_ds.commands.model_source import find_model
+from dmt_ds.commands import predict_objects
+from dmt_ds.commands.model_source import find_model, find_own_form
+from dmt_ds.commands.predict_progress import PredictProgress
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.decode import decode_image
 from dmt_ds.data.files import find_images
 from dmt_ds.data.folder import read_file
 from dmt_ds.data.views import center_crop
+from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER
 from dmt_ds.errors import DataError, ExportError
 from dmt_ds.models.backbone_folder import CONFIG_FILE
 from dmt_ds.models.classifier_folder import CLASSES_FILE
@@ -30,8 +31,9 @@ logger = logging.getLogger(__name__)
 PREDICTIONS_FILE, SHEET_FILE, FEATURES_FILE = "predictions.json", "contact_sheet.png", "features.npz"
 MAX_PICTURED = 48
 """Images on the contact sheet."""
+DENSE = {DETECTOR_FOLDER: predict_objects.run}
+"""Models that say more of an image than its class, by the folder that a run leaves; each writes its own files."""
 _DECODERS = 4
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Model(NamedTuple):
@@ -57,6 +59,7 @@ def run(source: str, paths: Sequence[str], out: Path, top_k: int, batch_size: in
 
     Args:
         source: run, checkpoint, exported folder in timm's form; of encoders also whatever a teacher's `source` may be.
+            Of a run with a model of `DENSE` it is that model that is asked.
         paths: files, and folders of any depth.
         out: folder for what is written: `predictions.json` and `contact_sheet.png`, or `features.npz`.
         top_k: classes to tell of an image.
@@ -71,6 +74,9 @@ def run(source: str, paths: Sequence[str], out: Path, top_k: int, batch_size: in
         WeightsError: the model can't be loaded.
     """
     files = find_images(paths)
+    for name, predict in DENSE.items():
+        if (folder := find_own_form(source, name)) is not None:
+            return predict(folder, source, files, out, device)
     model = _open(source, device)
     wanted = [out / name for name in ((PREDICTIONS_FILE, SHEET_FILE) if model.class_names else (FEATURES_FILE,))]
     for path in wanted:
@@ -136,7 +142,7 @@ def _answers(model: _Model, files: Sequence[str], batch_size: int, unreadable: d
         except DataError as error:
             return str(error).partition("; fetch it again")[0]
 
-    report = _Progress(len(files))
+    report = PredictProgress(len(files))
     rows = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor(_DECODERS) as threads:
         waiting = [threads.submit(read, path) for path in rows[0]]
@@ -202,30 +208,3 @@ def _check_any(images: Any, unreadable: dict[str, str]) -> None:
         raise DataError(
             f"none of {len(unreadable)} images can be read, the first one: {next(iter(unreadable.values()))}"
         )
-
-
-class _Progress:
-    """A bar on a terminal, a line every few seconds in a log."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-        self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="image", dynamic_ncols=True)
-
-    def advance(self, count: int) -> None:
-        """So many images more."""
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif time.monotonic() >= self._next_line:
-            logger.info("%d of %d images", self._done, self._total)
-            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()

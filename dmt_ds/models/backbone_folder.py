@@ -119,8 +119,8 @@ def build_described(folder: Path, config: Mapping[str, Any], **changes: Any) -> 
 
 def needs_dmt_ds(folder: str | Path) -> bool:
     """Whether plain timm refuses the folder: no model of timm, or its last block has other heads than the rest."""
-    model_args = json.loads((Path(folder) / CONFIG_FILE).read_text()).get("model_args")
-    return model_args is None or LAST_HEADS in model_args
+    file = Path(folder) / CONFIG_FILE
+    return not file.is_file() or LAST_HEADS in json.loads(file.read_text())["model_args"]
 
 
 def strictest_licence(licences: Iterable[str | None]) -> str | None:

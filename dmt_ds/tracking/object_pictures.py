@@ -75,7 +75,7 @@ def draw_objects(pictures: Sequence[tuple[str, Pictured]], class_names: Sequence
         axis.set_axis_off()
     for axis, (name, (image, objects)) in zip(cells, pictures, strict=False):
         _draw(axis, image, objects, class_names)
-        axis.set_title(name, fontsize=6.5, color=GREY, parse_math=False)
+        axis.set_title(_printable(name), fontsize=6.5, color=GREY, parse_math=False)
     figure.suptitle(title, fontsize=9, color=GREY)
     save(figure, path)
 
@@ -103,13 +103,17 @@ def _draw(axis: "Axes", image: Tensor, objects: Sequence[PicturedObject], class_
         axis.text(
             x1,
             y1,
-            f"{class_names[thing.label]}{score}",
+            f"{_printable(class_names[thing.label])}{score}",
             fontsize=5,
             color="white",
             va="bottom",
             parse_math=False,
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
         )
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _rgb(label: int) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Detection through the command: on one and two processes, stopped and gone on with, traced, drawn, and used."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,5 +104,36 @@ def test_the_encoder_and_the_whole_detector_are_published(folder: Path) -> None:
     given = load_file(folder / "encoder/backbone/model.safetensors")
     assert backbone.keys() == given.keys()
     assert not torch.equal(backbone["blocks.1.mlp.fc1.weight"], given["blocks.1.mlp.fc1.weight"])
-    described = json.loads((run / "detector/config.json").read_text())
+    described = json.loads((run / "detector/detector.json").read_text())
     assert described["categories"] == [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
+
+
+def test_predict_writes_cocos_results_and_pictures_of_other_images(folder: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(folder / "coco/val", photos)
+    (photos / "0003.png").write_bytes(b"no picture")
+    out = tmp_path / "objects"
+    processes.run(["-m", "dmt_ds", "predict", "-e", str(folder / "whole/run"), str(photos), "-o", str(out)])
+    results = json.loads((out / "predictions.json").read_text())
+    told = json.loads((out / "images.json").read_text())
+    assert [image["id"] for image in told["images"]] == [0, 1, 2, 4]  # what the files are called
+    assert list(told["unreadable"]) == [str(photos / "0003.png")]
+    assert {result["image_id"] for result in results} <= {0, 1, 2, 4} and results
+    for result in results:
+        assert result.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"}
+        assert result["category_id"] in (3, 7) and 0 <= result["score"] <= 1
+    for image in told["images"]:
+        assert (out / image["picture"]).stat().st_size > 1000
+        own = [result for result in results if result["image_id"] == image["id"]]
+        assert all(result["segmentation"]["size"] == [image["height"], image["width"]] for result in own)
+
+
+def test_a_json_that_names_a_missing_file_ends_the_run_before_it_starts(folder: Path, tmp_path: Path) -> None:
+    coco = write_coco(tmp_path / "coco", num_train=2, num_val=2)
+    (coco / "val/0001.png").unlink()
+    settings = recipe(tmp_path, coco, enabled=False, pictures=False)
+    done = processes.run(detect(folder / "encoder", settings), check=False)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
+    assert done.returncode == 2
+    assert "instances_val.json: 1 of 2 images are not in" in line and line.endswith(": 0001.png")
+    assert not (tmp_path / "run/metrics.jsonl").exists()

@@ -1,8 +1,9 @@
 """A detector as a folder: encoder, pyramid and heads, and all that is needed to build them again; knows no run."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +14,14 @@ from dmt_ds.config.section import Triple
 from dmt_ds.data.coco import Category
 from dmt_ds.downstream.detection.detector import Detector
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.backbone_folder import CONFIG_FILE, WEIGHTS_FILE, read_config, write_folder
+from dmt_ds.models.backbone_folder import WEIGHTS_FILE, write_folder
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.weights import tensors_of
 
 DETECTOR_FOLDER = "detector"
 """Of a run, and of each of its checkpoints."""
-ARCHITECTURE = "dmt_ds.detector"
-"""In config.json, where timm's name of an architecture stands in other folders."""
+DETECTOR_FILE = "detector.json"
+"""Says how the model is built, how images are prepared for it, and what its categories are called."""
 
 
 class SavedDetector(NamedTuple):
@@ -30,7 +31,7 @@ class SavedDetector(NamedTuple):
     """In evaluation, on the CPU, in float32."""
     section: DetectConfig
     categories: tuple[Category, ...]
-    interpolation: str
+    interpolation: Literal["bicubic", "bilinear"]
     mean: Triple
     std: Triple
 
@@ -55,10 +56,9 @@ def save_detector(
         categories: by label.
         mean: normalisation that it was trained with.
         std: the same.
-        provenance: kept under the key `dmt_ds` of config.json.
+        provenance: kept under the key `dmt_ds`.
     """
     described = {
-        "architecture": ARCHITECTURE,
         "student": student.model_copy(update={"init_from": None}).model_dump(mode="json"),
         "detect": section.model_dump(mode="json"),
         "image_size": data.image_size,
@@ -68,12 +68,7 @@ def save_detector(
         "categories": [category._asdict() for category in categories],
         "dmt_ds": dict(provenance),
     }
-    write_folder(folder, state, {CONFIG_FILE: described})
-
-
-def is_detector(folder: Path) -> bool:
-    """Whether a folder with a config.json holds a detector, and not another model."""
-    return bool(read_config(folder)["architecture"] == ARCHITECTURE)
+    write_folder(folder, state, {DETECTOR_FILE: described})
 
 
 def load_detector(folder: Path) -> SavedDetector:
@@ -82,16 +77,15 @@ def load_detector(folder: Path) -> SavedDetector:
     Raises:
         WeightsError: a file of it is missing or damaged, or of another version.
     """
-    config = read_config(folder)
     try:
-        student = StudentConfig(**config["student"])
-        section = DetectConfig(**config["detect"])
-        categories = tuple(Category(entry["id"], entry["name"]) for entry in config["categories"])
+        described = json.loads((folder / DETECTOR_FILE).read_text())
+        student, section = StudentConfig(**described["student"]), DetectConfig(**described["detect"])
+        categories = tuple(Category(entry["id"], entry["name"]) for entry in described["categories"])
         with torch.random.fork_rng(devices=()):
-            detector = Detector(build_vit(student, config["image_size"], any_size=True), section, len(categories))
+            detector = Detector(build_vit(student, described["image_size"], any_size=True), section, len(categories))
         detector.load_state_dict(tensors_of(folder / WEIGHTS_FILE), strict=True)
-        told = config["interpolation"], tuple(config["mean"]), tuple(config["std"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        told = described["interpolation"], tuple(described["mean"]), tuple(described["std"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise WeightsError(f"{folder}: holds no detector of this version ({reason}); copy the folder anew") from error
     return SavedDetector(detector.eval(), section, categories, *told)

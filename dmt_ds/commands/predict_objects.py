@@ -1,0 +1,126 @@
+"""`dmt-ds predict` of a detector: COCO's results, and a picture with boxes and masks, of a person's own images."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmt_ds.commands.detect import pictured
+from dmt_ds.commands.predict_progress import PredictProgress
+from dmt_ds.data.augment import normalize
+from dmt_ds.data.coco_library import Result, check_installed
+from dmt_ds.data.decode import decode_image
+from dmt_ds.data.detection_maker import size_of
+from dmt_ds.data.detection_views import Draw, ScaleSpec, padded, scaled_image
+from dmt_ds.data.folder import read_file
+from dmt_ds.downstream.detection.folder import SavedDetector, load_detector
+from dmt_ds.downstream.detection.results import results_of
+from dmt_ds.downstream.detection.task import blank_beyond
+from dmt_ds.errors import DataError, ExportError
+from dmt_ds.tracking.object_pictures import SHOWN_FROM, Pictured, draw_objects
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE, IMAGES_FILE, PICTURES_FOLDER = "predictions.json", "images.json", "pictures"
+
+
+class _Answered(NamedTuple):
+    name: str
+    image_id: int
+    image: Tensor
+    """[3, H, W] uint8."""
+    results: list[Result]
+
+
+def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torch.device) -> list[Path]:
+    """Answer for every image that can be read; those that can't are named in the log and in `images.json`.
+
+    Args:
+        folder: of the detector.
+        source: what the person called it.
+        out: folder for what is written: `predictions.json` in COCO's results format, `images.json` with the ids of
+            images and categories, and `pictures/NUMBER_NAME.png`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError: no image can be read, or pycocotools is not there.
+        ExportError: `out` has predictions already.
+        WeightsError: the model can't be loaded.
+    """
+    check_installed()
+    wanted = [out / name for name in (RESULTS_FILE, IMAGES_FILE, PICTURES_FOLDER)]
+    for path in wanted:
+        if path.exists():
+            raise ExportError(f"{path}: is there already; remove it, or take another folder by -o")
+    saved = load_detector(folder)
+    saved.detector.to(device)
+    results: list[Result] = []
+    images: list[dict[str, Any]] = []
+    unreadable: dict[str, str] = {}
+    for answered in _answers(saved, files, unreadable, device):
+        results += answered.results
+        height, width = size_of(answered.image)
+        picture = f"{PICTURES_FOLDER}/{len(images):06d}_{Path(answered.name).stem}.png"
+        told = {"file_name": answered.name, "height": height, "width": width, "picture": picture}
+        images.append({"id": answered.image_id, **told})
+        _draw(answered, saved, out / picture)
+    if not images:
+        first = next(iter(unreadable.values()))
+        raise DataError(f"none of {len(unreadable)} images can be read, the first one: {first}")
+    categories = [category._asdict() for category in saved.categories]
+    contents = {"model": source, "images": images, "categories": categories, "unreadable": unreadable}
+    wanted[0].write_text(json.dumps(results) + "\n")
+    wanted[1].write_text(json.dumps(contents, indent=1) + "\n")
+    return wanted
+
+
+def image_ids(files: Sequence[str]) -> list[int]:
+    """Ids of images: the numbers that all of them are called, as COCO's own are, else 1, 2, 3, ..."""
+    stems = [Path(name).stem for name in files]
+    if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
+        return [int(stem) for stem in stems]
+    return list(range(1, len(files) + 1))
+
+
+def _answers(
+    saved: SavedDetector, files: Sequence[str], unreadable: dict[str, str], device: torch.device
+) -> Iterator[_Answered]:
+    report = PredictProgress(len(files))
+    for path, image_id in zip(files, image_ids(files), strict=True):
+        try:
+            image = decode_image(read_file(path), path)
+        except DataError as error:
+            unreadable[path] = str(error).partition("; fetch it again")[0]
+            logger.warning("left out: %r: %s", path, unreadable[path].removeprefix(f"{path}: "))
+        else:
+            yield _Answered(path, image_id, image, _found(saved, image, image_id, device))
+        report.advance(1)
+    report.close()
+
+
+@torch.no_grad()
+def _found(saved: SavedDetector, image: Tensor, image_id: int, device: torch.device) -> list[Result]:
+    """What is found in an image [3, H, W] uint8 of any size, looked at as in evaluation."""
+    section = saved.section
+    spec = ScaleSpec((section.eval_short_side,), section.max_side, 0.0, saved.interpolation)
+    scaled = scaled_image(image, spec, Draw(section.eval_short_side, False))
+    size = size_of(scaled)
+    pixels = normalize(padded([scaled], saved.detector.size_multiple).to(device), saved.mean, saved.std)
+    (found,) = saved.detector(blank_beyond(pixels, [size]), torch.zeros(1, dtype=torch.int64, device=device), [size])
+    return results_of(found, size, size_of(image), image_id, [category.id for category in saved.categories])
+
+
+def _draw(answered: _Answered, saved: SavedDetector, path: Path) -> None:
+    """Those objects that are likelier there than not."""
+    labels = {category.id: label for label, category in enumerate(saved.categories)}
+    likely = [result for result in answered.results if result["score"] >= SHOWN_FROM]
+    objects = [pictured(result, labels, *size_of(answered.image)) for result in likely]
+    picture: Pictured = (answered.image, objects)
+    names = [category.name for category in saved.categories]
+    draw_objects([(Path(answered.name).name, picture)], names, path, f"{len(likely)} objects")
