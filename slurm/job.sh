@@ -105,7 +105,7 @@ wait_for_step() {
 }
 
 # ---- Training.
-trainer=pretrain # or finetune
+trainer=pretrain # or finetune, detect
 
 train() {
     local arguments=("$@") settings code=0

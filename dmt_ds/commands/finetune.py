@@ -40,13 +40,13 @@ def resolve(source: str, recipe: str | None, overrides: Sequence[str], task: Tas
         recipe: None takes the shipped one of the encoder's width; for `classify` on the data of the run that `source`
             lies in.
         overrides: KEY=VALUE of the command line.
-        task: with annotations; None takes the recipe's, else `classify`.
+        task: with annotations; None takes that of `task=...` among the overrides, else the recipe's, else `classify`.
 
     Raises:
         ConfigError: the settings don't fit each other.
         WeightsError: the encoder can't be loaded.
     """
-    record, task = load_encoder(source).record, _task_of(recipe, task)
+    record, task = load_encoder(source).record, _task_of(recipe, task or _asked_for(overrides))
     kind = KINDS[task]
     encoder = [f"task={task}", f"student.init_from={_quoted(source)}", *_shape_of(record)]
     if not kind.resizes_positions:
@@ -72,6 +72,12 @@ def _task_of(recipe: str | None, task: Task | None) -> Task:
             f"recipe {recipe}: is of task {of_recipe}, not {task}: take another recipe, or another command"
         )
     return task or of_recipe or "classify"
+
+
+def _asked_for(overrides: Sequence[str]) -> Task | None:
+    """What the command line says: so a job's script has `config` and `doctor` look at the run that it will train."""
+    said = [value.strip() for key, _, value in (text.partition("=") for text in overrides) if key.strip() == "task"]
+    return next((known for known in ANNOTATED_TASKS if said and known == said[-1]), None)
 
 
 def name_of(source: str) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from dmt_ds.commands.annotated_tasks import KINDS, kind_of
-from dmt_ds.commands.finetune import _task_of
+from dmt_ds.commands.finetune import _asked_for, _task_of
 from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.config.load import find_recipe, load_config
 from dmt_ds.config.schema import ANNOTATED_TASKS, RunConfig
@@ -33,6 +33,11 @@ def test_the_task_is_the_one_asked_for_or_else_the_recipes_or_classification() -
     assert _task_of(None, None) == "classify"
     assert _task_of("linear_probe", None) == "classify"
     assert _task_of("vit_tiny", "classify") == "classify"
+
+
+def test_a_task_among_the_overrides_is_asked_for_as_a_jobs_script_does() -> None:
+    assert _asked_for(["data.path=x", "task=detect"]) == "detect"
+    assert _asked_for(["data.path=x"]) is None and _asked_for(["task=mae"]) is None
 
 
 def test_a_recipe_of_another_task_with_annotations_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

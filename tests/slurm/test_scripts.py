@@ -14,6 +14,7 @@ TRAINING = [
     "pretrain_vit_b.sh",
     "pretrain_family.sh",
     "finetune_imagenet.sh",
+    "detect_coco.sh",
     "make_teacher.sh",
     "sweep.sh",
     "suite.sh",
