@@ -85,7 +85,7 @@ class Detection(AnnotatedKind[DetectionTask, CocoImages]):
 
     def judge(self, task: DetectionTask, images: CocoImages, scene: Scene) -> "DetectionJudge":
         """By COCO's average precision."""
-        return DetectionJudge(task, images.test, scene)
+        return DetectionJudge(task, images, scene)
 
     def save(
         self,
@@ -123,12 +123,17 @@ class DetectionJudge:
     """Judges a detector on the validation images, while it trains and at the end; all ranks call all of it.
 
     Attributes:
-        images: the validation split.
+        all_images: both splits.
     """
 
     task: DetectionTask
-    images: CocoSource
+    all_images: CocoImages
     scene: Scene
+
+    @property
+    def images(self) -> CocoSource:
+        """What is judged on."""
+        return self.all_images.test
 
     def look_at_images(self) -> None:
         """Name categories without objects; decode each validation image once, so that a broken one is known in time.
@@ -136,6 +141,8 @@ class DetectionJudge:
         Raises:
             DataError: one can't be read.
         """
+        for line in self.all_images.train.unseen_categories() if dist.is_main() else ():
+            logger.warning("%s", line)
         for _ in self._batches("looking at the validation images"):
             pass
 

@@ -94,7 +94,9 @@ def _draw(axis: "Axes", image: Tensor, objects: Sequence[PicturedObject], class_
     from matplotlib.patches import Rectangle
 
     axis.set_axis_off()
-    axis.imshow(masked(image, objects).permute(1, 2, 0).numpy(), interpolation="nearest")
+    _, height, width = image.shape  # a box's corners are edges of pixels, not their middles
+    pixels = masked(image, objects).permute(1, 2, 0).numpy()
+    axis.imshow(pixels, interpolation="nearest", extent=(0, width, height, 0))
     for thing in objects:
         x1, y1, x2, y2 = thing.box
         colour = PALETTE[thing.label % len(PALETTE)]
