@@ -198,7 +198,7 @@ def open_coco(
 
 @lru_cache(maxsize=2)
 def _read_once(annotations: Path, images: Path, max_images: int | None, masks: bool, changed: int) -> CocoSource:
-    """COCO's own JSON takes a process half a minute: a run that opens its splits again has them."""
+    """COCO's own JSON takes a process most of a minute: a run that opens its splits again has them."""
     return CocoSource(annotations, images, max_images, masks)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
 
 from dmt_ds.config.detection import DetectConfig
 from dmt_ds.downstream.detection.cascade import LOSS_WEIGHTS, STAGES, CascadeHeads
@@ -36,7 +37,9 @@ class Detector(nn.Module):
         self.section = section
         self.pyramid = FeaturePyramid(shape.embed_dim, section.neck_width)
         self.rpn = build_rpn(section)
-        self.roi_heads = _build_heads(section, num_categories + 1, shape.patch_size // 4)
+        stages = _build_stages(section, num_categories + 1, shape.patch_size // 4)
+        self.roi_heads = CascadeHeads(stages, LOSS_WEIGHTS) if section.heads == "cascade" else stages[0]
+        self._samplers: list[SeededSampler] = [part.fg_bg_sampler for part in (self.rpn, *stages)]
         self.size_multiple = size_multiple(shape.patch_size)
 
     def forward(
@@ -58,8 +61,7 @@ class Detector(nn.Module):
             In training name -> scalar float32; else of each image `boxes`, `labels` (from 1), `scores`, and `masks`
             [n, 1, 28, 28] in 0..1, which are of the boxes.
         """
-        for module in (self.rpn, *getattr(self.roi_heads, "stages", [self.roi_heads])):
-            sampler: SeededSampler = module.fg_bg_sampler
+        for sampler in self._samplers:
             sampler.seeds = seeds
         section, kind = self.section, next(self.vit.parameters()).dtype
         with drop_path_seeds(self.vit, seeds):
@@ -77,11 +79,11 @@ def size_multiple(patch_size: int) -> int:
     return COARSEST_STRIDE * patch_size
 
 
-def _build_heads(section: DetectConfig, num_classes: int, finest_stride: int) -> nn.Module:
+def _build_stages(section: DetectConfig, num_classes: int, finest_stride: int) -> list[RoIHeads]:
+    """The one stage of Mask R-CNN, or those of its cascade."""
     if section.heads == "mask_rcnn":
-        heads: nn.Module = build_box_heads(section, num_classes, finest_stride, masks=section.masks)
-        return heads
-    stages = [
+        return [build_box_heads(section, num_classes, finest_stride, masks=section.masks)]
+    return [
         build_box_heads(
             section,
             num_classes,
@@ -94,7 +96,6 @@ def _build_heads(section: DetectConfig, num_classes: int, finest_stride: int) ->
         )
         for number, (iou, weights) in enumerate(STAGES)
     ]
-    return CascadeHeads(stages, LOSS_WEIGHTS)
 
 
 def _check_shape(patch_size: int, embed_dim: int) -> None:
