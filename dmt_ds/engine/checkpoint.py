@@ -20,6 +20,8 @@ RUN_STATE = "run_state.json"
 DONE = "DONE"
 """File that a finished run leaves in its folder, for scripts; holds its last step."""
 _TEMPORARY = ".tmp-"
+_FILE_WRITER = "inline_container"
+"""In what torch.save says, as a RuntimeError, of a disk that takes no more."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ class CheckpointFolder:
         self._make_room(hidden)
         try:
             write(self.folder, hidden.name)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and _FILE_WRITER not in str(error):
+                raise  # a peer has left in the middle of a collective: the disk is not at fault
             raise CheckpointError(self._write_failed(tag, error)) from error
         dist.barrier()  # no rank looks while another one still writes
         hashes = self._hash(hidden, tag)

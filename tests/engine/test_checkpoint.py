@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +54,22 @@ def test_a_save_that_fails_leaves_the_earlier_one_and_says_where_things_stand(fo
     assert folder.newest().state.step == 1
     folder.save(state(2), write_weights)
     assert folder.newest().state.step == 2 and not list(folder.folder.glob(".tmp-step*"))
+
+
+def test_a_peer_that_has_left_during_a_save_is_not_told_as_a_full_disk(folder):
+    def broken_collective(root: Path, tag: str) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset by peer")
+
+    with pytest.raises(RuntimeError, match="reset by peer"):
+        folder.save(state(1), broken_collective)
+
+
+def test_a_disk_that_torch_finds_full_is_told_as_one(folder):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(CheckpointError, match="step00000001: not saved"):
+        folder.save(state(1), lambda root, tag: torch.save({"x": torch.zeros(100_000)}, full))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest", "empty manifest"])
