@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One Slurm cluster fits a machine: of its files one comes first and one last, so that no worker waits for it."""
     places = {"test_training.py": -1, "test_scripts.py": 1}
     items.sort(key=lambda item: places[item.path.name] if item.path.parent.name == "slurm" else 0)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A line a test into the file that DMT_DS_OUTCOMES names; `tests.faults.table` makes a table of them."""
+    path = os.environ.get("DMT_DS_OUTCOMES")
+    if path and (report.when == "call" or (report.when == "setup" and not report.passed)):
+        line = {"test": report.nodeid, "outcome": report.outcome, **dict(report.user_properties)}
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 @pytest.fixture(scope="session")

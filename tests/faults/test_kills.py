@@ -19,7 +19,7 @@ def write_judged(folder: Path) -> Path:
     return tiny_run.write_recipe(folder, task="classify", train=train, classify={"mix_probability": 0.0})
 
 
-def test_ten_kills_at_random_moments_lose_nothing_and_change_no_loss(tmp_path: Path) -> None:
+def test_ten_kills_at_random_moments_lose_nothing_and_change_no_loss(tmp_path: Path, record_property) -> None:
     recipe = write_judged(tmp_path)
     lane = Lane(recipe, tmp_path / "run", random.Random(3))
     names = sorted(KILLS, reverse=True)
@@ -28,6 +28,7 @@ def test_ten_kills_at_random_moments_lose_nothing_and_change_no_loss(tmp_path: P
         done = lane.round(name, KILLS[name], tmp_path / f"{number}.log")
         assert not done.went_back and all(done.codes)
     assert lane.saved_step() > 0 and {done.moment for done in lane.rounds} >= {"start", "evaluation"}
+    record_property("times", ROUNDS)
     last = max(lane.losses()) + 1
     processes.run(lane.arguments(f"train.stop_after_step={last}"), WORLD)
     assert lane.temporary_files() == []

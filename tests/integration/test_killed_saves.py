@@ -12,7 +12,8 @@ ROUNDS = 20
 pytestmark = pytest.mark.distributed
 
 
-def test_twenty_kills_at_random_moments_lose_nothing_that_was_complete(tmp_path):
+def test_twenty_kills_at_random_moments_lose_nothing_that_was_complete(tmp_path, record_property):
+    record_property("times", ROUNDS)
     recipe = tiny_run.write_recipe(
         tmp_path, train={"steps": 5000, "save_every_steps": 1, "micro_batch_size": 16}, teachers={"use": ["red"]}
     )

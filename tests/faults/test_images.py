@@ -1,0 +1,102 @@
+"""A folder with a picture of each odd kind and a broken one of each kind: a run reads the one and names the other."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import processes, tiny_run
+from tests.faults.test_ranks import errors
+
+pytestmark = pytest.mark.distributed
+PIXELS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(PIXELS, "JPEG", exif=exif)
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 60000 x 60000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+GOOD = {
+    "cmyk.jpg": encoded(PIXELS.convert("CMYK"), "JPEG"),
+    "palette.png": encoded(PIXELS.convert("P"), "PNG"),
+    "sixteen_bits.png": encoded(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100), "PNG"),
+    "animated.webp": encoded(PIXELS, "WEBP", save_all=True, append_images=[PIXELS.rotate(90)]),
+    "rotated.jpg": rotated(),
+    "one_pixel.png": encoded(PIXELS.crop((0, 0, 1, 1)), "PNG"),
+    "transparent.png": encoded(PIXELS.convert("RGBA"), "PNG"),
+    "one pixel high.jpg": encoded(PIXELS.crop((0, 0, 30, 1)), "JPEG"),
+}
+BROKEN = {
+    "truncated.jpg": encoded(PIXELS, "JPEG")[:-300],
+    "corrupt.png": encoded(PIXELS, "PNG")[:60] + bytes(40) + encoded(PIXELS, "PNG")[100:],
+    "zero_bytes.jpg": b"",
+    "text.png": b"<html>404</html>",
+    "bomb.png": bomb(),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (place := tmp_path / "images" / "train" / "all").mkdir(parents=True)
+    for name, content in {**GOOD, **BROKEN}.items():
+        (place / name).write_bytes(content)
+    return place
+
+
+def recipe_of(tmp_path: Path, bad_images: str) -> Path:
+    data = {"source": "folder", "path": str(tmp_path / "images"), "bad_images": bad_images}
+    return tiny_run.write_recipe(tmp_path, data=data, train={"steps": 2}, teachers={"use": ["red"]})
+
+
+def test_each_odd_picture_is_read_and_each_broken_one_is_named_and_left_out(tmp_path: Path, folder: Path) -> None:
+    processes.run(tiny_run.pretrain(recipe_of(tmp_path, "skip")))
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert {name for name in {**GOOD, **BROKEN} if f"skipped: {folder / name}" in log} == set(BROKEN)
+    assert sorted(tiny_run.losses(tmp_path / "run")) == [1, 2]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_picture_ends_a_run_in_one_line(tmp_path: Path, folder: Path, name: str) -> None:
+    for other in BROKEN:
+        if other != name:
+            (folder / other).unlink()
+    done = processes.run(tiny_run.pretrain(recipe_of(tmp_path, "stop")), check=False)
+    (line,) = errors(done.stderr)
+    assert done.returncode == 2 and str(folder / name) in line and "Traceback" not in done.stderr
+
+
+def test_files_that_vanish_while_they_are_read_are_named_and_left_out(tmp_path: Path, folder: Path) -> None:
+    for name in BROKEN:
+        (folder / name).unlink()
+    recipe = recipe_of(tmp_path, "skip")
+    with processes.launched(tiny_run.pretrain(recipe, "train.steps=40"), 1, tmp_path / "log") as ranks:
+        while "step 2/40" not in ranks.log:
+            assert ranks.codes() == [None], ranks.log
+        for name in list(GOOD)[:3]:
+            (folder / name).unlink()
+        assert ranks.wait() == [0], ranks.log
+    assert {name for name in GOOD if f"skipped: {folder / name}: can't be read" in ranks.log} == set(list(GOOD)[:3])
