@@ -1,0 +1,165 @@
+"""Writes the table of docs/reliability.md from what tests and a soak have noted.
+
+DMT_DS_OUTCOMES=outcomes.jsonl make test
+python -m tests.faults.soak --minutes 60 --out soak.json
+python -m tests.faults.table outcomes.jsonl soak.json
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- table: written by tests/faults/table.py -->", "<!-- end of the table -->"
+
+
+class Fault(NamedTuple):
+    """What goes wrong, what is promised, and where that is shown."""
+
+    what: str
+    promise: str
+    tests: tuple[str, ...]
+    """`file below tests/::test`, without parameters."""
+    in_soak: tuple[str, ...] = ()
+
+
+GOES_ON = "the next start goes on from the newest complete checkpoint, with the losses of an unbroken run"
+FAULTS = [
+    Fault("SIGKILL of one or all ranks in start, step, evaluation, save", GOES_ON,
+          ("faults/test_kills.py::test_ten_kills_at_random_moments_lose_nothing_and_change_no_loss",
+           "integration/test_killed_saves.py::test_twenty_kills_at_random_moments_lose_nothing_that_was_complete"),
+          ("SIGKILL of one rank", "SIGKILL of all ranks")),
+    Fault("SIGSTOP of a rank, also of the one that hosts the rendezvous",
+          "the job ends in `train.hang_timeout_seconds` and some seconds, with the stacks of every rank of the node",
+          ("faults/test_ranks.py::test_a_rank_that_was_stopped_ends_the_job_in_time_with_the_stacks_of_all",
+           "integration/test_stopping.py::test_a_rank_that_hangs_ends_the_job_with_stacks"), ("SIGSTOP of one rank",)),
+    Fault("the whole job suspended and continued", "it goes on",
+          ("faults/test_ranks.py::test_a_job_that_is_suspended_as_a_whole_goes_on",)),
+    Fault("SIGTERM, SIGUSR1", "all ranks save and end with code 0",
+          ("integration/test_stopping.py::test_term_saves_and_ends_with_0_and_the_next_start_goes_on_in_the_same_mlflow_run",
+           "integration/test_stopping.py::test_usr1_on_one_rank_stops_all_ranks_after_a_save"),
+          ("SIGTERM", "SIGUSR1 to one rank")),
+    Fault("out of memory on one rank", "one line with the setting to lower",
+          ("faults/test_ranks.py::test_out_of_memory_on_one_rank_says_what_to_lower",)),
+    Fault("a loader process killed", "one line with the setting to lower; no process stays behind",
+          ("data/test_loader.py::test_a_killed_worker_ends_the_run_with_the_remedy",
+           "data/test_loader.py::test_no_process_outlives_a_killed_trainer")),
+    Fault("disk full in a save", "the earlier checkpoint stays; one line; with room the next start goes on",
+          ("integration/test_bad_input.py::test_a_full_disk_keeps_the_earlier_checkpoint",), ("disk full",)),
+    Fault("disk full while it logs", "training goes on; no point is lost once there is room",
+          ("faults/test_folders.py::test_a_disk_that_is_full_for_a_while_costs_no_point_and_no_step",
+           "faults/test_folders.py::test_a_start_on_a_full_disk_is_one_line")),
+    Fault("run folder read-only", "one line; earlier checkpoints stay; the next start goes on",
+          ("faults/test_folders.py::test_a_folder_that_becomes_read_only_keeps_its_checkpoints_and_the_run_goes_on_later",),
+          ("folder read-only",)),
+    Fault("checkpoint truncated, emptied, a bit turned over, `latest` pointing nowhere",
+          "passed over for the one before, by sizes and sha256; never a silent start from nothing",
+          ("faults/test_checkpoints.py::test_the_run_goes_on_from_what_is_whole_with_the_losses_of_an_unbroken_one",
+           "engine/test_checkpoint.py::test_a_single_bit_of_any_file_that_has_turned_over_is_noticed",
+           "engine/test_checkpoint.py::test_where_no_checkpoint_is_left_whole_the_run_does_not_start_afresh"),
+          ("a bit of a checkpoint turned over", "a checkpoint's file truncated", "a checkpoint's file emptied")),
+    Fault("clock jumps a day ahead, two back", "nothing is lost, nothing hangs or is ended",
+          ("faults/test_folders.py::test_a_clock_that_jumps_a_day_ahead_and_two_back_costs_nothing",)),
+    Fault("MLflow server down at start or in the middle", "every point arrives once; training never waits",
+          ("tracking/test_mlflow_tracker.py::test_a_run_begun_while_the_server_is_away_is_made_later_with_its_true_start",
+           "tracking/test_mlflow_tracker.py::test_every_point_arrives_once_though_the_server_dies_and_comes_back"),
+          ("MLflow server killed",)),
+    Fault("MLflow server answers 500, hangs, takes points without an answer", "every point arrives once",
+          ("faults/test_store.py::test_every_point_arrives_once_whatever_the_server_does",)),
+    Fault("SQLite store locked by another writer, or its first tables cut off by a kill", "every point arrives once",
+          ("faults/test_store.py::test_every_point_arrives_once_though_another_writer_holds_the_file",
+           "faults/test_store.py::test_a_kill_while_the_first_run_makes_the_tables_leaves_a_store_that_works"),
+          ("SQLite store locked for 4 s",)),
+    Fault("pictures: CMYK, palette, 16 bits, animated, rotated by EXIF, 1 x 1", "read",
+          ("faults/test_images.py::test_each_odd_picture_is_read_and_each_broken_one_is_named_and_left_out",
+           "data/test_decode.py::test_every_format_and_mode_is_as_pillow_says")),
+    Fault("pictures: corrupt, truncated, of zero bytes, decompression bombs",
+          "one line with the file, or left out where `data.bad_images=skip`",
+          ("faults/test_images.py::test_a_broken_picture_ends_a_run_in_one_line",
+           "data/test_decode.py::test_random_damage_gives_an_image_or_one_line")),
+    Fault("files vanish while they are read", "one line with the file, or left out",
+          ("faults/test_images.py::test_files_that_vanish_while_they_are_read_are_named_and_left_out",)),
+    Fault("NaN or inf in the loss of one rank", "that update is in no weight and no checkpoint; one line with the rank",
+          ("faults/test_losses.py::test_a_loss_that_is_no_number_is_in_no_weight_and_the_next_start_is_as_if_nothing_was",
+           "engine/test_deferred_updates.py::test_an_unsound_update_is_not_made_and_the_run_ends_a_step_later_on_all_ranks")),
+    Fault("a loss 10,000 times as large in one step", "in the record; with `optim.clip_grad_norm` one clipped step",
+          ("faults/test_losses.py::test_a_spike_is_in_the_record_and_moves_the_weights_no_further_than_any_step",)),
+    Fault("port taken", "one line with the address",
+          ("integration/test_bad_input.py::test_a_taken_port_is_one_line_with_the_address",)),
+    Fault("two jobs, one output folder", "the newer goes on, the older ends in one line that names it",
+          ("faults/test_folders.py::test_of_two_jobs_in_one_folder_the_newer_goes_on_and_the_older_ends_with_its_name",)),
+    Fault("restart with other code, settings, teachers or data",
+          "refused with the difference, or accepted by `train.accept_changes`",
+          ("faults/test_restarts.py::test_other_code_is_refused_with_the_name_of_the_file",
+           "faults/test_restarts.py::test_other_settings_and_teachers_are_taken_where_that_is_said",
+           "faults/test_restarts.py::test_other_data_are_refused_with_the_difference_and_taken_where_that_is_said",
+           "faults/test_restarts.py::test_another_model_is_never_taken")),
+    Fault("the run made again from its record", "the same losses, bit for bit, on the same machine",
+          ("faults/test_restarts.py::test_the_record_tells_all_that_is_needed_to_make_the_run_again",)),
+    Fault("weights or a checkpoint that would run a program", "refused, whatever a manifest says; nothing runs",
+          ("faults/test_checkpoints.py::test_a_checkpoint_that_would_run_a_program_is_refused_even_with_a_manifest_that_fits",
+           "models/test_malicious_files.py::test_a_checkpoint_that_would_run_a_program_is_refused",
+           "models/test_malicious_files.py::test_a_bare_pickle_is_refused_whatever_it_is_called")),
+    Fault("hostile overrides, names and paths in the scripts", "no shell runs any of it; they arrive as written",
+          ("faults/test_shell.py::test_overrides_of_a_job_are_not_run_by_its_shell",
+           "faults/test_shell.py::test_words_of_a_sweeps_line_are_not_run_by_its_shell",
+           "faults/test_shell.py::test_a_suites_settings_reach_the_task_of_an_array_line_by_line",
+           "faults/test_shell.py::test_a_stores_path_is_not_run_by_the_servers_script")),
+    Fault("folders, stores and tar files that name files outside of themselves", "none is read, copied or written",
+          ("faults/test_paths.py::test_a_run_folder_that_names_files_outside_of_itself_gives_none_of_them",
+           "faults/test_paths.py::test_a_store_that_names_files_outside_of_the_run_is_refused",
+           "faults/test_paths.py::test_names_in_a_tar_of_images_lead_nowhere_and_what_lies_beside_them_is_not_run")),
+    Fault("secrets in URIs, settings and the environment", "in no log, error, param, tag or file",
+          ("faults/test_secrets.py::test_a_run_keeps_and_says_no_secret_of_its_environment",
+           "faults/test_secrets.py::test_a_setting_that_holds_a_password_is_refused_without_being_told",
+           "test_redact.py::test_a_secret_of_any_shape_is_gone",
+           "test_redact.py::test_a_secret_of_the_environment_is_left_out_of_all_lines")),
+    Fault("strangers at the MLflow server", "loopback unless opened, and then with a password and for known names",
+          ("tracking/test_mlflow_server.py::test_by_default_only_this_machine_can_reach_it",
+           "tracking/test_mlflow_server.py::test_opened_to_others_it_asks_for_the_password_and_tells_it_nobody")),
+    Fault("random recipes, overrides, manifests and records", "a run, or one line a finding",
+          ("faults/test_properties.py::test_whatever_overrides_are_given_they_resolve_or_are_told",
+           "faults/test_properties.py::test_whatever_a_recipe_holds_it_resolves_or_is_told",
+           "engine/test_checkpoint.py::test_whatever_stands_in_a_manifest_or_a_record_it_is_passed_over_or_one_line")),
+    Fault("random world sizes, batches and restarts", "each image once an epoch",
+          ("faults/test_properties.py::test_the_loader_shows_each_image_once_an_epoch_whatever_restarts_and_ranks",)),
+]  # fmt: skip
+
+
+def outcomes(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Test, without parameters -> what each of its last instances noted."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        noted = json.loads(line)
+        last[noted["test"]] = noted
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, noted in last.items():
+        found.setdefault(name.removeprefix("tests/").partition("[")[0], []).append(noted)
+    return found
+
+
+def row(fault: Fault, noted: dict[str, list[dict[str, Any]]], soak: dict[str, int]) -> str:
+    """One line of the table."""
+    instances = [instance for test in fault.tests for instance in noted.get(test, [])]
+    passed = sum(instance.get("times", 1) for instance in instances if instance["outcome"] == "passed")
+    failed = [instance["test"] for instance in instances if instance["outcome"] == "failed"]
+    missing = [test for test in fault.tests if not noted.get(test)]
+    in_soak = sum(soak.get(name, 0) for name in fault.in_soak)
+    times = " + ".join([str(passed), *([f"{in_soak} in the soak"] if in_soak else [])])
+    lost = "FAILED: " + ", ".join(failed) if failed else "not run here" if missing else "nothing"
+    tests = ", ".join(f"`{test.rpartition('::')[2]}` ({test.partition('::')[0]})" for test in fault.tests)
+    return f"| {fault.what} | {fault.promise} | {tests} | {times} | {lost} |"
+
+
+def main() -> None:
+    noted, soak = outcomes(Path(sys.argv[1])), json.loads(Path(sys.argv[2]).read_text())
+    rows = [row(fault, noted, soak["rounds"]["faults"]) for fault in FAULTS]
+    head = ["| fault | promised | shown by, in `tests/` | times tried | lost |", "| --- | --- | --- | --- | --- |"]
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text("\n".join([before + BEGIN, *head, *rows, END + after]))
+
+
+if __name__ == "__main__":
+    main()
