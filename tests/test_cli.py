@@ -187,6 +187,12 @@ def test_config_imports_no_torch() -> None:
     assert processes.run(["-c", code]).stdout.splitlines()[-1] == "False"
 
 
+def test_training_is_imported_without_what_only_some_runs_or_later_moments_need() -> None:
+    late = ("torchvision", "timm", "torch._dynamo", "deepspeed", "mlflow", "matplotlib", "sklearn", "pycocotools")
+    code = f"import sys, dmt_ds.commands.pretrain; print([name for name in {late} if name in sys.modules])"
+    assert processes.run(["-c", code]).stdout.splitlines()[-1] == "[]"
+
+
 # pretrain --dry-run
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,13 +18,14 @@ from dmt_ds.data.detection_maker import EvalDetectionMaker, TrainDetectionMaker
 from dmt_ds.data.detection_views import ScaleSpec
 from dmt_ds.data.loader import every_image
 from dmt_ds.data.splits import Split
-from dmt_ds.downstream.detection.detector import size_multiple
 from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER, save_detector
 from dmt_ds.downstream.detection.results import results_of, scores_over_ranks
-from dmt_ds.downstream.detection.task import DetectionTask
 from dmt_ds.engine import dist
 from dmt_ds.errors import ConfigError
 from dmt_ds.tracking.object_pictures import SHOWN_FROM, PicturedObject, draw_pairs
+
+if TYPE_CHECKING:
+    from dmt_ds.downstream.detection.task import DetectionTask  # with torchvision, which no other task needs so early
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class CocoImages:
         return self.train.class_names
 
 
-class Detection(AnnotatedKind[DetectionTask, CocoImages]):
+class Detection(AnnotatedKind["DetectionTask", CocoImages]):
     """Boxes and masks of objects."""
 
     folder = DETECTOR_FOLDER
@@ -72,24 +73,28 @@ class Detection(AnnotatedKind[DetectionTask, CocoImages]):
         """Categories without objects to learn from."""
         return images.train.unseen_categories()
 
-    def build(self, config: RunConfig, class_names: Sequence[str]) -> DetectionTask:
+    def build(self, config: RunConfig, class_names: Sequence[str]) -> "DetectionTask":
         """A detector."""
+        from dmt_ds.downstream.detection.task import DetectionTask
+
         return DetectionTask(config.student, config.detect, config.data.image_size, config.augment, class_names)
 
     def train_maker(self, config: RunConfig, images: CocoImages) -> BatchMaker:
         """Images of several sizes with their objects."""
+        from dmt_ds.downstream.detection.detector import size_multiple
+
         section, data = config.detect, config.data
         spec = ScaleSpec(section.short_sides, section.max_side, data.horizontal_flip, data.interpolation, section.masks)
         multiple = size_multiple(config.student.patch_size)
         return TrainDetectionMaker(images.train, spec, multiple, config.seed, data.bad_images)
 
-    def judge(self, task: DetectionTask, images: CocoImages, scene: Scene) -> "DetectionJudge":
+    def judge(self, task: "DetectionTask", images: CocoImages, scene: Scene) -> "DetectionJudge":
         """By COCO's average precision."""
         return DetectionJudge(task, images, scene)
 
     def save(
         self,
-        task: DetectionTask,
+        task: "DetectionTask",
         config: RunConfig,
         masters: Mapping[str, Tensor],
         provenance: Mapping[str, Any],
@@ -126,7 +131,7 @@ class DetectionJudge:
         all_images: both splits.
     """
 
-    task: DetectionTask
+    task: "DetectionTask"
     all_images: CocoImages
     scene: Scene
 

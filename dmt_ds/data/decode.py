@@ -15,11 +15,6 @@ from torch import Tensor
 
 from dmt_ds.errors import DataError
 
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:
-    decode_jpeg = None
-
 _JPEG = b"\xff\xd8"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segment that says the size
 
@@ -46,10 +41,10 @@ def decode_image(data: bytes, name: str) -> Tensor:
         size = _jpeg_size(data) or _size(data)
         if size[0] * size[1] > MAX_PIXELS:
             raise DataError(f"{name}: {size[0]} x {size[1]} pixels are over the limit of {MAX_PIXELS}; make it smaller")
-        if data[:2] == _JPEG and decode_jpeg is not None:
+        if data[:2] == _JPEG:
             try:
                 return _decode_jpeg(data)
-            except RuntimeError:
+            except (RuntimeError, ImportError):
                 pass  # Pillow knows more variants, and says more plainly what is wrong
         return _decode_pillow(data)
     except DataError:
@@ -85,6 +80,8 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the bytes are read-only, and only read; decoders are deprecated
         encoded = torch.frombuffer(data, dtype=torch.uint8)

@@ -1,5 +1,7 @@
 """Crops of an image, drawn from the image's seed; knows no loader and no teacher.
 
+torchvision is imported where it is used, as it brings torch's compiler along: more than a second.
+
 The same crop goes to all teachers and the student: tokens are compared position by position.
 """
 
@@ -8,9 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torchvision.transforms.v2.functional as tvf
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from dmt_ds import sample_rng
 from dmt_ds.config.evaluation import eval_short_side
@@ -88,12 +88,14 @@ def cut_into(place: Tensor, image: Tensor, spec: CropSpec, numbers: list[float])
     if numbers[-2] < spec.flip:
         place.copy_(place.flip(-1))
     if spec.rotation_degrees:
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
         angle = (2 * numbers[-1] - 1) * spec.rotation_degrees
-        place.copy_(tvf.rotate(place, angle, InterpolationMode.BILINEAR))
+        place.copy_(functional.rotate(place, angle, InterpolationMode.BILINEAR))
 
 
 def resize_into(place: Tensor, image: Tensor, interpolation: Literal["bicubic", "bilinear"]) -> None:
-    """Antialiased, as `tvf.resize` does it, but to where the pixels shall lie: half of its time goes for copies.
+    """Antialiased, as torchvision resizes, but to where the pixels shall lie: half of its time goes for copies.
 
     Args:
         place: [3, H, W] uint8 of any strides.
@@ -130,15 +132,13 @@ def center_crop(image: Tensor, size: int, interpolation: Literal["bicubic", "bil
     The short side is scaled as `eval_short_side` says, and the margin cut off; where that leaves no margin, the whole
     image is made `size` x `size`.
     """
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
     height, width = image.shape[-2:]
     short_side = eval_short_side(size)
     factor = short_side / min(height, width)
     scaled = [max(size, round(height * factor)), max(size, round(width * factor))]
     target = scaled if short_side > size else [size, size]
-    resized = tvf.resize(image, target, _mode(interpolation), antialias=True)
-    middle: Tensor = tvf.center_crop(resized, [size, size])
+    resized = functional.resize(image, target, InterpolationMode(interpolation), antialias=True)
+    middle: Tensor = functional.center_crop(resized, [size, size])
     return middle
-
-
-def _mode(interpolation: str) -> InterpolationMode:
-    return InterpolationMode(interpolation)

@@ -13,7 +13,8 @@ import threading
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext
 
-_PRELOADED = ["dmt_ds.data.batch_maker"]  # torch and torchvision are imported once, not by each worker
+_PRELOADED = ["dmt_ds.data.batch_maker", "torchvision.io", "torchvision.transforms.v2.functional"]
+"""Imported once, not by each worker."""
 _WATCH_SECONDS = 1.0
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,13 @@ from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.config.section import Triple
 from dmt_ds.data.coco import Category
-from dmt_ds.downstream.detection.detector import Detector
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.backbone_folder import WEIGHTS_FILE, write_folder
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.weights import tensors_of
+
+if TYPE_CHECKING:
+    from dmt_ds.downstream.detection.detector import Detector
 
 DETECTOR_FOLDER = "detector"
 """Of a run, and of each of its checkpoints."""
@@ -27,7 +29,7 @@ DETECTOR_FILE = "detector.json"
 class SavedDetector(NamedTuple):
     """What such a folder holds."""
 
-    detector: Detector
+    detector: "Detector"
     """In evaluation, on the CPU, in float32."""
     section: DetectConfig
     categories: tuple[Category, ...]
@@ -77,6 +79,8 @@ def load_detector(folder: Path) -> SavedDetector:
     Raises:
         WeightsError: a file of it is missing or damaged, or of another version.
     """
+    from dmt_ds.downstream.detection.detector import Detector
+
     try:
         described = json.loads((folder / DETECTOR_FILE).read_text())
         student, section = StudentConfig(**described["student"]), DetectConfig(**described["detect"])

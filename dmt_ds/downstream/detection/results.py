@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from dmt_ds.data.coco_library import Result, average_precision, encoded
 from dmt_ds.engine import dist
@@ -51,6 +50,8 @@ def results_of(
 
 def masks_of(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """RLEs, of the whole image, of what is likelier in a mask than not: [n, 1, 28, 28] and boxes [n, 4] -> n."""
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
     at_once = max(1, _MASKS_AT_ONCE // (4 * size[0] * size[1]))
     outlines = []
     for start in range(0, len(masks), at_once):
