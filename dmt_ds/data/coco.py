@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmt_ds.data.coco_checks import check_object, check_unique, drawable, visible_box
+from dmt_ds.data.coco_checks import check_image, check_object, check_unique, drawable, visible_box
 from dmt_ds.data.coco_library import Segmentation
 from dmt_ds.data.decode import decode_image
 from dmt_ds.data.folder import PackedNames, existing, read_file
@@ -63,6 +63,8 @@ class CocoSource:
         self.categories = tuple(sorted(Category(entry["id"], entry["name"]) for entry in content["categories"]))
         self.class_names = tuple(category.name for category in self.categories)
         entries = sorted(content["images"], key=lambda entry: int(entry["id"]))
+        for entry in entries:
+            check_image(annotations, entry)
         self.ids = np.array([entry["id"] for entry in entries], dtype=np.int64)
         self._names = PackedNames([entry["file_name"] for entry in entries])
         self._sizes = np.array([(entry["height"], entry["width"]) for entry in entries], dtype=np.int64)

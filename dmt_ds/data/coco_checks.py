@@ -1,6 +1,7 @@
 """What a COCO JSON must not say: each thing refused by the file's name and the entry's id; reads no file."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +15,32 @@ _FEWEST_NUMBERS = 6  # of a polygon: three corners
 
 
 def check_unique(path: Path, entries: Sequence[Mapping[str, Any]], kind: str) -> None:
-    """No two entries share an id: pycocotools would quietly keep the last one.
+    """Ids are whole numbers and no two entries share one: pycocotools would quietly keep the last one.
 
     Raises:
-        DataError: two do.
+        DataError: they are not, or two do.
     """
+    for entry in entries:
+        if not isinstance(entry["id"], int):
+            raise DataError(f"{path}: {kind} id {entry['id']!r} is no whole number")
     counts = Counter(entry["id"] for entry in entries)
     if len(counts) < len(entries):
         number, times = counts.most_common(1)[0]
         raise DataError(f"{path}: {kind} id {number} stands there {times} times; give each {kind} an id of its own")
+
+
+def check_image(path: Path, entry: Mapping[str, Any]) -> None:
+    """An image is a file below the folder of images, of some size.
+
+    Raises:
+        DataError: it is not.
+    """
+    where, name = f"{path}: image {entry['id']}", entry["file_name"]
+    if not isinstance(name, str) or os.path.isabs(name) or ".." in Path(name).parts:
+        raise DataError(f"{where} has the file_name {name!r}, which is not below the folder of images")
+    size = [entry["height"], entry["width"]]
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        raise DataError(f"{where} has the height and width {size}; both must be whole numbers of pixels")
 
 
 def check_object(

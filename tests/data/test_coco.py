@@ -112,6 +112,18 @@ def file_is_gone(content: dict[str, Any]) -> None:
     content["images"][1]["file_name"] = "gone.png"
 
 
+def id_of_text(content: dict[str, Any]) -> None:
+    content["images"][1]["id"] = "eleven"
+
+
+def file_elsewhere(content: dict[str, Any]) -> None:
+    content["images"][1]["file_name"] = "../annotations/instances_train.json"
+
+
+def size_of_nothing(content: dict[str, Any]) -> None:
+    content["images"][1]["height"] = 0
+
+
 def outline_of_text(content: dict[str, Any]) -> None:
     content["annotations"][0]["segmentation"] = [["1", "2"]]
 
@@ -145,6 +157,9 @@ def no_categories(content: dict[str, Any]) -> None:
         (same_image_twice, "image id 10 stands there 2 times"),
         (same_category_twice, "category id 7 stands there 2 times"),
         (file_is_gone, "1 of 3 images are not in"),
+        (id_of_text, "image id 'eleven' is no whole number"),
+        (file_elsewhere, "image 11 has the file_name '../annotations/instances_train.json', which is not below"),
+        (size_of_nothing, "image 11 has the height and width [0, 56]"),
         (outline_of_text, "annotation 1: its segmentation is neither"),
         (rle_of_other_size, "annotation 1: its RLE is of size [9, 9], its image of [64, 80]"),
         (rle_too_short, "annotation 1: the counts of its RLE add up to 10"),
