@@ -26,8 +26,9 @@ from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask, FusedTeachers
 from dmt_ds.methods.tinymim import TinyMimTask, relations
 from dmt_ds.models.relations import RelationStudent, RelationTeacher, with_heads_of
+from dmt_ds.models.start import start_from
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_encoder, start_from
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_encoder
 from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
 
 logger = logging.getLogger(__name__)

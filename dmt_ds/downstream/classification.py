@@ -21,7 +21,7 @@ from dmt_ds.downstream.master_mean import MasterMean
 from dmt_ds.downstream.mixing import mix, neighbours
 from dmt_ds.engine.task import Model, Progress, TaskLosses
 from dmt_ds.models.classifier_folder import check_same_classes, find_classifier
-from dmt_ds.models.teachers import start_from
+from dmt_ds.models.start import start_from
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.vit_layers import layer_numbers
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import ConfigError
-from dmt_ds.models.teachers import start_from
+from dmt_ds.models.start import start_from
 from dmt_ds.models.vit import build_vit
 
 

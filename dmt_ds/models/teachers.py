@@ -26,6 +26,8 @@ BACKBONE_FOLDER = "backbone"
 """Where a run's output folder, and each of its checkpoints, holds its encoder."""
 CLASSIFIER_FOLDER = "classifier"
 """Beside it, where the run learned labels: encoder and head."""
+SEGMENTER_FOLDER = "segmenter"
+"""The same, where it learned the classes of pixels."""
 CHECKPOINTS_FOLDER = "checkpoints"
 """Where a run's output folder holds its checkpoints, and the file `latest` with the name of the newest."""
 
@@ -150,27 +152,6 @@ def load_teacher(name: str, section: TeacherConfig, image_size: int | None = Non
 def load_encoder(source: str, image_size: int | None = None) -> TeacherModel:
     """Any encoder by its source alone, with what the source says of itself."""
     return load_teacher(source, TeacherConfig(source=source), image_size)
-
-
-def start_from(vit: nn.Module, source: str, image_size: int) -> TeacherRecord:
-    """Copies an encoder's weights into a ViT of the same shape (`student.init_from`).
-
-    Raises:
-        WeightsError: the source has another shape; both are named.
-    """
-    encoder = load_encoder(source, image_size)
-    own, theirs = describe(vit), encoder.record.shape
-    differing = [
-        f"{key} {getattr(own, key)} against {value}"
-        for key, value in dataclasses.asdict(theirs).items()
-        if getattr(own, key) != value
-    ]
-    shapes = [{f"'{key}' {list(v.shape)}" for key, v in module.state_dict().items()} for module in (vit, encoder.vit)]
-    differing += [f"{key} on one side only" for key in sorted(shapes[0] ^ shapes[1])[:3]]
-    if differing:
-        raise WeightsError(f"student.init_from {source}: the student is another ViT: {', '.join(differing)}")
-    vit.load_state_dict(encoder.vit.state_dict(), strict=True)
-    return encoder.record
 
 
 def check_same_tokens(teachers: Mapping[str, TeacherModel], same_width: bool = True) -> None:

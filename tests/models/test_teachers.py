@@ -8,7 +8,8 @@ from dmt_ds.config.schema import TeacherConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import save_backbone
-from dmt_ds.models.teachers import check_same_tokens, load_encoder, load_teacher, start_from
+from dmt_ds.models.start import start_from
+from dmt_ds.models.teachers import check_same_tokens, load_encoder, load_teacher
 from dmt_ds.models.vit import create, tokens_of
 from tests.models import tiny
 

@@ -15,7 +15,7 @@ from dmt_ds.data.detection_batch import DetectionTarget
 from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.detection.detector import Detector
 from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
-from dmt_ds.models.teachers import start_from
+from dmt_ds.models.start import start_from
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.vit_layers import layer_numbers
 

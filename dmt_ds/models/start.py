@@ -1,0 +1,60 @@
+"""A student that starts from given weights: those of its own shape, at its own grid or another; knows no method."""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmt_ds.errors import WeightsError
+from dmt_ds.models.teachers import TeacherRecord, load_encoder
+from dmt_ds.models.vit import describe
+
+
+def start_from(vit: nn.Module, source: str, image_size: int | None) -> TeacherRecord:
+    """Copies an encoder's weights into a ViT of the same shape (`student.init_from`).
+
+    Args:
+        image_size: of the run, which the encoder must have, in pixels; None takes any, and interpolates positions.
+
+    Raises:
+        WeightsError: the source has another shape; both are named.
+    """
+    encoder = load_encoder(source, image_size)
+    own, theirs = describe(vit), encoder.record.shape
+    state = encoder.vit.state_dict()
+    if image_size is None and own.patch_size == theirs.patch_size and "pos_embed" in state:
+        state["pos_embed"] = resized_positions(
+            state["pos_embed"], theirs.num_prefix_tokens, own.image_size // own.patch_size
+        )
+        theirs = dataclasses.replace(theirs, image_size=own.image_size)
+    differing = [
+        f"{key} {getattr(own, key)} against {value}"
+        for key, value in dataclasses.asdict(theirs).items()
+        if getattr(own, key) != value
+    ]
+    shapes = [{f"'{key}' {list(v.shape)}" for key, v in weights.items()} for weights in (vit.state_dict(), state)]
+    differing += [f"{key} on one side only" for key in sorted(shapes[0] ^ shapes[1])[:3]]
+    if differing:
+        raise WeightsError(f"student.init_from {source}: the student is another ViT: {', '.join(differing)}")
+    vit.load_state_dict(state, strict=True)
+    return encoder.record
+
+
+def resized_positions(table: Tensor, num_prefix_tokens: int, grid: int) -> Tensor:
+    """Positions of the patches on another square grid, bicubic, as MAE and iBOT do; those before them stay.
+
+    Args:
+        table: [1, P + N, D] float, N a square number.
+        num_prefix_tokens: P.
+
+    Returns:
+        [1, P + grid * grid, D].
+    """
+    prefix, patches = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
+    side = round(patches.shape[1] ** 0.5)
+    if side == grid:
+        return table
+    planes = patches.transpose(1, 2).reshape(1, -1, side, side).float()  # [1, D, side, side]
+    resized = functional.interpolate(planes, (grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
