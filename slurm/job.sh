@@ -105,7 +105,7 @@ wait_for_step() {
 }
 
 # ---- Training.
-trainer=pretrain # or finetune, detect
+trainer=pretrain # or finetune, segment, detect
 
 train() {
     local arguments=("$@") settings code=0

@@ -33,7 +33,7 @@ DOORS = {
     "deepspeed": {"engine/ds_engine.py"},
     "mlflow": {"tracking/mlflow_*.py"},
     "timm": {"models/vit.py"},
-    "transformers": {"models/hf_vit.py"},
+    "transformers": {"models/hf_vit.py", "models/uper_heads.py"},
     "onnxruntime": {"models/graph_files.py"},
     "datasets": {"data/sources.py"},
     "pycocotools": {"data/coco_library.py"},

@@ -36,6 +36,7 @@ for command in (
     training.pretrain,
     training.finetune,
     training.detect,
+    training.segment,
     training.quickstart,
     training.doctor,
     training.config,

@@ -56,10 +56,11 @@ def export(source: str, forms: tuple[str, ...], output: Path | None, register: s
 
 
 @click.command(
-    short_help="Labels, objects or features of your own images.",
+    short_help="Labels, masks, objects or features of your own images.",
     epilog=examples(
         "dmt-ds predict -e runs/finetuned photos -o answers",
         "dmt-ds predict -e runs/finetuned cat.jpg dog.jpg -o answers --top-k 3",
+        "dmt-ds predict -e runs/segmented photos -o masks",
         "dmt-ds predict -e runs/detected photos -o objects",
         "dmt-ds predict -e runs/vit_tiny photos -o features",
     ),
@@ -78,10 +79,10 @@ def export(source: str, forms: tuple[str, ...], output: Path | None, register: s
 def predict(source: str, output: Path, top_k: int, batch_size: int, paths: tuple[str, ...]) -> None:
     """Ask a model about images in files and folders of any depth.
 
-    A classifier writes predictions.json (path -> labels with probabilities) and contact_sheet.png; a detector writes
-    predictions.json (COCO's results format), images.json (which image has which id) and pictures/; an encoder writes
-    features.npz (names, class_token, patch_mean), and may also be named as a teacher's source is. An image that can't
-    be read is named and left out.
+    A classifier writes predictions.json (path -> labels with probabilities) and contact_sheet.png; a segmenter writes
+    both, masks/*.png (values are class numbers) and overlays/*.png; a detector writes predictions.json (COCO's results
+    format), images.json (which image has which id) and pictures/; an encoder writes features.npz (names, class_token,
+    patch_mean), and may also be named as a teacher's source is. An image that can't be read is named and left out.
     """
     import torch
 

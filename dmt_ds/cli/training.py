@@ -58,6 +58,31 @@ def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tu
 
 
 @click.command(
+    short_help="Teach an encoder the classes of pixels: UPerNet.",
+    epilog=examples(
+        "dmt-ds segment -e runs/vit_small data.path=/data/ADEChallengeData2016 --dry-run",
+        "torchrun --nproc-per-node 8 -m dmt_ds segment -e runs/vit_small data.path=/data/ADEChallengeData2016",
+        "dmt-ds segment -e runs/small_dmt -c small_segment data.path=data/camvid",
+        "dmt-ds predict -e runs/vit_small_segment photos -o masks",
+    ),
+)
+@click.option("-e", "--encoder", required=True, metavar="SOURCE", help="Encoder to start from.")
+@recipe_option
+@overrides_argument
+@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@click.pass_context
+def segment(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train an encoder under UPerNet on images whose pixels have classes, and judge it: mIoU, aAcc, mAcc.
+
+    SOURCE is written as for `dmt-ds finetune`; its positions are interpolated to the crop, data.image_size. Images and
+    annotations come from data.path: ADE20K's folder, one of the same form, or a table with columns `image` and
+    `annotation`. Without -c the recipe is segment_ade20k_vit_tiny, _small or _base by width. It runs under torchrun or
+    srun and is resumed as `dmt-ds pretrain` is.
+    """
+    _train(ctx, load_recipe(recipe, overrides, encoder, "segment"), dry_run)
+
+
+@click.command(
     short_help="Teach an encoder boxes and masks of objects, on COCO or data like it.",
     epilog=examples(
         "dmt-ds detect -e runs/vit_small data.path=/data/coco --dry-run",

@@ -146,6 +146,9 @@ class AnnotatedKind(ABC, Generic[T, Images]):
     resizes_positions = False
     """Whether an encoder's positions are interpolated to `data.image_size`, so that it may come from another size."""
 
+    needs_whole_weights: str | None = None
+    """Why cut weights (ZeRO-3) would not do, beside a running mean; None: they would."""
+
     @abstractmethod
     def open(self, config: RunConfig) -> Images:
         """Both splits with their annotations.

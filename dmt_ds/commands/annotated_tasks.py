@@ -5,9 +5,14 @@ from typing import Any
 from dmt_ds.commands.annotated import AnnotatedKind
 from dmt_ds.commands.classify import Classification
 from dmt_ds.commands.detect import Detection
+from dmt_ds.commands.segment import Segmentation
 from dmt_ds.config.schema import RunConfig, Task
 
-KINDS: dict[Task, AnnotatedKind[Any, Any]] = {"classify": Classification(), "detect": Detection()}
+KINDS: dict[Task, AnnotatedKind[Any, Any]] = {
+    "classify": Classification(),
+    "segment": Segmentation(),
+    "detect": Detection(),
+}
 
 
 def kind_of(config: RunConfig) -> AnnotatedKind[Any, Any] | None:

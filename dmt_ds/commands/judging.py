@@ -18,6 +18,7 @@ from dmt_ds.models.teachers import (
     BACKBONE_FOLDER,
     CHECKPOINTS_FOLDER,
     CLASSIFIER_FOLDER,
+    SEGMENTER_FOLDER,
     load_encoder,
     load_teacher,
 )
@@ -27,7 +28,12 @@ logger = logging.getLogger(__name__)
 
 PIXELS = "pixels"
 """Source of the baseline without encoder."""
-PUBLISHED = {BACKBONE_FOLDER: "encoder", CLASSIFIER_FOLDER: "classifier", DETECTOR_FOLDER: "detector"}
+PUBLISHED = {
+    BACKBONE_FOLDER: "encoder",
+    CLASSIFIER_FOLDER: "classifier",
+    SEGMENTER_FOLDER: "segmenter",
+    DETECTOR_FOLDER: "detector",
+}
 """Folders with a model that a run, and each of its checkpoints, may hold, and what people call the model."""
 
 Encoder = str | TeacherConfig | nn.Module

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmt_ds.commands import predict_objects
+from dmt_ds.commands import predict_masks, predict_objects
 from dmt_ds.commands.model_source import find_model, find_own_form
 from dmt_ds.commands.predict_progress import PredictProgress
 from dmt_ds.data.augment import normalize
@@ -24,14 +24,14 @@ from dmt_ds.errors import DataError, ExportError
 from dmt_ds.models.backbone_folder import CONFIG_FILE
 from dmt_ds.models.classifier_folder import CLASSES_FILE
 from dmt_ds.models.portable import Preprocessing, read_portable
-from dmt_ds.models.teachers import load_encoder
+from dmt_ds.models.teachers import SEGMENTER_FOLDER, load_encoder
 
 logger = logging.getLogger(__name__)
 
 PREDICTIONS_FILE, SHEET_FILE, FEATURES_FILE = "predictions.json", "contact_sheet.png", "features.npz"
 MAX_PICTURED = 48
 """Images on the contact sheet."""
-DENSE = {DETECTOR_FOLDER: predict_objects.run}
+DENSE = {SEGMENTER_FOLDER: predict_masks.run, DETECTOR_FOLDER: predict_objects.run}
 """Models that say more of an image than its class, by the folder that a run leaves; each writes its own files."""
 _DECODERS = 4
 

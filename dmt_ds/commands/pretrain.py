@@ -22,7 +22,7 @@ from dmt_ds.engine.checkpoint import DONE, tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.memory_errors import explained
-from dmt_ds.engine.optim import build_optimizer, fusing_pays, warmup_cosine
+from dmt_ds.engine.optim import build_optimizer, fusing_pays, learning_rate_schedule
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.step_profile import FOLDER as PROFILE_FOLDER
@@ -113,7 +113,9 @@ def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
     engine = ds_engine.build_student(
         module,
         build_optimizer(module, config.optim, config.train.global_batch_size, fused=fused, layers=built.layers),
-        warmup_cosine(config.optim, config.train.global_batch_size, run.length.warmup_steps, run.length.total_steps),
+        learning_rate_schedule(
+            config.optim, config.train.global_batch_size, run.length.warmup_steps, run.length.total_steps
+        ),
         run.ds_config,
         universal=universal,
     )

@@ -90,14 +90,19 @@ def advice_for_cpu(config: RunConfig) -> str | None:
 
 def _ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
-    kind = kind_of(config)
-    averages = config.task in ("moco_v3", "ibot", "dino") if kind is None else kind.averages(config)
-    if zero_stage(ds_config) == 3 and averages:
+    if zero_stage(ds_config) == 3 and (reason := _why_no_zero3(config)):
         raise ConfigError(
-            f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but this {config.task} averages whole weights into "
-            "a second network: use ZeRO-2 or ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
+            f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but this {config.task} {reason}: use ZeRO-2 or "
+            "ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
         )
     return ds_config
+
+
+def _why_no_zero3(config: RunConfig) -> str | None:
+    kind = kind_of(config)
+    if config.task in ("moco_v3", "ibot", "dino") or (kind is not None and kind.averages(config)):
+        return "averages whole weights into a second network"
+    return None if kind is None else kind.needs_whole_weights
 
 
 def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:

@@ -20,12 +20,13 @@ from dmt_ds.config.methods import (
     TinyMimConfig,
 )
 from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Triple, Workers
+from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.config.tracking import TrackingConfig
 
-Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify", "detect"]
+Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify", "segment", "detect"]
 TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
 """The tasks that learn from teachers."""
-ANNOTATED_TASKS: tuple[Task, ...] = ("classify", "detect")
+ANNOTATED_TASKS: tuple[Task, ...] = ("classify", "segment", "detect")
 """The tasks that learn what people say of images; what each does: `dmt_ds.commands.annotated_tasks`."""
 
 
@@ -157,12 +158,14 @@ class StudentConfig(Section):
 
 
 class OptimConfig(Section):
-    """The optimizer, with a linear warm-up and a half cosine, both per step."""
+    """The optimizer, with a linear warm-up and a fall to `min_lr`, both per step."""
 
     base_lr: Positive = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * global_batch_size / 256."""
     min_lr: NonNegative = 0.0
     """Learning rate at the last step."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """After the warm-up: half a cosine, or a straight line (`poly` of power 1), as segmentation has it."""
     warmup_epochs: NonNegative = 15.0
     """Length of the warm-up, in passes over the data; not used when `warmup_steps` is set."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
@@ -247,8 +250,8 @@ class RunConfig(Section):
     """A whole run: what a recipe and its overrides resolve to."""
 
     task: Task = "dmt"
-    """`dmt` and `tinymim` distil; `mae`, `moco_v3`, `ibot` and `dino` make teachers; `classify` and `detect`
-    train with labels."""
+    """`dmt` and `tinymim` distil; `mae`, `moco_v3`, `ibot` and `dino` make teachers; `classify`, `segment` and
+    `detect` train with labels: of images, of pixels, of objects."""
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run: letters, digits, `.`, `_`, `-`."""
     output_dir: str = "runs/{name}"
@@ -267,6 +270,7 @@ class RunConfig(Section):
     moco_v3: MocoV3Config = MocoV3Config()
     ibot: IbotConfig = IbotConfig()
     classify: ClassifyConfig = ClassifyConfig()
+    segment: SegmentConfig = SegmentConfig()
     detect: DetectConfig = DetectConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()

@@ -82,16 +82,17 @@ def build_optimizer(
     return AdamW(groups, lr=peak, betas=section.betas, eps=section.eps, fused=fused)
 
 
-def warmup_cosine(
+def learning_rate_schedule(
     section: OptimConfig, global_batch_size: int, warmup_steps: int, total_steps: int
 ) -> Callable[[int], float]:
-    """Step (from 0) -> factor of the peak: linear over `warmup_steps`, then half a cosine to min_lr at the end."""
+    """Step (from 0) -> factor of the peak: linear over `warmup_steps`, then as `schedule` to min_lr at the end."""
     floor = section.min_lr / peak_learning_rate(section, global_batch_size)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        left = 1 - done if section.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return floor + (1 - floor) * left
 
     return factor

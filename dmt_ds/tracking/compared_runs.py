@@ -20,7 +20,9 @@ _ORDER = (
     "eval/linear_top1",
     "eval/linear_patch_top1",
     "eval/finetune_top1",
+    "eval/segment_miou",
     "eval/top1",
+    "eval/miou",
 )
 _WITHOUT_SCORES = "train/loss"
 _SEED = re.compile(r"[-_]seed[-_]?\d+$")

@@ -11,7 +11,7 @@ from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.config.schema import OptimConfig, StudentConfig
 from dmt_ds.downstream.classification import Classifier
 from dmt_ds.engine import dist, ds_engine
-from dmt_ds.engine.optim import build_optimizer, warmup_cosine
+from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule
 from dmt_ds.models.vit import build_vit, prefer_written_attention
 from dmt_ds.models.vit_layers import layer_numbers
 
@@ -48,7 +48,7 @@ def main() -> None:
     engine = ds_engine.build_student(
         module,
         build_optimizer(module, OPTIM, 2, fused=False, layers=layer_numbers(module, module.vit)),
-        warmup_cosine(OPTIM, 2, WARMUP_STEPS, TOTAL_STEPS),
+        learning_rate_schedule(OPTIM, 2, WARMUP_STEPS, TOTAL_STEPS),
         resolve_student(find_ds_config("student_zero2_fp32"), batch, 0.0),
     )
     rates = rates_in(engine)

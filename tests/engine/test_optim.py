@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from dmt_ds.config.schema import OptimConfig, StudentConfig
-from dmt_ds.engine.optim import build_optimizer, fusing_pays, parameter_groups, peak_learning_rate, warmup_cosine
+from dmt_ds.engine.optim import (
+    build_optimizer,
+    fusing_pays,
+    learning_rate_schedule,
+    parameter_groups,
+    peak_learning_rate,
+)
 from dmt_ds.models.vit import build_vit
 
 
@@ -29,7 +35,7 @@ def test_only_matrices_decay_and_every_trained_parameter_is_in_one_group():
 
 def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_min_lr():
     section = OptimConfig(base_lr=1e-3, min_lr=1e-4)
-    factor = warmup_cosine(section, 256, warmup_steps=10, total_steps=110)
+    factor = learning_rate_schedule(section, 256, warmup_steps=10, total_steps=110)
     assert factor(0) == pytest.approx(0.1) and factor(9) == pytest.approx(1.0) and factor(10) == pytest.approx(1.0)
     assert factor(60) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert factor(110) == pytest.approx(0.1)
@@ -38,7 +44,7 @@ def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_min_lr():
 def test_the_optimizer_follows_the_schedule_per_step():
     module = nn.Linear(2, 2)
     optimizer = build_optimizer(module, OptimConfig(base_lr=1.0), 256, fused=False)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(OptimConfig(base_lr=1.0), 256, 2, 4))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_schedule(OptimConfig(base_lr=1.0), 256, 2, 4))
     rates = []
     for _ in range(4):
         rates.append(optimizer.param_groups[0]["lr"])

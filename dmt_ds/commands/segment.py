@@ -1,0 +1,204 @@
+"""Segmentation as a task with annotations: its images, its judge, its pictures of answers, the folder it leaves."""
+
+import csv
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmt_ds.commands.annotated import AnnotatedKind, Scene
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.data.batch import Batch
+from dmt_ds.data.batch_maker import BatchMaker
+from dmt_ds.data.joint_crop import JointCrop, resized
+from dmt_ds.data.label_maps import LabelMapSource, SegmentedImages, open_label_maps, open_segmented
+from dmt_ds.data.loader import every_image
+from dmt_ds.data.map_batches import EvalMapMaker, TrainMapMaker
+from dmt_ds.data.splits import Split
+from dmt_ds.downstream.region_overlap import Overlap, class_iou, overlap_of
+from dmt_ds.downstream.segmentation import SegmentationTask
+from dmt_ds.downstream.segmenter_folder import save_segmenter
+from dmt_ds.engine import dist
+from dmt_ds.errors import ConfigError
+from dmt_ds.models.teachers import SEGMENTER_FOLDER
+
+logger = logging.getLogger(__name__)
+
+NUM_SHOWN = 8
+"""Validation images whose answers are drawn."""
+
+
+class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
+    """Classes of pixels."""
+
+    folder = SEGMENTER_FOLDER
+    told_as = ("segment",)
+    images_of_origin = False
+    resizes_positions = True
+    needs_whole_weights = "sees images of many sizes, so that ranks would wait for each other's parts"
+
+    def open(self, config: RunConfig) -> SegmentedImages:
+        """Both splits with their label maps."""
+        return open_segmented(config.data, config.segment)
+
+    def source(self, config: RunConfig, split: Split) -> LabelMapSource:
+        """With annotations, so that a look at images is one at both."""
+        return open_label_maps(config.data, config.segment, split)
+
+    def build(self, config: RunConfig, class_names: Sequence[str]) -> SegmentationTask:
+        """UPerNet on the encoder.
+
+        Raises:
+            ConfigError: batch norm would see one image alone, or a block is asked for that is not there.
+        """
+        if config.train.micro_batch_size * dist.world_size() < 2:
+            raise ConfigError(
+                "train.micro_batch_size 1: batch norm in the heads needs two images at least: take more, or more ranks"
+            )
+        return SegmentationTask(config.student, config.segment, config.data.image_size, config.augment, class_names)
+
+    def train_maker(self, config: RunConfig, images: SegmentedImages) -> BatchMaker:
+        """Crops of images and their maps."""
+        crop = JointCrop.from_sections(config.data, config.segment, config.augment.mean)
+        return TrainMapMaker(images.train, crop, config.seed, config.data.bad_images)
+
+    def judge(self, task: SegmentationTask, images: SegmentedImages, scene: Scene) -> "SegmentationJudge":
+        """By mIoU, aAcc and mAcc."""
+        return SegmentationJudge(task, images, scene)
+
+    def save(
+        self,
+        task: SegmentationTask,
+        config: RunConfig,
+        masters: Mapping[str, Tensor],
+        provenance: Mapping[str, Any],
+        folder: Path,
+    ) -> None:
+        """Encoder, pyramid and heads."""
+        own = task.module.state_dict()
+        state = {key: masters.get(key, value).detach().float().cpu().contiguous() for key, value in own.items()}
+        save_segmenter(
+            folder, state, config.student, config.segment, config.data, config.augment, task.class_names, provenance
+        )
+
+    def stage(self, config: RunConfig) -> str:
+        """`segment`."""
+        return "segment"
+
+    def recipe_of(self, size: str) -> str:
+        """ADE20K's."""
+        return f"segment_ade20k_vit_{size}"
+
+
+@dataclass(frozen=True)
+class SegmentationJudge:
+    """Judges a run on its validation images, while it trains and at the end; all ranks call all of it.
+
+    Attributes:
+        images: both splits.
+    """
+
+    task: SegmentationTask
+    images: SegmentedImages
+    scene: Scene
+
+    def look_at_images(self) -> None:
+        """Read each validation image and its annotation once.
+
+        Raises:
+            DataError: one can't be read, or does not fit the other; names it.
+        """
+        for _ in self._batches("looking at the validation images"):
+            pass
+
+    def judge(self, step: int) -> Tensor:
+        """Log `eval/miou`, `eval/aacc` and `eval/macc`; gives the pixels of all ranks by class and answer, [C, C]."""
+        own = self.task.confusion(self.scene.engine, self._batches(f"judging step {step}"))
+        confusion = dist.sum_over_ranks(own).cpu()
+        overlap = overlap_of(confusion)
+        percent = (100 * overlap.miou, 100 * overlap.aacc, 100 * overlap.macc, len(self.images.test))
+        logger.info("step %d: mIoU %.2f %%, aAcc %.2f %%, mAcc %.2f %% of %d validation images", step, *percent)
+        self.scene.tracker.log_metrics({f"eval/{key}": share for key, share in overlap._asdict().items()}, step)
+        return confusion
+
+    def finish(self, step: int) -> None:
+        """Judge what is published; say how it compares to the best on the way; leave classes' scores and pictures."""
+        confusion = self.judge(step)
+        overlap = overlap_of(confusion)
+        majority = majority_of(confusion)
+        logger.info(
+            "the most frequent class everywhere would have mIoU %.2f %%, aAcc %.2f %%",
+            100 * majority.miou,
+            100 * majority.aacc,
+        )
+        shown = self._shown() if dist.is_main() else []
+        if not dist.is_main():
+            return
+        self.scene.tracker.log_metrics(
+            {"eval/miou_of_majority": majority.miou, "eval/aacc_of_majority": majority.aacc}, step
+        )
+        self.scene.say_best("eval/miou")
+        self.scene.tell_origin("segment", overlap._asdict())
+        self.scene.picture(lambda: self._draw(confusion, shown))
+
+    def _shown(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Image [3, H, W], label map and answer [H, W], all uint8, of a few validation images; rank 0 alone."""
+        data, section = self.scene.config.data, self.scene.config.segment
+        last, found = len(self.images.test) - 1, []
+        for row in sorted({round(part * last / (NUM_SHOWN - 1)) for part in range(NUM_SHOWN)}):
+            image, labels = self.images.test.read_pair(row)
+            scaled = resized(image, section.short_side, interpolation=data.interpolation)
+            device = self.task.module.device
+            answer = self.task.answer(self.task.module, scaled[None].to(device), labels.shape)
+            found.append((image, labels, answer.cpu()))
+        return found
+
+    def _draw(self, confusion: Tensor, shown: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        from dmt_ds.tracking import answer_pictures, mask_pictures
+
+        folder, names = self.scene.pictures, self.task.class_names
+        answer_pictures.write_confusion(confusion, names, folder / "confusion.csv")
+        answer_pictures.draw_confusion(confusion, names, folder / "confusion.png")
+        _write_classes(confusion, names, folder / "classes.csv")
+        mask_pictures.draw_masks(shown, names, folder / "masks.png")
+
+    def _batches(self, doing: str) -> Iterator[Batch]:
+        """This rank's share of the validation images, one a batch."""
+        data = self.scene.config.data
+        maker = EvalMapMaker(self.images.test, self.scene.config.segment.short_side, data.interpolation)
+        for batch in every_image(
+            maker,
+            len(self.images.test),
+            1,
+            data.num_workers,
+            dist.local_world_size(),
+            dist.rank(),
+            dist.world_size(),
+        ):
+            yield batch
+            self.scene.beat(doing)
+
+
+def majority_of(confusion: Tensor) -> Overlap:
+    """What it would be to answer the most frequent class everywhere: [C, C], a row a true class."""
+    of_class = confusion.sum(dim=1)
+    answers = torch.zeros_like(confusion)
+    answers[:, int(of_class.argmax())] = of_class
+    return overlap_of(answers)
+
+
+def _write_classes(confusion: Tensor, names: Sequence[str], path: Path) -> None:
+    """A line a class: its IoU, the right share of its pixels, its share of all pixels."""
+    of_class = confusion.sum(dim=1).double()
+    columns = (class_iou(confusion), confusion.diagonal() / of_class, of_class / of_class.sum())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "iou", "accuracy", "share_of_pixels"])
+        writer.writerows(
+            [name, *(f"{value:.4f}" for value in row)]
+            for name, *row in zip(names, *(column.tolist() for column in columns), strict=True)
+        )

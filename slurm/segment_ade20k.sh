@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=segment_ade20k
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+# Puts an encoder under UPerNet:  sbatch slurm/segment_ade20k.sh -e runs/vit_small data.path=/data/ADEChallengeData2016
+# or that of the run that the arguments of a training job describe:  ... --of-run -c vit_small output_dir=x
+home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
+    sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')}
+# shellcheck source=slurm/job.sh
+source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
+
+trainer=segment
+if [[ ${1:-} == --of-run ]]; then
+    run=$(once config "${@:2}" --get output_dir)
+    set -- -e "$run"
+fi
+train "$@"
