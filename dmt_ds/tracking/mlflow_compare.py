@@ -173,14 +173,22 @@ def _choose_experiment(
     if not filled:
         raise TrackingError(f"{store}: there are no runs in it yet; name another store with --uri")
     if len(filled) > 1:
+        with_suites = {run.info.experiment_id for run in _suites_parents(client, store, ids)}
+        # A suite's runs are fine-tuned in an experiment of their own, beside the one that people compare.
+        filled = [name for name in filled if ids[name] in with_suites] if len(with_suites) == 1 else filled
+    if len(filled) > 1:
         raise TrackingError(f"{store}: which experiment? Name one of: {', '.join(filled)}")
     return filled[0]
 
 
-def _experiment_of_suite(client: "MlflowClient", store: StoreUri, ids: dict[str, str], suite: str) -> str:
+def _suites_parents(client: "MlflowClient", store: StoreUri, ids: dict[str, str]) -> "list[Run]":
     query = f"tags.`{PARENT_OF_TAG}` != ''"
     with _answering(store):
-        parents = list(pages(client.search_runs, experiment_ids=list(ids.values()), filter_string=query))
+        return list(pages(client.search_runs, experiment_ids=list(ids.values()), filter_string=query))
+
+
+def _experiment_of_suite(client: "MlflowClient", store: StoreUri, ids: dict[str, str], suite: str) -> str:
+    parents = _suites_parents(client, store, ids)
     holding = {run.info.experiment_id for run in parents if run.data.tags[PARENT_OF_TAG] == suite}
     names = sorted(name for name, number in ids.items() if number in holding)
     if not names:

@@ -192,6 +192,14 @@ def test_which_of_several_experiments_is_asked(folder: Path) -> None:
     assert refusal(folder).endswith("which experiment? Name one of: one, two")
 
 
+def test_a_suite_beside_the_experiment_of_its_fine_tunings_is_what_a_folder_means(folder: Path) -> None:
+    fill(Recorder.of_suite(store(folder), "small"))
+    Recorder.of_experiment(store(folder), "small_finetune").add("dmt-seed0-finetune", {"eval/top1": 0.4})
+    result = compare(folder)
+    assert result.exit_code == 0, result.output
+    assert "dmt          2  51.00 ± 1.41" in result.stdout and "finetune" not in result.stdout
+
+
 def test_what_no_run_has_is_told_with_what_there_is(folder: Path) -> None:
     fill(Recorder.of_suite(store(folder), "small"))
     there = "eval/knn_top1, perf/images_per_second, train/images_seen, train/loss"
