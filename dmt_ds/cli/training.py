@@ -63,7 +63,6 @@ def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tu
         "dmt-ds segment -e runs/vit_small data.path=/data/ADEChallengeData2016 --dry-run",
         "torchrun --nproc-per-node 8 -m dmt_ds segment -e runs/vit_small data.path=/data/ADEChallengeData2016",
         "dmt-ds segment -e runs/small_dmt -c small_segment data.path=data/camvid",
-        "dmt-ds predict -e runs/vit_small_segment photos -o masks",
     ),
 )
 @click.option("-e", "--encoder", required=True, metavar="SOURCE", help="Encoder to start from.")

@@ -41,6 +41,13 @@ def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_min_lr():
     assert factor(110) == pytest.approx(0.1)
 
 
+def test_a_linear_schedule_falls_in_a_straight_line_to_the_floor() -> None:
+    section = OptimConfig(base_lr=1.0, min_lr=0.1, schedule="linear")
+    factor = learning_rate_schedule(section, 256, warmup_steps=10, total_steps=110)
+    assert factor(4) == pytest.approx(0.5)
+    assert [factor(step) for step in (10, 35, 60, 110, 200)] == pytest.approx([1, 0.775, 0.55, 0.1, 0.1])
+
+
 def test_the_optimizer_follows_the_schedule_per_step():
     module = nn.Linear(2, 2)
     optimizer = build_optimizer(module, OptimConfig(base_lr=1.0), 256, fused=False)
