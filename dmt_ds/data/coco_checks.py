@@ -59,9 +59,9 @@ def check_object(
         DataError: it does not.
     """
     where = f"{path}: annotation {entry['id']}"
-    if entry["image_id"] not in rows:
+    if not isinstance(entry["image_id"], int) or entry["image_id"] not in rows:
         raise DataError(f"{where} is of image {entry['image_id']}, which `images` does not declare")
-    if entry["category_id"] not in labels:
+    if not isinstance(entry["category_id"], int) or entry["category_id"] not in labels:
         raise DataError(f"{where} is of category {entry['category_id']}, which `categories` does not declare")
     box = entry["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(number) for number in box):

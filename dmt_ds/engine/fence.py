@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmt_ds.errors import CheckpointError
+from dmt_ds.tracking.journal import remove_leftovers
 
 CLAIM = "attempt.json"
 
@@ -36,6 +37,7 @@ class Fence:
         if "SLURM_JOB_ID" in environ:
             owner += f", job {environ['SLURM_JOB_ID']} restart {environ.get('SLURM_RESTART_COUNT', '0')}"
         partial = folder / f".{CLAIM}.{fence._token}"
+        remove_leftovers(folder, f".{CLAIM}.*")
         try:
             partial.write_text(json.dumps({"number": fence.number, "owner": owner, "token": fence._token}))
             os.replace(partial, fence._file)

@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 _UNWRITTEN_LIMIT = 1 << 20  # bytes kept in memory while the disk takes none
+_LEFTOVER_SECONDS = 30.0
 _TAIL = 1 << 16  # bytes searched for the last line
 
 
@@ -130,6 +133,14 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Small files that a kill left unfinished; one that is being written now is seconds old, and stays."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # somebody else was first
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
 
 
 class FileLock:

@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from dmt_ds.tracking.journal import FileLock, Journal, Record, write_atomically
+from dmt_ds.tracking.journal import FileLock, Journal, Record, remove_leftovers, write_atomically
 from dmt_ds.tracking.tracker import METRICS_FILE
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Spool:
         self.lock = FileLock(self.folder / "lock")
         self.run_id = known_run(output_dir)
         self._shipped = Shipped(self.folder / "shipped.json")
+        remove_leftovers(self.folder, "*.tmp")
         if self.records.num_bytes == 0:
             self.put("begin", run_name=run_name, key=uuid.uuid4().hex)
 

@@ -68,9 +68,10 @@ class Lane:
         names = [path.name for path in (self.run / "checkpoints").glob("step*") if "universal" not in path.name]
         return int(max(names, default="step0")[4:])
 
-    def moment(self, lines_before: int) -> str:
-        """What the ranks are at."""
-        if list((self.run / "checkpoints").glob(".tmp-step*")):
+    def moment(self, lines_before: int, since: float) -> str:
+        """What the ranks are at; an attempt before `since` may have left an unfinished save."""
+        unfinished = (self.run / "checkpoints").glob(".tmp-step*")
+        if any(path.exists() and path.stat().st_mtime > since for path in unfinished):
             return "save"
         points = self.points()[lines_before:]
         if not points:
@@ -80,10 +81,10 @@ class Lane:
 
     def round(self, fault: str, harm: "Harm", log: Path) -> Round:
         """Start, wait for a random moment, do it, wait until all ranks have ended by themselves or by the harm."""
-        saved, lines = self.saved_step(), len(self.points())
+        saved, lines, since = self.saved_step(), len(self.points()), time.time()
         with processes.launched(self.arguments(), WORLD, log, cwd=self.run.parent) as ranks:
             self._wait_for_moment(lines, ranks)
-            moment, began = self.moment(lines), time.monotonic()
+            moment, began = self.moment(lines, since), time.monotonic()
             harm(self, ranks)
             alone = ranks.end_as_a_launcher_does(ENDS_BY_ITSELF_SECONDS)
             codes, seconds = ranks.wait(), time.monotonic() - began

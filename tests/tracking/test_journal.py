@@ -6,12 +6,13 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from dmt_ds.errors import TrackingError
-from dmt_ds.tracking.journal import FileLock, Journal, read_lines
+from dmt_ds.tracking.journal import FileLock, Journal, read_lines, remove_leftovers
 
 WRITER = """
 import sys
@@ -128,3 +129,11 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
     lock = FileLock(path)
     assert lock.acquire(wait=False)
     lock.release()
+
+
+def test_what_a_kill_left_unfinished_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    for name, age in (("old.json.1.tmp", 60), ("new.json.2.tmp", 0), ("old.json", 60)):
+        (tmp_path / name).write_text("{}")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    remove_leftovers(tmp_path, "*.tmp")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.json.2.tmp", "old.json"]
