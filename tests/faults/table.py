@@ -147,7 +147,8 @@ def row(fault: Fault, noted: dict[str, list[dict[str, Any]]], soak: dict[str, in
     missing = [test for test in fault.tests if not noted.get(test)]
     in_soak = sum(soak.get(name, 0) for name in fault.in_soak)
     times = " + ".join([str(passed), *([f"{in_soak} in the soak"] if in_soak else [])])
-    lost = "FAILED: " + ", ".join(failed) if failed else "not run here" if missing else "nothing"
+    left_out = f"; {len(missing)} of {len(fault.tests)} tests not run" if missing else ""
+    lost = "FAILED: " + ", ".join(failed) if failed else f"nothing{left_out}" if passed or in_soak else "not run yet"
     tests = ", ".join(f"`{test.rpartition('::')[2]}` ({test.partition('::')[0]})" for test in fault.tests)
     return f"| {fault.what} | {fault.promise} | {tests} | {times} | {lost} |"
 
