@@ -1,4 +1,4 @@
-"""Both detectors learn 16 photographs by heart, from random weights: an hour of one core, run by `-m slow`."""
+"""Both detectors learn 16 photographs by heart, from random weights: a quarter of an hour of a free core each."""
 
 import json
 from pathlib import Path
