@@ -309,9 +309,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _layers_decay_in_fine_tuning(self) -> "RunConfig":
         if self.task not in ANNOTATED_TASKS and self.optim.layer_decay != 1:
-            tasks = " or ".join(ANNOTATED_TASKS)
+            tasks = ", ".join(ANNOTATED_TASKS)
             raise ValueError(
-                f"optim.layer_decay {self.optim.layer_decay} is for task {tasks}, not {self.task}: set it to 1"
+                f"optim.layer_decay {self.optim.layer_decay} is for the tasks {tasks}, not for {self.task}: set it to 1"
             )
         return self
 

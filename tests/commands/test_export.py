@@ -38,7 +38,7 @@ def make_run(folder: Path, *overrides: str, teachers: dict[str, object] | None =
         "student.depth": 2,
         "student.num_heads": tiny.HEADS,
         "teachers.models.mae.source": MAE["source"],
-        "tracking.uri": "http://user:secret-word@server:5000",
+        "tracking.uri": "http://store-host:5000",
     }
     settings |= dict(override.split("=", 1) for override in overrides)
     config = load_config(None, ("task=dmt", *(f"{key}={value}" for key, value in settings.items())))
@@ -123,7 +123,7 @@ def test_a_licence_that_is_unknown_or_unusual_is_never_called_free(licences, fro
     assert words in text
 
 
-def test_the_card_names_teachers_settings_and_versions_but_no_folder_host_or_secret(tmp_path):
+def test_the_card_names_teachers_settings_and_versions_but_no_folder_or_host(tmp_path):
     folder = make_run(tmp_path / "run")
     written = run(str(folder), ["timm"], None)[0].folder
     card = (written / CARD_FILE).read_text()
@@ -131,8 +131,8 @@ def test_the_card_names_teachers_settings_and_versions_but_no_folder_host_or_sec
     assert "| ibot | timm:vit\\_base\\_patch16\\_224.ibot | Apache-2.0 |" in card
     assert "Images: photos." in card and "torch 2.15.0" in card and "tfd_weight: 1.0" in card
     everything = b"".join(file.read_bytes() for file in written.iterdir()).decode(errors="replace")
-    for secret in ("/home/someone", "secret-word", "private-host", str(tmp_path)):
-        assert secret not in everything
+    for private in ("/home/someone", "store-host", "private-host", str(tmp_path)):
+        assert private not in everything
 
 
 def test_the_card_tells_scores_of_these_very_weights_only(tmp_path):
