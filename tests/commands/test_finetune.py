@@ -117,7 +117,9 @@ def test_layers_are_those_of_what_is_trained_beside_a_running_mean_too(run: Path
 def test_what_does_not_fit_is_said(run: Path) -> None:
     with pytest.raises(WeightsError, match="no encoder in it"):
         resolve(str(run.parent), None, ())
-    with pytest.raises(ConfigError, match=r"optim\.layer_decay 0\.5 is for the tasks classify, segment, detect, not for mae"):
+    with pytest.raises(
+        ConfigError, match=r"optim\.layer_decay 0\.5 is for the tasks classify, segment, detect, not for mae"
+    ):
         load_config(None, ["task=mae", "optim.layer_decay=0.5"])
     with pytest.raises(ConfigError, match=r"classify\.frozen trains a head on a given encoder"):
         build_task(load_config("linear_probe"), torch.device("cpu"), ("cat", "dog"))
