@@ -12,6 +12,7 @@ ROUNDS = 20
 pytestmark = pytest.mark.distributed
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_nothing_that_was_complete(tmp_path, record_property):
     record_property("times", ROUNDS)
     recipe = tiny_run.write_recipe(
