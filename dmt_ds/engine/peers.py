@@ -75,6 +75,7 @@ class Peers:
             raise
         finally:
             self._closed.set()
+            self._looker.join(POLL_SECONDS)  # a thread that is within the store when Python ends would abort it
 
     def announce(self, message: str) -> bool:
         """Leave the note, unless there is one; whether that was done."""
