@@ -89,9 +89,15 @@ class Watchdog:
         faulthandler.dump_traceback_later(self._timeout + _LOCKED_SECONDS, file=_stderr())
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Watch no longer; the thread has ended when this returns.
+
+        It holds, through `last_words`, all that was trained: freed by a thread while Python ends, tensors abort the
+        process.
+        """
         self._stopped.set()
         faulthandler.cancel_dump_traceback_later()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _watch(self) -> None:
         interval = min(POLL_SECONDS, self._timeout / 4)
