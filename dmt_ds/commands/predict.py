@@ -13,14 +13,13 @@ from torch import Tensor
 
 from dmt_ds.commands import predict_masks, predict_objects
 from dmt_ds.commands.model_source import find_model, find_own_form
+from dmt_ds.commands.predict_images import check_any, leave_out, read_image, refuse_earlier
 from dmt_ds.commands.predict_progress import PredictProgress
 from dmt_ds.data.augment import normalize
-from dmt_ds.data.decode import decode_image
 from dmt_ds.data.files import find_images
-from dmt_ds.data.folder import read_file
 from dmt_ds.data.views import center_crop
 from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER
-from dmt_ds.errors import DataError, ExportError
+from dmt_ds.errors import ExportError
 from dmt_ds.models.backbone_folder import CONFIG_FILE
 from dmt_ds.models.classifier_folder import CLASSES_FILE
 from dmt_ds.models.portable import Preprocessing, read_portable
@@ -79,20 +78,18 @@ def run(source: str, paths: Sequence[str], out: Path, top_k: int, batch_size: in
             return predict(folder, source, files, out, device)
     model = _open(source, device)
     wanted = [out / name for name in ((PREDICTIONS_FILE, SHEET_FILE) if model.class_names else (FEATURES_FILE,))]
-    for path in wanted:
-        if path.exists():
-            raise ExportError(f"{path}: is there already; remove it, or take another folder by -o")
+    refuse_earlier(wanted)
     unreadable: dict[str, str] = {}
     batches = _answers(model, files, batch_size, unreadable)
     if model.class_names:
         contents = _labels(model, batches, top_k, unreadable, source)
-        _check_any(contents["images"], unreadable)
+        check_any(contents["images"], unreadable)
         out.mkdir(parents=True, exist_ok=True)
         _draw(contents.pop("pictures"), len(contents["images"]), wanted[1])
         wanted[0].write_text(json.dumps(contents, indent=1) + "\n")
     else:
         features = _features(batches)
-        _check_any(features["names"], unreadable)
+        check_any(features["names"], unreadable)
         out.mkdir(parents=True, exist_ok=True)
         np.savez(wanted[0], **features)
     return wanted
@@ -137,10 +134,8 @@ def _answers(model: _Model, files: Sequence[str], batch_size: int, unreadable: d
     """Answers in the order of the files; the next batch is decoded meanwhile."""
 
     def read(path: str) -> Tensor | str:
-        try:
-            return center_crop(decode_image(read_file(path), path), model.image_size, model.interpolation)
-        except DataError as error:
-            return str(error).partition("; fetch it again")[0]
+        image = read_image(path)
+        return image if isinstance(image, str) else center_crop(image, model.image_size, model.interpolation)
 
     report = PredictProgress(len(files))
     rows = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
@@ -152,8 +147,7 @@ def _answers(model: _Model, files: Sequence[str], batch_size: int, unreadable: d
             good = {path: image for path, image in zip(row, decoded, strict=True) if isinstance(image, Tensor)}
             for path, reason in zip(row, decoded, strict=True):
                 if isinstance(reason, str):
-                    unreadable[path] = reason
-                    logger.warning("left out: %r: %s", path, reason.removeprefix(f"{path}: "))
+                    leave_out(path, reason, unreadable)
             if good:
                 images = torch.stack(list(good.values()))
                 yield _Answered(list(good), images, model.answer(images).float().cpu())
@@ -201,10 +195,3 @@ def _draw(pictures: Sequence[tuple[Tensor, str, float, str]], num_images: int, p
     draw_sheet(
         pictures, path, f"{shown} images" if shown == num_images else f"the first {shown} of {num_images} images"
     )
-
-
-def _check_any(images: Any, unreadable: dict[str, str]) -> None:
-    if len(images) == 0:
-        raise DataError(
-            f"none of {len(unreadable)} images can be read, the first one: {next(iter(unreadable.values()))}"
-        )

@@ -1,8 +1,7 @@
 """`dmt-ds predict` of a detector: COCO's results, and a picture with boxes and masks, of a person's own images."""
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,20 +9,15 @@ import torch
 from torch import Tensor
 
 from dmt_ds.commands.detect import pictured
-from dmt_ds.commands.predict_progress import PredictProgress
+from dmt_ds.commands.predict_images import check_any, read_each, refuse_earlier
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.coco_library import Result, check_installed
-from dmt_ds.data.decode import decode_image
 from dmt_ds.data.detection_maker import size_of
 from dmt_ds.data.detection_views import Draw, ScaleSpec, padded, scaled_image
-from dmt_ds.data.folder import read_file
 from dmt_ds.downstream.detection.folder import SavedDetector, load_detector
 from dmt_ds.downstream.detection.results import results_of
 from dmt_ds.downstream.detection.task import blank_beyond
-from dmt_ds.errors import DataError, ExportError
 from dmt_ds.tracking.object_pictures import SHOWN_FROM, Pictured, draw_objects
-
-logger = logging.getLogger(__name__)
 
 RESULTS_FILE, IMAGES_FILE, PICTURES_FOLDER = "predictions.json", "images.json", "pictures"
 
@@ -55,24 +49,22 @@ def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torc
     """
     check_installed()
     wanted = [out / name for name in (RESULTS_FILE, IMAGES_FILE, PICTURES_FOLDER)]
-    for path in wanted:
-        if path.exists():
-            raise ExportError(f"{path}: is there already; remove it, or take another folder by -o")
+    refuse_earlier(wanted)
     saved = load_detector(folder)
     saved.detector.to(device)
     results: list[Result] = []
     images: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
-    for answered in _answers(saved, files, unreadable, device):
+    ids = dict(zip(files, image_ids(files), strict=True))
+    for name, image in read_each(files, unreadable):
+        answered = _Answered(name, ids[name], image, _found(saved, image, ids[name], device))
         results += answered.results
         height, width = size_of(answered.image)
         picture = f"{PICTURES_FOLDER}/{len(images):06d}_{Path(answered.name).stem}.png"
         told = {"file_name": answered.name, "height": height, "width": width, "picture": picture}
         images.append({"id": answered.image_id, **told})
         _draw(answered, saved, out / picture)
-    if not images:
-        first = next(iter(unreadable.values()))
-        raise DataError(f"none of {len(unreadable)} images can be read, the first one: {first}")
+    check_any(images, unreadable)
     categories = [category._asdict() for category in saved.categories]
     contents = {"model": source, "images": images, "categories": categories, "unreadable": unreadable}
     wanted[0].write_text(json.dumps(results) + "\n")
@@ -86,22 +78,6 @@ def image_ids(files: Sequence[str]) -> list[int]:
     if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
         return [int(stem) for stem in stems]
     return list(range(1, len(files) + 1))
-
-
-def _answers(
-    saved: SavedDetector, files: Sequence[str], unreadable: dict[str, str], device: torch.device
-) -> Iterator[_Answered]:
-    report = PredictProgress(len(files))
-    for path, image_id in zip(files, image_ids(files), strict=True):
-        try:
-            image = decode_image(read_file(path), path)
-        except DataError as error:
-            unreadable[path] = str(error).partition("; fetch it again")[0]
-            logger.warning("left out: %r: %s", path, unreadable[path].removeprefix(f"{path}: "))
-        else:
-            yield _Answered(path, image_id, image, _found(saved, image, image_id, device))
-        report.advance(1)
-    report.close()
 
 
 @torch.no_grad()

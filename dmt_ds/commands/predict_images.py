@@ -1,0 +1,64 @@
+"""A person's images in a prediction: each is read, or left out and named; knows no model."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+
+from torch import Tensor
+
+from dmt_ds.commands.predict_progress import PredictProgress
+from dmt_ds.data.decode import decode_image
+from dmt_ds.data.folder import read_file
+from dmt_ds.errors import DataError, ExportError
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_earlier(wanted: Sequence[Path]) -> None:
+    """Nothing of an earlier prediction is written over.
+
+    Raises:
+        ExportError: names the first that is there.
+    """
+    for path in wanted:
+        if path.exists():
+            raise ExportError(f"{path}: is there already; remove it, or take another folder by -o")
+
+
+def read_image(path: str) -> Tensor | str:
+    """The image [3, H, W] uint8, or why it can't be read."""
+    try:
+        return decode_image(read_file(path), path)
+    except DataError as error:
+        return str(error).partition("; fetch it again")[0]
+
+
+def leave_out(path: str, reason: str, unreadable: dict[str, str]) -> None:
+    """Note an image that can't be read, and say so in the log."""
+    unreadable[path] = reason
+    logger.warning("left out: %r: %s", path, reason.removeprefix(f"{path}: "))
+
+
+def read_each(files: Sequence[str], unreadable: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Path and image of every file that can be read, in their order; the others come into `unreadable`."""
+    report = PredictProgress(len(files))
+    for path in files:
+        image = read_image(path)
+        if isinstance(image, str):
+            leave_out(path, image, unreadable)
+        else:
+            yield path, image
+        report.advance(1)
+    report.close()
+
+
+def check_any(images: Sized, unreadable: Mapping[str, str]) -> None:
+    """There is something to answer for.
+
+    Raises:
+        DataError: no image could be read; gives the first reason.
+    """
+    if len(images) == 0:
+        raise DataError(
+            f"none of {len(unreadable)} images can be read, the first one: {next(iter(unreadable.values()))}"
+        )
