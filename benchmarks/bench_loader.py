@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 
 import harness
@@ -29,6 +29,7 @@ import psutil
 import torch
 import torchvision
 from harness import Report, Spread
+from pictures import make_pictures
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
@@ -179,22 +180,6 @@ def pixel_errors(source: FolderSource, size: int, count: int) -> dict[str, float
         for name, differences in errors.items()
         for kind, function in (("mean", np.mean), ("largest", np.max))
     }
-
-
-def make_pictures(root: Path, count: int) -> None:
-    """Colour noise with the spectrum of photographs (amplitude 1/f), 500 x 375, JPEG quality 92, 4:2:0."""
-    rng = np.random.default_rng(0)
-    down, across = np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)[None, :]
-    amplitude = 1 / np.maximum(np.hypot(down, across), 1 / 500)
-    folders = [root / "train" / name for name in "ab"]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    for number, folder in zip(range(count), cycle(folders)):
-        spectrum = amplitude * np.exp(2j * np.pi * rng.random((3, 375, 251)))
-        grey, *tints = np.fft.irfft2(spectrum, s=(375, 500))
-        pixels = np.stack([grey + 0.2 * tint for tint in (*tints, -tints[0])], axis=-1)
-        pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=92)
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ bench() { # name, script, options...
 
 for set in $stages; do
     case $set in
-    tests) stage tests "$python" -m pytest -q -m gpu tests ;;
+    tests) stage tests "$python" -m pytest -q -n "${JOBS:-6}" --durations=12 -m gpu tests/gpu tests/data ;;
     loss) bench loss loss ;;
     trainer)
         bench trainer_t trainer --student vit_tiny --workers 8

@@ -30,7 +30,8 @@ def command(arguments: Sequence[str], processes: int = 1) -> list[str]:
 def environment(**extra: str) -> dict[str, str]:
     """This process's, with one thread a rank and no launcher's variables from outside."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MLFLOW_"))}
-    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **extra}
+    path = os.pathsep.join([str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])])
+    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
 
 def run(

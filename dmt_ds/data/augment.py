@@ -1,10 +1,11 @@
 """Photometric augmentation and normalisation of a batch on its device; knows no geometry and no teacher.
 
 Each image's strengths come from its seed, so a result depends on the image alone, not on the batch it is in. Nothing
-here waits for the device.
+here waits for the device. On CUDA, `jitter_triton.py` does most of it in two kernels.
 """
 
-from functools import lru_cache
+import importlib.util
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from dmt_ds.config.section import Triple
 
 _BLUR_SIGMA = (0.1, 2.0)  # pixels, as in SimCLR, BYOL, DINO and MoCo v3
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B
+_UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Mean and deviation that leave a picture as it is."""
 
 
 class Augment:
@@ -33,9 +36,20 @@ class Augment:
         """
         section = self.section
         numbers = sample_rng.uniform(seeds, f"jitter/{view}", 13)  # [B, 13]
-        pixels = _jitter(_fractions(images), section, numbers[:, :9])
-        if section.grayscale_probability:
-            pixels = torch.where(_chosen(numbers[:, 9], section.grayscale_probability), _grey(pixels), pixels)
+        order, amounts = _draw_jitter(section, numbers[:, :9])
+        greys = numbers[:, 9] < section.grayscale_probability if section.grayscale_probability else None  # [B]
+        if _has_kernel(images):
+            from dmt_ds.data import jitter_triton  # triton is not on every platform
+
+            is_last = not section.blur_probability and not section.solarize_probability
+            constants = (section.mean, section.std) if is_last else _UNCHANGED
+            pixels = jitter_triton.jitter(images, order, amounts, greys, *_channel_constants(*constants, images.device))
+            if is_last:
+                return pixels
+        else:
+            pixels = _jitter(_fractions(images), order, amounts)
+            if greys is not None:
+                pixels = torch.where(greys[:, None, None, None], _grey(pixels), pixels)
         if section.blur_probability:
             low, high = _BLUR_SIGMA
             blurred = gaussian_blur(pixels, low + (high - low) * numbers[:, 10])
@@ -49,8 +63,21 @@ class Augment:
 def normalize(images: Tensor, mean: Triple, std: Triple) -> Tensor:
     """(pixels - mean) / std per channel: [B, 3, H, W] uint8, or float in 0..1 -> [B, 3, H, W] float32."""
     scale, shift = _channel_constants(mean, std, images.device)
+    if images.is_cuda:  # bytes become floats on the way through
+        made = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        return torch.addcmul(shift, images, scale if images.is_floating_point() else scale / 255, out=made)
     pixels = images.float() if images.is_floating_point() else _fractions(images)
     return torch.addcmul(shift, pixels, scale)
+
+
+def _has_kernel(images: Tensor) -> bool:
+    """Whether two kernels do what many would do otherwise: bytes on CUDA."""
+    return images.is_cuda and images.dtype == torch.uint8 and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _fractions(images: Tensor) -> Tensor:
@@ -65,11 +92,14 @@ def _channel_constants(mean: Triple, std: Triple, device: torch.device) -> tuple
     return (1 / std_).to(device), (-mean_ / std_).to(device)
 
 
-def _jitter(pixels: Tensor, section: AugmentConfig, numbers: Tensor) -> Tensor:
-    """Torchvision's ColorJitter with its own strengths and order for each image; `numbers` [B, 9] in [0, 1)."""
+def _draw_jitter(section: AugmentConfig, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Torchvision's ColorJitter with its own strengths and order for each image; `numbers` [B, 9] in [0, 1).
+
+    Returns:
+        What each image does in each of its turns, [B, T] int64: 0 brightness, 1 contrast, 2 saturation, 3 hue. Then by
+        this number how much of it, [B, 4]: three factors, and the share of a full circle of hues.
+    """
     strengths = (section.brightness, section.contrast, section.saturation)
-    if not section.jitter_probability or not any((*strengths, section.hue)):
-        return pixels
     jittered = numbers[:, :1] < section.jitter_probability  # [B, 1]
     factors = torch.stack(
         [
@@ -78,27 +108,34 @@ def _jitter(pixels: Tensor, section: AugmentConfig, numbers: Tensor) -> Tensor:
         ],
         dim=1,
     )
-    factors = torch.where(jittered, factors, 1.0)  # [B, 3]
-    if not section.hue:
-        return _blends(pixels, numbers[:, 5:8].argsort(dim=1, stable=True), factors)
+    turns = (2 * numbers[:, 4:5] - 1) * section.hue
+    amounts = torch.cat([torch.where(jittered, factors, 1.0), torch.where(jittered, turns, 0.0)], dim=1)
+    num_turns = 4 if section.hue else 3 if any(strengths) else 0
+    if not section.jitter_probability:
+        num_turns = 0
+    return numbers[:, 5 : 5 + num_turns].argsort(dim=1, stable=True), amounts
+
+
+def _jitter(pixels: Tensor, order: Tensor, amounts: Tensor) -> Tensor:
+    """What `_draw_jitter` drew, of [B, 3, H, W] in 0..1."""
+    if order.shape[1] < 4:
+        return _blends(pixels, order, amounts)
     # Hue is by far the dearest, so it is turned once for all images: between the blends before and after it.
-    order = numbers[:, 5:9].argsort(dim=1, stable=True)  # [B, 4]: which of the four comes first, second, ...
-    turns = torch.where(jittered, (2 * numbers[:, 4:5] - 1) * section.hue, 0.0)  # [B, 1]
     hue_is_due = (order == 3).cumsum(dim=1) > 0  # [B, 4]
-    pixels = _blends(pixels, torch.where(hue_is_due, 3, order)[:, :3], factors)
-    pixels = turn_hue(pixels, turns[:, 0])
-    return _blends(pixels, torch.where(hue_is_due, order, 3)[:, 1:], factors)
+    pixels = _blends(pixels, torch.where(hue_is_due, 3, order)[:, :3], amounts)
+    pixels = turn_hue(pixels, amounts[:, 3])
+    return _blends(pixels, torch.where(hue_is_due, order, 3)[:, 1:], amounts)
 
 
-def _blends(pixels: Tensor, order: Tensor, factors: Tensor) -> Tensor:
+def _blends(pixels: Tensor, order: Tensor, amounts: Tensor) -> Tensor:
     """Brightness (0), contrast (1), saturation (2): all mix with something grey, so one formula serves a mixed batch.
 
     Args:
-        order: [B, 3], what each image does in each of its turns; 3 is nothing.
-        factors: [B, 3], by kind.
+        order: [B, T], what each image does in each of these turns; 3 is nothing.
+        amounts: [B, 4]; the last is not used.
     """
-    factors = functional.pad(factors, [0, 1], value=1.0)  # [B, 4]
-    for turn in order.split(1, dim=1):  # type: ignore[no-untyped-call]
+    factors = functional.pad(amounts[:, :3], [0, 1], value=1.0)  # [B, 4]
+    for turn in order[..., None].unbind(1):  # [B, 1] each
         kind, factor = turn[..., None, None], factors.gather(1, turn)[..., None, None]  # [B, 1, 1, 1] each
         grey = _grey(pixels)  # [B, 1, H, W]
         flat = torch.where(kind == 1, grey.mean(dim=(1, 2, 3), keepdim=True), 0.0)  # [B, 1, 1, 1]

@@ -87,7 +87,9 @@ class TeacherModel(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 -> the same normalised, in the weights' type; computed in float32 whatever that is."""
-        return (images.float() * self.scale + self.shift).to(next(self.vit.parameters()).dtype)
+        made = torch.empty_like(images, dtype=next(self.vit.parameters()).dtype)
+        with torch.no_grad():  # which `out` asks for; on CUDA it is one kernel, from bytes to the weights' type
+            return torch.addcmul(self.shift, images, self.scale, out=made)
 
     def train(self, mode: bool = True) -> "TeacherModel":
         """A teacher is always in evaluation."""

@@ -5,7 +5,15 @@ import json
 import pytest
 
 from tests import processes, tiny_run
-from tests.integration import test_classification, test_finetuning
+from tests.integration import (
+    test_classification,
+    test_detection,
+    test_finetuning,
+    test_overfitted_detection,
+    test_segmentation,
+)
+from tests.tiny_coco import write_coco
+from tests.tiny_scenes import write_ade
 
 pytestmark = pytest.mark.gpu
 
@@ -159,3 +167,44 @@ def test_the_host_does_not_wait_for_the_device_outside_log_steps(cuda, tmp_path)
     done = processes.run(["-c", WITHOUT_WAITING, *tiny_run.pretrain(recipe)[2:]], **cuda)
     quiet = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("step without waiting")]
     assert quiet == ["2", "3", "5", "6", "7"]
+
+
+def test_segmentation_on_cuda_has_the_losses_of_the_cpu_and_bf16_stays_near(cuda, tmp_path):
+    ade, encoder = write_ade(tmp_path / "ade"), tiny_run.make_teacher(tmp_path / "encoder", 0)
+    losses = {}
+    for name, precision, environment in (("cpu", "fp32", {}), ("cuda", "fp32", cuda), ("bf16", "bf16", cuda)):
+        recipe = test_segmentation.recipe(tmp_path / name, ade)
+        words = test_segmentation.segment(encoder, recipe, f"train.deepspeed=student_zero2_{precision}")
+        processes.run(words, **environment)
+        losses[name] = tiny_run.losses(tmp_path / name / "run")
+        (miou,) = list(tiny_run.losses(tmp_path / name / "run", "eval/miou").values())[-1:]
+        assert 0 < miou <= 1
+    assert tiny_run.largest_difference(losses["cpu"], losses["cuda"]) < 1e-2
+    assert tiny_run.largest_difference(losses["cpu"], losses["bf16"]) < 1e-1
+
+
+@pytest.mark.parametrize("heads", ["mask_rcnn", "cascade"])
+def test_detection_on_cuda_starts_with_the_losses_of_the_cpu_and_ends_with_a_result(cuda, tmp_path, heads):
+    pytest.importorskip("pycocotools")
+    coco, encoder = write_coco(tmp_path / "coco", num_val=5), tiny_run.make_teacher(tmp_path / "encoder", 0)
+    losses = {}
+    for name, precision, environment in (("cpu", "fp32", {}), ("cuda", "fp32", cuda), ("bf16", "bf16", cuda)):
+        recipe = test_detection.recipe(tmp_path / name, coco, enabled=False, pictures=False)
+        words = (f"train.deepspeed=student_zero2_{precision}", f"detect.heads={heads}")
+        processes.run(test_detection.detect(encoder, recipe, *words), **environment)
+        losses[name] = tiny_run.losses(tmp_path / name / "run")
+        assert len(tiny_run.losses(tmp_path / name / "run", "eval/box_ap")) == 2
+    assert losses["cuda"][1] == pytest.approx(losses["cpu"][1], rel=1e-3)
+    assert losses["bf16"][1] == pytest.approx(losses["cpu"][1], rel=5e-2)
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-1)  # which boxes are kept may turn on a rounding
+
+
+@pytest.mark.parametrize("heads", ["mask_rcnn", "cascade"])
+def test_sixteen_photographs_are_learned_by_heart(cuda, shared_dir, tmp_path, heads):
+    root = shared_dir / "data" / "coco_instances"
+    if not root.is_dir():
+        pytest.skip(f"no photographs at {root}")
+    processes.run(test_overfitted_detection.overfit(root, tmp_path, heads), timeout=1200, **cuda)
+    for kind in ("box", "mask"):
+        curve = tiny_run.losses(tmp_path / "run", f"eval/{kind}_ap50")
+        assert curve[test_overfitted_detection.NUM_STEPS] > 0.5, curve
