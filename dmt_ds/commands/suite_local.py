@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from dmt_ds.commands.stages import RunningStage, Stage
+from dmt_ds.commands.suite_phases import Phase, next_phase
 from dmt_ds.commands.suite_state import (
     FAILURE_FILE,
     SCORE,
@@ -17,8 +17,6 @@ from dmt_ds.commands.suite_state import (
     check_teachers,
     choose,
     is_finished,
-    is_judged,
-    is_trained,
     is_tuned,
     scores_of,
 )
@@ -32,8 +30,6 @@ LOG = "output.log"
 """In a run's folder: all that its processes said."""
 
 Say = Callable[[str], None]
-Phase = Literal["pretrain", "evaluate", "finetune"]
-_FAILED_IN: dict[Phase, str] = {"pretrain": "", "evaluate": "evaluation: ", "finetune": "fine-tuning: "}
 
 
 @dataclass
@@ -124,11 +120,13 @@ class LocalSuite:
         except ConfigError as error:
             self._end(run, f"{run.label}: {error}", failure=str(error))
             return
-        if is_finished(run):
+        phase = next_phase(run)
+        if phase is None:
             self._ended[run.folder] = True
             return
         (run.folder / FAILURE_FILE).unlink(missing_ok=True)
-        self._start(run, _next_phase(run), time.monotonic())
+        self._say(f"  {run.label}: {phase.doing}; log: {run.folder / LOG}")
+        self._start(run, phase, time.monotonic())
 
     def _with_choice(self, run: SuiteRun) -> SuiteRun:
         """A seed of a tuned variant has its chosen value."""
@@ -144,17 +142,10 @@ class LocalSuite:
         return next(other for other in self._plan.variants(self._chosen) if other.folder == run.folder)
 
     def _start(self, run: SuiteRun, phase: Phase, started: float) -> None:
-        arguments = {
-            "pretrain": ("pretrain", "-c", run.recipe, *run.overrides),
-            "evaluate": ("evaluate", "-e", str(run.folder)),
-            "finetune": ("finetune", *(run.finetuning or ())),
-        }[phase]
-        processes = 1 if phase == "evaluate" else self._ranks
         slot = next(slot for slot in range(self._num_jobs) if slot not in {job.slot for job in self._jobs})
-        stage = Stage(arguments, run.folder / LOG, self._environment(slot), processes)
+        words, processes = (phase.name, *phase.arguments), self._ranks if phase.on_all_ranks else 1
+        stage = Stage(words, run.folder / LOG, self._environment(slot), processes)
         self._jobs.append(Job(run, RunningStage(stage), phase, slot, started))
-        if phase == "pretrain":
-            self._say(f"  {run.label}: training; log: {run.folder / LOG}")
 
     def _environment(self, slot: int) -> Mapping[str, str]:
         """This one, with cores and GPUs shared out among the runs."""
@@ -166,10 +157,10 @@ class LocalSuite:
         return {**os.environ, **mine}
 
     def _on_end(self, job: Job, stopping: bool) -> None:
-        run, code = job.run, job.stage.poll()
-        if code == 0 and not is_finished(run) and _next_phase(run) != job.phase and not stopping:
-            self._start(run, _next_phase(run), job.started)
-        elif code == 0 and is_finished(run):
+        run, code, following = job.run, job.stage.poll(), next_phase(job.run)
+        if code == 0 and following is not None and following.name != job.phase.name and not stopping:
+            self._start(run, following, job.started)
+        elif code == 0 and following is None:
             seconds = time.monotonic() - job.started
             self._seconds.setdefault(run.role, []).append(seconds)
             self._end(run, f"{run.label}: {seconds:.0f} s{_score(run)}{self._time_left()}")
@@ -177,7 +168,8 @@ class LocalSuite:
             self._ended[run.folder] = False
             self._say(f"  {run.label}: stopped{' after a save' if code == 0 else ''}; the same command goes on")
         else:
-            failure = f"{_FAILED_IN[job.phase]}{'; '.join(job.stage.errors()[-3:])}"
+            where = "" if job.phase.name == "pretrain" else f"{job.phase.doing}: "
+            failure = f"{where}{'; '.join(job.stage.errors()[-3:])}"
             (run.folder / FAILURE_FILE).write_text(failure + "\n")
             self._end(run, f"{run.label}: failed: {failure}; log: {job.stage.log}", failure)
 
@@ -198,13 +190,6 @@ class LocalSuite:
         ]
         left = sum(expected) / self._num_jobs
         return f", about {_duration(left)} left" if expected else ""
-
-
-def _next_phase(run: SuiteRun) -> Phase:
-    """Of a run that is not finished."""
-    if not is_trained(run):
-        return "pretrain"
-    return "finetune" if is_judged(run) else "evaluate"
 
 
 def share_of(devices: Sequence[str], slot: int, ranks: int) -> list[str]:

@@ -9,12 +9,18 @@ from pathlib import Path
 
 from dmt_ds.commands.suite import note_on_parent
 from dmt_ds.commands.suite_local import Say
-from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_finished, is_judged, is_tuned
+from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_judged, is_tuned, left_of
+from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import Role, SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError, LaunchError
 
-STAGES: dict[str, Role] = {"teachers": "teacher", "tune": "tune", "seeds": "variant", "finetune": "variant"}
+STAGES: dict[str, Role] = {
+    "teachers": "teacher",
+    "tune": "tune",
+    "seeds": "variant",
+    **{kind.name: "variant" for kind in KINDS},
+}
 """As the command line calls them, in order."""
 
 
@@ -36,8 +42,6 @@ def commands(
     given = [*as_overrides(plan.given), "-o", str(plan.output), *(word for name in only for word in ("--only", name))]
     found = []
     for stage, role in STAGES.items():
-        if stage == "finetune" and plan.file.suite.finetune is None:
-            continue
         tasks = [number for number, run in enumerate(_of(runs, role)) if not _is_done(run, stage)]
         if tasks:
             array = f"--array={','.join(map(str, tasks))}{'' if at_a_time is None else f'%{at_a_time}'}"
@@ -74,7 +78,7 @@ def submit(plan: SuitePlan, commands: Sequence[Sequence[str]], say: Say) -> None
 
 
 def arguments_of(plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: int) -> list[str]:
-    """Arguments of `dmt-ds pretrain`, or `finetune`, for one task of an array; none where its run is finished.
+    """Arguments of the stage's command for one task of an array; none where there is nothing left to do.
 
     Raises:
         ConfigError: there is no such run, it was trained with other settings, or what it needs is missing.
@@ -91,15 +95,21 @@ def arguments_of(plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: 
         raise ConfigError(difference)
     if _is_done(run, stage):
         return []
-    if stage != "finetune":
+    follow_up = _left(run, stage)
+    if follow_up is None:
         return ["-c", run.recipe, *run.overrides]
     if not is_judged(run):
-        raise ConfigError(f"{run.label}: not fine-tuned: it is not trained and evaluated yet")
-    return list(run.finetuning or ())
+        raise ConfigError(f"{run.label}: not {follow_up.kind.done}: it is not trained and evaluated yet")
+    return list(follow_up.arguments)
 
 
 def _is_done(run: SuiteRun, stage: str) -> bool:
-    return is_finished(run) if stage == "finetune" else is_judged(run)
+    return _left(run, stage) is None if stage in {kind.name for kind in KINDS} else is_judged(run)
+
+
+def _left(run: SuiteRun, stage: str) -> FollowUp | None:
+    """What the stage has to do with a run's encoder."""
+    return next((left for left in left_of(run) if left.kind.name == stage), None)
 
 
 def _of(runs: Sequence[SuiteRun], role: Role) -> list[SuiteRun]:

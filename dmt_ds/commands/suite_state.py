@@ -11,6 +11,7 @@ from dmt_ds.config.load import config_from_yaml, flatten
 from dmt_ds.config.resume import differences
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.suite import TuneSpec
+from dmt_ds.config.suite_follow_ups import FollowUp, follow_ups_of
 from dmt_ds.config.suite_plan import SuitePlan, value_text
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
@@ -34,9 +35,14 @@ def is_judged(run: SuiteRun) -> bool:
     return is_trained(run) and (run.folder / EVALUATION_FILE).exists()
 
 
+def left_of(run: SuiteRun) -> list[FollowUp]:
+    """What the suite asks for with its encoder and is not done yet."""
+    return [follow_up for follow_up in follow_ups_of(run) if not (follow_up.folder / DONE).exists()]
+
+
 def is_finished(run: SuiteRun) -> bool:
-    """Whether it is judged, and fine-tuned where the suite asks for that."""
-    return is_judged(run) and (not run.fine_tunes or (run.finetuning_folder / DONE).exists())
+    """Whether it is judged, and all is done that the suite asks for with its encoder."""
+    return is_judged(run) and not left_of(run)
 
 
 def scores_of(run: SuiteRun) -> dict[str, float]:
@@ -49,13 +55,28 @@ def scores_of(run: SuiteRun) -> dict[str, float]:
 
 
 def state_of(run: SuiteRun) -> str:
-    """One of: finished, trained, failed: WHY, saved at step N, not started."""
-    if is_trained(run):
-        if is_finished(run):
-            return "finished"
-        return "evaluated, not fine-tuned" if is_judged(run) else "trained, not evaluated"
-    if (run.folder / FAILURE_FILE).exists():
-        return f"failed: {(run.folder / FAILURE_FILE).read_text().strip()}"
+    """One of: finished, evaluated but not what follows, trained, failed: WHY, saved at step N, not started."""
+    if is_finished(run):
+        return "finished"
+    reached = [_reached(run)] if is_trained(run) else []
+    failed = [f"failed: {why}"] if (why := _failure(run)) else []
+    return "; ".join([*reached, *failed]) or _state_of_training(run)
+
+
+def _reached(run: SuiteRun) -> str:
+    """What became of the encoder of a trained run."""
+    if not is_judged(run):
+        return "trained, not evaluated"
+    return ", ".join(["evaluated", *(f"not {left.kind.done}" for left in left_of(run))])
+
+
+def _failure(run: SuiteRun) -> str:
+    """Why its last attempt failed; empty where it did not."""
+    file = run.folder / FAILURE_FILE
+    return file.read_text().strip() if file.exists() else ""
+
+
+def _state_of_training(run: SuiteRun) -> str:
     statuses = [line["status"] for line in read_lines(run.folder / "tracking" / "records.jsonl") if "status" in line]
     if statuses[-1:] == ["FAILED"]:
         return "failed"

@@ -29,6 +29,15 @@ class RunSpec(Section):
     """Overrides with dotted keys, over the suite's own."""
 
 
+class FollowUpSpec(RunSpec):
+    """What is done with the encoder of every variant's run: trained on, by a recipe of its own."""
+
+    recipe: str
+    """As of a run; the suite's own does not stand in."""
+    set: dict[str, Any] = Field(default={})
+    """Overrides with dotted keys; the suite's `set` and the command line are not for it."""
+
+
 class VariantSpec(RunSpec):
     """One system of the comparison, trained with every seed."""
 
@@ -81,7 +90,7 @@ class Suite(Section):
     """Null tunes nothing."""
     variants: dict[str, VariantSpec] = Field(min_length=1)
     """Name -> what is compared."""
-    finetune: RunSpec | None = None
+    finetune: FollowUpSpec | None = None
     """Recipe of task `classify` by which the encoder of a variant's run is fine-tuned after it was judged, on the run's
     images and with its seed; null fine-tunes nothing."""
     paper: PaperSpec | None = None

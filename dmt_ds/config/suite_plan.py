@@ -2,14 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dmt_ds.config.load import COMMAND_LINE
 from dmt_ds.config.schema import TEACHER_TASKS
 from dmt_ds.config.suite import RunSpec, SuiteFile, VariantSpec
+from dmt_ds.config.suite_follow_ups import FOLLOW_UP_KEYS, asked_for, follow_ups_of
 from dmt_ds.config.suite_run import Layer, Role, SuiteRun
 from dmt_ds.errors import ConfigError
 
@@ -169,10 +171,12 @@ def findings(plan: SuitePlan, runs: Sequence[SuiteRun]) -> list[str]:
     """What is wrong with a suite and its runs, one line each, all at once."""
     found = list(_misplaced(plan))
     for run in runs:
-        try:
-            _ = plan.teachers_of(run), run.finetuning
-        except ConfigError as error:
-            found += str(error).splitlines()
+        checks: list[Callable[[], object]] = [partial(plan.teachers_of, run)]
+        for check in (*checks, *(follow_up.check for follow_up in follow_ups_of(run))):
+            try:
+                check()
+            except ConfigError as error:
+                found += str(error).splitlines()
     return list(dict.fromkeys(found))
 
 
@@ -184,6 +188,7 @@ def _misplaced(plan: SuitePlan) -> Iterator[str]:
         *((f"{label}: teachers.{name}.set", spec.set, OWN_KEYS) for name, spec in suite.teachers.items()),
         *((f"{label}: variants.{name}.set", spec.set, ("seed", *OWN_KEYS)) for name, spec in suite.variants.items()),
         (f"{label}: tune.set", suite.tune.set if suite.tune else {}, ("seed", *OWN_KEYS)),
+        *((f"{label}: {kind.name}.set", spec.set, FOLLOW_UP_KEYS) for kind, spec in asked_for(suite)),
         (COMMAND_LINE, plan.given, ("seed", *OWN_KEYS, *([suite.tune.key] if suite.tune else []))),
     ]
     for where, values, own in places:

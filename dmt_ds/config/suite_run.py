@@ -18,8 +18,6 @@ from dmt_ds.errors import ConfigError
 Role = Literal["teacher", "tune", "variant"]
 Layer = tuple[str, dict[str, Any]]
 """Who gives settings, as findings name it, and the settings by dotted key."""
-_IMAGES = ("source", "path", "train_split", "val_split", "image_column", "label_column", "num_workers", "bad_images")
-"""Settings of the section `data` that say where the images are."""
 
 
 @dataclass(frozen=True)
@@ -61,41 +59,6 @@ class SuiteRun:
             ConfigError: something is wrong; one line a finding.
         """
         return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in self.layers])
-
-    @property
-    def fine_tunes(self) -> bool:
-        """Whether its encoder is fine-tuned in the end."""
-        suite = self.file.suite
-        return self.role == "variant" and suite.finetune is not None and suite.variants[self.owner].finetune
-
-    @property
-    def finetuning_folder(self) -> Path:
-        """Where its encoder is fine-tuned."""
-        return self.folder / "finetune"
-
-    @cached_property
-    def finetuning(self) -> tuple[str, ...] | None:
-        """Arguments of `dmt-ds finetune`; None where the suite fine-tunes nothing of it.
-
-        Raises:
-            ConfigError: there is no such recipe; one line.
-        """
-        spec = self.file.suite.finetune
-        if spec is None or not self.fine_tunes:
-            return None
-        tracking, data = self.config.tracking, self.config.data
-        own: dict[str, Any] = {
-            "seed": self.config.seed,
-            "output_dir": str(self.finetuning_folder),
-            "name": f"{self.config.name}-finetune",
-            **{f"data.{key}": getattr(data, key) for key in _IMAGES},
-            "train.deepspeed": self.config.train.deepspeed,
-            "tracking.enabled": tracking.enabled,
-            "tracking.uri": tracking.uri,
-            "tracking.experiment": f"{tracking.experiment}_finetune",  # no rows among the variants
-        }
-        recipe = self.file.recipe_of(spec, "finetune")
-        return ("-e", str(self.folder), "-c", recipe, *as_overrides(own | spec.set))
 
     @property
     def overrides(self) -> list[str]:

@@ -178,6 +178,22 @@ def test_a_variant_may_be_left_out_of_the_fine_tuning(tmp_path: Path) -> None:
     assert call(suite, "--stage", "finetune", "--print-run", "0").output.strip() == ""
 
 
+def test_what_is_wrong_with_the_fine_tuning_is_said_before_the_first_training(tmp_path: Path) -> None:
+    suite = suite_that_fine_tunes(tmp_path)
+    text = suite.read_text()
+    suite.write_text(text.replace("train.steps: 2", "{train.stpes: 2, seed: 3}"))
+    lines = call(suite, "--list").stderr.splitlines()
+    assert [line.partition("suite.yaml: ")[2] for line in lines] == [
+        "finetune.set: seed: is given to each run by the suite itself; take it out",
+        "finetune.set: train.stpes: unknown key. Did you mean 'steps'?",
+    ]
+    suite.write_text(text.replace("finetune.yaml", "maker.yaml"))
+    (line,) = call(suite, "--list").stderr.splitlines()
+    assert line.endswith("suite.yaml: finetune.recipe=maker.yaml: is of task mae, not classify: take another recipe")
+    suite.write_text(text.replace("  recipe: finetune.yaml\n", ""))
+    assert "finetune.recipe: is missing" in call(suite, "--list").stderr
+
+
 # What is not started
 
 

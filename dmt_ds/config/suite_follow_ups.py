@@ -1,0 +1,123 @@
+"""What a suite does with the encoder of a judged run: what there is, where it goes, by which command; starts none."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from dmt_ds.config.load import load_layers, task_of_recipe
+from dmt_ds.config.suite import FollowUpSpec, Suite
+from dmt_ds.config.suite_run import SuiteRun, as_overrides
+from dmt_ds.errors import ConfigError
+
+FOLLOW_UP_KEYS = ("seed", "output_dir", "name")
+"""Settings that the suite gives each of them."""
+_IMAGES = ("source", "path", "train_split", "val_split", "image_column", "label_column", "num_workers", "bad_images")
+"""Settings of the section `data` that say where the images are."""
+_SHAPE = ("arch", "patch_size", "embed_dim", "depth", "num_heads")
+"""Settings of the section `student` that are the encoder's."""
+
+
+@dataclass(frozen=True)
+class FollowUpKind:
+    """One thing to do with an encoder.
+
+    Attributes:
+        name: its command, its key in a suite's file and in a variant, its SLURM stage, and its folder in a run.
+        task: what its recipe must be of.
+        doing: what lines for people call the work.
+        done: what they call an encoder with which it was done.
+        learns_images_of_run: whether it sees the images that the run saw; else its recipe and `set` name them.
+    """
+
+    name: Literal["finetune"]
+    task: Literal["classify"]
+    doing: str
+    done: str
+    learns_images_of_run: bool
+
+
+KINDS = (FollowUpKind("finetune", "classify", "fine-tuning", "fine-tuned", learns_images_of_run=True),)
+"""In the order in which they are done."""
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """One of them, with the encoder of one run."""
+
+    kind: FollowUpKind
+    spec: FollowUpSpec
+    run: SuiteRun
+
+    @property
+    def folder(self) -> Path:
+        """Its `output_dir`."""
+        return self.run.folder / self.kind.name
+
+    @property
+    def recipe(self) -> str:
+        """Shipped recipe's name, or a file's absolute path.
+
+        Raises:
+            ConfigError: there is no such recipe, or it is of another task; one line.
+        """
+        recipe = self.run.file.recipe_of(self.spec, self.kind.name)
+        if (task := task_of_recipe(recipe)) not in (None, self.kind.task):
+            where = f"{self.run.file.label}: {self.kind.name}.recipe={self.spec.recipe}"
+            raise ConfigError(f"{where}: is of task {task}, not {self.kind.task}: take another recipe")
+        return recipe
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """Of its command.
+
+        Raises:
+            ConfigError: its recipe won't do; one line.
+        """
+        return ("-e", str(self.run.folder), "-c", self.recipe, *as_overrides(self._own | self.spec.set))
+
+    def check(self) -> None:
+        """Resolve it as far as that can be done before the encoder is there.
+
+        Raises:
+            ConfigError: something is wrong; one line a finding.
+        """
+        label, student = self.run.file.label, self.run.config.student
+        encoder: dict[str, Any] = {f"student.{key}": getattr(student, key) for key in _SHAPE}
+        encoder |= {"task": self.kind.task, "student.init_from": str(self.run.folder)}
+        if self.kind.learns_images_of_run:
+            encoder["data.image_size"] = self.run.config.data.image_size
+        layers = [(f"encoder of {self.run.label}", encoder), (label, self._own)]
+        layers.append((f"{label}: {self.kind.name}.set", self.spec.set))
+        load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in layers])
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        """What the suite gives it; its `set` wins."""
+        config = self.run.config
+        images = {f"data.{key}": getattr(config.data, key) for key in _IMAGES}
+        return {
+            "seed": config.seed,
+            "output_dir": str(self.folder),
+            "name": f"{config.name}-{self.kind.name}",
+            **(images if self.kind.learns_images_of_run else {}),
+            "train.deepspeed": config.train.deepspeed,
+            "tracking.enabled": config.tracking.enabled,
+            "tracking.uri": config.tracking.uri,
+            "tracking.experiment": f"{config.tracking.experiment}_{self.kind.name}",  # no rows among the variants
+        }
+
+
+def asked_for(suite: Suite) -> list[tuple[FollowUpKind, FollowUpSpec]]:
+    """What a suite does with encoders, in order, and how."""
+    specs: list[tuple[FollowUpKind, FollowUpSpec | None]] = [(kind, getattr(suite, kind.name)) for kind in KINDS]
+    return [(kind, spec) for kind, spec in specs if spec is not None]
+
+
+def follow_ups_of(run: SuiteRun) -> list[FollowUp]:
+    """What the suite does with a run's encoder, in order; nothing with a teacher's or a tuning run's."""
+    if run.role != "variant":
+        return []
+    suite = run.file.suite
+    variant = suite.variants[run.owner]
+    return [FollowUp(kind, spec, run) for kind, spec in asked_for(suite) if getattr(variant, kind.name)]
