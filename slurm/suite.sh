@@ -18,7 +18,7 @@ home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" 
 # shellcheck source=slurm/job.sh
 source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
-stage=${1:?which stage: teachers, tune, seeds or finetune?}
+stage=${1:?which stage: teachers, tune, seeds, finetune or segment?}
 number=${SLURM_ARRAY_TASK_ID:?start it with sbatch --array=0-N}
 run=$(once suite "${@:2}" --stage "$stage" --print-run "$number") || exit
 if [[ -z $run ]]; then
@@ -34,5 +34,8 @@ judge() {
     if ((code == 0)) && [[ -f $output_dir/DONE ]]; then once evaluate -e "$output_dir" || code=$?; fi
     exit "$code"
 }
-if [[ $stage == finetune ]]; then trainer=finetune; else trap judge EXIT; fi
+case $stage in
+finetune | segment) trainer=$stage ;;
+*) trap judge EXIT ;;
+esac
 train "${words[@]}"

@@ -1,8 +1,16 @@
 """A suite so small that it runs in a test: digits, one teacher, two variants, two seeds, a grid of two."""
 
+import json
 from pathlib import Path
 
 import yaml
+from click.testing import CliRunner, Result
+
+from dmt_ds.cli import main
+from dmt_ds.commands.suite import open_plan
+from dmt_ds.config.load import to_yaml
+from dmt_ds.config.suite_plan import SuitePlan
+from dmt_ds.config.suite_run import SuiteRun
 
 RUN = {
     "data": {"source": "digits", "image_size": 16, "horizontal_flip": 0, "num_workers": 0, "max_train_images": 200},
@@ -52,3 +60,22 @@ def write_suite(folder: Path, **changes: object) -> Path:
 def command(suite: Path, *arguments: str) -> list[str]:
     """Arguments for `tests.processes`; the runs go to `out` beside the suite."""
     return ["-m", "dmt_ds", "suite", str(suite), "-o", str(suite.parent / "out"), *arguments]
+
+
+def call(suite: Path, *arguments: str) -> Result:
+    """`dmt-ds suite` in this process."""
+    return CliRunner().invoke(main, ["suite", str(suite), "-o", str(suite.parent / "out"), *arguments])
+
+
+def plan_of(suite: Path) -> SuitePlan:
+    """Its runs, as `call` and `command` have them."""
+    return open_plan(str(suite), [], suite.parent / "out")
+
+
+def pretend_finished(run: SuiteRun, **scores: float) -> None:
+    """What a finished run leaves, without its weights."""
+    run.folder.mkdir(parents=True)
+    (run.folder / "DONE").write_text("3\n")
+    (run.folder / "config.yaml").write_text(to_yaml(run.config))
+    found = {f"eval/{name}": score for name, score in ({"knn_top1": 0.25, "select_knn_top1": 0.5} | scores).items()}
+    (run.folder / "evaluation.json").write_text(json.dumps({"scores": found}))

@@ -7,6 +7,9 @@ import click
 
 from dmt_ds.cli.parts import examples, overrides_argument
 
+STAGES = ("teachers", "tune", "seeds", "finetune", "segment")
+"""Of a suite on SLURM, as `suite_slurm` has them, which the command line does not import to know."""
+
 
 @click.command(
     short_help="Variants of a recipe, with seeds, teachers and tuning, in one go.",
@@ -26,7 +29,7 @@ from dmt_ds.cli.parts import examples, overrides_argument
 @click.option("--slurm", "action", flag_value="slurm", help="Print the sbatch commands of an array a stage.")
 @click.option("--submit", "action", flag_value="submit", help="Submit these arrays.")
 @click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="For sbatch, such as --nodes=2; and again.")
-@click.option("--stage", type=click.Choice(["teachers", "tune", "seeds", "finetune"]), default="seeds", hidden=True)
+@click.option("--stage", type=click.Choice(STAGES), default="seeds", hidden=True)
 @click.option("--print-run", "number", type=click.IntRange(min=0), hidden=True)
 def suite(
     suite: str,
@@ -41,6 +44,9 @@ def suite(
     number: int | None,
 ) -> None:
     """Train and evaluate every variant of SUITE with every seed: teachers first, then tuning, then the seeds.
+
+    Where SUITE says `finetune:` or `segment:`, with a recipe and what it has otherwise, each encoder is then trained on
+    labels, or under UPerNet. Both may be added to a suite whose runs are finished: they alone are made.
 
     SUITE is the name of a shipped suite or a YAML file. Called again it keeps what is finished and goes on with what
     was saved. Ctrl-C saves all runs that are under way.

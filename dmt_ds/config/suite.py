@@ -49,6 +49,8 @@ class VariantSpec(RunSpec):
     """Whether it takes part in the suite's tuning."""
     finetune: bool = True
     """Whether its encoders are fine-tuned, where the suite does that."""
+    segment: bool = True
+    """Whether its encoders are put under UPerNet, where the suite does that."""
 
 
 class TuneSpec(Section):
@@ -93,6 +95,9 @@ class Suite(Section):
     finetune: FollowUpSpec | None = None
     """Recipe of task `classify` by which the encoder of a variant's run is fine-tuned after it was judged, on the run's
     images and with its seed; null fine-tunes nothing."""
+    segment: FollowUpSpec | None = None
+    """Recipe of task `segment` by which that encoder is put under UPerNet after that, with the run's seed, on images
+    that this recipe and its `set` name, never the run's; null segments nothing."""
     paper: PaperSpec | None = None
     """Null where no variant has a number of the paper's."""
 

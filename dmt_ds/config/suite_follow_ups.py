@@ -30,14 +30,17 @@ class FollowUpKind:
         learns_images_of_run: whether it sees the images that the run saw; else its recipe and `set` name them.
     """
 
-    name: Literal["finetune"]
-    task: Literal["classify"]
+    name: Literal["finetune", "segment"]
+    task: Literal["classify", "segment"]
     doing: str
     done: str
     learns_images_of_run: bool
 
 
-KINDS = (FollowUpKind("finetune", "classify", "fine-tuning", "fine-tuned", learns_images_of_run=True),)
+KINDS = (
+    FollowUpKind("finetune", "classify", "fine-tuning", "fine-tuned", learns_images_of_run=True),
+    FollowUpKind("segment", "segment", "segmentation", "segmented", learns_images_of_run=False),
+)
 """In the order in which they are done."""
 
 

@@ -11,7 +11,7 @@ from dmt_ds.tracking.budget import Budget, budget_of
 from dmt_ds.tracking.mlflow_compare import RecordedRun, RecordedStudy
 
 VARIANT, TEACHER = "variant", "teacher"
-SCORE = re.compile(r"eval/(.+_)?(top1|top5|miou)")
+SCORE = re.compile(r"eval/(.+_)?(top1|top5|miou|macc|aacc)")
 """Metrics in [0, 1] that are shown in percent."""
 _MAIN_SCORE = re.compile(r"eval/(?!select_)(\w+_)?(top1|miou)")  # select_ chooses settings, and judges nothing
 _ORDER = (

@@ -174,7 +174,7 @@ def _choose_experiment(
         raise TrackingError(f"{store}: there are no runs in it yet; name another store with --uri")
     if len(filled) > 1:
         with_suites = {run.info.experiment_id for run in _suites_parents(client, store, ids)}
-        # A suite's runs are fine-tuned in an experiment of their own, beside the one that people compare.
+        # What a suite makes of its runs' encoders has experiments of its own, beside the one that people compare.
         filled = [name for name in filled if ids[name] in with_suites] if len(with_suites) == 1 else filled
     if len(filled) > 1:
         raise TrackingError(f"{store}: which experiment? Name one of: {', '.join(filled)}")

@@ -9,37 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from click.testing import CliRunner, Result
 
-from dmt_ds.cli import main
-from dmt_ds.commands.suite import open_plan, select
+from dmt_ds.commands.suite import select
 from dmt_ds.commands.suite_local import LocalSuite, share_of
 from dmt_ds.commands.suite_state import changed, choose
-from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.errors import ConfigError
 from tests import processes, tiny_run, tiny_suite
+from tests.tiny_suite import call, plan_of, pretend_finished
 
 NO_MLFLOW = {"tracking.enabled": "false"}
-
-
-def call(suite: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(main, ["suite", str(suite), "-o", str(suite.parent / "out"), *arguments])
-
-
-def plan_of(suite: Path) -> SuitePlan:
-    return open_plan(str(suite), [], suite.parent / "out")
-
-
-def pretend_finished(run: SuiteRun, **scores: float) -> None:
-    """What a finished run leaves, without its weights."""
-    run.folder.mkdir(parents=True)
-    (run.folder / "DONE").write_text("3\n")
-    (run.folder / "config.yaml").write_text(to_yaml(run.config))
-    found = {f"eval/{name}": score for name, score in ({"knn_top1": 0.25, "select_knn_top1": 0.5} | scores).items()}
-    (run.folder / "evaluation.json").write_text(json.dumps({"scores": found}))
 
 
 def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 150) -> None:
@@ -128,70 +108,6 @@ def test_a_whole_suite_is_one_parent_run_with_all_runs_under_it(tmp_path: Path) 
     assert all("eval/knn_top1" in run.data.metrics for run in runs.values())
     again = processes.run(tiny_suite.command(suite))
     assert "7 of them finished" in again.stdout and "training" not in again.stdout
-
-
-FINETUNE = {"finetune": {"recipe": "finetune.yaml", "set": {"train.steps": 2}}, "teachers": None, "tune": None}
-
-
-def suite_that_fine_tunes(folder: Path, **changes: object) -> Path:
-    variants = {"mae": {"recipe": "maker.yaml", **changes}}
-    suite = tiny_suite.write_suite(folder, seeds=[0], variants=variants, set=None, paper=None, **FINETUNE)
-    run = {key: value for key, value in tiny_suite.RUN.items() if key != "student"}
-    recipe = {"task": "classify", "name": "tuned", "classify": {"rand_augment_magnitude": 0}, **run}
-    (folder / "finetune.yaml").write_text(yaml.safe_dump(recipe))
-    return suite
-
-
-@pytest.mark.distributed
-def test_what_a_variant_reaches_fine_tuned_stands_with_its_run(tmp_path: Path) -> None:
-    suite = suite_that_fine_tunes(tmp_path)
-    processes.run([*tiny_suite.command(suite), "tracking.enabled=false"])
-    run = tmp_path / "out" / "mae" / "seed0"
-    (score,) = tiny_run.losses(run, "eval/finetune_top1").values()
-    assert tiny_run.losses(run / "finetune", "eval/top1") == {2: score}
-    assert load_config(str(run / "finetune" / "config.yaml")).tracking.experiment == "tiny_finetune"
-    assert "1 of them finished" in call(suite, "tracking.enabled=false").output
-    (run / "finetune" / "DONE").unlink()
-    assert "evaluated, not fine-tuned" in call(suite, "--list").output
-
-
-def test_fine_tuning_is_an_array_of_its_own_behind_the_seeds(tmp_path: Path) -> None:
-    suite = suite_that_fine_tunes(tmp_path)
-    lines = call(suite, "--slurm").output.splitlines()
-    assert ["suite.sh seeds" in line for line in lines] == [True, False]
-    assert "suite.sh finetune" in lines[1] and "--dependency=afterany:$job0" in lines[1]
-    refused = call(suite, "--stage", "finetune", "--print-run", "0")
-    assert refused.exit_code == 2 and "mae seed0: not fine-tuned: it is not trained and evaluated yet" in refused.stderr
-    (run,) = plan_of(suite).variants({})
-    pretend_finished(run)
-    assert len(call(suite, "--slurm").output.splitlines()) == 1
-    words = call(suite, "--stage", "finetune", "--print-run", "0").output.splitlines()
-    assert words[:4] == ["-e", str(run.folder), "-c", str(tmp_path / "finetune.yaml")]
-    assert {"seed=0", "train.steps=2", "data.source=digits", f"output_dir={run.folder}/finetune"} <= set(words)
-
-
-def test_a_variant_may_be_left_out_of_the_fine_tuning(tmp_path: Path) -> None:
-    suite = suite_that_fine_tunes(tmp_path, finetune=False)
-    (run,) = plan_of(suite).variants({})
-    pretend_finished(run)
-    assert "1 of 1 finished" in call(suite, "--list").output
-    assert call(suite, "--stage", "finetune", "--print-run", "0").output.strip() == ""
-
-
-def test_what_is_wrong_with_the_fine_tuning_is_said_before_the_first_training(tmp_path: Path) -> None:
-    suite = suite_that_fine_tunes(tmp_path)
-    text = suite.read_text()
-    suite.write_text(text.replace("train.steps: 2", "{train.stpes: 2, seed: 3}"))
-    lines = call(suite, "--list").stderr.splitlines()
-    assert [line.partition("suite.yaml: ")[2] for line in lines] == [
-        "finetune.set: seed: is given to each run by the suite itself; take it out",
-        "finetune.set: train.stpes: unknown key. Did you mean 'steps'?",
-    ]
-    suite.write_text(text.replace("finetune.yaml", "maker.yaml"))
-    (line,) = call(suite, "--list").stderr.splitlines()
-    assert line.endswith("suite.yaml: finetune.recipe=maker.yaml: is of task mae, not classify: take another recipe")
-    suite.write_text(text.replace("  recipe: finetune.yaml\n", ""))
-    assert "finetune.recipe: is missing" in call(suite, "--list").stderr
 
 
 # What is not started

@@ -54,7 +54,7 @@ def pretrain(settings: dict[str, str]) -> int:
 def main() -> int:
     command, words = sys.argv[3], sys.argv[4:]
     settings = DEFAULTS | dict(word.split("=", 1) for word in words if "=" in word)
-    if command in ("pretrain", "finetune", "detect"):
+    if command in ("pretrain", "finetune", "segment", "detect"):
         say(f"{command} {words}")
         return pretrain(settings)
     if command == "suite":

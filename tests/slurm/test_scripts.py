@@ -190,6 +190,16 @@ def test_a_suites_array_trains_each_run_and_then_judges_it_and_nothing_that_fail
     assert (tmp_path / "suite" / "0" / "DONE").read_text() == "3"
 
 
+@pytest.mark.parametrize("stage", ["finetune", "segment"])
+def test_what_a_suite_does_with_a_judged_run_is_an_array_too_and_is_judged_by_itself(
+    cluster, stand_in, tmp_path, stage
+):
+    options = (*SMALL, "--nodes=1", "--array=0")
+    job = cluster.submit("suite.sh", stage, "small", folder=tmp_path, options=options, DMT_DS_PYTHON=stand_in)
+    text = cluster.job(f"{job.number}_0", tmp_path).ends_as("COMPLETED").text()
+    assert f": {stage} ['-c', 'vit_tiny', 'output_dir=suite/0'" in text and "evaluate" not in text
+
+
 @pytest.mark.parametrize(
     ("fail", "states"), [((), ("COMPLETED", "COMPLETED")), (("fail_at=1", "code=2"), ("FAILED", "CANCELLED"))]
 )

@@ -1,0 +1,138 @@
+"""What a suite does with the encoders of judged runs: fine-tuning, segmentation; added later they alone are made."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from dmt_ds.cli import main, studies
+from dmt_ds.commands.suite_slurm import STAGES
+from dmt_ds.config.load import load_config
+from tests import processes, tiny_run, tiny_suite
+from tests.tiny_scenes import write_ade
+from tests.tiny_suite import call, plan_of, pretend_finished
+
+FINETUNE = {"recipe": "finetune.yaml", "set": {"train.steps": 2}}
+PLAIN_RUN = {key: value for key, value in tiny_suite.RUN.items() if key != "student"}
+SEGMENT_RECIPE = {
+    "task": "segment",
+    "name": "segmented",
+    **PLAIN_RUN,
+    "data": {"source": "folder", "path": "/set/by/the/suite", "train_split": "training", "val_split": "validation",
+             "image_size": 24, "num_workers": 0},
+    "student": {"depth": 4},
+    "segment": {"channels": 12, "auxiliary_channels": 8, "short_side": 30, "blocks": [0, 1, 2, 3]},
+}  # fmt: skip
+
+
+def write_suite(folder: Path, *asked_for: str, **variant: object) -> Path:
+    """One variant, one seed, and what is done with its encoder; written again it may ask for more."""
+    segment = {"recipe": "segment.yaml", "set": {"data.path": str(folder / "ade"), "train.steps": 2}}
+    known = {"finetune": FINETUNE, "segment": segment}
+    changes = {kind: spec if kind in asked_for else None for kind, spec in known.items()}
+    variants = {"mae": {"recipe": "maker.yaml", "set": {"student.depth": 4}, **variant}}
+    nothing = {"set": None, "paper": None, "teachers": None, "tune": None}
+    suite = tiny_suite.write_suite(folder, seeds=[0], variants=variants, **nothing, **changes)
+    recipes = {
+        "finetune.yaml": {"task": "classify", "name": "tuned", "classify": {"rand_augment_magnitude": 0}, **PLAIN_RUN},
+        "segment.yaml": SEGMENT_RECIPE,
+    }
+    for name, content in recipes.items():
+        (folder / name).write_text(yaml.safe_dump(content))
+    return suite
+
+
+@pytest.mark.distributed
+def test_a_segmentation_that_is_added_later_is_all_that_is_made_and_stands_with_its_run(tmp_path: Path) -> None:
+    write_ade(tmp_path / "ade")
+    first = processes.run(tiny_suite.command(write_suite(tmp_path, "finetune")))
+    assert "mae seed0: training" in first.stdout
+    run = tmp_path / "out" / "mae" / "seed0"
+    (score,) = tiny_run.losses(run, "eval/finetune_top1").values()
+    assert tiny_run.losses(run / "finetune", "eval/top1") == {2: score}
+    assert load_config(str(run / "finetune" / "config.yaml")).tracking.experiment == "tiny_finetune"
+    made = [run / name for name in ("backbone/model.safetensors", "DONE", "evaluation.json", "finetune/DONE")]
+    before = [path.stat().st_mtime_ns for path in made]
+
+    suite = write_suite(tmp_path, "finetune", "segment")
+    assert "evaluated, not segmented" in call(suite, "--list").output
+    second = processes.run(tiny_suite.command(suite))
+    assert "mae seed0: segmentation; log" in second.stdout and "training" not in second.stdout
+    assert [path.stat().st_mtime_ns for path in made] == before
+    config = load_config(str(run / "segment" / "config.yaml"))
+    assert (config.tracking.experiment, config.seed) == ("tiny_segment", 0)
+    assert (config.data.source, config.data.path) == ("folder", str(tmp_path / "ade"))
+    for name in ("miou", "macc", "aacc"):
+        assert tiny_run.losses(run, f"eval/segment_{name}") == {3: tiny_run.losses(run / "segment", f"eval/{name}")[2]}
+    assert "1 of 1 finished" in call(suite, "--list").output
+    assert "training" not in call(suite).output
+
+    table = CliRunner().invoke(main, ["compare", str(tmp_path / "out")]).output
+    assert f"{100 * tiny_run.losses(run, 'eval/segment_miou')[3]:.2f}" in table
+    assert "finetune_top1 %" in table and "segment_miou %" in table
+    accuracies = CliRunner().invoke(main, ["compare", str(tmp_path / "out"), "--metric", "eval/segment_macc"]).output
+    assert "segment_macc %" in accuracies
+
+
+def test_each_is_an_array_of_its_own_behind_the_seeds(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, "finetune", "segment")
+    lines = call(suite, "--slurm").output.splitlines()
+    assert [line.split("suite.sh ")[1].split()[0] for line in lines] == ["seeds", "finetune", "segment"]
+    assert all(f"--dependency=afterany:$job{number}" in line for number, line in enumerate(lines[1:]))
+    for stage, done in (("finetune", "fine-tuned"), ("segment", "segmented")):
+        refused = call(suite, "--stage", stage, "--print-run", "0")
+        assert refused.exit_code == 2
+        assert f"mae seed0: not {done}: it is not trained and evaluated yet" in refused.stderr
+    (run,) = plan_of(suite).variants({})
+    pretend_finished(run)
+    assert len(call(suite, "--slurm").output.splitlines()) == 2
+    words = call(suite, "--stage", "finetune", "--print-run", "0").output.splitlines()
+    assert words[:4] == ["-e", str(run.folder), "-c", str(tmp_path / "finetune.yaml")]
+    assert {"seed=0", "train.steps=2", "data.source=digits", f"output_dir={run.folder}/finetune"} <= set(words)
+    words = call(suite, "--stage", "segment", "--print-run", "0").output.splitlines()
+    assert words[:4] == ["-e", str(run.folder), "-c", str(tmp_path / "segment.yaml")]
+    assert [word for word in words if word.startswith("data.")] == [f"data.path={tmp_path}/ade"]
+    assert {"seed=0", f"output_dir={run.folder}/segment", "tracking.experiment=tiny_segment"} <= set(words)
+
+
+def test_the_command_line_knows_the_stages() -> None:
+    assert tuple(STAGES) == studies.STAGES
+
+
+@pytest.mark.parametrize(("left_out", "state"), [("finetune", "not segmented"), ("segment", "not fine-tuned")])
+def test_a_variant_may_be_left_out_of_either(left_out: str, state: str, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, "finetune", "segment", **{left_out: False})
+    (run,) = plan_of(suite).variants({})
+    assert call(suite, "--stage", left_out, "--print-run", "0").output.strip() == ""
+    pretend_finished(run)
+    assert f"evaluated, {state}\n" in call(suite, "--list").output
+    assert call(suite, "--stage", left_out, "--print-run", "0").output.strip() == ""
+    assert len(call(suite, "--slurm").output.splitlines()) == 1
+
+
+def test_what_failed_behind_a_finished_run_is_told_with_what_it_reached(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, "finetune", "segment")
+    (run,) = plan_of(suite).variants({})
+    pretend_finished(run)
+    (run.folder / "failure.txt").write_text("fine-tuning: no room\n")
+    assert "evaluated, not fine-tuned, not segmented; failed: fine-tuning: no room\n" in call(suite, "--list").output
+
+
+def test_what_is_wrong_with_them_is_said_before_the_first_training(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, "finetune", "segment")
+    text = suite.read_text()
+    suite.write_text(text.replace("train.steps: 2", "train.stpes: 2\n    seed: 3"))
+    lines = call(suite, "--list").stderr.splitlines()
+    assert [line.partition("suite.yaml: ")[2] for line in lines] == [
+        "finetune.set: seed: is given to each run by the suite itself; take it out",
+        "segment.set: seed: is given to each run by the suite itself; take it out",
+        "finetune.set: train.stpes: unknown key. Did you mean 'steps'?",
+        "segment.set: train.stpes: unknown key. Did you mean 'steps'?",
+    ]
+    suite.write_text(text.replace("finetune.yaml", "segment.yaml"))
+    (line,) = call(suite, "--list").stderr.splitlines()
+    wrong = "finetune.recipe=segment.yaml: is of task segment, not classify: take another recipe"
+    assert line.endswith(f"suite.yaml: {wrong}")
+    suite.write_text(text.replace("  recipe: segment.yaml\n", ""))
+    assert "segment.recipe: is missing" in call(suite, "--list").stderr
