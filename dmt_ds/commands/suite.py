@@ -9,6 +9,7 @@ from dmt_ds.commands.suite_local import LocalSuite, Say
 from dmt_ds.commands.suite_state import SCORE, changed, is_finished, is_tuned, scores_of, state_of
 from dmt_ds.config.load import COMMAND_LINE
 from dmt_ds.config.suite import load_suite
+from dmt_ds.config.suite_follow_ups import sort_given
 from dmt_ds.config.suite_plan import SuitePlan, findings
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.config.yaml_text import parse_value
@@ -22,15 +23,15 @@ def open_plan(suite: str, overrides: Sequence[str], output: Path | None) -> Suit
 
     Args:
         suite: name of a shipped suite, or a path.
-        overrides: `key=value` for every run.
+        overrides: `key=value` for every run; `segment.set.key=value` for what is done with their encoders.
         output: folder of the runs; None takes `runs/NAME`.
 
     Raises:
         ConfigError: something is wrong; one line a finding, all findings at once.
     """
-    file = load_suite(suite)
+    given, of_follow_ups = sort_given(_given(overrides))
+    file = load_suite(suite).model_copy(update={"given": of_follow_ups})
     folder = (output or Path("runs", file.suite.name)).absolute()
-    given = _given(overrides)
     has_store = "tracking.uri" in given or bool(os.environ.get("MLFLOW_TRACKING_URI"))
     plan = SuitePlan(file, folder, given, None if has_store else f"sqlite:///{folder / 'mlflow.db'}")
     if found := findings(plan, select(plan, ())):

@@ -39,7 +39,13 @@ def commands(
     script = Path(os.environ.get("DMT_DS_HOME", Path(__file__).parents[2])) / "slurm" / "suite.sh"
     if not script.is_file():
         raise LaunchError(f"{script}: is not there; set DMT_DS_HOME to a checkout, which has the scripts for SLURM")
-    given = [*as_overrides(plan.given), "-o", str(plan.output), *(word for name in only for word in ("--only", name))]
+    of_follow_ups = {f"{kind}.set.{key}": v for kind, values in plan.file.given.items() for key, v in values.items()}
+    given = [
+        *as_overrides({**plan.given, **of_follow_ups}),
+        "-o",
+        str(plan.output),
+        *(word for name in only for word in ("--only", name)),
+    ]
     found = []
     for stage, role in STAGES.items():
         tasks = [number for number, run in enumerate(_of(runs, role)) if not _is_done(run, stage)]

@@ -35,7 +35,8 @@ class FollowUpSpec(RunSpec):
     recipe: str
     """As of a run; the suite's own does not stand in."""
     set: dict[str, Any] = Field(default={})
-    """Overrides with dotted keys; the suite's `set` and the command line are not for it."""
+    """Overrides with dotted keys; the suite's own `set` is not for it. On the command line `segment.set.KEY=VALUE`, and
+    so on, wins over it."""
 
 
 class VariantSpec(RunSpec):
@@ -145,6 +146,8 @@ class SuiteFile(Section):
     path: Path
     label: str
     """How findings name the file."""
+    given: dict[str, dict[str, Any]] = Field(default={})
+    """What the command line says of `finetune` or `segment`: overrides with dotted keys, over the file's own `set`."""
 
     def recipe_of(self, spec: RunSpec, where: str) -> str:
         """Shipped recipe's name, or a file's absolute path.

@@ -1,11 +1,12 @@
 """What a suite does with the encoder of a judged run: what there is, where it goes, by which command; starts none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from dmt_ds.config.load import load_layers, task_of_recipe
+from dmt_ds.config.load import COMMAND_LINE, load_layers, task_of_recipe
 from dmt_ds.config.suite import FollowUpSpec, Suite
 from dmt_ds.config.suite_run import SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError
@@ -77,7 +78,7 @@ class FollowUp:
         Raises:
             ConfigError: its recipe won't do; one line.
         """
-        return ("-e", str(self.run.folder), "-c", self.recipe, *as_overrides(self._own | self.spec.set))
+        return ("-e", str(self.run.folder), "-c", self.recipe, *as_overrides(self._own | self.spec.set | self._given))
 
     def check(self) -> None:
         """Resolve it as far as that can be done before the encoder is there.
@@ -91,12 +92,17 @@ class FollowUp:
         if self.kind.learns_images_of_run:
             encoder["data.image_size"] = self.run.config.data.image_size
         layers = [(f"encoder of {self.run.label}", encoder), (label, self._own)]
-        layers.append((f"{label}: {self.kind.name}.set", self.spec.set))
+        layers += [(f"{label}: {self.kind.name}.set", self.spec.set), (COMMAND_LINE, self._given)]
         load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in layers])
 
     @property
+    def _given(self) -> dict[str, Any]:
+        """What the command line gives it."""
+        return self.run.file.given.get(self.kind.name, {})
+
+    @property
     def _own(self) -> dict[str, Any]:
-        """What the suite gives it; its `set` wins."""
+        """What the suite gives it; its `set` wins, and the command line over that."""
         config = self.run.config
         images = {f"data.{key}": getattr(config.data, key) for key in _IMAGES}
         return {
@@ -109,6 +115,15 @@ class FollowUp:
             "tracking.uri": config.tracking.uri,
             "tracking.experiment": f"{config.tracking.experiment}_{self.kind.name}",  # no rows among the variants
         }
+
+
+def sort_given(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The command line's settings: those of all runs, and those of what follows them, `KIND.set.KEY`, by kind."""
+    of_runs, of_follow_ups = dict(given), {kind.name: dict[str, Any]() for kind in KINDS}
+    for kind, settings in of_follow_ups.items():
+        prefix = f"{kind}.set."
+        settings |= {key.removeprefix(prefix): of_runs.pop(key) for key in given if key.startswith(prefix)}
+    return of_runs, {kind: settings for kind, settings in of_follow_ups.items() if settings}
 
 
 def asked_for(suite: Suite) -> list[tuple[FollowUpKind, FollowUpSpec]]:

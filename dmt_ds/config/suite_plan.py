@@ -27,7 +27,7 @@ class SuitePlan:
 
     Attributes:
         output: absolute folder of the runs.
-        given: what the command line overrides.
+        given: what the command line overrides in all of them.
         store: tracking store of runs whose recipe names none; None leaves it to the environment.
     """
 
@@ -190,11 +190,14 @@ def _misplaced(plan: SuitePlan) -> Iterator[str]:
         (f"{label}: tune.set", suite.tune.set if suite.tune else {}, ("seed", *OWN_KEYS)),
         *((f"{label}: {kind.name}.set", spec.set, FOLLOW_UP_KEYS) for kind, spec in asked_for(suite)),
         (COMMAND_LINE, plan.given, ("seed", *OWN_KEYS, *([suite.tune.key] if suite.tune else []))),
+        *((f"{COMMAND_LINE}: {kind}.set", settings, FOLLOW_UP_KEYS) for kind, settings in plan.file.given.items()),
     ]
     for where, values, own in places:
         for key in values:
             if key in own:
                 yield f"{where}: {key}: is given to each run by the suite itself; take it out"
+    for kind in set(plan.file.given) - {kind.name for kind, _ in asked_for(suite)}:
+        yield f"{COMMAND_LINE}: {kind}.set: {label} has no {kind}:; add {kind}: {{recipe: ...}} there, or take it out"
 
 
 def _safe(name: str) -> str:

@@ -96,6 +96,26 @@ def test_each_is_an_array_of_its_own_behind_the_seeds(tmp_path: Path) -> None:
     assert {"seed=0", f"output_dir={run.folder}/segment", "tracking.experiment=tiny_segment"} <= set(words)
 
 
+def test_the_command_line_wins_over_what_the_file_says_of_them_and_is_for_no_run(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, "segment")
+    given = ("segment.set.data.path=a b", "segment.set.train.steps=5", "train.steps=7")
+    lines = call(suite, "--slurm", *given).output.splitlines()
+    assert all("'segment.set.data.path=a b'" in line and "segment.set.train.steps=5" in line for line in lines)
+    seeds = call(suite, "--stage", "seeds", "--print-run", "0", *given).output.splitlines()
+    assert "train.steps=7" in seeds and not [word for word in seeds if "a b" in word]
+    (run,) = plan_of(suite).variants({})
+    pretend_finished(run)
+    words = call(suite, "--stage", "segment", "--print-run", "0", *given[:2]).output.splitlines()
+    assert {"data.path=a b", "train.steps=5"} <= set(words)
+    wrong = call(suite, "--list", "segment.set.name=x", "segment.set.train.stpes=5", "finetune.set.train.steps=5")
+    assert wrong.stderr.splitlines() == [
+        "dmt-ds: error: command line: segment.set: name: is given to each run by the suite itself; take it out",
+        f"dmt-ds: error: command line: finetune.set: {suite} has no finetune:; add finetune: {{recipe: ...}} there, or "
+        "take it out",
+        "dmt-ds: error: command line: train.stpes: unknown key. Did you mean 'steps'?",
+    ]
+
+
 def test_the_command_line_knows_the_stages() -> None:
     assert tuple(STAGES) == studies.STAGES
 
