@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dmt_ds.engine import dist
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.manifest import hashes_of, incompleteness, sizes_in, sync, wait_for_files, write_json, write_manifest
 from dmt_ds.errors import CheckpointError
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +87,11 @@ class CheckpointFolder:
             CheckpointError: the disk is full or can't be written; earlier checkpoints are as they were.
         """
         tag = tag_of(state.step)
-        hidden = self.folder / f"{_TEMPORARY}{tag}"
-        self._make_room(hidden)
+        hidden = self._make_room(tag)
         try:
             write(self.folder, hidden.name)
         except (OSError, RuntimeError) as error:
+            self._check_fence()  # a newer attempt takes away what this one writes
             if isinstance(error, RuntimeError) and _FILE_WRITER not in str(error):
                 raise  # a peer has left in the middle of a collective: the disk is not at fault
             raise CheckpointError(self._write_failed(tag, error)) from error
@@ -138,11 +140,16 @@ class CheckpointFolder:
             if folder not in kept:
                 self._remove(folder)
 
-    def _make_room(self, hidden: Path) -> None:
-        """Remove what a kill left, and refuse at once where the disk is too full for a checkpoint like the last."""
+    def _make_room(self, tag: str) -> Path:
+        """Remove what a kill left, and refuse at once where the disk is too full for a checkpoint like the last.
 
-        def prepare() -> None:
+        The hidden folder is this attempt's alone: one that was cut off in a save may write on when it comes back.
+        """
+        mark = "" if self._fence is None else f"-{self._fence.mark}"
+
+        def prepare() -> str:
             self._check_fence()
+            hidden = self.folder / f"{_TEMPORARY}{tag}{mark}"
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob("*_universal")]:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -154,7 +161,9 @@ class CheckpointFolder:
                 hidden.rmdir()
                 raise OSError(28, f"No space left on device: {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} needed")
 
-        self._on_main(prepare, hidden.name.removeprefix(_TEMPORARY))
+            return hidden.name
+
+        return self.folder / self._on_main(prepare, tag)
 
     def _publish(self, hidden: Path, tag: str, state: RunState, hashes: Mapping[str, str]) -> None:
         write_json(hidden / RUN_STATE, asdict(state))
@@ -179,16 +188,16 @@ class CheckpointFolder:
         if self._fence is not None:
             self._fence.check()
 
-    def _on_main(self, act: Callable[[], None], tag: str) -> None:
-        """Do it on rank 0; if that fails, all ranks end instead of waiting for each other."""
+    def _on_main(self, act: Callable[[], T], tag: str) -> T:
+        """Do it on rank 0, its result on all; if that fails, all ranks end instead of waiting for each other."""
 
-        def attempt() -> None:
+        def attempt() -> T:
             try:
-                act()
+                return act()
             except OSError as error:
                 raise CheckpointError(self._write_failed(tag, error)) from error
 
-        dist.decided_by_main(attempt)
+        return dist.decided_by_main(attempt)
 
     def _write_failed(self, tag: str, error: Exception) -> str:
         newest = (self.folder / "latest").read_text() if (self.folder / "latest").exists() else "none"

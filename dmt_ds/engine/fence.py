@@ -17,12 +17,18 @@ CLAIM = "attempt.json"
 
 
 class Fence:
-    """This process's claim on a run folder; used by rank 0."""
+    """This process's claim on a run folder; used by rank 0.
+
+    Attributes:
+        number: of this attempt, from 1.
+        mark: of names that no other attempt gives.
+    """
 
     def __init__(self, folder: Path, number: int, token: str) -> None:
         self._file = folder / CLAIM
         self._token = token
         self.number = number
+        self.mark = token[:8]
 
     @classmethod
     def claim(cls, folder: Path, environ: Mapping[str, str] = os.environ) -> "Fence":
