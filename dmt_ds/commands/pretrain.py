@@ -75,12 +75,15 @@ def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Wat
                 judge.finish(trainer.step)
             for member, learner in zip(attempt.members, learners, strict=True):
                 watchdog.beat("publishing")
+                attempt.check_fences()
                 _publish(member, learner, trainer.step)
+            attempt.check_fences()
             if dist.is_main():
                 (Path(config.output_dir) / DONE).write_text(f"{trainer.step}\n")
     except BaseException:
         _record_failure(attempt, trackers)
         raise
+    attempt.check_fences()
     for tracker in trackers:
         watchdog.beat("sending the last metrics")
         tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")

@@ -42,6 +42,21 @@ class Attempt:
     step: int
     """Where all members stand."""
 
+    def check_fences(self) -> None:
+        """Go on only as long as nobody else has claimed any of the folders; all ranks call.
+
+        Raises:
+            CheckpointError: names the newer attempt.
+            PeerFailedError: on the other ranks.
+        """
+
+        def check() -> None:
+            for member in self.members:
+                if member.fence is not None:
+                    member.fence.check()
+
+        dist.decided_by_main(check)
+
 
 def take_over(config: RunConfig, runs: Sequence[Run], builts: Sequence[BuiltTask]) -> Attempt:
     """Claim what the start will write, and find where it goes on; all ranks call.
