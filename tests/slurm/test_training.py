@@ -87,10 +87,11 @@ def story(running_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) ->
 
 def cut_off_and_bring_back(cluster: Cluster, told: Story, job: Job) -> None:
     """The node stands still while it is cut off, so that its attempt goes on just when the next one has begun."""
-    node = job.nodes[0]
+    node = told.ran_on[-1][0]
     claim = (told.run / "attempt.json").read_text()
     lose(cluster, told, job, "cut", node, freeze=True)
     told.last_step_of_cut_off = newest_step(told.run)
+    assert told.last_step_of_cut_off < STEPS, f"it was over before its node stood still\n{job.report()}"
     wait_until(lambda: (told.run / "attempt.json").read_text() != claim, 120, job.report)
     cluster.node("thaw", node)
     wait_until(lambda: not cluster.has_processes(node), 90, job.report)
@@ -104,9 +105,9 @@ def end_of_attempt(told: Story, job: Job) -> None:
 def lose(cluster: Cluster, told: Story, job: Job, how: str, node: str, freeze: bool = False) -> None:
     """A node is lost; wait until Slurm has put the job back into its queue."""
     before = job.restarts
-    cluster.node(how, node)
-    if freeze:
+    if freeze:  # first: it takes a while to find all processes, and the run must not be over by then
         cluster.node("freeze", node)
+    cluster.node(how, node)
     told.lost.append(node)
     wait_until(lambda: job.restarts > before, 90, job.report)
 
@@ -154,7 +155,8 @@ def test_an_attempt_on_a_node_that_was_cut_off_writes_nothing_when_it_comes_back
     if len(story.lost) < 2:
         pytest.skip("nodes have no network of their own in this mode")
     assert story.lost[1] in story.ran_on[3] and story.lost[1] not in story.ran_on[4]
-    assert "has taken this run over" in story.jobs[1].text()
+    log = story.jobs[1].text()
+    assert "has taken this run over" in log, f"the attempt that was cut off says nothing of it; the whole log:\n{log}"
     steps = [json.loads(line)["step"] for line in (story.run / "metrics.jsonl").read_text().splitlines()]
     assert [step for step in steps if step > story.last_step_of_cut_off] == list(
         range(story.last_step_of_cut_off + 1, STEPS + 1)
