@@ -178,4 +178,10 @@ def summary(rounds: list[Round]) -> dict[str, Any]:
     for done in rounds:
         faults[done.fault] = faults.get(done.fault, 0) + 1
         moments[done.moment] = moments.get(done.moment, 0) + 1
-    return {"rounds": len(rounds), "faults": faults, "moments": moments, "log": [asdict(done) for done in rounds]}
+    return {
+        "rounds": len(rounds),
+        "rounds with a rank killed": sum(-signal.SIGKILL in done.codes for done in rounds),
+        "faults": faults,
+        "moments": moments,
+        "log": [asdict(done) for done in rounds],
+    }

@@ -3,8 +3,9 @@
     python -m tests.faults.soak --minutes 60 --out soak.json
 
 Two lanes take turns: a distillation whose MLflow run is on a server that dies and comes back, and a classifier that is
-judged as it trains, with an SQLite store that another writer locks. Two thirds of the time go to harm, one third to the
-same runs without any. Needs Linux; what a full disk and a read-only folder take (mounting) is left out without root.
+judged as it trains, with an SQLite store that another writer locks. Two thirds of the time go to harm. In the last
+third each run is made again without any, in processes that live as long as there is time, so that their memory can be
+told to be flat or not. Needs Linux; what a full disk and a read-only folder take (mounting) is left out without root.
 """
 
 import argparse
@@ -14,18 +15,16 @@ import random
 import signal
 import sqlite3
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from tests import processes, tiny_run
 from tests.faults import places
+from tests.faults.memory import Sampler, growth
 from tests.faults.rounds import (
     HANG_SECONDS,
     KILLS,
@@ -43,8 +42,11 @@ from tests.processes import Launched
 from tests.tracking.stores import Server, curve, mlflow_client
 
 TOTAL_STEPS = 200_000  # more than any soak reaches: the schedule must not depend on how far it comes
-ENOUGH = {"SIGKILL of one rank": 6, "SIGKILL of all ranks": 2}
+ENOUGH = {"SIGKILL of one rank": 10, "SIGKILL of all ranks": 4}
 """How much more often than the others."""
+HARMED_SHARE = 2 / 3
+LEFTOVERS_STAY_SECONDS = 31.0
+"""A start removes small unfinished files that are older than half a minute: a younger one may be somebody's."""
 
 
 class Soak:
@@ -144,46 +146,27 @@ def write_judged(folder: Path, database: Path) -> Path:
     )
 
 
-@contextmanager
-def unharmed(lane: Lane, run: Path, last_step: int, log: Path) -> Iterator[list[tuple[int, int, float]]]:
-    """The same run in another folder to the same step, without any harm; (rank, step, MiB) every second."""
+def unharmed(lane: Lane, run: Path, last_step: int, until: float, log: Path) -> Sampler:
+    """The same run in another folder without any harm, to the same step and on until the time; its ranks' memory.
+
+    It is tracked as the other one is, in an experiment of its own: what sends the points may leak too.
+    """
     twin = Lane(lane.recipe, run, lane.chance)
-    arguments = twin.arguments(f"train.stop_after_step={last_step}", "tracking.enabled=false")
-    memory: list[tuple[int, int, float]] = []
-    with processes.launched(arguments, WORLD, log, cwd=run.parent) as ranks:
-        done = threading.Event()
-
-        def sample() -> None:
-            while not done.wait(1.0):
-                step = max((point["step"] for point in twin.points()[-1:]), default=0)
-                for rank, pid in enumerate(ranks.pids):
-                    with suppress(psutil.Error):
-                        memory.append((rank, step, psutil.Process(pid).memory_info().rss / 2**20))
-
-        sampler = threading.Thread(target=sample, daemon=True)
-        sampler.start()
-        assert ranks.wait(7200) == [0] * WORLD, ranks.log[-3000:]
-        done.set()
-        sampler.join()
-    yield memory
-
-
-def slope(memory: list[tuple[int, int, float]]) -> dict[str, float]:
-    """KiB a step by least squares, after the first fifth of the samples; and how large a rank was."""
-    found = {}
-    for rank in sorted({rank for rank, _, _ in memory}):
-        own = np.array([(step, mib) for of_rank, step, mib in memory if of_rank == rank and step > 0])
-        own = own[len(own) // 5 :]
-        if len(own) > 10:
-            found[f"rank {rank} KiB a step"] = round(float(np.polyfit(own[:, 0], own[:, 1], 1)[0]) * 1024, 3)
-            found[f"rank {rank} MiB first"], found[f"rank {rank} MiB last"] = round(own[0, 1], 1), round(own[-1, 1], 1)
-    return found
+    with processes.launched(twin.arguments("tracking.experiment=unbroken"), WORLD, log, cwd=run.parent) as ranks:
+        with Sampler(ranks.pids, run) as sampler:
+            while sampler.newest_step() < last_step or time.monotonic() < until:
+                assert ranks.codes() == [None] * WORLD, ranks.log[-3000:]
+                time.sleep(0.5)
+        for pid in ranks.pids:
+            os.kill(pid, signal.SIGTERM)
+        assert ranks.wait(300) == [0] * WORLD, ranks.log[-3000:]
+    return sampler
 
 
 def verdict(lane: Lane, twin: Lane, uri: str, experiment: str = "dmt_ds") -> dict[str, Any]:
     """What the soak shows of one lane."""
     losses, plain = lane.losses(), twin.losses()
-    last = max(plain)
+    last = max(losses)
     client = mlflow_client(uri)
     found = client.get_experiment_by_name(experiment)
     runs = client.search_runs([found.experiment_id])
@@ -238,12 +221,15 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
         lanes.server.start()
         forge = processes._forge().pid
         began = time.monotonic()
-        lanes.rounds(minutes * 60 * 2 / 3, logs)
+        lanes.rounds(minutes * 60 * HARMED_SHARE, logs)
         harmed_seconds = time.monotonic() - began
         figures: dict[str, Any] = {"minutes": minutes, "seed": seed, "harmed minutes": round(harmed_seconds / 60, 1)}
-        for name, lane in lanes.lanes.items():
+        time.sleep(LEFTOVERS_STAY_SECONDS)
+        ends = began + minutes * 60
+        for number, (name, lane) in enumerate(lanes.lanes.items()):
+            left = (ends - time.monotonic()) / (len(lanes.lanes) - number)
             try:
-                figures[name] = finish(lanes, name, lane, folder, logs)
+                figures[name] = finish(lanes, name, lane, time.monotonic() + left, folder, logs)
             except Exception as error:  # what the other lane shows is not lost
                 figures[name] = {"error": f"{type(error).__name__}: {error}"[-2000:]}
         known = {
@@ -257,7 +243,7 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
         return figures
 
 
-def finish(lanes: Soak, name: str, lane: Lane, folder: Path, logs: Path) -> dict[str, Any]:
+def finish(lanes: Soak, name: str, lane: Lane, until: float, folder: Path, logs: Path) -> dict[str, Any]:
     """A last attempt without harm, the unbroken twin, and what the two show."""
     if not lane.losses():
         return {"steps": 0}
@@ -268,9 +254,10 @@ def finish(lanes: Soak, name: str, lane: Lane, folder: Path, logs: Path) -> dict
         assert ranks.wait(600) == [0] * WORLD, ranks.log[-3000:]
     say(f"{name}: stands at step {last}; the same without harm")
     run = folder / f"unbroken-{name}"
-    with unharmed(lane, run, last, logs / f"unbroken-{name}.log") as memory:
-        uri = lanes.server.uri if name == "distilled" else f"sqlite:///{lanes.database}"
-        return {**verdict(lane, Lane(lane.recipe, run, lane.chance), uri), "memory": slope(memory)}
+    sampler = unharmed(lane, run, last, until, logs / f"unbroken-{name}.log")
+    uri = lanes.server.uri if name == "distilled" else f"sqlite:///{lanes.database}"
+    memory = growth(sampler.samples)
+    return {**verdict(lane, Lane(lane.recipe, run, lane.chance), uri), "memory": memory, "samples": sampler.samples}
 
 
 def main() -> None:
@@ -287,7 +274,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         figures = soak(asked.folder or Path(temporary), asked.minutes, asked.seed)
     asked.out.write_text(json.dumps(figures, indent=1) + "\n")
-    say(f"{asked.out}: {json.dumps({key: value for key, value in figures.items() if key != 'rounds'}, indent=1)}")
+    short = {key: {**value, "samples": None} if isinstance(value, dict) else value for key, value in figures.items()}
+    say(f"{asked.out}: {json.dumps({**short, 'rounds': None}, indent=1)}")
 
 
 if __name__ == "__main__":
