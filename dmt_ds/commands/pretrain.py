@@ -84,8 +84,8 @@ def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Wat
         _record_failure(attempt, trackers)
         raise
     attempt.check_fences()
+    watchdog.beat("sending the last metrics", len(trackers) * config.tracking.drain_seconds)
     for tracker in trackers:
-        watchdog.beat("sending the last metrics")
         tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
     return outcome

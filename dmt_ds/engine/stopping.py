@@ -82,11 +82,16 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def beat(self, doing: str) -> None:
-        """The rank lives; `doing` says at what, for the message."""
-        self._last = time.monotonic()
+    def beat(self, doing: str, seconds: float = 0.0) -> None:
+        """The rank lives.
+
+        Args:
+            doing: what, for the message.
+            seconds: how long that may take beyond the usual, on this rank or on one that this one waits for.
+        """
+        self._last = time.monotonic() + seconds
         self._doing = doing
-        faulthandler.dump_traceback_later(self._timeout + _LOCKED_SECONDS, file=_stderr())
+        faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
 
     def stop(self) -> None:
         """Watch no longer; the thread has ended when this returns.
