@@ -45,6 +45,8 @@ TOTAL_STEPS = 200_000  # more than any soak reaches: the schedule must not depen
 ENOUGH = {"SIGKILL of one rank": 10, "SIGKILL of all ranks": 4}
 """How much more often than the others."""
 HARMED_SHARE = 2 / 3
+UNHARMED = "train.hang_timeout_seconds=300"
+"""A busy machine may be slow; nothing hangs here."""
 LEFTOVERS_STAY_SECONDS = 31.0
 """A start removes small unfinished files that are older than half a minute: a younger one may be somebody's."""
 
@@ -152,7 +154,9 @@ def unharmed(lane: Lane, run: Path, last_step: int, until: float, log: Path) -> 
     It is tracked as the other one is, in an experiment of its own: what sends the points may leak too.
     """
     twin = Lane(lane.recipe, run, lane.chance)
-    with processes.launched(twin.arguments("tracking.experiment=unbroken"), WORLD, log, cwd=run.parent) as ranks:
+    with processes.launched(
+        twin.arguments("tracking.experiment=unbroken", UNHARMED), WORLD, log, cwd=run.parent
+    ) as ranks:
         with Sampler(ranks.pids, run) as sampler:
             while sampler.newest_step() < last_step or time.monotonic() < until:
                 assert ranks.codes() == [None] * WORLD, ranks.log[-3000:]
@@ -249,7 +253,9 @@ def finish(lanes: Soak, name: str, lane: Lane, until: float, folder: Path, logs:
         return {"steps": 0}
     last = max(lane.losses()) + 5
     with processes.launched(
-        lane.arguments(f"train.stop_after_step={last}", "tracking.drain_seconds=120"), WORLD, logs / f"{name}.log"
+        lane.arguments(f"train.stop_after_step={last}", "tracking.drain_seconds=120", UNHARMED),
+        WORLD,
+        logs / f"{name}.log",
     ) as ranks:
         assert ranks.wait(600) == [0] * WORLD, ranks.log[-3000:]
     say(f"{name}: stands at step {last}; the same without harm")
