@@ -115,6 +115,7 @@ def check(sides: dict[str, Side], options: argparse.Namespace, device: torch.dev
         loss = float(side.step())
         harness.wait_for(device)
         first = time.perf_counter() - begin
+        print(f"first step of {name}: {first:.1f} s", flush=True)
         side.hook.remove()
         assert side.gradient is not None, f"{name}: no gradient came by"
         wanted = wanted or (loss, side.gradient)

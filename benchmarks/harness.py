@@ -61,19 +61,38 @@ def start(options: argparse.Namespace) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def alternate(sides: Mapping[str, Act], rounds: int, steps: int, device: torch.device) -> dict[str, list[float]]:
+def alternate(
+    sides: Mapping[str, Act], rounds: int, steps: int, device: torch.device, *, of_device: bool = False
+) -> dict[str, list[float]]:
     """Side -> seconds a step, one entry a round.
 
     On a CPU they are CPU seconds of this process, which other programs on the machine disturb less; on CUDA, wall
     seconds until the device is done.
+
+    Args:
+        of_device: on CUDA, seconds of the device's own, as in `device_seconds`.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
+    clock = device_seconds if of_device and device.type == "cuda" else seconds
     for act in sides.values():
         act()
     for _ in range(rounds):
         for name, act in sides.items():
-            times[name].append(seconds(act, steps, device))
+            times[name].append(clock(act, steps, device))
     return times
+
+
+def device_seconds(act: Act, steps: int, device: torch.device) -> float:
+    """Of a part of a step: the device is held back until the host is ahead of it, as it is in a whole step."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    wait_for(device)
+    torch.cuda._sleep(10**8)  # cycles: some 50 ms
+    begin.record()
+    for _ in range(steps):
+        act()
+    end.record()
+    wait_for(device)
+    return begin.elapsed_time(end) / 1e3 / steps
 
 
 def seconds(act: Act, steps: int, device: torch.device) -> float:

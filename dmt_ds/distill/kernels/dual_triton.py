@@ -1,8 +1,10 @@
-"""Both losses and their gradient in two CUDA kernels: sums of both axes from one reading, the gradient from a second.
+"""Both losses and their gradient in two CUDA kernels: the columns first, then whole rows with the gradient.
 
-The first kernel keeps running maxima and sums (as a flash softmax does) of its rows, and of each column within its
-block of rows. The second joins the blocks' columns and writes the gradient: with a bfloat16 student and a float32
-target 14 bytes an element pass through memory, where eager torch moves some 300. Blocks are not yet tuned on a GPU.
+The first kernel takes some channels of an image over all its rows and keeps each column's maxima and sums. The second
+takes some whole rows: with their own sums and those of the columns it writes the gradient. Both walk over their part
+once for the maxima and again for the sums, from the cache: a walk keeps its results element by element, and only at its
+end do threads exchange anything. So memory is read twice: with a bfloat16 student and a float32 target 14 bytes an
+element pass through it, where eager torch moves some 300.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -16,151 +18,155 @@ from torch import Tensor
 
 from dmt_ds.distill.kernels.terms import Computed, Terms, new_gradient
 
-_BLOCK_ROWS = 64
-_BLOCK_CHANNELS = 64
-_WARPS = 8
+_ROWS = 16
+"""Rows of a step of a walk, in both kernels."""
+_COLUMNS, _COLUMN_WARPS = 64, 4
+"""Channels of a program of the first kernel."""
+_WIDTH, _ROW_WARPS = 128, 8
+"""Channels of a step of the second one's walk: four for each thread of a warp, so that a row is a warp's."""
 
 _NUM_SUMS = 5
-"""Kept for a row, or a column of a block of rows: maximum and sum of exponentials of s, the same of t, and the sum of
-d = (s - max s) - (t - max t) under the exponentials of the distribution that stands first."""
-_NOTHING = tl.constexpr(-1e38)
-"""A maximum of nothing yet: below all values, and finite, so that a difference times a sum of zero is zero."""
+"""Kept for a column: maximum and sum of exponentials of s, the same of t, and the sum of d = (s - max s) - (t - max t)
+under the exponentials of the distribution that stands first."""
 
 
 def dual_loss(student: Tensor, target: Tensor, terms: Terms, needs_gradient: bool) -> Computed:
     """Both losses, and the gradient of their weighted sum: [B, 1+N, D] twice -> see `Computed`."""
     student, target = student.contiguous(), target.contiguous()
     batch, num_rows, channels = student.shape
-    block_rows = min(_BLOCK_ROWS, triton.next_power_of_2(num_rows))
-    blocks = triton.cdiv(num_rows, block_rows)
     gradient = new_gradient(student) if needs_gradient else None
     new = partial(torch.empty, dtype=torch.float32, device=student.device)
-    row_sums, column_sums = new(batch, _NUM_SUMS, num_rows), new(batch, blocks, _NUM_SUMS, channels)
-    row_losses, column_losses = new(batch, blocks), new(batch)
-    shared = (num_rows, channels, terms.first_row, terms.student_first, block_rows, _BLOCK_CHANNELS)
-    _sums[(blocks, batch)](student, target, row_sums, column_sums, row_losses, *shared, num_warps=_WARPS)
-    _gradient[(blocks, batch)](
+    tiles, blocks = triton.cdiv(channels, _COLUMNS), triton.cdiv(num_rows, _ROWS)
+    column_sums, column_losses, row_losses = new(batch, _NUM_SUMS, channels), new(batch, tiles), new(batch, blocks)
+    shared = (num_rows, channels, terms.student_first, _ROWS)
+    _columns[(tiles, batch)](student, target, column_sums, column_losses, *shared, _COLUMNS, num_warps=_COLUMN_WARPS)
+    _rows[(blocks, batch)](
         student,
         target,
-        row_sums,
         column_sums,
-        column_losses,
+        row_losses,
         student if gradient is None else gradient,
         terms.row_weight(student),
         terms.column_weight(student),
+        terms.first_row,
         *shared,
+        _WIDTH,
         needs_gradient,
-        num_warps=_WARPS,
+        num_warps=_ROW_WARPS,
     )
     tfd = row_losses.sum() / (batch * (num_rows - terms.first_row))
     return Computed(tfd, column_losses.sum() / (batch * channels), gradient)
 
 
 @triton.jit
-def _sums(
+def _columns(
     student,
     target,
-    row_sums,
     column_sums,
-    row_losses,
+    column_losses,
     num_rows,
     num_channels,
-    first_row,
     student_first: tl.constexpr,
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    """One program: some rows of one image, over all channels."""
-    image, block, blocks = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.num_programs(0)
-    rows = block * block_rows + tl.arange(0, block_rows)
-    is_patch = (rows > 0) & (rows < num_rows)
-    max_s = tl.full([block_rows], _NOTHING, tl.float32)
-    max_t, sum_s, sum_t, sum_d = max_s, tl.zeros_like(max_s), tl.zeros_like(max_s), tl.zeros_like(max_s)
-    columns_here = column_sums + (image * blocks + block) * 5 * num_channels
-    for start in range(0, num_channels, block_channels):
-        channels = start + tl.arange(0, block_channels)
-        is_channel = channels < num_channels
+    """One program: some channels of one image over its patches; SFD has no class token."""
+    image, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    channels = tile * block_channels + tl.arange(0, block_channels)
+    most_s = tl.full([block_rows, block_channels], float("-inf"), tl.float32)
+    most_t = most_s
+    for start in range(0, num_rows, block_rows):
+        rows = start + tl.arange(0, block_rows)
+        is_patch = ((rows > 0) & (rows < num_rows))[:, None]
         s, t = _tile(student, target, image, rows, channels, num_rows, num_channels)
-        # What is left out of an axis is -inf to it; a row outside is all zeros, harmless and never used.
-        in_s, in_t = tl.where(is_channel[None, :], s, float("-inf")), tl.where(is_channel[None, :], t, float("-inf"))
-        tops_s, sums_s, tops_t, sums_t, sums_d = _reduced(s, t, in_s, in_t, 1, student_first)
-        max_s, sum_s, max_t, sum_t, sum_d = _joined(
-            max_s, sum_s, max_t, sum_t, sum_d, tops_s, sums_s, tops_t, sums_t, sums_d, student_first
-        )
-        in_s, in_t = tl.where(is_patch[:, None], s, float("-inf")), tl.where(is_patch[:, None], t, float("-inf"))
-        tops_s, sums_s, tops_t, sums_t, sums_d = _reduced(s, t, in_s, in_t, 0, student_first)
-        here = columns_here + channels
-        tl.store(here, tops_s, is_channel)
-        tl.store(here + num_channels, sums_s, is_channel)
-        tl.store(here + 2 * num_channels, tops_t, is_channel)
-        tl.store(here + 3 * num_channels, sums_t, is_channel)
-        tl.store(here + 4 * num_channels, sums_d, is_channel)
-    here, is_row = row_sums + image * 5 * num_rows + rows, rows < num_rows
-    tl.store(here, max_s, is_row)
-    tl.store(here + num_rows, sum_s, is_row)
-    tl.store(here + 2 * num_rows, max_t, is_row)
-    tl.store(here + 3 * num_rows, sum_t, is_row)
-    tl.store(here + 4 * num_rows, sum_d, is_row)
-    divergences = _divergence(sum_s, sum_t, sum_d, student_first)
-    taught = is_row & (rows >= first_row)
-    tl.store(row_losses + image * blocks + block, tl.sum(tl.where(taught, divergences, 0.0), 0))
+        most_s = tl.maximum(most_s, tl.where(is_patch, s, float("-inf")))
+        most_t = tl.maximum(most_t, tl.where(is_patch, t, float("-inf")))
+    max_s, max_t = tl.max(most_s, 0), tl.max(most_t, 0)
+    sums_s = tl.zeros([block_rows, block_channels], tl.float32)
+    sums_t, sums_d = sums_s, sums_s
+    for start in range(0, num_rows, block_rows):
+        rows = start + tl.arange(0, block_rows)
+        is_patch = ((rows > 0) & (rows < num_rows))[:, None]
+        s, t = _tile(student, target, image, rows, channels, num_rows, num_channels)
+        e, f, of_d = _terms(s - max_s[None, :], t - max_t[None, :], is_patch, student_first)
+        sums_s, sums_t, sums_d = sums_s + e, sums_t + f, sums_d + of_d
+    sum_s, sum_t, sum_d = tl.sum(sums_s, 0), tl.sum(sums_t, 0), tl.sum(sums_d, 0)
+    is_channel = channels < num_channels
+    here = column_sums + image * 5 * num_channels + channels
+    tl.store(here, max_s, is_channel)
+    tl.store(here + num_channels, sum_s, is_channel)
+    tl.store(here + 2 * num_channels, max_t, is_channel)
+    tl.store(here + 3 * num_channels, sum_t, is_channel)
+    tl.store(here + 4 * num_channels, sum_d, is_channel)
+    losses = tl.where(is_channel, _divergence(sum_s, sum_t, sum_d, student_first), 0.0)
+    tl.store(column_losses + image * tl.num_programs(0) + tile, tl.sum(losses, 0))
 
 
 @triton.jit
-def _gradient(
+def _rows(
     student,
     target,
-    row_sums,
     column_sums,
-    column_losses,
+    row_losses,
     gradient,
     row_weight,
     column_weight,
+    first_row,
     num_rows,
     num_channels,
-    first_row,
     student_first: tl.constexpr,
     block_rows: tl.constexpr,
-    block_channels: tl.constexpr,
+    width: tl.constexpr,
     needs_gradient: tl.constexpr,
 ):
-    """One program: the same rows; the image's first also adds up the columns' losses.
+    """One program: some whole rows of one image.
 
     It starts with the last image, which the second-level cache still holds from the first kernel.
     """
     image = (tl.num_programs(1) - 1 - tl.program_id(1)).to(tl.int64)
-    block, blocks = tl.program_id(0), tl.num_programs(0)
+    block = tl.program_id(0)
     rows = block * block_rows + tl.arange(0, block_rows)
-    is_row = rows < num_rows
-    here = row_sums + image * 5 * num_rows + rows
-    row_max_s, row_sum_s = tl.load(here, is_row, 0.0), tl.load(here + num_rows, is_row, 1.0)
-    row_max_t, row_sum_t = tl.load(here + 2 * num_rows, is_row, 0.0), tl.load(here + 3 * num_rows, is_row, 1.0)
-    row_mean = tl.load(here + 4 * num_rows, is_row, 0.0) / (row_sum_s if student_first else row_sum_t)
-    row_weights = tl.where(rows >= first_row, row_weight, 0.0)
-    column_weights = tl.where(rows > 0, column_weight, 0.0)  # SFD has no class token
-    loss = tl.zeros([block_channels], tl.float32)
-    for start in range(0, num_channels, block_channels):
-        channels = start + tl.arange(0, block_channels)
-        is_channel = channels < num_channels
-        max_s, sum_s, max_t, sum_t, sum_d = _whole_columns(
-            column_sums + image * blocks * 5 * num_channels, channels, num_channels, blocks, student_first
-        )
-        loss += tl.where(is_channel, _divergence(sum_s, sum_t, sum_d, student_first), 0.0)
-        if needs_gradient:
+    most_s = tl.full([block_rows, width], float("-inf"), tl.float32)
+    most_t = most_s
+    for start in range(0, num_channels, width):
+        channels = start + tl.arange(0, width)
+        is_channel = (channels < num_channels)[None, :]
+        s, t = _tile(student, target, image, rows, channels, num_rows, num_channels)
+        most_s = tl.maximum(most_s, tl.where(is_channel, s, float("-inf")))
+        most_t = tl.maximum(most_t, tl.where(is_channel, t, float("-inf")))
+    max_s, max_t = tl.max(most_s, 1)[:, None], tl.max(most_t, 1)[:, None]
+    sums_s = tl.zeros([block_rows, width], tl.float32)
+    sums_t, sums_d = sums_s, sums_s
+    for start in range(0, num_channels, width):
+        channels = start + tl.arange(0, width)
+        s, t = _tile(student, target, image, rows, channels, num_rows, num_channels)
+        e, f, of_d = _terms(s - max_s, t - max_t, (channels < num_channels)[None, :], student_first)
+        sums_s, sums_t, sums_d = sums_s + e, sums_t + f, sums_d + of_d
+    sum_s, sum_t, sum_d = tl.sum(sums_s, 1)[:, None], tl.sum(sums_t, 1)[:, None], tl.sum(sums_d, 1)[:, None]
+    taught = ((rows >= first_row) & (rows < num_rows))[:, None]
+    losses = tl.where(taught, _divergence(sum_s, sum_t, sum_d, student_first), 0.0)
+    tl.store(row_losses + image * tl.num_programs(0) + block, tl.sum(losses))
+    if needs_gradient:
+        row_weights = tl.where(taught, row_weight, 0.0)
+        column_weights = tl.where(rows > 0, column_weight, 0.0)[:, None]
+        for start in range(0, num_channels, width):
+            channels = start + tl.arange(0, width)
             s, t = _tile(student, target, image, rows, channels, num_rows, num_channels)
-            by_row = _shares(s, row_max_s[:, None], row_sum_s[:, None])
-            by_column = _shares(s, max_s[None, :], sum_s[None, :])
-            if student_first:
-                by_row *= (s - row_max_s[:, None]) - (t - row_max_t[:, None]) - row_mean[:, None]
-                by_column *= (s - max_s[None, :]) - (t - max_t[None, :]) - (sum_d / sum_s)[None, :]
-            else:
-                by_row -= _shares(t, row_max_t[:, None], row_sum_t[:, None])
-                by_column -= _shares(t, max_t[None, :], sum_t[None, :])
-            slope = by_row * row_weights[:, None] + by_column * column_weights[:, None]
+            slope = row_weights * _slope(s, t, max_s, sum_s, max_t, sum_t, sum_d, student_first)
+            is_channel = channels < num_channels
+            here = column_sums + image * 5 * num_channels + channels
+            slope += column_weights * _slope(
+                s,
+                t,
+                tl.load(here, is_channel, 0.0)[None, :],
+                tl.load(here + num_channels, is_channel, 1.0)[None, :],
+                tl.load(here + 2 * num_channels, is_channel, 0.0)[None, :],
+                tl.load(here + 3 * num_channels, is_channel, 1.0)[None, :],
+                tl.load(here + 4 * num_channels, is_channel, 0.0)[None, :],
+                student_first,
+            )
             offsets = (image * num_rows + rows[:, None]) * num_channels + channels[None, :]
-            tl.store(gradient + offsets, slope, is_row[:, None] & is_channel[None, :])
-    if block == 0:
-        tl.store(column_losses + image, tl.sum(loss, 0))
+            tl.store(gradient + offsets, slope, (rows < num_rows)[:, None] & is_channel[None, :])
 
 
 @triton.jit
@@ -173,74 +179,18 @@ def _tile(student, target, image, rows, channels, num_rows, num_channels):
 
 
 @triton.jit
-def _reduced(s, t, in_s, in_t, axis: tl.constexpr, student_first: tl.constexpr):
-    """The five sums along an axis of a tile; `in_s` and `in_t` are -inf where the axis leaves something out."""
-    max_s, max_t = tl.maximum(tl.max(in_s, axis), _NOTHING), tl.maximum(tl.max(in_t, axis), _NOTHING)
-    tops_s, tops_t = tl.expand_dims(max_s, axis), tl.expand_dims(max_t, axis)
-    e, f = tl.exp(in_s - tops_s), tl.exp(in_t - tops_t)
-    d = (s - tops_s) - (t - tops_t)
-    return max_s, tl.sum(e, axis), max_t, tl.sum(f, axis), tl.sum((e if student_first else f) * d, axis)
+def _terms(s, t, counts, student_first: tl.constexpr):
+    """Of the three sums, from values whose maxima are taken off; nothing where an axis leaves them out."""
+    e, f = tl.where(counts, tl.exp(s), 0.0), tl.where(counts, tl.exp(t), 0.0)
+    return e, f, (e if student_first else f) * tl.where(counts, s - t, 0.0)
 
 
 @triton.jit
-def _joined(
-    max_s,
-    sum_s,
-    max_t,
-    sum_t,
-    sum_d,
-    new_max_s,
-    new_sum_s,
-    new_max_t,
-    new_sum_t,
-    new_sum_d,
-    student_first: tl.constexpr,
-):
-    """The five sums of two parts together: both are moved to the larger maxima first."""
-    top_s, top_t = tl.maximum(max_s, new_max_s), tl.maximum(max_t, new_max_t)
-    old, new = _shrink(max_s, max_t, top_s, top_t), _shrink(new_max_s, new_max_t, top_s, top_t)
-    old_s, old_t, old_d = old
-    new_s, new_t, new_d = new
-    sum_d += (sum_s if student_first else sum_t) * old_d
-    new_sum_d += (new_sum_s if student_first else new_sum_t) * new_d
-    sum_d = sum_d * (old_s if student_first else old_t) + new_sum_d * (new_s if student_first else new_t)
-    return top_s, sum_s * old_s + new_sum_s * new_s, top_t, sum_t * old_t + new_sum_t * new_t, sum_d
-
-
-@triton.jit
-def _shrink(max_s, max_t, top_s, top_t):
-    """Factors of the exponentials of s and of t, and what is added to d, when the maxima become the tops."""
-    return tl.exp(max_s - top_s), tl.exp(max_t - top_t), (max_s - top_s) - (max_t - top_t)
-
-
-@triton.jit
-def _shares(values, tops, sums):
-    """Softmax from an axis's maximum and sum; what lies above (the class token to the columns) is not overflowed by."""
-    return tl.exp(tl.minimum(values - tops, 0.0)) / sums
-
-
-@triton.jit
-def _whole_columns(image_sums, channels, num_channels, blocks, student_first: tl.constexpr):
-    """A column's five sums over all blocks of rows."""
-    is_channel = channels < num_channels
-    max_s = tl.full([channels.shape[0]], _NOTHING, tl.float32)
-    max_t, sum_s, sum_t, sum_d = max_s, tl.zeros_like(max_s), tl.zeros_like(max_s), tl.zeros_like(max_s)
-    for block in range(blocks):
-        here = image_sums + block * 5 * num_channels + channels
-        max_s, sum_s, max_t, sum_t, sum_d = _joined(
-            max_s,
-            sum_s,
-            max_t,
-            sum_t,
-            sum_d,
-            tl.load(here, is_channel, 0.0),
-            tl.load(here + num_channels, is_channel, 1.0),
-            tl.load(here + 2 * num_channels, is_channel, 0.0),
-            tl.load(here + 3 * num_channels, is_channel, 1.0),
-            tl.load(here + 4 * num_channels, is_channel, 0.0),
-            student_first,
-        )
-    return max_s, sum_s, max_t, sum_t, sum_d
+def _slope(s, t, max_s, sum_s, max_t, sum_t, sum_d, student_first: tl.constexpr):
+    """Gradient of a row's, or column's, divergence; what it leaves out may lie above its maximum, and has no weight."""
+    s, t = s - max_s, t - max_t
+    p = tl.exp(tl.minimum(s, 0.0)) * (1 / sum_s)
+    return p * (s - t - sum_d * (1 / sum_s)) if student_first else p - tl.exp(tl.minimum(t, 0.0)) * (1 / sum_t)
 
 
 @triton.jit

@@ -9,11 +9,11 @@ from tests import processes
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-# Shapes: ViT's own, and ones that fill no block of 64 x 64; float32 and bfloat16.
+# Shapes: ViT's own, and ones that fill no block, with more rows than one holds; float32 and bfloat16.
 COMPARE = """
 import json
 from tests.distill.kernels.cases import *
-shapes = [(1, 197, 64), (2, 17, 192), (1, 50, 384), (2, 65, 7), (1, 3, 130)]
+shapes = [(1, 197, 64), (2, 17, 192), (1, 50, 384), (2, 65, 7), (1, 3, 130), (1, 300, 40), (1, 5, 1100)]
 facts = {"cases": all_compared(shapes, ["float32", "bfloat16"], "triton")}
 vit_base = random_tokens(0, 1, 197, 768), random_tokens(1, 1, 197, 768)
 facts["cases"].append(["vit_base", "float32", *compare(*vit_base, "triton", "student_teacher")])
@@ -42,7 +42,7 @@ def facts() -> dict:
 
 
 def test_values_and_gradient_are_those_of_the_losses_as_written(facts: dict) -> None:
-    assert len(facts["cases"]) == 5 * 2 * 2 * 2 + 1
+    assert len(facts["cases"]) == 7 * 2 * 2 * 2 + 1
     for *case, total, tfd, sfd, gradient in facts["cases"]:
         assert max(tfd, sfd, total) < 1e-5, case
         assert gradient < (1e-5 if "float32" in case else 4e-3), case
@@ -70,13 +70,12 @@ from dmt_ds.distill.kernels import dual_triton
 kinds = {"num_rows": "i32", "num_channels": "i32", "first_row": "i32", "row_weight": "fp32", "column_weight": "fp32"}
 kinds |= {"student": "*bf16", "gradient": "*bf16"}
 made = []
-for kernel in (dual_triton._sums, dual_triton._gradient):
+for kernel, own in ((dual_triton._columns, [16, 64]), (dual_triton._rows, [16, 128, True])):
     for student_first in (True, False):
-        constants = {"student_first": student_first, "block_rows": 64, "block_channels": 64, "needs_gradient": True}
-        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        constants = dict(zip(kernel.arg_names[-len(own) - 1:], [student_first, *own], strict=True))
         signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        target, options = GPUTarget("cuda", 90 if student_first else 80, 32), {"num_warps": dual_triton._WARPS}
+        target, options = GPUTarget("cuda", 90 if student_first else 80, 32), {"num_warps": dual_triton._ROW_WARPS}
         made.append(len(triton.compile(source, target=target, options=options).asm["cubin"]))
 print(json.dumps(made))
 """
