@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student
-from dmt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig, TeachersConfig
+from dmt_ds.config.schema import RunConfig, StudentConfig
+from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream

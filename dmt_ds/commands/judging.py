@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dmt_ds.config.load import config_from_yaml
-from dmt_ds.config.schema import DataConfig, TeacherConfig
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmt_ds.commands.teacher_sharding import choose_sharding
 from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config, resolve_teacher
-from dmt_ds.config.schema import TeachersConfig
+from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import ds_teachers
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.errors import ConfigError

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dmt_ds.config.schema import TeachersConfig
+from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import dist, ds_teachers, rates
 from dmt_ds.models.teachers import TeacherModel
 from dmt_ds.planning.sharding import ShardingCost

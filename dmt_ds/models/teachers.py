@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.config.schema import TeacherConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
+from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.backbone_folder import CONFIG_FILE, WEIGHTS_FILE, load_backbone
 from dmt_ds.models.blueprint import build_from, check_image_size

@@ -8,7 +8,8 @@ from typing import Any
 
 from dmt_ds.config.deepspeed import precision, zero_stage
 from dmt_ds.config.methods import DistillConfig
-from dmt_ds.config.schema import StudentConfig, TeachersConfig
+from dmt_ds.config.schema import StudentConfig
+from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.planning.vit_cost import VitSize, linear_parameters
 
 _ARCHES = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dmt_ds.commands.teachers import convert, inspect_file, list_teachers
-from dmt_ds.config.schema import TeacherConfig
+from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.teachers import load_teacher
 from dmt_ds.models.weights import sha256_of

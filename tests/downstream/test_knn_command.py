@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from dmt_ds.commands.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig
-from dmt_ds.config.schema import DataConfig, TeacherConfig
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import DataError
 
 DIGITS = DataConfig(source="digits", image_size=8, num_workers=0)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.config.methods import TinyMimConfig
-from dmt_ds.config.schema import StudentConfig, TeacherConfig
+from dmt_ds.config.schema import StudentConfig
+from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.distill.relations import relation_loss
 from dmt_ds.engine.task import Progress
 from dmt_ds.methods.tinymim import TinyMimTask

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmt_ds.config.schema import TeacherConfig
+from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import build_from
 from dmt_ds.models.hf_vit import read_hf

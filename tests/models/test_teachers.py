@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmt_ds.config.schema import TeacherConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
+from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.start import start_from

@@ -155,16 +155,8 @@ def _rows(
             slope = row_weights * _slope(s, t, max_s, sum_s, max_t, sum_t, sum_d, student_first)
             is_channel = channels < num_channels
             here = column_sums + image * 5 * num_channels + channels
-            slope += column_weights * _slope(
-                s,
-                t,
-                tl.load(here, is_channel, 0.0)[None, :],
-                tl.load(here + num_channels, is_channel, 1.0)[None, :],
-                tl.load(here + 2 * num_channels, is_channel, 0.0)[None, :],
-                tl.load(here + 3 * num_channels, is_channel, 1.0)[None, :],
-                tl.load(here + 4 * num_channels, is_channel, 0.0)[None, :],
-                student_first,
-            )
+            top_s, all_s, top_t, all_t, all_d = _loaded(here, num_channels, is_channel)
+            slope += column_weights * _slope(s, t, top_s, all_s, top_t, all_t, all_d, student_first)
             offsets = (image * num_rows + rows[:, None]) * num_channels + channels[None, :]
             tl.store(gradient + offsets, slope, (rows < num_rows)[:, None] & is_channel[None, :])
 
@@ -176,6 +168,15 @@ def _tile(student, target, image, rows, channels, num_rows, num_channels):
     inside = (rows < num_rows)[:, None] & (channels < num_channels)[None, :]
     s, t = tl.load(student + offsets, inside, 0.0), tl.load(target + offsets, inside, 0.0)
     return s.to(tl.float32), t.to(tl.float32)
+
+
+@triton.jit
+def _loaded(here, num_channels, is_channel):
+    """A step's columns: maxima and sums, [1, width] each."""
+    top_s, all_s = tl.load(here, is_channel, 0.0), tl.load(here + num_channels, is_channel, 1.0)
+    top_t, all_t = tl.load(here + 2 * num_channels, is_channel, 0.0), tl.load(here + 3 * num_channels, is_channel, 1.0)
+    all_d = tl.load(here + 4 * num_channels, is_channel, 0.0)
+    return top_s[None, :], all_s[None, :], top_t[None, :], all_t[None, :], all_d[None, :]
 
 
 @triton.jit
