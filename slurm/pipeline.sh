@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Submits a chain of jobs, each of which starts when the one before has ended well: distil, then judge by k-NN; with the
-# word finetune, then fine-tune too.
+# word finetune, then fine-tune too; with segment=FOLDER, then train UPerNet on the scenes there (ADE20K).
 # Run it where sbatch works; it prints the job ids. Words that start with -- go to sbatch, the rest to the trainer:
-#   slurm/pipeline.sh vit_s finetune --nodes=2 --partition=gpu data.path=/data/imagenet
+#   slurm/pipeline.sh vit_s finetune segment=/data/ADEChallengeData2016 --nodes=2 --partition=gpu data.path=/data/imagenet
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
@@ -19,8 +19,9 @@ esac
 training=("$here/pretrain_$1.sh")
 parent=pipeline_$1_$(date +%Y%m%d_%H%M%S)
 shift
-finetunes=0
+finetunes=0 scenes=
 if [[ ${1:-} == finetune ]]; then finetunes=1 && shift; fi
+if [[ ${1:-} == segment=* ]]; then scenes=${1#segment=} && shift; fi
 
 for_all=() for_training=() arguments=()
 for word in "$@"; do
@@ -41,8 +42,12 @@ trained=$(submit "${for_training[@]}" "${training[@]}" "${arguments[@]}")
 printf 'distil  %s\n' "$trained"
 judged=$(submit "$(after "$trained")" --kill-on-invalid-dep=yes "$here/knn.sh" --of-run -c "$recipe" "${arguments[@]}")
 printf 'knn     %s  after %s\n' "$judged" "$trained"
-if ((finetunes)); then
-    tuned=$(submit "$(after "$judged")" --kill-on-invalid-dep=yes "${for_training[@]}" "$here/finetune_imagenet.sh" \
-        --of-run -c "$recipe" "${arguments[@]}")
-    printf 'finetune  %s  after %s\n' "$tuned" "$judged"
-fi
+last=$judged
+follow() { # NAME SCRIPT WORD... adds a training behind the chain's last job
+    local name=$1 before=$last
+    last=$(submit "$(after "$before")" --kill-on-invalid-dep=yes "${for_training[@]}" "$here/$2" \
+        --of-run -c "$recipe" "${arguments[@]}" "${@:3}")
+    printf '%s  %s  after %s\n' "$name" "$last" "$before"
+}
+if ((finetunes)); then follow finetune finetune_imagenet.sh; fi
+if [[ -n $scenes ]]; then follow segment segment_ade20k.sh -- "data.path=$scenes"; fi

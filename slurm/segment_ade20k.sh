@@ -11,7 +11,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 # Puts an encoder under UPerNet:  sbatch slurm/segment_ade20k.sh -e runs/vit_small data.path=/data/ADEChallengeData2016
-# or that of the run that the arguments of a training job describe:  ... --of-run -c vit_small output_dir=x
+# or that of the run that the arguments of a training job describe, with words of its own behind --:
+#   sbatch slurm/segment_ade20k.sh --of-run -c vit_small output_dir=x -- data.path=/data/ADEChallengeData2016
 home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
     sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')}
 # shellcheck source=slurm/job.sh
@@ -19,7 +20,10 @@ source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
 trainer=segment
 if [[ ${1:-} == --of-run ]]; then
-    run=$(once config "${@:2}" --get output_dir)
-    set -- -e "$run"
+    shift
+    of_training=()
+    while (($#)) && [[ $1 != -- ]]; do of_training+=("$1") && shift; done
+    run=$(once config "${of_training[@]}" --get output_dir)
+    set -- -e "$run" "${@:2}"
 fi
-train "$@"
+train "$@" task=segment # for `config` and `doctor`, which are of any task

@@ -11,7 +11,7 @@ from dmt_ds.config.suite import FollowUpSpec, Suite
 from dmt_ds.config.suite_run import SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError
 
-FOLLOW_UP_KEYS = ("seed", "output_dir", "name")
+FOLLOW_UP_KEYS = ("task", "seed", "output_dir", "name")
 """Settings that the suite gives each of them."""
 _IMAGES = ("source", "path", "train_split", "val_split", "image_column", "label_column", "num_workers", "bad_images")
 """Settings of the section `data` that say where the images are."""
@@ -88,7 +88,7 @@ class FollowUp:
         """
         label, student = self.run.file.label, self.run.config.student
         encoder: dict[str, Any] = {f"student.{key}": getattr(student, key) for key in _SHAPE}
-        encoder |= {"task": self.kind.task, "student.init_from": str(self.run.folder)}
+        encoder["student.init_from"] = str(self.run.folder)
         if self.kind.learns_images_of_run:
             encoder["data.image_size"] = self.run.config.data.image_size
         layers = [(f"encoder of {self.run.label}", encoder), (label, self._own)]
@@ -106,6 +106,7 @@ class FollowUp:
         config = self.run.config
         images = {f"data.{key}": getattr(config.data, key) for key in _IMAGES}
         return {
+            "task": self.kind.task,  # for a job's look at the settings, which is of any task
             "seed": config.seed,
             "output_dir": str(self.folder),
             "name": f"{config.name}-{self.kind.name}",

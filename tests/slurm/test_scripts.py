@@ -14,6 +14,7 @@ TRAINING = [
     "pretrain_vit_b.sh",
     "pretrain_family.sh",
     "finetune_imagenet.sh",
+    "segment_ade20k.sh",
     "detect_coco.sh",
     "make_teacher.sh",
     "sweep.sh",
@@ -212,11 +213,23 @@ def test_a_pipeline_judges_what_was_trained_and_nothing_else(cluster, stand_in, 
     assert states[1] != "COMPLETED" or "knn ['-e', 'mine']" in judged.text()
 
 
-def test_a_pipeline_may_fine_tune_what_was_trained(cluster, stand_in, tmp_path):
-    words = [SCRIPTS / "pipeline.sh", "vit_t", "finetune", *SMALL, "output_dir=mine"]
+def test_a_pipeline_may_fine_tune_what_was_trained_and_then_segment(cluster, stand_in, tmp_path):
+    words = [SCRIPTS / "pipeline.sh", "vit_t", "finetune", "segment=a b", *SMALL, "output_dir=mine"]
     printed = cluster.at(tmp_path, words, DMT_DS_PYTHON=stand_in, SBATCH_GPUS_PER_NODE="0")
-    job = cluster.job(printed.splitlines()[2].split()[1], tmp_path).ends_as("COMPLETED")
-    assert "0: finetune ['-e', 'mine']" in job.text() and "doctor ['-e', 'mine', '--ranks', " in job.text()
+    tuned, segmented = (cluster.job(line.split()[1], tmp_path) for line in printed.splitlines()[2:])
+    text = tuned.ends_as("COMPLETED").text()
+    assert "0: finetune ['-e', 'mine']" in text and "doctor ['-e', 'mine', '--ranks', " in text
+    words = "['-e', 'mine', 'data.path=a b', 'task=segment'"
+    text = segmented.ends_as("COMPLETED").text()
+    assert f"0: segment {words}]" in text and f"doctor {words}, '--ranks', " in text
+
+
+@pytest.mark.parametrize(("script", "task"), [("segment_ade20k.sh", "segment"), ("detect_coco.sh", "detect")])
+def test_what_learns_annotations_passes_its_words_and_its_task_on(submit, tmp_path, script, task):
+    job = submit(script, "-e", "a b", "output_dir=mine").ends_as("COMPLETED")
+    words = f"['-e', 'a b', 'output_dir=mine', 'task={task}'"
+    assert job.text().count(f": {task} {words}]") == 4 and f"doctor {words}, '--ranks', '4']" in job.text()
+    assert (tmp_path / "mine" / "DONE").exists()
 
 
 def test_a_site_file_adds_to_srun_and_to_the_environment(submit, tmp_path):
