@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.commands.model_card import model_card
-from dmt_ds.commands.model_source import ModelSource, find_model
+from dmt_ds.commands.model_source import ModelSource, find_model, find_own_form
 from dmt_ds.commands.run_record import RunRecord, read_record
+from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER
 from dmt_ds.errors import ExportError, TrackingError
 from dmt_ds.models.classifier_folder import CLASSES_FILE
 from dmt_ds.models.forms import FORMS, disagreement, write_form
 from dmt_ds.models.graph_files import check_onnx_packages
 from dmt_ds.models.portable import PortableModel, read_portable
+from dmt_ds.models.teachers import BACKBONE_FOLDER, SEGMENTER_FOLDER
 from dmt_ds.tracking.mlflow_registry import check_names, register, run_in_store
 
 logger = logging.getLogger(__name__)
@@ -63,11 +66,12 @@ def run(
         What was written or lay there, and the registered version's URI.
 
     Raises:
-        ExportError: there is no such model, a folder is there already (to be registered: with another model), or a
-            form can't express the model.
+        ExportError: there is no such model, a folder is there already (to be registered: with another model), a form
+            can't express the model, or none can: a segmenter, a detector.
         WeightsError: the model's files are damaged.
         TrackingError: the registry does not answer or refuses, or the model belongs to no run that MLflow knows.
     """
+    _refuse_own_forms(source)
     found = find_model(source)
     if registration is not None:
         _check_registration(found, registration)
@@ -86,6 +90,16 @@ def run(
     assert found.run is not None and record.config is not None
     folders = {one.form: one.folder for one in exported}
     return [*exported, register(record.config.tracking, found.run, folders, *registration)]
+
+
+def _refuse_own_forms(source: str) -> None:
+    """What learned pixels or objects has no form but its own, and its encoder must not leave in its name."""
+    for name in (SEGMENTER_FOLDER, DETECTOR_FOLDER):
+        if (folder := find_own_form(source, name)) is not None:
+            raise ExportError(
+                f"{source}: its model is a {PUBLISHED[name]}, which no format can hold; name "
+                f"{folder.parent / BACKBONE_FOLDER} to export its encoder, or ask it by `dmt-ds predict -e {source}`"
+            )
 
 
 def _check_registration(found: ModelSource, registration: Registration) -> None:

@@ -240,6 +240,18 @@ def test_what_can_not_leave_is_named_in_one_line(name, reason, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["segmenter", "detector"])
+def test_what_no_format_can_hold_is_refused_and_its_encoder_leaves_under_its_own_name(name, tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / name).mkdir()
+    (run / name / f"{name}.json").write_text("{}")
+    for source in (run, run / name):
+        result = call(source, "-f", "timm")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+        assert f"{source}: its model is a {name}, which no format can hold; name {run}/backbone to" in result.stderr
+    assert call(run / "backbone", "-f", "timm", "-o", tmp_path / "out").exit_code == 0
+
+
 def test_a_failed_export_leaves_nothing_behind(tmp_path):
     make_run(tmp_path / "run", "student.last_block_num_heads=4")
     result = call(tmp_path / "run", "-f", "timm", "-o", tmp_path / "out")
