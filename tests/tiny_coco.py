@@ -2,11 +2,16 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+needs_pycocotools = pytest.mark.skipif(find_spec("pycocotools") is None, reason="needs pycocotools")
+"""A mark, where a module that others import must not be skipped as a whole."""
 
 CATEGORIES = [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
 """Ids have gaps, as COCO's have."""

@@ -12,7 +12,7 @@ from tests.integration import (
     test_overfitted_detection,
     test_segmentation,
 )
-from tests.tiny_coco import write_coco
+from tests.tiny_coco import needs_pycocotools, write_coco
 from tests.tiny_scenes import write_ade
 
 pytestmark = pytest.mark.gpu
@@ -183,9 +183,9 @@ def test_segmentation_on_cuda_has_the_losses_of_the_cpu_and_bf16_stays_near(cuda
     assert tiny_run.largest_difference(losses["cpu"], losses["bf16"]) < 1e-1
 
 
+@needs_pycocotools
 @pytest.mark.parametrize("heads", ["mask_rcnn", "cascade"])
 def test_detection_on_cuda_starts_with_the_losses_of_the_cpu_and_ends_with_a_result(cuda, tmp_path, heads):
-    pytest.importorskip("pycocotools")
     coco, encoder = write_coco(tmp_path / "coco", num_val=5), tiny_run.make_teacher(tmp_path / "encoder", 0)
     losses = {}
     for name, precision, environment in (("cpu", "fp32", {}), ("cuda", "fp32", cuda), ("bf16", "bf16", cuda)):
@@ -199,6 +199,7 @@ def test_detection_on_cuda_starts_with_the_losses_of_the_cpu_and_ends_with_a_res
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-1)  # which boxes are kept may turn on a rounding
 
 
+@needs_pycocotools
 @pytest.mark.parametrize("heads", ["mask_rcnn", "cascade"])
 def test_sixteen_photographs_are_learned_by_heart(cuda, shared_dir, tmp_path, heads):
     root = shared_dir / "data" / "coco_instances"

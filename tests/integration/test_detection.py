@@ -11,11 +11,10 @@ import yaml
 from safetensors.torch import load_file
 
 from tests import processes, tiny_run
-from tests.tiny_coco import write_coco
+from tests.tiny_coco import needs_pycocotools, write_coco
 from tests.tracking.stores import mlflow_client, run_of
 
-pytest.importorskip("pycocotools")
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, needs_pycocotools]
 
 NUM_STEPS, STOP = 6, 3
 NUM_VAL = 5

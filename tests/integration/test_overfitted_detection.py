@@ -1,4 +1,7 @@
-"""Both detectors learn 16 photographs by heart, from random weights: a quarter of an hour of a free core each."""
+"""Both detectors learn 16 photographs by heart, from random weights: a quarter of an hour of a free core each.
+
+`tests/gpu` runs the same on CUDA.
+"""
 
 import json
 from pathlib import Path
@@ -6,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests import processes, tiny_run
+from tests.tiny_coco import needs_pycocotools
 
-pytest.importorskip("pycocotools")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_pycocotools]
 
 NUM_IMAGES, NUM_STEPS = 16, 1000
 
