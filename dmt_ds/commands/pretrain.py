@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import AnnotatedTask
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
+from dmt_ds.errors import CheckpointError
 from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ def run(config: RunConfig) -> int:
 
 def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Outcome:
     trackers = [open_record(member.run, member.built, member.resume, member.fence) for member in attempt.members]
-    watchdog.last_words = lambda: _record_failure(attempt, trackers)
+    watchdog.last_words = lambda: _record_failure(trackers)
     try:
         learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
         around = _surroundings(config, attempt, stop, watchdog)
@@ -81,7 +83,7 @@ def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Wat
             if dist.is_main():
                 (Path(config.output_dir) / DONE).write_text(f"{trainer.step}\n")
     except BaseException:
-        _record_failure(attempt, trackers)
+        _record_failure(trackers)
         raise
     attempt.check_fences()
     watchdog.beat("sending the last metrics", len(trackers) * config.tracking.drain_seconds)
@@ -103,10 +105,10 @@ def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge 
     return judge
 
 
-def _record_failure(attempt: Attempt, trackers: Sequence[Tracker]) -> None:
+def _record_failure(trackers: Sequence[Tracker]) -> None:
     """An attempt whose run was taken over leaves the record to the one that has it now."""
-    for member, tracker in zip(attempt.members, trackers, strict=True):
-        if member.fence is None or member.fence.holds():
+    for tracker in trackers:
+        with suppress(CheckpointError):
             tracker.finish("FAILED")
 
 
@@ -136,7 +138,6 @@ def _build_learner(claimed: ClaimedRun, tracker: Tracker) -> Learner:
         lambda step: run_state(run, built, step, tracker.run_id),
         partial(export_weights, run.config, built),
         tracker,
-        claimed.fence,
         run.member,
     )
     if resume:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dmt_ds.commands.fenced_tracker import FencedTracker
 from dmt_ds.commands.resume import ResumePlan
 from dmt_ds.commands.run_tags import origin_tags, stage_of
 from dmt_ds.commands.runs import Run
@@ -40,12 +41,14 @@ def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) 
 
 
 def open_record(run: Run, built: BuiltTask, resume: ResumePlan | None, fence: Fence | None) -> Tracker:
-    """The record of the run, on rank 0, with all that describes it."""
+    """The record of the run, on rank 0, with all that describes it; nobody writes it but whoever has the run."""
     config = run.config
     run_id = resume.checkpoint.state.mlflow_run_id if resume else None
     tracker = open_tracker(config.tracking, run.folder, config.name, run_id, dist.is_main())
     if not dist.is_main():
         return tracker
+    if fence is not None:
+        tracker = FencedTracker(tracker, fence)
     attempts = {} if fence is None else {"attempts": str(fence.number)}
     tracker.set_tags({**_tags(run, built), **attempts, **environment_tags(os.environ)})
     records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}

@@ -53,10 +53,6 @@ class Fence:
             ) from error
         return fence
 
-    def holds(self) -> bool:
-        """Whether nobody else has claimed the folder since."""
-        return _read(self._file).get("token") == self._token
-
     def check(self) -> None:
         """Go on only as long as nobody else has claimed the folder.
 

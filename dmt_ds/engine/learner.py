@@ -1,7 +1,7 @@
 """One model in training: its task, engine, checkpoints and record; knows no loop, no method, no library but torch."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.engine import dist, rng_state
 from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
 from dmt_ds.engine.ds_engine import StudentEngine
-from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.task import Progress, Task
 from dmt_ds.engine.untrained import restore_untrained, untrained_state
 from dmt_ds.errors import DivergenceError, DmtError
@@ -37,7 +36,6 @@ class Learner:
         record: Callable[[int], RunState],
         export: Callable[[StudentEngine, Path, int], None],
         tracker: Tracker,
-        fence: Fence | None = None,
         name: str = "",
     ) -> None:
         """Put the parts together.
@@ -45,7 +43,6 @@ class Learner:
         Args:
             record: step -> what a checkpoint says of the run.
             export: (engine, folder, step) -> writes the encoder into a checkpoint's folder; all ranks call.
-            fence: rank 0's claim on the run folder.
         """
         self.task = task
         self.engine = engine
@@ -55,7 +52,6 @@ class Learner:
         self._checkpoints = checkpoints
         self._record = record
         self._export = export
-        self._fence = fence
         self._meters = MeanMeters()
         self._learning_rate = 0.0
         self._skipped_steps = 0
@@ -113,16 +109,6 @@ class Learner:
         metrics["train/lr"] = self._learning_rate
         norm = self.engine.gradient_norm()
         return metrics if norm is None else metrics | {"train/grad_norm": norm}
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add a point to the record of the run; nothing that may take long lies between the look and the line.
-
-        Raises:
-            CheckpointError: another attempt has taken the run over.
-        """
-        if self._fence is not None:
-            self._fence.check()
-        self.tracker.log_metrics(metrics, step)
 
     def save(self, step: int) -> None:
         """Write a checkpoint of this step; all ranks."""

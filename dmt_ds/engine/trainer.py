@@ -251,5 +251,5 @@ class Trainer:
         of_all["perf/memory_gib"] = memory_gib()
         for learner, own in zip(self.learners, figures, strict=True):
             metrics = own | of_all
-            learner.log(metrics | {"perf/ranks": float(dist.world_size())}, self.step)
+            learner.tracker.log_metrics(metrics | {"perf/ranks": float(dist.world_size())}, self.step)
             self._around.view.report(self.step, metrics, learner.name)
