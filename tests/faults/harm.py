@@ -1,5 +1,6 @@
 """What a rank does to itself before it starts; named in `processes.launched(harm=...)`, each called with the rank."""
 
+import os
 import resource
 import threading
 import time
@@ -34,3 +35,24 @@ def disturb_loss(rank: int, of_rank: int, at_step: int, factor: float) -> None:
 
     if rank == of_rank:
         DmtTask.losses = losses  # type: ignore[method-assign]
+
+
+def meet_at(rank: int, port: int) -> None:
+    """Rank 0 listens there, and the others look for it there, whoever has the port."""
+    os.environ["MASTER_PORT"] = str(port)
+
+
+def lose_the_run_after_the_last_step(rank: int, run: str) -> None:
+    """Another attempt claims the folder between training and publishing."""
+    from dmt_ds.engine.fence import Fence
+    from dmt_ds.engine.trainer import Trainer
+
+    plain = Trainer.fit
+
+    def fit(trainer: Any) -> Any:
+        outcome = plain(trainer)
+        if rank == 0:
+            Fence.claim(Path(run))
+        return outcome
+
+    Trainer.fit = fit  # type: ignore[method-assign]

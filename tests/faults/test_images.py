@@ -100,3 +100,30 @@ def test_files_that_vanish_while_they_are_read_are_named_and_left_out(tmp_path: 
             (folder / name).unlink()
         assert ranks.wait() == [0], ranks.log
     assert {name for name in GOOD if f"skipped: {folder / name}: can't be read" in ranks.log} == set(list(GOOD)[:3])
+
+
+def test_a_picture_that_vanishes_ends_a_run_in_one_line_where_that_is_asked_for(tmp_path: Path, folder: Path) -> None:
+    for name in BROKEN:
+        (folder / name).unlink()
+    recipe = recipe_of(tmp_path, "stop")
+    with processes.launched(tiny_run.pretrain(recipe, "train.steps=5000"), 1, tmp_path / "log") as ranks:
+        while "step 2/5000" not in ranks.log:
+            assert ranks.codes() == [None], ranks.log
+        (folder / "cmyk.jpg").unlink()
+        assert ranks.wait() == [2], ranks.log
+    (line,) = errors(ranks.log)
+    assert f"{folder / 'cmyk.jpg'}: can't be read" in line and "Traceback" not in ranks.log
+
+
+def test_a_data_folder_that_is_gone_as_a_whole_ends_a_run_in_one_line(tmp_path: Path, folder: Path) -> None:
+    """Also where bad images are left out: nothing would be left."""
+    for name in BROKEN:
+        (folder / name).unlink()
+    recipe = recipe_of(tmp_path, "skip")
+    with processes.launched(tiny_run.pretrain(recipe, "train.steps=5000"), 1, tmp_path / "log") as ranks:
+        while "step 2/5000" not in ranks.log:
+            assert ranks.codes() == [None], ranks.log
+        (tmp_path / "images").rename(tmp_path / "elsewhere")
+        assert ranks.wait() == [2], ranks.log
+    (line,) = errors(ranks.log)
+    assert str(folder) in line and "Traceback" not in ranks.log

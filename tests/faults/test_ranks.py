@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -67,3 +68,26 @@ def test_out_of_memory_on_one_rank_says_what_to_lower(tmp_path: Path, victim: in
     assert "out of memory" in line and "lower train.micro_batch_size (now 16; accumulation follows" in line
     assert line.startswith("dmt-ds: error: rank 1:") == (victim == 1)
     assert codes[victim] == 2 and codes[1 - victim] == 1 and "Traceback" not in ranks.log
+
+
+def test_a_job_on_the_port_of_another_one_ends_in_one_line_and_does_it_no_harm(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    harm = ("tests.faults.harm.meet_at", [port])
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    recipe, run = tiny_run.write_recipe(tmp_path / "first", train={"steps": 5000}), tmp_path / "first" / "run"
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "first.log", harm=harm) as first:
+        wait_for_step(run, 3)
+        late = tiny_run.pretrain(tiny_run.write_recipe(tmp_path / "second"))
+        with processes.launched(late, 2, tmp_path / "second.log", harm=harm) as second:
+            second.end_as_a_launcher_does(1)
+            assert second.wait()[0] == 2, second.log
+        (line,) = errors(second.log)
+        assert f"127.0.0.1:{port}" in line and "MASTER_PORT" in line
+        wait_for_step(run, max(tiny_run.losses(run)) + 3)
+        os.kill(first.pids[0], signal.SIGTERM)
+        assert first.wait() == [0, 0], first.log
+    losses = tiny_run.losses(run)
+    assert list(losses) == list(range(1, len(losses) + 1))
