@@ -33,10 +33,16 @@ class Place:
 
     def is_stopped_beside(self, other: "Place") -> bool:
         """Whether it lies on the node of `other`, and somebody has stopped it (SIGSTOP, a debugger)."""
-        if (self.host, self.numbers) != (other.host, other.numbers) or not self.born:
-            return False
         state, born = _status(self.pid)
-        return born == self.born and state in ("T", "t")
+        return self._is_beside(other) and born == self.born and state in ("T", "t")
+
+    def is_gone_beside(self, other: "Place") -> bool:
+        """Whether it lay on the node of `other`, and has ended, however that was."""
+        state, born = _status(self.pid)
+        return self._is_beside(other) and (born != self.born or state in ("Z", "X"))
+
+    def _is_beside(self, other: "Place") -> bool:
+        return (self.host, self.numbers) == (other.host, other.numbers) and bool(self.born)
 
     def show_stacks_and_go_on(self) -> None:
         """Wake it; the first thing that it does is to print its stacks."""

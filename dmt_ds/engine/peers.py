@@ -68,6 +68,8 @@ class Peers:
             raise
         except Exception as error:
             reason = self._wait_for_reason()
+            if reason is None and isinstance(error, RuntimeError):
+                reason = self._who_is_gone()
             if reason is not None:
                 raise PeerFailedError(reason) from error
             if self.announce(f"{type(error).__name__}: {error}"):
@@ -87,6 +89,19 @@ class Peers:
             logger.debug("the other ranks can't be told: %s", error)
             return False
         return True
+
+    def _who_is_gone(self) -> str | None:
+        """What is said of a rank of this node that left no note; rank 0's command says it, the others must."""
+        gone = [place for place in self.places if place.is_gone_beside(self.here)]
+        if not gone:
+            return None
+        found = (
+            f"rank {gone[0].rank} (pid {gone[0].pid}) is gone without a word: it crashed, or was killed by somebody or "
+            "by the kernel for want of memory. Start again to go on from the newest checkpoint"
+        )
+        if not dist.is_main():
+            logger.error("rank %d: %s", dist.rank(), found)
+        return found
 
     def _wait_for_reason(self) -> str | None:
         deadline = time.monotonic() + _LINGER_SECONDS

@@ -57,6 +57,19 @@ def test_a_running_rank_prints_its_stacks_when_it_is_asked(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_was_killed_is_named_in_one_line_by_the_one_that_is_left(tmp_path: Path, victim: int) -> None:
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 5000})
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
+        wait_for_step(tmp_path / "run", 3)
+        os.kill(ranks.pids[victim], signal.SIGKILL)
+        codes = ranks.wait(60)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1
+    (line,) = [line for line in ranks.log.splitlines() if "is gone without a word" in line]
+    assert f"rank {victim} (pid {ranks.pids[victim]})" in line and "go on from the newest checkpoint" in line
+    assert "Traceback" not in ranks.log
+
+
+@pytest.mark.parametrize("victim", [0, 1])
 def test_out_of_memory_on_one_rank_says_what_to_lower(tmp_path: Path, victim: int) -> None:
     recipe = tiny_run.write_recipe(tmp_path, train={"steps": 5000, "micro_batch_size": 16})
     harm = ("tests.faults.harm.limit_memory", [victim, str(tmp_path / "mark"), 1])
