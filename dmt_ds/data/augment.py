@@ -4,7 +4,6 @@ Each image's strengths come from its seed, so a result depends on the image alon
 here waits for the device. On CUDA, `jitter_triton.py` does most of it in two kernels.
 """
 
-import importlib.util
 from functools import cache, lru_cache
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional
 from dmt_ds import sample_rng
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.section import Triple
+from dmt_ds.distill.kernels.terms import obstacle_to_triton
 
 _BLUR_SIGMA = (0.1, 2.0)  # pixels, as in SimCLR, BYOL, DINO and MoCo v3
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B
@@ -72,12 +72,12 @@ def normalize(images: Tensor, mean: Triple, std: Triple) -> Tensor:
 
 def _has_kernel(images: Tensor) -> bool:
     """Whether two kernels do what many would do otherwise: bytes on CUDA."""
-    return images.is_cuda and images.dtype == torch.uint8 and _has_triton()
+    return images.dtype == torch.uint8 and _runs_triton(images.device)
 
 
 @cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _runs_triton(device: torch.device) -> bool:
+    return obstacle_to_triton(device) is None
 
 
 def _fractions(images: Tensor) -> Tensor:

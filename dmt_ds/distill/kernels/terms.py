@@ -1,6 +1,10 @@
 """What a fused kernel is told, what it gives back, and which one serves a run; knows no kernel's inside."""
 
 import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -72,7 +76,7 @@ def choose_kernel(
         return "eager", f"divergence {divergence} has no fused form"
     if not (tfd_weight and sfd_weight):
         return "eager", "only one of the two losses is computed"
-    obstacle = _obstacle_to_triton(device)
+    obstacle = obstacle_to_triton(device)
     if setting == "triton" and obstacle:
         raise ValueError(f"kernel triton can't run here: {obstacle}; take auto")
     if setting != "auto":
@@ -84,9 +88,18 @@ def choose_kernel(
     return "eager", obstacle
 
 
-def _obstacle_to_triton(device: torch.device) -> str | None:
+def obstacle_to_triton(device: torch.device) -> str | None:
+    """Why Triton's kernels can't run on a device, in a few words; None where they can.
+
+    For each kernel it compiles a stub in C on the machine that runs it, so that nodes without a compiler go without.
+    """
     if device.type != "cuda":
         return f"the device is {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton needs a C compiler, and there is none (gcc, clang, or its path as CC)"
+    headers = Path(sysconfig.get_config_var("INCLUDEPY") or "")
+    if not (headers / "Python.h").is_file():
+        return f"triton needs Python's headers, and there are none in {headers}"
     return None

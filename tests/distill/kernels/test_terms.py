@@ -1,5 +1,7 @@
 """Which kernel serves a run, and why."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,8 +12,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
-def triton(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A machine that has what Triton needs."""
+    (tmp_path / "Python.h").touch()
     monkeypatch.setattr(terms.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(terms.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(terms.sysconfig, "get_config_var", lambda name: str(tmp_path))
     return monkeypatch
 
 
@@ -41,3 +47,15 @@ def test_triton_where_it_cannot_run_is_refused_and_auto_goes_without(triton: pyt
     assert choose_kernel("auto", "kl", 1.0, 1.0, CUDA) == ("eager", "triton is not installed")
     with pytest.raises(ValueError, match="triton is not installed"):
         choose_kernel("triton", "kl", 1.0, 1.0, CUDA)
+
+
+def test_a_node_without_a_compiler_or_headers_goes_without_triton_and_says_so(
+    triton: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "Python.h").unlink()
+    why = f"triton needs Python's headers, and there are none in {tmp_path}"
+    assert choose_kernel("auto", "kl", 1.0, 1.0, CUDA) == ("eager", why)
+    triton.setattr(terms.shutil, "which", lambda name: None)
+    triton.delenv("CC", raising=False)
+    kernel, why = choose_kernel("auto", "kl", 1.0, 1.0, CUDA)
+    assert kernel == "eager" and "triton needs a C compiler" in why
