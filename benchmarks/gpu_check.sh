@@ -4,7 +4,10 @@
 #
 #   benchmarks/gpu_check.sh OUT_FOLDER                     # all; PYTHON=/path/to/python chooses the interpreter
 #   benchmarks/gpu_check.sh OUT_FOLDER tests loss          # some stages: of compile, loss, step_t, step_s, step_b,
-#                                                          # trainer, family, rates, tests
+#                                                          # trainer, family, rates, tests, study
+#
+# `study` is not among them unless asked for: the small study of docs/small_study.md on the images in PHOTOS (a parquet
+# folder), goes on where it was ended, and leaves its runs in OUT_FOLDER/study.
 #
 # `compile` takes one step of all that is compiled, side by side; what is timed later finds it in the compiler's cache.
 # A command is ended after STAGE_SECONDS (280); the others go on, and the code says it. On an H200 with 16 cores `compile`
@@ -78,8 +81,12 @@ for set in $stages; do
                 -o "$out/rates_vit_$student.json"
         done
         ;;
+    study)
+        photos=${PHOTOS:?folder of the images}
+        stage study "$python" -m dmt_ds suite small_study data.path="$photos" -o "$out/study" --jobs "${JOBS:-8}"
+        ;;
     *)
-        echo "no stage $set: compile, loss, step_t, step_s, step_b, trainer, family, rates, tests"
+        echo "no stage $set: compile, loss, step_t, step_s, step_b, trainer, family, rates, tests, study"
         exit 2
         ;;
     esac
