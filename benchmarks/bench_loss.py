@@ -39,9 +39,7 @@ def losses(direction: Direction, device: torch.device, with_compile: bool) -> di
     found: dict[str, Loss] = {"eager": eager}
     if with_compile:
         found["torch.compile"] = torch.compile(eager)
-    found["chunked"] = chunked
-    if device.type == "cuda":
-        found["triton"] = triton
+    found |= {"triton": triton} if device.type == "cuda" else {"chunked": chunked}
     return found
 
 

@@ -23,6 +23,7 @@ from pictures import make_pictures
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig, TrainConfig
 from dmt_ds.config.tracking import TrackingConfig
+from dmt_ds.data.loader import BATCHES_AHEAD
 from dmt_ds.engine import ds_engine
 from dmt_ds.engine.trainer import Trainer
 
@@ -49,7 +50,13 @@ def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device)
         "in memory": lambda: trainer.update(repeat(batch)),
         "trainer": lambda: trainer.update(batches),
     }
-    return harness.alternate(sides, options.rounds, options.steps, device)
+    ready = options.workers * BATCHES_AHEAD
+
+    def drain() -> None:  # what loader processes made while the other sides were timed
+        for _ in range(ready):
+            next(batches)
+
+    return harness.alternate(sides, options.rounds, options.steps, device, before={"trainer": drain})
 
 
 def main() -> None:

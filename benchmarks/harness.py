@@ -62,7 +62,13 @@ def start(options: argparse.Namespace) -> torch.device:
 
 
 def alternate(
-    sides: Mapping[str, Act], rounds: int, steps: int, device: torch.device, *, of_device: bool = False
+    sides: Mapping[str, Act],
+    rounds: int,
+    steps: int,
+    device: torch.device,
+    *,
+    of_device: bool = False,
+    before: Mapping[str, Act] | None = None,
 ) -> dict[str, list[float]]:
     """Side -> seconds a step, one entry a round.
 
@@ -71,6 +77,7 @@ def alternate(
 
     Args:
         of_device: on CUDA, seconds of the device's own, as in `device_seconds`.
+        before: side -> what is done before its part of a round, and not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     clock = device_seconds if of_device and device.type == "cuda" else seconds
@@ -78,6 +85,8 @@ def alternate(
         act()
     for _ in range(rounds):
         for name, act in sides.items():
+            if before and name in before:
+                before[name]()
             times[name].append(clock(act, steps, device))
     return times
 

@@ -4,6 +4,7 @@ Each image's strengths come from its seed, so a result depends on the image alon
 here waits for the device. On CUDA, `jitter_triton.py` does most of it in two kernels.
 """
 
+import logging
 from functools import cache, lru_cache
 
 import torch
@@ -14,6 +15,8 @@ from dmt_ds import sample_rng
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.section import Triple
 from dmt_ds.distill.kernels.terms import obstacle_to_triton
+
+logger = logging.getLogger(__name__)
 
 _BLUR_SIGMA = (0.1, 2.0)  # pixels, as in SimCLR, BYOL, DINO and MoCo v3
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B
@@ -77,7 +80,10 @@ def _has_kernel(images: Tensor) -> bool:
 
 @cache
 def _runs_triton(device: torch.device) -> bool:
-    return obstacle_to_triton(device) is None
+    obstacle = obstacle_to_triton(device)
+    if obstacle and device.type == "cuda":
+        logger.info("jitter in plain torch: %s", obstacle)
+    return obstacle is None
 
 
 def _fractions(images: Tensor) -> Tensor:

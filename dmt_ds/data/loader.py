@@ -18,7 +18,7 @@ from dmt_ds.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_BATCHES_AHEAD = 2  # a worker; each holds micro_batch_size crops in shared memory
+BATCHES_AHEAD = 2  # a worker; each holds micro_batch_size crops in shared memory
 
 
 class TrainLoader:
@@ -151,7 +151,7 @@ def _made(maker: BatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: 
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
-        prefetch_factor=_BATCHES_AHEAD if num_workers else None,
+        prefetch_factor=BATCHES_AHEAD if num_workers else None,
         multiprocessing_context=start_server() if num_workers else None,
         worker_init_fn=obey_trainer,
     )

@@ -18,28 +18,38 @@ from tests.tiny_scenes import write_ade
 pytestmark = pytest.mark.gpu
 
 ON_DEVICES = """
-import json, sys, torch
+import json, torch
 from dmt_ds import sample_rng
 from dmt_ds.config.methods import AugmentConfig
-from dmt_ds.data.augment import Augment
+from dmt_ds.data.augment import Augment, normalize
+torch.backends.cudnn.allow_tf32 = False  # of the blur
 seeds = sample_rng.image_seeds(7, torch.arange(64), torch.arange(64))
-images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-augment = Augment(AugmentConfig(hue=0.1, blur_probability=0.5, grayscale_probability=0.2, solarize_probability=0.2))
-here = sample_rng.uniform(seeds, "x", 16), augment(images, seeds)
-there = sample_rng.uniform(seeds.cuda(), "x", 16).cpu(), augment(images.cuda(), seeds.cuda()).cpu()
-on_cuda = images.cuda(), seeds.cuda()
-torch.cuda.set_sync_debug_mode("error")  # the host must not wait
-augment(*on_cuda)
-torch.cuda.set_sync_debug_mode("default")
-print(json.dumps({"uniform": torch.equal(here[0], there[0]), "augment": (here[1] - there[1]).abs().max().item()}))
+planes = torch.randint(0, 256, (64, 3, 40, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+facts = {"uniform": torch.equal(sample_rng.uniform(seeds, "x", 16), sample_rng.uniform(seeds.cuda(), "x", 16).cpu())}
+acts = {
+    "recipe": Augment(AugmentConfig()),
+    "hue": Augment(AugmentConfig(hue=0.1, grayscale_probability=0.2)),
+    "everything": Augment(AugmentConfig(hue=0.1, blur_probability=0.5, solarize_probability=0.2)),
+    "nothing": Augment(AugmentConfig(brightness=0, contrast=0, saturation=0)),
+    "normalize": lambda images, seeds: normalize(images, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+}
+for lying, images in {"planes": planes, "pixels": planes.contiguous(memory_format=torch.channels_last)}.items():
+    on_cuda = images.cuda(), seeds.cuda()
+    for name, act in acts.items():
+        here, there = act(images, seeds), act(*on_cuda)
+        torch.cuda.set_sync_debug_mode("error")  # the host must not wait
+        act(*on_cuda)
+        torch.cuda.set_sync_debug_mode("default")
+        facts[f"{name}, {lying}"] = (here - there.cpu()).abs().max().item()
+print(json.dumps(facts))
 """
 
 
 def test_randomness_is_the_same_on_both_devices_and_augmentation_agrees(cuda):
     done = processes.run(["-c", ON_DEVICES], **cuda)
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["uniform"]
-    assert facts["augment"] < 0.05  # two of 255 levels, normalised
+    assert facts.pop("uniform") and len(facts) == 10
+    assert {case: error for case, error in facts.items() if not error < 1e-4} == {}
 
 
 FUSED_LOSS = """

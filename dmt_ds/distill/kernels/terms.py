@@ -25,8 +25,8 @@ class Terms(NamedTuple):
     | KL(student, fused) | sum p d - log(Z_s / Z_t) | w p (d - sum p d) |
     | KL(fused, student) | log(Z_s / Z_t) - sum q d | w (p - q) |
 
-    So an axis needs two maxima and three sums, and both axes get theirs from one reading. Without the maxima in d, a
-    shift of s against t, which changes nothing, would cancel badly in float32.
+    So an axis needs two maxima and three sums. Without the maxima in d, a shift of s against t, which changes nothing,
+    would cancel badly in float32.
     """
 
     student_first: bool

@@ -63,24 +63,36 @@ def test_without_gradient_and_from_any_strides_the_numbers_are_the_same(facts: d
 
 
 COMPILE = """
-import json, triton
+import json, re, subprocess, sys, triton
+from pathlib import Path
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from dmt_ds.distill.kernels import dual_triton
+cubin, tool = Path(sys.argv[1]), Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 kinds = {"num_rows": "i32", "num_channels": "i32", "first_row": "i32", "row_weight": "fp32", "column_weight": "fp32"}
 kinds |= {"student": "*bf16", "gradient": "*bf16"}
 made = []
-for kernel, own in ((dual_triton._columns, [16, 64]), (dual_triton._rows, [16, 128, True])):
+as_launched = (
+    (dual_triton._columns, [dual_triton._ROWS, dual_triton._COLUMNS], dual_triton._COLUMN_WARPS),
+    (dual_triton._rows, [dual_triton._ROWS, dual_triton._WIDTH, True], dual_triton._ROW_WARPS),
+)
+for kernel, own, num_warps in as_launched:
     for student_first in (True, False):
         constants = dict(zip(kernel.arg_names[-len(own) - 1:], [student_first, *own], strict=True))
         signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        target, options = GPUTarget("cuda", 90 if student_first else 80, 32), {"num_warps": dual_triton._ROW_WARPS}
-        made.append(len(triton.compile(source, target=target, options=options).asm["cubin"]))
+        aligned = [name for name, kind in signature.items() if kind.startswith("*") or name == "num_channels"]
+        attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}  # as torch's are
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+        target, options = GPUTarget("cuda", 90 if student_first else 80, 32), {"num_warps": num_warps}
+        cubin.write_bytes(triton.compile(source, target=target, options=options).asm["cubin"])
+        usage = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True).stdout
+        made.append({name: int(number) for name, number in re.findall("(REG|STACK):([0-9]+)", usage)})
 print(json.dumps(made))
 """
 
 
-def test_both_kernels_compile_for_ampere_and_hopper_without_a_gpu(tmp_path) -> None:
-    done = processes.run(["-c", COMPILE], TRITON_CACHE_DIR=str(tmp_path))
-    assert len(json.loads(done.stdout.splitlines()[-1])) == 4
+def test_both_kernels_compile_for_ampere_and_hopper_and_spill_no_register(tmp_path) -> None:
+    done = processes.run(["-c", COMPILE, str(tmp_path / "kernel.cubin")], TRITON_CACHE_DIR=str(tmp_path))
+    made = json.loads(done.stdout.splitlines()[-1])
+    assert len(made) == 4
+    assert all(found["STACK"] == 0 and 0 < found["REG"] < 128 for found in made), made
