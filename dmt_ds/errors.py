@@ -1,12 +1,20 @@
 """What can go wrong for the person who uses dmt_ds; knows nothing of the rest.
 
 Every message is one line that names the file, key or rank, the value and the remedy. The command line
-turns a `DmtError` into that line and exit code 2; a bug of ours keeps its traceback.
+turns a `DmtError` into that line and its exit code; a bug of ours keeps its traceback.
 """
+
+from typing import ClassVar
 
 
 class DmtError(Exception):
-    """The user can mend this."""
+    """The user can mend this.
+
+    Attributes:
+        exit_code: of a process that ends with it; 2 has a job not try again.
+    """
+
+    exit_code: ClassVar[int] = 2
 
 
 class ConfigError(DmtError):
@@ -29,6 +37,12 @@ class CheckpointError(DmtError):
     """A run can't be continued from, or saved to, its checkpoint folder."""
 
 
+class StorageError(CheckpointError):
+    """The disk or file server of a run's folder does not answer; nobody has to mend anything, so a job tries again."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
 class TrackingError(DmtError):
     """The MLflow store can't be used at all (one that is only away for a while is no error: points are spooled)."""
 
@@ -42,7 +56,12 @@ class OutOfMemoryError(DmtError):
 
 
 class PeerFailedError(DmtError):
-    """Another rank failed and has said why; this one ends with it and adds no words."""
+    """Another rank failed and has said why; this one ends with it and adds no words.
+
+    Of all ranks' codes a launcher gives the highest: that of the rank that failed.
+    """
+
+    exit_code = 1
 
 
 class DivergenceError(DmtError):

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from dmt_ds.cli import main
 from dmt_ds.config.load import config_from_yaml, load_config
+from dmt_ds.errors import DataError, DmtError, PeerFailedError, StorageError
 from tests import processes
 
 
@@ -104,6 +105,17 @@ def test_a_recipes_error_that_all_ranks_find_is_said_by_rank_0_alone() -> None:
     assert call("config", "seed=x", RANK="0").stderr.startswith("dmt-ds: error: command line: seed")
     result = call("config", "seed=x", RANK="3")
     assert (result.exit_code, result.stderr) == (2, "")
+
+
+@pytest.mark.parametrize(("error", "code"), [(StorageError("x"), 75), (PeerFailedError("x"), 1), (DataError("x"), 2)])
+def test_the_exit_code_says_whether_another_try_is_worth_it(
+    error: DmtError, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dmt_ds.config.load.load_config", fails)
+    assert call("config", "-c", "vit_tiny").exit_code == code
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,7 @@ class CarefulGroup(click.Group):
         """Run the command.
 
         Raises:
-            click.exceptions.Exit: 2 after a `DmtError`, 130 after Ctrl-C. A rank that ends because of another one gives
-                1: a launcher that takes the highest code of all ranks then tells 2 only where the user can mend it.
+            click.exceptions.Exit: a `DmtError`'s code, 2 where the user can mend it, 130 after Ctrl-C.
         """
         try:
             return super().invoke(ctx)
@@ -42,7 +41,7 @@ class CarefulGroup(click.Group):
             if ctx.params["debug"]:
                 raise
             rank = launch_rank()
-            code = 1 if isinstance(error, PeerFailedError) else 2
+            code = error.exit_code
             if rank and isinstance(error, (PeerFailedError, ConfigError)):
                 raise click.exceptions.Exit(code) from None  # rank 0, or the peer that failed, says it for all
             prefix = "dmt-ds: error: " if rank == 0 else f"dmt-ds: error: rank {rank}: "

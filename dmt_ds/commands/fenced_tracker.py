@@ -10,7 +10,8 @@ from dmt_ds.tracking.tracker import Status, Tracker
 class FencedTracker:
     """Rank 0's tracker with a look at the claim before each line; nothing that may take long lies between the two.
 
-    Every call raises CheckpointError, which names the newer attempt, once another one has claimed the run folder.
+    Every call raises CheckpointError, which names the newer attempt, once another one has claimed the run folder, and
+    StorageError where the claim can't be read: what nobody can vouch for is not written.
     """
 
     def __init__(self, tracker: Tracker, fence: Fence) -> None:

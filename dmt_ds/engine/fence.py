@@ -7,13 +7,17 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from dmt_ds.errors import CheckpointError
+from dmt_ds.errors import CheckpointError, StorageError
 from dmt_ds.tracking.journal import remove_leftovers
 
 CLAIM = "attempt.json"
+READ_SECONDS = 5.0
+"""How long a claim that can't be read is tried again: a file server that fails over, a file that another node renamed."""
+_SECONDS_BETWEEN_READS = 0.25
 
 
 class Fence:
@@ -36,9 +40,10 @@ class Fence:
 
         Raises:
             CheckpointError: it can't be written.
+            StorageError: the claim that lies there can't be read.
         """
-        last = _read(folder / CLAIM).get("number")
-        fence = cls(folder, last + 1 if isinstance(last, int) else 1, secrets.token_hex(8))
+        last = _number_of(folder / CLAIM)
+        fence = cls(folder, last + 1, secrets.token_hex(8))
         owner = f"{socket.gethostname()} pid {os.getpid()}"
         if "SLURM_JOB_ID" in environ:
             owner += f", job {environ['SLURM_JOB_ID']} restart {environ.get('SLURM_RESTART_COUNT', '0')}"
@@ -54,22 +59,64 @@ class Fence:
         return fence
 
     def check(self) -> None:
-        """Go on only as long as nobody else has claimed the folder.
+        """Go on only as long as nobody else has claimed the folder; only another token in the claim says so.
 
         Raises:
-            CheckpointError: names the newer attempt.
+            CheckpointError: names the newer attempt, or says that the claim is gone.
+            StorageError: the claim can't be read.
         """
-        claim = _read(self._file)
-        if claim.get("token") != self._token:
+        try:
+            claim = _read(self._file)
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{self._file}: is gone: somebody has removed or moved the run's folder while attempt {self.number} "
+                "wrote there; bring it back, or start again"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise _unreadable(self._file, error) from error
+        if claim["token"] != self._token:
             raise CheckpointError(
                 f"{self._file.parent}: attempt {claim.get('number', '?')} ({claim.get('owner', 'unknown')}) has taken "
                 f"this run over; attempt {self.number} ends here and writes nothing any more"
             )
 
 
-def _read(file: Path) -> dict[str, object]:
+def _number_of(file: Path) -> int:
+    """Of the last attempt; 0 where there was none, or where a power cut left nothing of its claim."""
+    if not file.exists():
+        return 0
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        number = _read(file).get("number")
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except ValueError:
+        return 0
+    return number if isinstance(number, int) else 0
+
+
+def _read(file: Path) -> dict[str, object]:
+    """A claim; one that can't be read is looked at again for some seconds.
+
+    Raises:
+        OSError: it still can't be read.
+        ValueError: it holds no claim.
+    """
+    deadline = time.monotonic() + READ_SECONDS
+    while True:
+        try:
+            claim = json.loads(file.read_text())
+            if not isinstance(claim, dict) or "token" not in claim:
+                raise ValueError("holds no claim")
+            return claim
+        except (OSError, ValueError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_SECONDS_BETWEEN_READS)
+
+
+def _unreadable(file: Path, error: OSError | ValueError) -> StorageError:
+    reason = error.strerror if isinstance(error, OSError) else "it holds no claim"
+    return StorageError(
+        f"{file}: can't be read ({reason}) for {READ_SECONDS:.0f} s, so that nobody can tell whether another attempt has "
+        "this run; look at the disk or file server, then start again to go on from the newest checkpoint"
+    )

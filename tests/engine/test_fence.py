@@ -1,10 +1,15 @@
 """A newer attempt takes a run folder over."""
 
+import json
+import threading
+from pathlib import Path
+
 import pytest
 
+from dmt_ds.engine import fence
 from dmt_ds.engine.checkpoint import CheckpointFolder
 from dmt_ds.engine.fence import CLAIM, Fence
-from dmt_ds.errors import CheckpointError
+from dmt_ds.errors import CheckpointError, StorageError
 from tests.engine.test_checkpoint import state, write_weights
 
 
@@ -20,6 +25,59 @@ def test_a_newer_attempt_ends_the_older_one_and_is_named(tmp_path):
     newer.check()
     with pytest.raises(CheckpointError, match=r"attempt 2 \(.*job 77 restart 2\) has taken this run over; attempt 1"):
         older.check()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fence, "READ_SECONDS", 0.3)
+
+
+def make_unreadable(claim: Path, how: str) -> None:
+    """The kernel refuses to read a folder as it does a file whose server is away; a power cut leaves zeros."""
+    content = claim.read_text()
+    claim.unlink()
+    claim.mkdir() if how == "refused" else claim.write_bytes(bytes(len(content)))
+
+
+@pytest.mark.parametrize(("how", "reason"), [("refused", "Is a directory"), ("zeros", "it holds no claim")])
+def test_a_claim_that_can_not_be_read_is_no_takeover_and_worth_another_try(tmp_path, impatient, how, reason):
+    attempt = Fence.claim(tmp_path)
+    make_unreadable(tmp_path / CLAIM, how)
+    with pytest.raises(StorageError, match=rf"attempt\.json: can't be read \({reason}\)[^\n]*start again") as told:
+        attempt.check()
+    assert told.value.exit_code == 75 and "taken" not in str(told.value)
+
+
+def test_a_claim_that_can_be_read_again_within_seconds_costs_nothing(tmp_path):
+    attempt = Fence.claim(tmp_path)
+    claim, content = tmp_path / CLAIM, (tmp_path / CLAIM).read_text()
+    make_unreadable(claim, "zeros")
+    heals = threading.Timer(0.5, lambda: claim.write_text(content))
+    heals.start()
+    attempt.check()
+    heals.join()
+
+
+def test_a_folder_that_was_removed_is_named_and_not_tried_again(tmp_path, impatient):
+    attempt = Fence.claim(tmp_path)
+    (tmp_path / CLAIM).unlink()
+    with pytest.raises(CheckpointError, match=r"attempt\.json: is gone: somebody has removed") as told:
+        attempt.check()
+    assert told.value.exit_code == 2
+
+
+def test_a_folder_whose_claim_a_power_cut_emptied_can_be_claimed(tmp_path, impatient):
+    Fence.claim(tmp_path)
+    make_unreadable(tmp_path / CLAIM, "zeros")
+    Fence.claim(tmp_path).check()
+    assert json.loads((tmp_path / CLAIM).read_text())["number"] == 1
+
+
+def test_a_folder_whose_claim_can_not_be_read_is_not_taken_over_as_if_there_was_none(tmp_path, impatient):
+    Fence.claim(tmp_path)
+    make_unreadable(tmp_path / CLAIM, "refused")
+    with pytest.raises(StorageError, match=r"can't be read \(Is a directory\)"):
+        Fence.claim(tmp_path)
 
 
 def test_the_older_attempt_saves_nothing_any_more(tmp_path):
