@@ -71,7 +71,8 @@ class CheckpointFolder:
 
         Args:
             keep: complete checkpoints that stay.
-            fence: rank 0's claim on the run; without it nothing guards against a second writer.
+            fence: rank 0's claim on the run, which all ranks may look at; without it nothing guards against a second
+                writer.
         """
         self.folder = folder
         self._keep = keep
@@ -91,10 +92,10 @@ class CheckpointFolder:
         try:
             write(self.folder, hidden.name)
         except (OSError, RuntimeError) as error:
-            self._check_fence()  # a newer attempt takes away what this one writes
+            failure = self._failure(tag, error)
             if isinstance(error, RuntimeError) and _FILE_WRITER not in str(error):
                 raise  # a peer has left in the middle of a collective: the disk is not at fault
-            raise CheckpointError(self._write_failed(tag, error)) from error
+            raise failure from error
         dist.barrier()  # no rank looks while another one still writes
         hashes = self._hash(hidden, tag)
         self._on_main(lambda: self._publish(hidden, tag, state, hashes), tag)
@@ -103,14 +104,14 @@ class CheckpointFolder:
     def _hash(self, hidden: Path, tag: str) -> dict[str, str]:
         """Name -> sha256 of all files of all ranks; each rank reads its share of them."""
         # Each rank says what it sees: a shared file system may show it other nodes' files late.
-        seen = dist.gather_objects(sizes_in(hidden))
-        sizes = {name: size for of_rank in seen for name, size in of_rank.items()}
-        share = sorted(sizes)[dist.rank() :: dist.world_size()]
         try:
+            seen = dist.gather_objects(sizes_in(hidden))
+            sizes = {name: size for of_rank in seen for name, size in of_rank.items()}
+            share = sorted(sizes)[dist.rank() :: dist.world_size()]
             wait_for_files(hidden, {name: sizes[name] for name in share})
             found = hashes_of(hidden, share)
         except OSError as error:
-            raise CheckpointError(self._write_failed(tag, error)) from error
+            raise self._failure(tag, error) from error
         return {name: sha256 for of_rank in dist.gather_objects(found) for name, sha256 in of_rank.items()}
 
     def newest(self) -> Checkpoint | None:
@@ -152,7 +153,7 @@ class CheckpointFolder:
             hidden = self.folder / f"{_TEMPORARY}{tag}{mark}"
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob("*_universal")]:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                _remove_leftover(leftover)
             hidden.mkdir()
             newest = max(self.folder.glob("step*"), default=None)
             needed = sum(sizes_in(newest).values()) if newest else 0
@@ -195,17 +196,27 @@ class CheckpointFolder:
             try:
                 return act()
             except OSError as error:
-                raise CheckpointError(self._write_failed(tag, error)) from error
+                raise self._failure(tag, error) from error
 
         return dist.decided_by_main(attempt)
 
-    def _write_failed(self, tag: str, error: Exception) -> str:
+    def _failure(self, tag: str, error: Exception) -> CheckpointError:
+        """On any rank: a newer attempt takes away what this one writes, and then the disk is not at fault."""
+        self._check_fence()
         newest = (self.folder / "latest").read_text() if (self.folder / "latest").exists() else "none"
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        return (
+        return CheckpointError(
             f"{self.folder / tag}: not saved (rank {dist.rank()}): {reason}. "
             f"The newest complete checkpoint is {newest}; make room, then start again"
         )
+
+
+def _remove_leftover(path: Path) -> None:
+    """What stays, the next save removes: an older attempt may be writing there at this very moment."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def tag_of(step: int) -> str:

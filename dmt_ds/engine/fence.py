@@ -16,7 +16,7 @@ from dmt_ds.tracking.journal import remove_leftovers
 
 CLAIM = "attempt.json"
 READ_SECONDS = 5.0
-"""How long a claim that can't be read is tried again: a file server that fails over, a file that another node renamed."""
+"""How long a claim that can't be read is tried again: its server fails over, or another node has just renamed it."""
 _SECONDS_BETWEEN_READS = 0.25
 
 
@@ -117,6 +117,6 @@ def _read(file: Path) -> dict[str, object]:
 def _unreadable(file: Path, error: OSError | ValueError) -> StorageError:
     reason = error.strerror if isinstance(error, OSError) else "it holds no claim"
     return StorageError(
-        f"{file}: can't be read ({reason}) for {READ_SECONDS:.0f} s, so that nobody can tell whether another attempt has "
-        "this run; look at the disk or file server, then start again to go on from the newest checkpoint"
+        f"{file}: can't be read ({reason}) for {READ_SECONDS:.0f} s, so that nobody can tell whether another attempt "
+        "has this run; look at the disk or file server, then start again to go on from the newest checkpoint"
     )

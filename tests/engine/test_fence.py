@@ -1,6 +1,8 @@
 """A newer attempt takes a run folder over."""
 
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -114,3 +116,41 @@ def test_an_attempt_that_wakes_up_in_a_save_does_not_write_into_that_of_the_newe
         older.save(state(2), newer_saves_the_same_step)
     assert len(written_by_newer) == 1 and older.newest().state.step == 2
     assert [path.name for path in (tmp_path / "checkpoints").glob("step*")] == ["step00000002"]
+
+
+def test_an_attempt_whose_save_a_newer_one_took_away_does_not_call_the_disk_full(tmp_path):
+    older = CheckpointFolder(tmp_path / "checkpoints", 2, Fence.claim(tmp_path))
+
+    def taken_away_when_all_is_written(folder, tag):
+        write_weights(folder, tag)
+        newer = CheckpointFolder(tmp_path / "checkpoints", 2, Fence.claim(tmp_path))
+        newer.save(state(2), write_weights)
+        assert not (folder / tag).exists()
+
+    with pytest.raises(CheckpointError, match=r"attempt 2 \(.*has taken this run over; attempt 1 ends"):
+        older.save(state(2), taken_away_when_all_is_written)
+
+
+def test_what_an_older_attempt_still_writes_does_not_keep_the_newer_one_from_saving(tmp_path, monkeypatch):
+    """Its folder has a new file whenever it was emptied; its small file is gone before it is removed."""
+    checkpoints = tmp_path / "checkpoints"
+    busy, renamed = checkpoints / ".tmp-step00000001-older", checkpoints / ".tmp-latest"
+    busy.mkdir(parents=True)
+    renamed.write_text("step00000001")
+    remove_folder, remove_file = os.rmdir, os.unlink
+
+    def rmdir(path, **more):
+        if Path(path).name == busy.name:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        remove_folder(path, **more)
+
+    def unlink(path, **more):
+        remove_file(path, **more)
+        if Path(path).name == renamed.name:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    monkeypatch.setattr(os, "unlink", unlink)
+    newer = CheckpointFolder(checkpoints, 2, Fence.claim(tmp_path))
+    newer.save(state(2), write_weights)
+    assert newer.newest().state.step == 2 and busy.exists()
