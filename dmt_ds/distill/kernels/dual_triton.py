@@ -2,9 +2,9 @@
 
 The first kernel takes some channels of an image over all its rows and keeps each column's maxima and sums. The second
 takes some whole rows: with their own sums and those of the columns it writes the gradient. Both walk over their part
-once for the maxima, again for the sums and, the second, for the gradient, from the cache: a walk keeps its results element
-by element, and only at its end do threads exchange anything. So memory is read twice: with a bfloat16 student and a float32 target 14 bytes an
-element pass through it, where eager torch moves some 300.
+once for the maxima, again for the sums and, the second, for the gradient, from the cache: a walk keeps its results
+element by element, and only at its end do threads exchange anything. So memory is read twice: with a bfloat16 student
+and a float32 target 14 bytes an element pass through it, where eager torch moves some 300.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
