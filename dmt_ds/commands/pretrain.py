@@ -63,7 +63,7 @@ def run(config: RunConfig) -> int:
 
 def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Outcome:
     trackers = [open_record(member.run, member.built, member.resume, member.fence) for member in attempt.members]
-    watchdog.last_words = lambda: _record_failure(trackers)
+    watchdog.last_words = lambda: _record_failure(config, trackers, watchdog)
     try:
         learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
         around = _surroundings(config, attempt, stop, watchdog)
@@ -83,10 +83,10 @@ def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Wat
             if dist.is_main():
                 (Path(config.output_dir) / DONE).write_text(f"{trainer.step}\n")
     except BaseException:
-        _record_failure(trackers)
+        _record_failure(config, trackers, watchdog)
         raise
     attempt.check_fences()
-    watchdog.beat("sending the last metrics", len(trackers) * config.tracking.drain_seconds)
+    _allow_for_the_store(config, trackers, watchdog)
     for tracker in trackers:
         tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
@@ -105,8 +105,14 @@ def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge 
     return judge
 
 
-def _record_failure(trackers: Sequence[Tracker]) -> None:
+def _allow_for_the_store(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog) -> None:
+    """Waiting for a store that is away is no hang: a failure before that is what the job must end with."""
+    watchdog.beat("sending the last metrics", len(trackers) * config.tracking.drain_seconds)
+
+
+def _record_failure(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog) -> None:
     """An attempt whose run was taken over leaves the record to the one that has it now."""
+    _allow_for_the_store(config, trackers, watchdog)
     for tracker in trackers:
         with suppress(CheckpointError):
             tracker.finish("FAILED")

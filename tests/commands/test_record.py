@@ -1,15 +1,19 @@
-"""What a run's record is found by, and who writes it."""
+"""What a run's record is found by, who writes it, and how long its end may take."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from dmt_ds.commands.fenced_tracker import FencedTracker
+from dmt_ds.commands.pretrain import _record_failure
 from dmt_ds.commands.record import losses_in_use
 from dmt_ds.config.load import load_config
 from dmt_ds.engine.fence import Fence
+from dmt_ds.engine.peers import Peers
+from dmt_ds.engine.stopping import Watchdog
 from dmt_ds.errors import CheckpointError
-from dmt_ds.tracking.tracker import JsonlTracker
+from dmt_ds.tracking.tracker import JsonlTracker, Status
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,23 @@ def test_an_attempt_whose_run_was_taken_over_writes_nothing_into_the_record(tmp_
         with pytest.raises(CheckpointError, match="has taken this run over"):
             write()
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_failure_that_waits_for_a_store_that_is_away_is_not_ended_as_a_hang(tmp_path: Path) -> None:
+    class Away(JsonlTracker):
+        def finish(self, status: Status) -> None:
+            time.sleep(1.5)
+            super().finish(status)
+
+    class Noting(Watchdog):
+        ended = False
+
+        def _end_hanging(self) -> None:
+            self.ended = True
+            self._stopped.set()
+
+    config = load_config(None, ["task=mae", "tracking.drain_seconds=20"])
+    watchdog = Noting(0.4, 0, Peers()).start()
+    _record_failure(config, [Away(tmp_path)], watchdog)
+    watchdog.stop()
+    assert not watchdog.ended
