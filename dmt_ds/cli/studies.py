@@ -65,7 +65,7 @@ def suite(
     elif action == "slurm":
         suite_slurm.show(suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
     else:
-        suite_slurm.submit(plan, suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
+        suite_slurm.submit(plan, runs, suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
 
 
 @click.command(

@@ -90,12 +90,21 @@ def advice_for_cpu(config: RunConfig) -> str | None:
 
 def _ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
+    check_zero_stage(config, ds_config)
+    return ds_config
+
+
+def check_zero_stage(config: RunConfig, ds_config: dict[str, Any]) -> None:
+    """Whether the task can be trained with weights cut as its DeepSpeed JSON has it.
+
+    Raises:
+        ConfigError: it can't; one line.
+    """
     if zero_stage(ds_config) == 3 and (reason := _why_no_zero3(config)):
         raise ConfigError(
             f"train.deepspeed={config.train.deepspeed} is ZeRO-3, but this {config.task} {reason}: use ZeRO-2 or "
             "ZeRO-1, e.g. train.deepspeed=student_zero2_bf16"
         )
-    return ds_config
 
 
 def _why_no_zero3(config: RunConfig) -> str | None:

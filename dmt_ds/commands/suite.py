@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from dmt_ds.commands.suite_check import check_follow_ups
 from dmt_ds.commands.suite_local import LocalSuite, Say
 from dmt_ds.commands.suite_state import SCORE, changed, is_finished, is_tuned, scores_of, state_of
 from dmt_ds.config.load import COMMAND_LINE
@@ -62,13 +63,14 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
     """Make what is not finished yet, and end with what failed.
 
     Raises:
-        ConfigError: a finished run has other settings than the suite asks for now.
+        ConfigError: a finished run has other settings than the suite asks for now, or what follows can't be done.
         DmtError: some runs failed; one line each. All others were made.
         KeyboardInterrupt: Ctrl-C or a signal; all runs saved before.
     """
     name, known = plan.file.suite.name, [run for run in runs if not is_tuned(plan, run)]  # others wait for their value
     if found := [difference for run in known if (difference := changed(run))]:
         raise ConfigError("\n".join(found))
+    check_follow_ups(runs)
     say(f"{name}: {len(runs)} runs, {sum(map(is_finished, runs))} of them finished, in {plan.output}")
     note_on_parent(plan, "RUNNING")
     local = LocalSuite(plan, runs, jobs, ranks, say)

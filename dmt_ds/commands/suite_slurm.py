@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmt_ds.commands.suite import note_on_parent
+from dmt_ds.commands.suite_check import check_follow_ups
 from dmt_ds.commands.suite_local import Say
 from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_judged, is_tuned, left_of
 from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
@@ -64,14 +65,16 @@ def show(commands: Sequence[Sequence[str]], say: Say) -> None:
         say(f"job{number}=$(sbatch {after}{shlex.join(words[1:])})")
 
 
-def submit(plan: SuitePlan, commands: Sequence[Sequence[str]], say: Say) -> None:
+def submit(plan: SuitePlan, runs: Sequence[SuiteRun], commands: Sequence[Sequence[str]], say: Say) -> None:
     """Submit them, each after all tasks of the one before have ended, well or not: a task says what it lacks.
 
     Raises:
+        ConfigError: what is to be done with the encoders can't be done.
         LaunchError: there is no sbatch, or it refuses.
     """
     if shutil.which("sbatch") is None:
         raise LaunchError("there is no sbatch here: run this on a login node, or take --slurm to see the commands")
+    check_follow_ups(runs)
     note_on_parent(plan, "RUNNING")
     before: str | None = None
     for words in commands:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dmt_ds.config.load import COMMAND_LINE, load_layers, task_of_recipe
+from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.suite import FollowUpSpec, Suite
 from dmt_ds.config.suite_run import SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError
@@ -80,8 +81,9 @@ class FollowUp:
         """
         return ("-e", str(self.run.folder), "-c", self.recipe, *as_overrides(self._own | self.spec.set | self._given))
 
-    def check(self) -> None:
-        """Resolve it as far as that can be done before the encoder is there.
+    @cached_property
+    def config(self) -> RunConfig:
+        """What it resolves to, as far as that is known before the encoder is there.
 
         Raises:
             ConfigError: something is wrong; one line a finding.
@@ -93,7 +95,7 @@ class FollowUp:
             encoder["data.image_size"] = self.run.config.data.image_size
         layers = [(f"encoder of {self.run.label}", encoder), (label, self._own)]
         layers += [(f"{label}: {self.kind.name}.set", self.spec.set), (COMMAND_LINE, self._given)]
-        load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in layers])
+        return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in layers])
 
     @property
     def _given(self) -> dict[str, Any]:

@@ -171,8 +171,11 @@ def findings(plan: SuitePlan, runs: Sequence[SuiteRun]) -> list[str]:
     """What is wrong with a suite and its runs, one line each, all at once."""
     found = list(_misplaced(plan))
     for run in runs:
-        checks: list[Callable[[], object]] = [partial(plan.teachers_of, run)]
-        for check in (*checks, *(follow_up.check for follow_up in follow_ups_of(run))):
+        checks: list[Callable[[], object]] = [
+            partial(plan.teachers_of, run),
+            *(partial(getattr, follow_up, "config") for follow_up in follow_ups_of(run)),
+        ]
+        for check in checks:
             try:
                 check()
             except ConfigError as error:

@@ -1,5 +1,6 @@
 """What a suite does with the encoders of judged runs: fine-tuning, segmentation; added later they alone are made."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,41 @@ def test_what_failed_behind_a_finished_run_is_told_with_what_it_reached(tmp_path
     pretend_finished(run)
     (run.folder / "failure.txt").write_text("fine-tuning: no room\n")
     assert "evaluated, not fine-tuned, not segmented; failed: fine-tuning: no room\n" in call(suite, "--list").output
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in sbatch's place, and the file that it leaves when it is called."""
+    program, called = tmp_path / "bin" / "sbatch", tmp_path / "called"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {called}\necho 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return called
+
+
+@pytest.mark.parametrize("submit", [[], ["--submit"]])
+def test_what_would_stop_them_after_all_trainings_stops_the_suite_before_the_first(
+    submit: list[str], tmp_path: Path, sbatch: Path
+) -> None:
+    suite = write_suite(tmp_path, "finetune", "segment")
+    (tmp_path / "adf").mkdir()
+    given = ("segment.set.train.deepspeed=student_zero3_bf16", "tracking.enabled=false")
+    refused = call(suite, *submit, *given)
+    assert refused.exit_code == 2
+    zero, folder = refused.stderr.splitlines()
+    assert f"{suite}: segment: train.deepspeed=student_zero3_bf16 is ZeRO-3, but this segment sees" in zero
+    assert "segment.set.train.deepspeed=" in zero
+    assert f"{suite}: segment: data.path: {tmp_path}/ade does not exist: no 'ade' in {tmp_path}; did you" in folder
+    assert "give segment.set.data.path=" in folder
+    assert not (tmp_path / "out" / "mae").exists() and not sbatch.exists()
+    assert call(suite, "--list", *given).exit_code == 0
+    (run,) = plan_of(suite).variants({})
+    pretend_finished(run)
+    for kind in ("finetune", "segment"):
+        (run.folder / kind).mkdir()
+        (run.folder / kind / "DONE").write_text("2\n")
+    assert call(suite, *submit, "tracking.enabled=false").exit_code == 0
 
 
 def test_what_is_wrong_with_them_is_said_before_the_first_training(tmp_path: Path) -> None:
