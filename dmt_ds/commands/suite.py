@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dmt_ds.commands.suite_check import check_follow_ups
+from dmt_ds.commands.suite_check import check_finished, check_follow_ups
 from dmt_ds.commands.suite_local import LocalSuite, Say
-from dmt_ds.commands.suite_state import SCORE, changed, is_finished, is_tuned, scores_of, state_of
+from dmt_ds.commands.suite_state import SCORE, is_finished, scores_of, state_of
 from dmt_ds.config.load import COMMAND_LINE
 from dmt_ds.config.suite import load_suite
 from dmt_ds.config.suite_follow_ups import sort_given
@@ -67,9 +67,8 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
         DmtError: some runs failed; one line each. All others were made.
         KeyboardInterrupt: Ctrl-C or a signal; all runs saved before.
     """
-    name, known = plan.file.suite.name, [run for run in runs if not is_tuned(plan, run)]  # others wait for their value
-    if found := [difference for run in known if (difference := changed(run))]:
-        raise ConfigError("\n".join(found))
+    name = plan.file.suite.name
+    check_finished(plan, runs)
     check_follow_ups(runs)
     say(f"{name}: {len(runs)} runs, {sum(map(is_finished, runs))} of them finished, in {plan.output}")
     note_on_parent(plan, "RUNNING")

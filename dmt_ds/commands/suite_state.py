@@ -8,7 +8,7 @@ from typing import Any
 
 from dmt_ds.commands.evaluate import EVALUATION_FILE
 from dmt_ds.config.load import config_from_yaml, flatten
-from dmt_ds.config.resume import differences
+from dmt_ds.config.resume import MAY_CHANGE, differences
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.suite import TuneSpec
 from dmt_ds.config.suite_follow_ups import FollowUp, follow_ups_of
@@ -87,20 +87,34 @@ def _state_of_training(run: SuiteRun) -> str:
 
 
 def changed(run: SuiteRun) -> str | None:
-    """In one line, how a trained run differs from what the suite asks for now; None where it does not.
+    """In one line, how a trained run, or what was done with its encoder, differs from what the suite asks for now.
+
+    None where nothing does.
 
     Raises:
-        ConfigError: its config.yaml can't be read.
+        ConfigError: a config.yaml can't be read.
     """
-    path = run.folder / "config.yaml"
-    if not is_trained(run) or not path.exists():
+    trained = _changed(run.folder, run.config) if is_trained(run) else None
+    return trained or changed_follow_up(run)
+
+
+def changed_follow_up(run: SuiteRun) -> str | None:
+    """As `changed`, of what was done with its encoder alone: what the encoder itself gives is not compared."""
+    done = (follow_up for follow_up in follow_ups_of(run) if (follow_up.folder / DONE).exists())
+    lines = (_changed(follow_up.folder, follow_up.config, follow_up.given_by_encoder) for follow_up in done)
+    return next((line for line in lines if line is not None), None)
+
+
+def _changed(folder: Path, asked_for: RunConfig, ignore: Sequence[str] = ()) -> str | None:
+    path = folder / "config.yaml"
+    if not path.exists():
         return None
     saved = config_from_yaml(path.read_text(), str(path))
-    found = differences(_relevant(saved), _relevant(run.config))
+    found = differences(_relevant(saved), _relevant(asked_for), (*MAY_CHANGE, *ignore))
     if not found:
         return None
     return (
-        f"{run.folder}: was trained with other settings than the suite asks for now (then -> now): {'; '.join(found)}; "
+        f"{folder}: was trained with other settings than the suite asks for now (then -> now): {'; '.join(found)}; "
         "choose another -o, or remove the folder"
     )
 

@@ -18,6 +18,8 @@ _IMAGES = ("source", "path", "train_split", "val_split", "image_column", "label_
 """Settings of the section `data` that say where the images are."""
 _SHAPE = ("arch", "patch_size", "embed_dim", "depth", "num_heads")
 """Settings of the section `student` that are the encoder's."""
+_COLOURS = ("augment.mean", "augment.std")
+"""Settings that an encoder brings with its weights."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class FollowUp:
     def folder(self) -> Path:
         """Its `output_dir`."""
         return self.run.folder / self.kind.name
+
+    @property
+    def given_by_encoder(self) -> tuple[str, ...]:
+        """Settings that come with the encoder, which `config` knows in part before it is there."""
+        shape = (*(f"student.{key}" for key in (*_SHAPE, "last_block_num_heads", "init_from")), *_COLOURS)
+        return (*shape, "data.image_size") if self.kind.learns_images_of_run else shape
 
     @property
     def recipe(self) -> str:

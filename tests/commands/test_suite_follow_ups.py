@@ -9,7 +9,9 @@ from click.testing import CliRunner
 
 from dmt_ds.cli import main, studies
 from dmt_ds.commands.suite_slurm import STAGES
-from dmt_ds.config.load import load_config
+from dmt_ds.config.load import load_config, to_yaml
+from dmt_ds.config.suite_follow_ups import follow_ups_of
+from dmt_ds.config.suite_run import SuiteRun
 from tests import processes, tiny_run, tiny_suite
 from tests.tiny_scenes import write_ade
 from tests.tiny_suite import call, plan_of, pretend_finished
@@ -140,6 +142,36 @@ def test_what_failed_behind_a_finished_run_is_told_with_what_it_reached(tmp_path
     assert "evaluated, not fine-tuned, not segmented; failed: fine-tuning: no room\n" in call(suite, "--list").output
 
 
+def pretend_done(run: SuiteRun) -> None:
+    """What follow-ups leave, with what the encoder itself gave them."""
+    colours = {"mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1)}
+    for follow_up in follow_ups_of(run):
+        config = follow_up.config
+        follow_up.folder.mkdir()
+        saved = config.model_copy(update={"augment": config.augment.model_copy(update=colours)})
+        (follow_up.folder / "config.yaml").write_text(to_yaml(saved))
+        (follow_up.folder / "DONE").write_text("2\n")
+
+
+@pytest.mark.parametrize("action", [[], ["--slurm"], ["--submit"]])
+def test_one_that_was_done_by_other_settings_is_refused_in_one_line(
+    action: list[str], tmp_path: Path, sbatch: Path
+) -> None:
+    suite = write_suite(tmp_path, "finetune", "segment")
+    (run,) = plan_of(suite).variants({})
+    pretend_finished(run)
+    pretend_done(run)
+    quiet = "tracking.enabled=false"
+    assert call(suite, *action, quiet).exit_code == 0
+    refused = call(suite, *action, quiet, "segment.set.train.steps=5", "finetune.set.data.num_workers=1")
+    (line,) = refused.stderr.splitlines()
+    assert refused.exit_code == 2
+    assert (
+        f"{run.folder}/segment: was trained with other settings" in line
+        and "(then -> now): train.steps: 2 -> 5;" in line
+    )
+
+
 @pytest.fixture
 def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program in sbatch's place, and the file that it leaves when it is called."""
@@ -169,9 +201,7 @@ def test_what_would_stop_them_after_all_trainings_stops_the_suite_before_the_fir
     assert call(suite, "--list", *given).exit_code == 0
     (run,) = plan_of(suite).variants({})
     pretend_finished(run)
-    for kind in ("finetune", "segment"):
-        (run.folder / kind).mkdir()
-        (run.folder / kind / "DONE").write_text("2\n")
+    pretend_done(run)
     assert call(suite, *submit, "tracking.enabled=false").exit_code == 0
 
 
