@@ -45,6 +45,8 @@ TOTAL_STEPS = 200_000  # more than any soak reaches: the schedule must not depen
 ENOUGH = {"SIGKILL of one rank": 10, "SIGKILL of all ranks": 4}
 """How much more often than the others."""
 HARMED_SHARE = 2 / 3
+LAST_STARTS = 3
+"""A start that stops before its end waits for its store for ten seconds; a slow one gets what is left from the next."""
 UNHARMED = "train.hang_timeout_seconds=300"
 """A busy machine may be slow; nothing hangs here."""
 LEFTOVERS_STAY_SECONDS = 31.0
@@ -227,7 +229,8 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
         began = time.monotonic()
         lanes.rounds(minutes * 60 * HARMED_SHARE, logs)
         harmed_seconds = time.monotonic() - began
-        figures: dict[str, Any] = {"minutes": minutes, "seed": seed, "harmed minutes": round(harmed_seconds / 60, 1)}
+        figures: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "minutes": minutes, "seed": seed}
+        figures["harmed minutes"] = round(harmed_seconds / 60, 1)
         time.sleep(LEFTOVERS_STAY_SECONDS)
         ends = began + minutes * 60
         for number, (name, lane) in enumerate(lanes.lanes.items()):
@@ -248,22 +251,24 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
 
 
 def finish(lanes: Soak, name: str, lane: Lane, until: float, folder: Path, logs: Path) -> dict[str, Any]:
-    """A last attempt without harm, the unbroken twin, and what the two show."""
+    """Last attempts without harm, the unbroken twin, and what the two show."""
     if not lane.losses():
         return {"steps": 0}
     last = max(lane.losses()) + 5
-    with processes.launched(
-        lane.arguments(f"train.stop_after_step={last}", "tracking.drain_seconds=120", UNHARMED),
-        WORLD,
-        logs / f"{name}.log",
-    ) as ranks:
-        assert ranks.wait(600) == [0] * WORLD, ranks.log[-3000:]
+    for _ in range(LAST_STARTS):
+        last += 1
+        arguments = lane.arguments(f"train.stop_after_step={last}", "tracking.drain_seconds=120", UNHARMED)
+        with processes.launched(arguments, WORLD, logs / f"{name}.log") as ranks:
+            assert ranks.wait(600) == [0] * WORLD, ranks.log[-3000:]
     say(f"{name}: stands at step {last}; the same without harm")
     run = folder / f"unbroken-{name}"
     sampler = unharmed(lane, run, last, until, logs / f"unbroken-{name}.log")
     uri = lanes.server.uri if name == "distilled" else f"sqlite:///{lanes.database}"
-    memory = growth(sampler.samples)
-    return {**verdict(lane, Lane(lane.recipe, run, lane.chance), uri), "memory": memory, "samples": sampler.samples}
+    memory = {"memory": growth(sampler.samples), "samples": sampler.samples}
+    try:
+        return {**verdict(lane, Lane(lane.recipe, run, lane.chance), uri), **memory}
+    except Exception as error:  # what took ten minutes to find is not lost
+        return {"error": f"{type(error).__name__}: {error}"[-2000:], **memory}
 
 
 def main() -> None:

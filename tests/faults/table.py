@@ -1,4 +1,4 @@
-"""Writes the table of docs/reliability.md from what tests and a soak have noted.
+"""Writes the tables of docs/reliability.md from what tests and a soak have noted.
 
 DMT_DS_OUTCOMES=outcomes.jsonl make test
 python -m tests.faults.soak --minutes 60 --out soak.json
@@ -7,11 +7,13 @@ python -m tests.faults.table outcomes.jsonl soak.json
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: written by tests/faults/table.py -->", "<!-- end of the table -->"
+SOAK_BEGIN, SOAK_END = "<!-- soak: written by tests/faults/table.py -->", "<!-- end of the soak -->"
 
 
 class Fault(NamedTuple):
@@ -63,7 +65,8 @@ FAULTS = [
           ("faults/test_folders.py::test_a_clock_that_jumps_a_day_ahead_and_two_back_costs_nothing",)),
     Fault("MLflow server down at start or in the middle", "every point arrives once; training never waits",
           ("tracking/test_mlflow_tracker.py::test_a_run_begun_while_the_server_is_away_is_made_later_with_its_true_start",
-           "tracking/test_mlflow_tracker.py::test_every_point_arrives_once_though_the_server_dies_and_comes_back"),
+           "tracking/test_mlflow_tracker.py::test_every_point_arrives_once_though_the_server_dies_and_comes_back",
+           "engine/test_stopping.py::test_what_may_take_longer_is_given_that_time_and_no_more"),
           ("MLflow server killed",)),
     Fault("MLflow server answers 500, hangs, takes points without an answer", "every point arrives once",
           ("faults/test_store.py::test_every_point_arrives_once_whatever_the_server_does",)),
@@ -78,17 +81,34 @@ FAULTS = [
           "one line with the file, or left out where `data.bad_images=skip`",
           ("faults/test_images.py::test_a_broken_picture_ends_a_run_in_one_line",
            "data/test_decode.py::test_random_damage_gives_an_image_or_one_line")),
-    Fault("files vanish while they are read", "one line with the file, or left out",
-          ("faults/test_images.py::test_files_that_vanish_while_they_are_read_are_named_and_left_out",)),
+    Fault("files vanish while they are read, or the whole folder",
+          "one line with the file, or left out while some are left",
+          ("faults/test_images.py::test_files_that_vanish_while_they_are_read_are_named_and_left_out",
+           "faults/test_images.py::test_a_picture_that_vanishes_ends_a_run_in_one_line_where_that_is_asked_for",
+           "faults/test_images.py::test_a_data_folder_that_is_gone_as_a_whole_ends_a_run_in_one_line")),
     Fault("NaN or inf in the loss of one rank", "that update is in no weight and no checkpoint; one line with the rank",
           ("faults/test_losses.py::test_a_loss_that_is_no_number_is_in_no_weight_and_the_next_start_is_as_if_nothing_was",
            "engine/test_deferred_updates.py::test_an_unsound_update_is_not_made_and_the_run_ends_a_step_later_on_all_ranks")),
     Fault("a loss 10,000 times as large in one step", "in the record; with `optim.clip_grad_norm` one clipped step",
           ("faults/test_losses.py::test_a_spike_is_in_the_record_and_moves_the_weights_no_further_than_any_step",)),
-    Fault("port taken", "one line with the address",
-          ("integration/test_bad_input.py::test_a_taken_port_is_one_line_with_the_address",)),
+    Fault("port taken, also by another job of two ranks", "one line with the address; the other job goes on",
+          ("integration/test_bad_input.py::test_a_taken_port_is_one_line_with_the_address",
+           "faults/test_ranks.py::test_a_job_on_the_port_of_another_one_ends_in_one_line_and_does_it_no_harm")),
     Fault("two jobs, one output folder", "the newer goes on, the older ends in one line that names it",
           ("faults/test_folders.py::test_of_two_jobs_in_one_folder_the_newer_goes_on_and_the_older_ends_with_its_name",)),
+    Fault("a job that stood still or was cut off (in a step, a save, at its end) goes on after another took its run",
+          "it writes no point, no checkpoint, no state and no weights any more; one line that names the newer one",
+          ("faults/test_taken_over.py::test_an_attempt_that_comes_back_writes_nothing_and_names_the_newer_one",
+           "faults/test_taken_over.py::test_an_attempt_that_comes_back_after_its_last_step_publishes_nothing",
+           "engine/test_fence.py::test_an_attempt_that_wakes_up_in_a_save_does_not_write_into_that_of_the_newer_one",
+           "slurm/test_training.py::test_an_attempt_on_a_node_that_was_cut_off_writes_nothing_when_it_comes_back")),
+    Fault("on a real SLURM: a node without power, USR1 before a time limit, fewer nodes than before",
+          "requeued, and each step is there with the loss of an unbroken run, in one MLflow run",
+          ("slurm/test_training.py::test_a_node_that_lost_power_is_replaced",
+           "slurm/test_training.py::test_usr1_saved_and_no_step_was_done_twice",
+           "slurm/test_training.py::test_a_run_of_two_nodes_goes_on_with_one",
+           "slurm/test_training.py::test_no_step_is_missing_after_all_that_and_every_loss_is_that_of_an_unbroken_run",
+           "slurm/test_training.py::test_all_attempts_are_one_finished_mlflow_run_with_each_step")),
     Fault("restart with other code, settings, teachers or data",
           "refused with the difference, or accepted by `train.accept_changes`",
           ("faults/test_restarts.py::test_other_code_is_refused_with_the_name_of_the_file",
@@ -122,6 +142,9 @@ FAULTS = [
           ("faults/test_properties.py::test_whatever_overrides_are_given_they_resolve_or_are_told",
            "faults/test_properties.py::test_whatever_a_recipe_holds_it_resolves_or_is_told",
            "engine/test_checkpoint.py::test_whatever_stands_in_a_manifest_or_a_record_it_is_passed_over_or_one_line")),
+    Fault("any value at any place of a COCO JSON", "read, or one line",
+          ("faults/test_coco_json.py::test_any_value_at_any_place_is_read_or_told",
+           "faults/test_coco_json.py::test_any_json_is_read_or_told")),
     Fault("random world sizes, batches and restarts", "each image once an epoch",
           ("faults/test_properties.py::test_the_loader_shows_each_image_once_an_epoch_whatever_restarts_and_ranks",)),
 ]  # fmt: skip
@@ -153,13 +176,73 @@ def row(fault: Fault, noted: dict[str, list[dict[str, Any]]], soak: dict[str, in
     return f"| {fault.what} | {fault.promise} | {tests} | {times} | {lost} |"
 
 
+def soak_lines(soak: dict[str, Any]) -> list[str]:
+    """What an hour of harm left, lane by lane."""
+    rounds = soak["rounds"]
+    moments = ", ".join(f"{count} in {moment}" for moment, count in sorted(rounds["moments"].items()))
+    lanes = [soak[name] for name in ("distilled", "judged")]
+    if broken := [lane["error"] for lane in lanes if "error" in lane]:
+        raise SystemExit(f"the soak did not come to its end: {broken}")
+    return [
+        f"Run on {soak['date']} for {soak['minutes in all']:.0f} minutes ({soak['harmed minutes']:.0f} of them with "
+        f"harm), seed {soak['seed']}: {rounds['rounds']} rounds ({moments}), a rank killed in "
+        f"{rounds['rounds with a rank killed']} of them; {len(soak['orphans'])} processes left behind.",
+        "",
+        "| | distillation | classifier |",
+        "| --- | --- | --- |",
+        *(f"| {what} | {' | '.join(tell(lane) for lane in lanes)} |" for what, tell in SOAK_ROWS.items()),
+    ]
+
+
+def of_ranks(*keys: str, form: str) -> Callable[[dict[str, Any]], str]:
+    """The same figures of each rank's memory."""
+    return lambda lane: ", ".join(form.format(*(rank[key] for key in keys)) for rank in lane["memory"].values()) or "-"
+
+
+SOAK_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "steps reached; missing; with two different losses": lambda lane: (
+        f"{lane['steps']}; {len(lane['steps missing'])}; {len(lane['steps with two losses'])}"
+    ),
+    "steps done again after a harm": lambda lane: str(lane["steps done again after a harm"]),
+    "largest difference from the unbroken run's losses": lambda lane: str(
+        lane["largest difference from the unbroken run"]
+    ),
+    "MLflow runs; each step once": lambda lane: (
+        f"{lane['mlflow runs']}; {'yes' if lane['each step once in mlflow'] else 'NO'}"
+    ),
+    "times that a checkpoint was lost which nobody had spoilt": lambda lane: str(lane["checkpoints went back"]),
+    "unfinished files left behind": lambda lane: str(len(lane["temporary files"])),
+    "rounds in which a launcher had to end a rank, all at the start": lambda lane: "{}, {}".format(
+        lane[ENDED][0], "yes" if lane[ENDED][1] else "NO"
+    ),
+    "seconds from the harm until all ranks had ended, longest": lambda lane: str(
+        lane["seconds until all ranks had ended, longest"]
+    ),
+    "memory of ranks 0, 1 in the unbroken run: MiB at first, at last": of_ranks(
+        "MiB first", "MiB last", form="{:.0f} to {:.0f}"
+    ),
+    "steps between": of_ranks("steps", form="{}"),
+    "its growth, KiB a step (95 %)": of_ranks("KiB a step", "95 % within +-", form="{:.2f} ± {:.2f}"),
+    "in the last half of the time": of_ranks(
+        "KiB a step, last half", "last half, 95 % within +-", form="{:.2f} ± {:.2f}"
+    ),
+}
+ENDED = "ranks that a launcher had to end, all at the start"
+
+
+def between(text: str, begin: str, end: str, lines: list[str]) -> str:
+    """The text with other lines between two marks."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return "\n".join([before + begin, *lines, end + after])
+
+
 def main() -> None:
     noted, soak = outcomes(Path(sys.argv[1])), json.loads(Path(sys.argv[2]).read_text())
     rows = [row(fault, noted, soak["rounds"]["faults"]) for fault in FAULTS]
     head = ["| fault | promised | shown by, in `tests/` | times tried | lost |", "| --- | --- | --- | --- | --- |"]
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text("\n".join([before + BEGIN, *head, *rows, END + after]))
+    text = between(DOCUMENT.read_text(), BEGIN, END, [*head, *rows])
+    DOCUMENT.write_text(between(text, SOAK_BEGIN, SOAK_END, soak_lines(soak)))
 
 
 if __name__ == "__main__":
