@@ -19,13 +19,12 @@ esac
 training=("$here/pretrain_$1.sh")
 parent=pipeline_$1_$(date +%Y%m%d_%H%M%S)
 shift
-finetunes=0 scenes=
-if [[ ${1:-} == finetune ]]; then finetunes=1 && shift; fi
-if [[ ${1:-} == segment=* ]]; then scenes=${1#segment=} && shift; fi
 
-for_all=() for_training=() arguments=()
+finetunes=0 scenes='' for_all=() for_training=() arguments=()
 for word in "$@"; do
     case $word in
+    finetune) finetunes=1 ;;
+    segment=?*) scenes=${word#segment=} ;;
     --account=* | --partition=* | --qos=* | --constraint=* | --reservation=*) for_all+=("$word") ;;
     --*) for_training+=("$word") ;;
     *) arguments+=("$word") ;;

@@ -246,6 +246,20 @@ def program(folder: Path, name: str, text: str) -> dict[str, str]:
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
+@pytest.mark.parametrize(
+    "words", ["finetune segment=/ade", "segment=/ade finetune", "x=1 segment=/ade --qos=q finetune"]
+)
+def test_a_pipeline_takes_its_words_in_any_order_and_passes_none_of_them_on(tmp_path, words):
+    asked = tmp_path / "asked"
+    path = program(tmp_path, "sbatch", f'echo "$*" >> {asked}; echo 7')["PATH"]
+    printed = output_of("env", f"PATH={path}", SCRIPTS / "pipeline.sh", "vit_t", *words.split())
+    assert [line.split()[0] for line in printed.splitlines()] == ["distil", "knn", "finetune", "segment"]
+    jobs = [
+        set(line.split()) & {"finetune", "segment=/ade", "data.path=/ade"} for line in asked.read_text().splitlines()
+    ]
+    assert jobs == [set(), set(), set(), {"data.path=/ade"}]
+
+
 def test_apptainer_runs_all_python_in_the_image(submit, tmp_path):
     text = 'echo "apptainer $*" | sed "s/ -m dmt_ds.*//"; until [[ $1 == *.sif ]]; do shift; done; shift; exec "$@"'
     path = program(tmp_path, "apptainer", text.replace("; until", " >&2; until", 1))
