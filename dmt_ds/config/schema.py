@@ -29,6 +29,17 @@ TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
 """The tasks that learn from teachers."""
 ANNOTATED_TASKS: tuple[Task, ...] = ("classify", "segment", "detect")
 """The tasks that learn what people say of images; what each does: `dmt_ds.commands.annotated_tasks`."""
+TASKS_OF_SECTION: dict[str, tuple[Task, ...]] = {
+    "distill": TEACHER_TASKS,
+    "tinymim": ("tinymim",),
+    "mae": ("mae",),
+    "moco_v3": ("moco_v3",),
+    "ibot": ("ibot", "dino"),
+    "classify": ("classify",),
+    "segment": ("segment",),
+    "detect": ("detect",),
+}
+"""Sections that only these tasks look at."""
 
 
 class DataConfig(Section):

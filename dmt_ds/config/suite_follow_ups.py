@@ -102,8 +102,12 @@ class FollowUp:
         if self.kind.learns_images_of_run:
             encoder["data.image_size"] = self.run.config.data.image_size
         layers = [(f"encoder of {self.run.label}", encoder), (label, self._own)]
-        layers += [(f"{label}: {self.kind.name}.set", self.spec.set), (COMMAND_LINE, self._given)]
-        return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in layers])
+        given = f"{COMMAND_LINE}: {self.kind.name}.set"
+        layers += [(f"{label}: {self.kind.name}.set", self.spec.set), (given, self._given)]
+        try:
+            return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in layers])
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(f"{given}: ", f"{given}.")) from None  # keys as they were given
 
     @property
     def _given(self) -> dict[str, Any]:

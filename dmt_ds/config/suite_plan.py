@@ -2,17 +2,17 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dmt_ds.config.load import COMMAND_LINE
-from dmt_ds.config.schema import TEACHER_TASKS
+from dmt_ds.config.schema import TASKS_OF_SECTION, TEACHER_TASKS, Task
 from dmt_ds.config.suite import RunSpec, SuiteFile, VariantSpec
 from dmt_ds.config.suite_follow_ups import FOLLOW_UP_KEYS, asked_for, follow_ups_of
-from dmt_ds.config.suite_run import Layer, Role, SuiteRun
+from dmt_ds.config.suite_run import Layer, Role, SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError
 
 ROLES: tuple[Role, ...] = ("teacher", "tune", "variant")
@@ -180,7 +180,27 @@ def findings(plan: SuitePlan, runs: Sequence[SuiteRun]) -> list[str]:
                 check()
             except ConfigError as error:
                 found += str(error).splitlines()
+    if not found:  # else the tasks are not known
+        found = list(_unused(plan, {run.config.task for run in runs}))
     return list(dict.fromkeys(found))
+
+
+def _unused(plan: SuitePlan, tasks: Collection[Task]) -> Iterator[str]:
+    """Settings of the command line that no run of the suite would look at, most often meant for what follows."""
+    for key, value in plan.given.items():
+        (setting,) = as_overrides({key: value})
+        users = TASKS_OF_SECTION.get(key.partition(".")[0], ())
+        if not users or set(users) & set(tasks):
+            continue
+        meant = [f"{kind.name}.set.{setting}" for kind, _ in asked_for(plan.file.suite) if kind.task in users]
+        remedy = f"for what is done with their encoders give {meant[0]}" if meant else "take it out"
+        yield f"{COMMAND_LINE}: {key}: no run of the suite is of task {' or '.join(users)}; {remedy}"
+
+
+def _as_given(kind: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A follow-up's settings and the keys that are not for them, as the command line has both."""
+    prefix = f"{kind}.set."
+    return {prefix + key: value for key, value in settings.items()}, tuple(prefix + key for key in FOLLOW_UP_KEYS)
 
 
 def _misplaced(plan: SuitePlan) -> Iterator[str]:
@@ -193,7 +213,7 @@ def _misplaced(plan: SuitePlan) -> Iterator[str]:
         (f"{label}: tune.set", suite.tune.set if suite.tune else {}, ("seed", *OWN_KEYS)),
         *((f"{label}: {kind.name}.set", spec.set, FOLLOW_UP_KEYS) for kind, spec in asked_for(suite)),
         (COMMAND_LINE, plan.given, ("seed", *OWN_KEYS, *([suite.tune.key] if suite.tune else []))),
-        *((f"{COMMAND_LINE}: {kind}.set", settings, FOLLOW_UP_KEYS) for kind, settings in plan.file.given.items()),
+        *((COMMAND_LINE, *_as_given(kind, settings)) for kind, settings in plan.file.given.items()),
     ]
     for where, values, own in places:
         for key in values:

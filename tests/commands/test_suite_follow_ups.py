@@ -112,11 +112,33 @@ def test_the_command_line_wins_over_what_the_file_says_of_them_and_is_for_no_run
     assert {"data.path=a b", "train.steps=5"} <= set(words)
     wrong = call(suite, "--list", "segment.set.name=x", "segment.set.train.stpes=5", "finetune.set.train.steps=5")
     assert wrong.stderr.splitlines() == [
-        "dmt-ds: error: command line: segment.set: name: is given to each run by the suite itself; take it out",
+        "dmt-ds: error: command line: segment.set.name: is given to each run by the suite itself; take it out",
         f"dmt-ds: error: command line: finetune.set: {suite} has no finetune:; add finetune: {{recipe: ...}} there, or "
         "take it out",
-        "dmt-ds: error: command line: train.stpes: unknown key. Did you mean 'steps'?",
+        "dmt-ds: error: command line: segment.set.train.stpes: unknown key. Did you mean 'steps'?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (
+            "segment.channels=64",
+            "task segment; for what is done with their encoders give segment.set.segment.channels=64",
+        ),
+        ("classify.frozen=true", "task classify; take it out"),
+        ("ibot.output_dim=64", "task ibot or dino; take it out"),
+    ],
+)
+def test_a_setting_that_no_run_looks_at_is_refused_with_where_it_belongs(
+    given: str, remedy: str, tmp_path: Path
+) -> None:
+    suite = write_suite(tmp_path, "segment")
+    refused = call(suite, "--list", given)
+    (line,) = refused.stderr.splitlines()
+    assert refused.exit_code == 2
+    assert line == f"dmt-ds: error: command line: {given.partition('=')[0]}: no run of the suite is of {remedy}"
+    assert call(suite, "--list", "mae.mask_ratio=0.5").exit_code == 0
 
 
 def test_the_command_line_knows_the_stages() -> None:
