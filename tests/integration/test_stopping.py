@@ -79,7 +79,7 @@ def test_an_exception_ends_the_mlflow_run_as_failed(tmp_path):
 
 
 def test_a_rank_that_hangs_ends_the_job_with_stacks(tmp_path):
-    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2000, "hang_timeout_seconds": 20})
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2000, "hang_timeout_seconds": 30})
     launched = processes.start(tiny_run.pretrain(recipe), processes=2, log=tmp_path / "log")
     wait_for_step(tmp_path / "run", 3)
     children = [int(pid) for pid in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
