@@ -65,3 +65,17 @@ def test_an_attempt_that_comes_back_after_its_last_step_publishes_nothing(tmp_pa
     assert left["states"] == ["RUNNING"] and left["published"] == [False, False, False]
     (line,) = errors(ranks.log)
     assert "has taken this run over" in line and "Traceback" not in ranks.log
+
+
+def test_an_attempt_whose_claim_can_not_be_read_ends_with_a_code_that_a_job_tries_again(tmp_path: Path) -> None:
+    """The kernel refuses to read a folder as it does a file whose server is away."""
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 5000, "save_every_steps": 5}, tracking=tracking(tmp_path))
+    claim = tmp_path / "run" / "attempt.json"
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
+        wait_for_step(tmp_path / "run", 12)
+        claim.rename(tmp_path / "claim")
+        claim.mkdir()
+        assert ranks.wait(90) == [75, 1], ranks.log
+    (line,) = errors(ranks.log)
+    assert f"{claim}: can't be read (Is a directory) for 5 s" in line and "taken" not in ranks.log
+    assert (tmp_path / "run" / "checkpoints" / "latest").exists()
