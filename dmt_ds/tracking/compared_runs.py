@@ -50,8 +50,11 @@ class ComparedRun:
         return value if value is not None and isfinite(value) else None
 
 
-def choose_metrics(study: RecordedStudy, metrics: Sequence[str]) -> tuple[str, ...]:
-    """The metrics to show.
+def choose_metrics(study: RecordedStudy, metrics: Sequence[str], roles: Sequence[str]) -> tuple[str, ...]:
+    """The metrics to show: those that were asked for, else the scores of the runs that are shown.
+
+    Args:
+        roles: of the main table; teachers are shown in any case.
 
     Raises:
         TrackingError: no run has such a metric.
@@ -63,7 +66,8 @@ def choose_metrics(study: RecordedStudy, metrics: Sequence[str]) -> tuple[str, .
             raise TrackingError(f"{study.name}: no run has a metric '{name}'; there are: {', '.join(kept) or 'none'}")
     if metrics:
         return tuple(dict.fromkeys(metrics))
-    scores = sorted(name for name in there if _MAIN_SCORE.fullmatch(name))
+    shown = (run for run in study.runs if run.tags.get("role", VARIANT) in (*roles, TEACHER))
+    scores = sorted({name for run in shown for name in run.metrics if _MAIN_SCORE.fullmatch(name)})
     if scores:
         return tuple(sorted(scores, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)))
     return (_WITHOUT_SCORES,)

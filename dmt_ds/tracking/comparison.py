@@ -107,7 +107,7 @@ def compare(study: RecordedStudy, metrics: Sequence[str], by: str = VARIANT, rol
         TrackingError: no run has such a metric, tag or parameter, or such a role.
     """
     roles = choose_roles(study, roles)
-    names = choose_metrics(study, metrics)
+    names = choose_metrics(study, metrics, roles)
     runs = compared_runs(study, names, by)
     shown = [run for run in runs if run.role in roles]
     teachers = [run for run in runs if run.role == TEACHER and run not in shown]

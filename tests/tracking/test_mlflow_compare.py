@@ -145,7 +145,7 @@ def test_rows_stand_in_the_order_of_the_suite_else_of_the_starts(uri: str) -> No
 def test_teachers_have_a_table_of_their_own_and_tuning_is_left_aside(uri: str) -> None:
     suite = Recorder.of_suite(uri, "small")
     suite.add("mae", {KNN: 0.6}, variant="mae", role="teacher", title="MAE, the teacher")
-    suite.add("mae-tune0", {KNN: 0.9}, variant="mae", role="tune")
+    suite.add("mae-tune0", {KNN: 0.9, "eval/top1": 0.9}, variant="mae", role="tune")
     suite.add("mae-seed0", {KNN: 0.5, LINEAR: 0.7}, variant="mae", role="variant")
     comparison = compare(study_of(uri), ())
     assert [row.title for row in comparison.rows] == ["mae"]
