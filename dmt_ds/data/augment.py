@@ -116,9 +116,7 @@ def _draw_jitter(section: AugmentConfig, numbers: Tensor) -> tuple[Tensor, Tenso
     )
     turns = (2 * numbers[:, 4:5] - 1) * section.hue
     amounts = torch.cat([torch.where(jittered, factors, 1.0), torch.where(jittered, turns, 0.0)], dim=1)
-    num_turns = 4 if section.hue else 3 if any(strengths) else 0
-    if not section.jitter_probability:
-        num_turns = 0
+    num_turns = (4 if section.hue else 3 if any(strengths) else 0) if section.jitter_probability else 0
     return numbers[:, 5 : 5 + num_turns].argsort(dim=1, stable=True), amounts
 
 

@@ -69,8 +69,7 @@ def _grey_sums(
     image, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
     pixels = part * block + tl.arange(0, block)
     inside = pixels < num_pixels
-    here = images + image * image_stride + pixels * pixel_stride
-    red, green, blue = _fractions(here, channel_stride, inside)
+    red, green, blue = _fractions(images + image * image_stride + pixels * pixel_stride, channel_stride, inside)
     is_due = False
     for turn in tl.static_range(num_turns):
         kind = tl.load(order + image * num_turns + turn)
@@ -107,8 +106,7 @@ def _pixels(
     image, part, blocks = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.num_programs(0)
     pixels = part * block + tl.arange(0, block)
     inside = pixels < num_pixels
-    here = images + image * image_stride + pixels * pixel_stride
-    red, green, blue = _fractions(here, channel_stride, inside)
+    red, green, blue = _fractions(images + image * image_stride + pixels * pixel_stride, channel_stride, inside)
     if num_turns > 0:
         parts = tl.arange(0, most_blocks)
         mean = tl.sum(tl.load(sums + image * blocks + parts, parts < blocks, 0.0), 0) / num_pixels
