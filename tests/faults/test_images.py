@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -89,13 +91,20 @@ def test_a_broken_picture_ends_a_run_in_one_line(tmp_path: Path, folder: Path, n
     assert done.returncode == 2 and str(folder / name) in line and "Traceback" not in done.stderr
 
 
-def test_files_that_vanish_while_they_are_read_are_named_and_left_out(tmp_path: Path, folder: Path) -> None:
+@contextmanager
+def at_work(tmp_path: Path, folder: Path, bad_images: str, steps: int = 5000) -> Iterator[processes.Launched]:
+    """A run on the good pictures that has done two steps."""
     for name in BROKEN:
         (folder / name).unlink()
-    recipe = recipe_of(tmp_path, "skip")
-    with processes.launched(tiny_run.pretrain(recipe, "train.steps=40"), 1, tmp_path / "log") as ranks:
-        while "step 2/40" not in ranks.log:
+    recipe = recipe_of(tmp_path, bad_images)
+    with processes.launched(tiny_run.pretrain(recipe, f"train.steps={steps}"), 1, tmp_path / "log") as ranks:
+        while f"step 2/{steps}" not in ranks.log:
             assert ranks.codes() == [None], ranks.log
+        yield ranks
+
+
+def test_files_that_vanish_while_they_are_read_are_named_and_left_out(tmp_path: Path, folder: Path) -> None:
+    with at_work(tmp_path, folder, "skip", steps=40) as ranks:
         for name in list(GOOD)[:3]:
             (folder / name).unlink()
         assert ranks.wait() == [0], ranks.log
@@ -103,12 +112,7 @@ def test_files_that_vanish_while_they_are_read_are_named_and_left_out(tmp_path: 
 
 
 def test_a_picture_that_vanishes_ends_a_run_in_one_line_where_that_is_asked_for(tmp_path: Path, folder: Path) -> None:
-    for name in BROKEN:
-        (folder / name).unlink()
-    recipe = recipe_of(tmp_path, "stop")
-    with processes.launched(tiny_run.pretrain(recipe, "train.steps=5000"), 1, tmp_path / "log") as ranks:
-        while "step 2/5000" not in ranks.log:
-            assert ranks.codes() == [None], ranks.log
+    with at_work(tmp_path, folder, "stop") as ranks:
         (folder / "cmyk.jpg").unlink()
         assert ranks.wait() == [2], ranks.log
     (line,) = errors(ranks.log)
@@ -117,12 +121,7 @@ def test_a_picture_that_vanishes_ends_a_run_in_one_line_where_that_is_asked_for(
 
 def test_a_data_folder_that_is_gone_as_a_whole_ends_a_run_in_one_line(tmp_path: Path, folder: Path) -> None:
     """Also where bad images are left out: nothing would be left."""
-    for name in BROKEN:
-        (folder / name).unlink()
-    recipe = recipe_of(tmp_path, "skip")
-    with processes.launched(tiny_run.pretrain(recipe, "train.steps=5000"), 1, tmp_path / "log") as ranks:
-        while "step 2/5000" not in ranks.log:
-            assert ranks.codes() == [None], ranks.log
+    with at_work(tmp_path, folder, "skip") as ranks:
         (tmp_path / "images").rename(tmp_path / "elsewhere")
         assert ranks.wait() == [2], ranks.log
     (line,) = errors(ranks.log)
