@@ -202,8 +202,14 @@ def _config(source: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source)
+        # Code that lies beside the weights is never run; unless told so, transformers asks on the terminal.
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise WeightsError(
+                f"hf:{source}: its config.json asks for code of its own, which is never run; take a model whose "
+                f"model_type is one of {', '.join(_MODEL_TYPES)}"
+            ) from error
         raise WeightsError(_why_not_had(source, "config.json")) from error
 
 

@@ -1,5 +1,6 @@
 """A weights file that would run a program is refused in every form in which one can be named, and nothing has run."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -67,6 +68,24 @@ def test_a_transformers_folder_with_a_pickle_is_refused(tmp_path):
     with pytest.raises(DmtError, match=r"pytorch_model\.bin: refused, loading it would run"):
         load_encoder(f"hf:{tmp_path}")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("model_type", ["vit", "of_its_own"])
+def test_code_beside_a_transformers_model_is_not_run_and_nobody_is_asked(model_type, tmp_path, monkeypatch):
+    from transformers import ViTConfig
+
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt: asked.append(prompt) or "y")
+    mark = tmp_path / "has run"
+    ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": model_type, "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    reason = "asks for code of its own, which is never run" if model_type == "of_its_own" else "no readable model"
+    with pytest.raises(DmtError, match=reason) as caught:
+        load_encoder(f"hf:{tmp_path}")
+    assert "\n" not in str(caught.value) and not mark.exists() and asked == []
 
 
 def test_the_bomb_goes_off_where_nothing_holds_it(tmp_path):
