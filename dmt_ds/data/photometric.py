@@ -9,7 +9,7 @@ from dmt_ds.data.augment import turn_hue
 _BRIGHTNESS = 32 / 255
 _CONTRAST = (0.5, 1.5)
 _SATURATION = (0.5, 1.5)
-_HUE = 18 / 360  # of a full circle
+_HUE = 18 / 180  # of a full circle: MMSegmentation turns by 18 of the 180 steps that 8-bit hue has
 
 
 @torch.no_grad()

@@ -42,3 +42,13 @@ def test_strengths_keep_their_bounds_on_grey() -> None:
     assert found.min() >= (0.5 - 32 / 255) * 0.5 - 1e-5
     assert found.max() <= (0.5 + 32 / 255) * 1.5 + 1e-5
     assert found.max() - found.min() > 0.4
+
+
+def test_hue_turns_by_up_to_a_tenth_of_the_circle() -> None:
+    # Brightness and contrast leave red's hue alone where they meet no bound, saturation does always.
+    red = torch.tensor([0.6, 0.2, 0.2])[:, None, None].expand(400, 3, 1, 1)
+    hues = [colorsys.rgb_to_hsv(*pixels.flatten().tolist())[0] for pixels in distort(red, SEEDS)]
+    turns = [(hue + 0.5) % 1 - 0.5 for hue in hues]
+    assert 0.095 < max(turns) <= 0.1001
+    assert -0.1001 <= min(turns) < -0.095
+    assert 0.4 < sum(abs(turn) < 1e-4 for turn in turns) / len(turns) < 0.6
