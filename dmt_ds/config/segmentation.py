@@ -30,7 +30,8 @@ class SegmentConfig(Section):
     """Range of the factor by which training scales that; the crop's side is `data.image_size`, and what the image does
     not fill is ignored."""
     max_class_share: Fraction = 0.75
-    """Training draws a crop anew, up to ten times, in which one class has more than this share; 1 never does."""
+    """Training draws a crop anew, up to ten times, in which one class has more than this share of the pixels with a
+    class, or no pixel has one; 1 never does."""
     photometric: bool = True
     """Brightness, contrast, saturation and hue of training images are changed (MMSegmentation's distortion)."""
     blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None

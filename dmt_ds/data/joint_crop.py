@@ -27,7 +27,8 @@ class JointCrop:
         short_side: what an image's short side is scaled to before; None leaves it.
         scale: range of the factor that then scales it further.
         flip: probability of a mirrored crop.
-        max_class_share: a crop in which one class has more of the pixels with a class is drawn anew.
+        max_class_share: a crop in which one class has more of the pixels with a class, or no pixel has one, is drawn
+            anew; 1 takes the first.
         fill: colour of what the image does not fill; the map is 255 there.
     """
 
@@ -79,7 +80,7 @@ class JointCrop:
         map_place[:height, :width] = labels
 
     def _corner(self, labels: Tensor, numbers: list[float]) -> tuple[int, int]:
-        """Top and left of the first crop in which no class has too large a share; of the last, where all have one."""
+        """Top and left of the first crop with a class, none of too large a share; of the last, where there is none."""
         room = [max(0, side - self.size) + 1 for side in labels.shape]
         top = left = 0
         for of_top, of_left in zip(numbers[0::2], numbers[1::2], strict=True):
@@ -90,7 +91,7 @@ class JointCrop:
                 labels[top : top + self.size, left : left + self.size].flatten().int(), minlength=IGNORED + 1
             )
             of_classes = counts[:IGNORED]
-            if of_classes.max() <= self.max_class_share * of_classes.sum():
+            if 0 < of_classes.max() <= self.max_class_share * of_classes.sum():
                 break
         return top, left
 

@@ -79,6 +79,14 @@ def test_a_crop_of_one_class_alone_is_drawn_anew() -> None:
     assert set(cut(crop, pair, hopeless)[1].unique().tolist()) == {0}
 
 
+def test_a_crop_without_any_class_is_drawn_anew() -> None:
+    labels = (torch.arange(2 * SIZE) % 2).byte().expand(SIZE, 2 * SIZE).clone()  # two classes, a column each in turn
+    labels[:, :SIZE] = 255
+    pair = (torch.zeros(3, SIZE, 2 * SIZE).byte(), labels)
+    numbers = [1 / 3, 0.9, 0.0, 0.0, 0.0, 0.999, *[0.0] * (NUMBERS - 6)]  # tries: at the left, then at the right
+    assert not (cut(replace(CROP, max_class_share=0.75), pair, numbers)[1] == 255).any()
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> LabelMapSource:
     data = DataConfig(source="folder", path=str(write_ade(tmp_path)), train_split="training")
