@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from dmt_ds.engine import dist
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.manifest import hashes_of, incompleteness, sizes_in, sync, wait_for_files, write_json, write_manifest
-from dmt_ds.errors import CheckpointError
+from dmt_ds.errors import CheckpointError, DmtError
 
 T = TypeVar("T")
 
@@ -77,6 +78,7 @@ class CheckpointFolder:
         self.folder = folder
         self._keep = keep
         self._fence = fence
+        self._mark = "" if fence is None else f"-{fence.mark}"  # no two attempts give a hidden thing the same name
 
     def save(self, state: RunState, write: Callable[[Path, str], None]) -> Path:
         """Save on all ranks.
@@ -134,8 +136,8 @@ class CheckpointFolder:
 
         A later one can only be of an attempt that another one took the place of; it would count as the newest.
         """
-        self._check_fence()
         complete = [folder for folder in sorted(self.folder.glob("step*")) if unusable(folder) is None]
+        self._check_fence()  # after the look: what a newer attempt saves is never seen here
         kept = [folder for folder in complete if folder.name <= tag_of(step)][-self._keep :]
         for folder in complete:
             if folder not in kept:
@@ -146,13 +148,15 @@ class CheckpointFolder:
 
         The hidden folder is this attempt's alone: one that was cut off in a save may write on when it comes back.
         """
-        mark = "" if self._fence is None else f"-{self._fence.mark}"
 
         def prepare() -> str:
-            self._check_fence()
-            hidden = self.folder / f"{_TEMPORARY}{tag}{mark}"
+            hidden = self.folder / f"{_TEMPORARY}{tag}{self._mark}"
+            universal, leftovers = [*self.folder.glob("*_universal")], [*self.folder.glob(f"{_TEMPORARY}*")]
+            self._check_fence()  # after the look: what a newer attempt is writing is never seen here
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob("*_universal")]:
+            for folder in universal:
+                self._remove(folder)
+            for leftover in leftovers:
                 _remove_leftover(leftover)
             hidden.mkdir()
             newest = max(self.folder.glob("step*"), default=None)
@@ -175,15 +179,26 @@ class CheckpointFolder:
             self._remove(final)
         os.replace(hidden, final)
         sync(self.folder)
-        latest = self.folder / f"{_TEMPORARY}latest"
+        self._check_fence()
+        latest = self.folder / f"{_TEMPORARY}latest{self._mark}"
         latest.write_text(tag)
         os.replace(latest, self.folder / "latest")
 
     def _remove(self, folder: Path) -> None:
-        """First out of sight: a kill in the middle must not leave part of a checkpoint under a checkpoint's name."""
-        hidden = self.folder / f"{_TEMPORARY}old-{folder.name}"
-        os.replace(folder, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        """First out of sight: a kill in the middle must not leave part of a checkpoint under a checkpoint's name.
+
+        Then the claim: a process that stood still until here may have hidden what a newer attempt needs.
+        """
+        hidden = self.folder / f"{_TEMPORARY}old-{folder.name}{self._mark}"
+        with suppress(FileNotFoundError):  # a newer attempt was first
+            os.replace(folder, hidden)
+        try:
+            self._check_fence()
+        except DmtError:
+            with suppress(OSError):
+                os.replace(hidden, folder)
+            raise
+        _remove_leftover(hidden)
 
     def _check_fence(self) -> None:
         if self._fence is not None:

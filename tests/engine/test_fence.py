@@ -4,13 +4,16 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from dmt_ds.engine import fence
-from dmt_ds.engine.checkpoint import CheckpointFolder
+from dmt_ds.engine.checkpoint import CheckpointFolder, unusable
 from dmt_ds.engine.fence import CLAIM, Fence
+from dmt_ds.engine.manifest import sizes_in
 from dmt_ds.errors import CheckpointError, StorageError
 from tests.engine.test_checkpoint import state, write_weights
 
@@ -154,3 +157,73 @@ def test_what_an_older_attempt_still_writes_does_not_keep_the_newer_one_from_sav
     newer = CheckpointFolder(checkpoints, 2, Fence.claim(tmp_path))
     newer.save(state(2), write_weights)
     assert newer.newest().state.step == 2 and busy.exists()
+
+
+# An attempt that stands still exactly between its look at the claim and what it does next
+
+
+def asleep_after_check(older: Fence, what_happens: Callable[[], None], at_check: int) -> None:
+    """The attempt finds its claim as it was, once more; what happens then it does not notice."""
+    plain, checks = older.check, 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        plain()
+        if checks == at_check:
+            what_happens()
+
+    older.check = check  # type: ignore[method-assign]
+
+
+def complete(checkpoints: Path) -> list[str]:
+    assert (checkpoints / (checkpoints / "latest").read_text()).is_dir()
+    return sorted(path.name for path in checkpoints.glob("step*") if unusable(path) is None)
+
+
+@pytest.mark.parametrize("at_check", [1, 2, 3])
+def test_an_attempt_that_wakes_up_while_it_prunes_removes_nothing_of_the_newer_one(tmp_path, at_check):
+    claim = Fence.claim(tmp_path)
+    older = CheckpointFolder(tmp_path / "checkpoints", 1, claim)
+    for step in (3, 5, 10):
+        older.save(state(step), write_weights)
+
+    def newer_works() -> None:
+        newer = CheckpointFolder(tmp_path / "checkpoints", 2, Fence.claim(tmp_path))
+        for step in (15, 20):
+            newer.save(state(step), write_weights)
+            newer.prune(step)
+
+    asleep_after_check(claim, newer_works, at_check)
+    with suppress(CheckpointError):  # after the last look it has nothing to do any more but what it may
+        older.prune(10)
+    assert complete(older.folder) == ["step00000015", "step00000020"]
+
+
+def test_a_checkpoint_that_was_hidden_by_an_attempt_that_stood_still_comes_back(tmp_path, monkeypatch):
+    claim = Fence.claim(tmp_path)
+    older = CheckpointFolder(tmp_path / "checkpoints", 1, claim)
+    for step in (5, 10):
+        older.save(state(step), write_weights)
+    asleep_after_check(claim, lambda: Fence.claim(tmp_path), at_check=1)
+    with pytest.raises(CheckpointError, match="has taken this run over"):
+        older.prune(10)
+    assert complete(older.folder) == ["step00000005", "step00000010"]
+
+
+def test_an_attempt_that_wakes_up_before_a_save_removes_nothing_that_the_newer_one_writes(tmp_path):
+    claim = Fence.claim(tmp_path)
+    older = CheckpointFolder(tmp_path / "checkpoints", 2, claim)
+    older.save(state(1), write_weights)
+    (older.folder / ".tmp-step00000002-killed").mkdir()
+    begun = older.folder / ".tmp-step00000002-newer"
+
+    def newer_begins_to_save() -> None:
+        Fence.claim(tmp_path)
+        begun.mkdir()
+        write_weights(older.folder, begun.name)
+
+    asleep_after_check(claim, newer_begins_to_save, at_check=1)
+    with pytest.raises(CheckpointError, match="has taken this run over"):
+        older.save(state(2), write_weights)
+    assert sizes_in(begun) == {"weights.pt": 1000} and not (older.folder / ".tmp-step00000002-killed").exists()
