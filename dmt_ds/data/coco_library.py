@@ -77,6 +77,8 @@ def average_precision(
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
         truth = COCO()
         truth.dataset = {key: [dict(entry) for entry in labels[key]] for key in ("images", "annotations", "categories")}
+        for number, entry in enumerate(truth.dataset["annotations"], start=1):
+            entry["id"] = number  # COCOeval takes one that is matched by an object of id 0 for a mistake
         truth.createIndex()
         found = truth.loadRes([_of_kind(result, kind) for result in results]) if results else COCO()
         judge = COCOeval(truth, found, kind)

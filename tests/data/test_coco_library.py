@@ -100,6 +100,10 @@ def test_a_mask_is_judged_by_its_pixels_not_by_its_box() -> None:
     assert average_precision(labels_of(thing(0, 0)), [wrong_mask], "segm")["ap50"] == 0
 
 
+def test_an_object_of_id_0_can_be_found() -> None:
+    assert average_precision(labels_of({**thing(0, 0), "id": 0}), [found(0, 0, 0.9)], "bbox")["ap"] == pytest.approx(1)
+
+
 def test_nothing_found_is_an_average_precision_of_zero() -> None:
     scores = average_precision(labels_of(thing(0, 0)), [], "bbox")
     assert scores["ap"] == 0 and "ap_large" not in scores  # of no object at all there is none
