@@ -12,7 +12,7 @@ from dmt_ds.commands.annotated import AnnotatedKind, Scene
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker
-from dmt_ds.data.coco import CocoSource, check_same_categories, open_coco
+from dmt_ds.data.coco import CocoSource, check_judged, check_same_categories, open_coco
 from dmt_ds.data.coco_library import Result, Segmentation, check_installed, mask_of
 from dmt_ds.data.detection_maker import EvalDetectionMaker, TrainDetectionMaker
 from dmt_ds.data.detection_views import ScaleSpec
@@ -57,6 +57,7 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
         """Both splits of a COCO data set."""
         images = CocoImages(self.source(config, "train"), self.source(config, "val"))
         check_same_categories(images.train, images.test)
+        check_judged(images.test)
         return images
 
     def source(self, config: RunConfig, split: Split) -> CocoSource:
@@ -178,7 +179,8 @@ class DetectionJudge:
         self.scene.beat("counting what was found")
         masks = self.scene.config.detect.masks
         scores = scores_over_ranks(results, self.images.truth, masks)
-        told = ", ".join(f"{kind} AP {100 * scores[f'{kind}_ap']:.2f}" for kind in ("box", "mask")[: 1 + masks])
+        whole = {kind: scores[f"{kind}_ap"] for kind in ("box", "mask") if f"{kind}_ap" in scores}
+        told = ", ".join(f"{kind} AP {100 * score:.2f}" for kind, score in whole.items())
         logger.info("step %d: %s (percent) of %d validation images", step, told, len(self.images))
         self.scene.tracker.log_metrics({f"eval/{name}": score for name, score in scores.items()}, step)
         return results, scores

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmt_ds.data.coco_checks import check_image, check_object, check_unique, drawable, visible_box
-from dmt_ds.data.coco_library import Segmentation
-from dmt_ds.data.decode import decode_image
+from dmt_ds.data.coco_checks import check_category, check_image, check_object, check_unique, drawable, visible_box
+from dmt_ds.data.coco_library import Segmentation, area_of, mask_of
+from dmt_ds.data.decode import decode_image, is_turned
 from dmt_ds.data.folder import PackedNames, existing, read_file
 from dmt_ds.errors import DataError
 
@@ -53,12 +53,16 @@ class CocoSource:
         max_images: take only the first so many.
         masks: whether masks are learned: then an object without outline is left out.
 
+    Attributes:
+        file: the JSON.
+        num_judged: objects that are no crowd: what a detector is judged by.
+
     Raises:
         DataError: the JSON is damaged or contradicts itself or the folder; names the file and the entry.
     """
 
     def __init__(self, annotations: Path, images: Path, max_images: int | None = None, masks: bool = True) -> None:
-        self._file, self._folder, self._masks = annotations, images, masks
+        self.file, self._folder, self._masks = annotations, images, masks
         content = _read(annotations)
         self.categories = tuple(sorted(Category(entry["id"], entry["name"]) for entry in content["categories"]))
         self.class_names = tuple(category.name for category in self.categories)
@@ -69,6 +73,7 @@ class CocoSource:
         self._names = PackedNames([entry["file_name"] for entry in entries])
         self._sizes = np.array([(entry["height"], entry["width"]) for entry in entries], dtype=np.int64)
         _check_files(annotations, images, entries)
+        self.num_judged = sum(not entry.get("iscrowd") for entry in content["annotations"])
         self._objects = PackedRecords(self._learned(content["annotations"], entries))
         self._length = min(len(entries), max_images or len(entries))
         self.fingerprint = hashlib.sha256(annotations.read_bytes()).hexdigest()[:16]
@@ -82,14 +87,23 @@ class CocoSource:
     def read(self, index: int) -> Tensor:
         """[3, H, W] uint8; raises DataError for a file that is no image, or has another size than the JSON says."""
         path = self.name(index)
-        image = decode_image(read_file(path), path)
+        data = read_file(path)
+        image = decode_image(data, path)
         if tuple(image.shape[1:]) != self.size(index):
             (height, width), (told_height, told_width) = image.shape[1:], self.size(index)
+            turned = "upright, as its EXIF data turn it, " if is_turned(data) else ""
             raise DataError(
-                f"{path}: is {width} x {height} pixels, but {self._file} says {told_width} x {told_height}: its boxes "
-                "and masks are of another picture; mend the JSON or the file"
+                f"{path}: is {turned}{width} x {height} pixels, but {self.file} says {told_width} x {told_height}: its "
+                "boxes and masks are of another picture; mend the JSON or the file"
             )
         return image
+
+    def look(self, index: int) -> None:
+        """Reads an image and draws its outlines; raises what `read` does, or DataError for one that can't be drawn."""
+        self.read(index)
+        for thing in self.objects(index):
+            if thing.segmentation is not None:
+                mask_of(thing.segmentation, *self.size(index))
 
     def label(self, index: int) -> int:
         """-1: an image has objects, not one label."""
@@ -112,20 +126,22 @@ class CocoSource:
         """A line that names the categories of which there is nothing to learn; none where there is something of all."""
         seen = {thing.label for index in range(len(self)) for thing in self.objects(index)}
         unseen = [name for label, name in enumerate(self.class_names) if label not in seen]
-        return [f"no object of category {few(unseen)} in {self._file}"] if unseen else []
+        return [f"no object of category {few(unseen)} in {self.file}"] if unseen else []
 
     def truth(self) -> dict[str, Any]:
         """The JSON as COCO's evaluation wants it; read again, as it is large and seldom wanted.
 
-        What an object does not say is filled in: it is no crowd, its area and outline are its box's.
+        What an object does not say is filled in: it is no crowd, its outline is its box's, its area its outline's.
         """
-        content = _read(self._file)
+        content = _read(self.file)
+        sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
         for entry in content["annotations"]:
             x, y, width, height = entry["bbox"]
             entry.setdefault("iscrowd", 0)
-            entry.setdefault("area", width * height)
-            if not drawable(entry.get("segmentation")):
-                entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+            outline = drawable(entry.get("segmentation"))
+            if "area" not in entry:
+                entry["area"] = area_of(outline, *sizes[entry["image_id"]]) if outline else width * height
+            entry["segmentation"] = outline or [[x, y, x + width, y, x + width, y + height, x, y + height]]
         return content
 
     def _learned(
@@ -137,7 +153,7 @@ class CocoSource:
         found: list[list[CocoObject]] = [[] for _ in entries]
         invisible, num_outlines = [], 0
         for entry in annotations:
-            check_object(self._file, entry, rows, labels, self._sizes)
+            check_object(self.file, entry, rows, labels, self._sizes)
             if entry.get("iscrowd"):
                 continue
             row = rows[entry["image_id"]]
@@ -148,12 +164,12 @@ class CocoSource:
             else:
                 found[row].append(CocoObject(box, labels[entry["category_id"]], outline))
         if self._masks and invisible and not num_outlines:
-            raise DataError(f"{self._file}: no object has a segmentation: detect.masks=false learns boxes alone")
+            raise DataError(f"{self.file}: no object has a segmentation: detect.masks=false learns boxes alone")
         if invisible:
             logger.warning(
                 "%s: %d objects show nothing of themselves (a box of no area or outside of its image, an outline of "
                 "less than three corners) and are not learned from: annotation %s",
-                self._file,
+                self.file,
                 len(invisible),
                 few(invisible),
             )
@@ -214,9 +230,21 @@ def check_same_categories(train: CocoSource, test: CocoSource) -> None:
         return
     first = sorted(set(train.categories) ^ set(test.categories))[0]
     raise DataError(
-        f"category {first.id} '{first.name}' is not the same in the training and in the validation JSON: both need the "
-        "same `categories`"
+        f"category {first.id} '{first.name}' is not the same in {train.file} and in {test.file}: both need the same "
+        "`categories`"
     )
+
+
+def check_judged(test: CocoSource) -> None:
+    """There is something that a detector can be judged by.
+
+    Raises:
+        DataError: all objects are crowds, or there is none; names the JSON.
+    """
+    if not test.num_judged:
+        raise DataError(
+            f"{test.file}: has no object that is no crowd, so average precision is of nothing; take images with objects"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -235,6 +263,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: names no image")
     for entries, kind in zip(lists, ("image", "annotation", "category"), strict=True):
         check_unique(path, entries, kind)
+    for entry in content["categories"]:
+        check_category(path, entry)
     return dict(content)
 
 

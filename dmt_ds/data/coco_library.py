@@ -40,6 +40,11 @@ def mask_of(segmentation: Segmentation, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
+def area_of(segmentation: Segmentation, height: int, width: int) -> int:
+    """Number of an object's pixels, which is what COCO calls its area; as `mask_of`."""
+    return int(_masks().area(rle_of(segmentation, height, width)))
+
+
 def rle_of(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
     """The compressed RLE, which all of pycocotools takes, of any of COCO's forms."""
     masks = _masks()

@@ -17,6 +17,7 @@ from dmt_ds.errors import DataError
 
 _JPEG = b"\xff\xd8"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segment that says the size
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, frozenset(range(5, 9))  # EXIF's tag, and its values for a quarter turn
 
 MAX_PIXELS = 256 * 2**20 // 3
 """Pictures of more pixels (256 MiB of RGB, Pillow's own limit) are refused: a few kB of file can fill the memory."""
@@ -53,6 +54,12 @@ def decode_image(data: bytes, name: str) -> Tensor:
         raise DataError(
             f"{name}: not a readable image ({_one_line(error)}); fetch it again, remove it, or set data.bad_images=skip"
         ) from None
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether a readable image's EXIF data exchange its width and height."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

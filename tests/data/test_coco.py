@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dmt_ds.data.coco import CocoSource, check_same_categories, open_coco
+from dmt_ds.commands.image_check import look_at_images
+from dmt_ds.data.coco import CocoSource, check_judged, check_same_categories, open_coco
+from dmt_ds.data.coco_checks import runs_of
+from dmt_ds.data.coco_library import average_precision, encoded, mask_of
 from dmt_ds.errors import DataError
-from tests.tiny_coco import Change, write_split
+from tests.tiny_coco import Change, needs_pycocotools, rectangle, write_split
 
 JSON, IMAGES = "annotations/instances_{split}.json", "{split}"
 
@@ -61,7 +64,7 @@ def test_crowds_are_not_learned_from_but_judged_by(tmp_path: Path) -> None:
     assert [entry["iscrowd"] for entry in source.truth()["annotations"]] == [1, 0, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("box", [[5, 5, 0, 20], [5, 5, 20, -1], [500, 5, 20, 20], [-30, 5, 20, 20]])
+@pytest.mark.parametrize("box", [[5, 5, 0, 20], [5, 5, 20, -1], [500, 5, 20, 20], [-30, 5, 20, 20], [50, 5, 1e-6, 20]])
 def test_a_box_that_shows_nothing_is_named_and_left_out(
     tmp_path: Path, box: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -86,6 +89,65 @@ def test_an_outline_of_two_corners_is_left_out(tmp_path: Path) -> None:
         content["annotations"][0]["segmentation"] = [[1, 1, 9, 9]]
 
     assert len(opened(tmp_path, spoil).objects(0)) == 1
+
+
+@needs_pycocotools
+def test_what_an_object_does_not_say_is_filled_in_for_the_judge(tmp_path: Path) -> None:
+    triangle = [[10, 10, 30, 10, 30, 30]]
+
+    def leave_out(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            del entry["area"], entry["iscrowd"]
+        content["annotations"][0].update(bbox=[10, 10, 20, 20], segmentation=[[1, 1, 9, 9], *triangle])
+        content["annotations"][1].update(bbox=[10, 10, 20, 20], segmentation=[[1, 1, 9, 9]])
+
+    truth = opened(tmp_path, leave_out).truth()
+    first, second = truth["annotations"][:2]
+    assert first["segmentation"] == triangle and second["segmentation"] == rectangle(10, 10, 20, 20)
+    assert first["area"] == int(mask_of(triangle, 64, 80).sum()) < 300 and second["area"] == 400
+    assert first["iscrowd"] == 0
+    assert average_precision(truth, [], "segm")["ap"] == 0  # pycocotools takes a polygon of two corners for a box
+
+
+def test_without_an_object_that_is_no_crowd_there_is_nothing_to_judge_by(tmp_path: Path) -> None:
+    def crowds_alone(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            entry["iscrowd"] = 1
+
+    check_judged(opened(tmp_path))
+    with pytest.raises(DataError, match=r"instances_train\.json: has no object that is no crowd"):
+        check_judged(opened(tmp_path, crowds_alone))
+
+
+@needs_pycocotools
+@pytest.mark.parametrize("counts", ["zzzz", "", ";;;", "é", "0" * 3, [5120 + 5, -5], ["5120"]])
+def test_an_rle_that_is_of_no_such_image_is_refused(tmp_path: Path, counts: object) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        content["annotations"][0]["segmentation"] = {"size": [64, 80], "counts": counts}
+
+    with pytest.raises(DataError, match="annotation 1: the counts of its RLE"):
+        opened(tmp_path, spoil)
+
+
+@needs_pycocotools
+def test_the_runs_of_a_text_are_those_that_pycocotools_wrote() -> None:
+    torch.manual_seed(0)
+    for share in (0.5, 0.02, 0.0005, 0.0, 1.0):
+        mask = (torch.rand(300, 200) < share).to(torch.uint8)
+        (rle,) = encoded(mask[None])
+        runs = runs_of(rle["counts"])
+        assert runs is not None
+        values = torch.arange(len(runs)) % 2
+        assert torch.equal(values.repeat_interleave(torch.tensor(runs)), mask.T.flatten())
+
+
+@needs_pycocotools
+def test_a_look_at_all_images_is_one_at_their_outlines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, drawn = opened(tmp_path), []
+    monkeypatch.setattr("dmt_ds.data.coco.mask_of", lambda outline, *size: drawn.append((outline, size)))
+    assert look_at_images(source, every_image=True) == (3, [])
+    own = [(thing.segmentation, source.size(row)) for row in range(3) for thing in source.objects(row)]
+    assert sorted(drawn) == sorted(own) and len(own) == 6
 
 
 def of_unknown_category(content: dict[str, Any]) -> None:
@@ -124,6 +186,30 @@ def size_of_nothing(content: dict[str, Any]) -> None:
     content["images"][1]["height"] = 0
 
 
+def area_of_nothing(content: dict[str, Any]) -> None:
+    content["annotations"][0]["area"] = None
+
+
+def crowd_of_text(content: dict[str, Any]) -> None:
+    content["annotations"][0]["iscrowd"] = "0"
+
+
+def name_of_a_number(content: dict[str, Any]) -> None:
+    content["categories"] = [{"id": 3, "name": "red"}, {"id": 7, "name": 8}]
+
+
+def id_of_many_digits(content: dict[str, Any]) -> None:
+    content["images"][1]["id"] = 10**30
+
+
+def box_beyond_all(content: dict[str, Any]) -> None:
+    content["annotations"][0]["bbox"] = [0, 0, 1e30, 10**400]
+
+
+def outline_beyond_all(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"] = [[0, 0, 1e9, 0, 1e9, 1e9]]
+
+
 def outline_of_text(content: dict[str, Any]) -> None:
     content["annotations"][0]["segmentation"] = [["1", "2"]]
 
@@ -160,6 +246,12 @@ def no_categories(content: dict[str, Any]) -> None:
         (id_of_text, "image id 'eleven' is no whole number"),
         (file_elsewhere, "image 11 has the file_name '../annotations/instances_train.json', which is not below"),
         (size_of_nothing, "image 11 has the height and width [0, 56]"),
+        (area_of_nothing, "annotation 1 has the area None"),
+        (crowd_of_text, "annotation 1 has the iscrowd '0'"),
+        (name_of_a_number, "category 7 has the name 8, which is no text"),
+        (id_of_many_digits, "is no whole number of 64 bits"),
+        (box_beyond_all, "annotation 1 has the bbox [0, 0, 1e+30"),
+        (outline_beyond_all, "annotation 1: its segmentation is neither"),
         (outline_of_text, "annotation 1: its segmentation is neither"),
         (rle_of_other_size, "annotation 1: its RLE is of size [9, 9], its image of [64, 80]"),
         (rle_too_short, "annotation 1: the counts of its RLE add up to 10"),
@@ -195,13 +287,22 @@ def test_a_picture_of_another_size_than_its_annotation_is_refused(tmp_path: Path
         source.read(1)
 
 
+def test_a_picture_that_exif_turns_is_told_so(tmp_path: Path) -> None:
+    source = opened(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (56, 72)).save(tmp_path / "train" / "0001.png", exif=exif)
+    with pytest.raises(DataError, match=r"0001\.png: is upright, as its EXIF data turn it, 72 x 56 pixels, but"):
+        source.read(1)
+
+
 def test_splits_must_mean_the_same_by_a_category(tmp_path: Path) -> None:
     def rename(content: dict[str, Any]) -> None:
         content["categories"] = [{"id": 3, "name": "red"}, {"id": 7, "name": "green"}]
 
     train = opened(tmp_path)
     write_split(tmp_path, "val", 1, rename)
-    with pytest.raises(DataError, match="category 7 'blue' is not the same"):
+    with pytest.raises(DataError, match=r"category 7 'blue' is .* in \S*_train\.json and in \S*_val\.json: "):
         check_same_categories(train, open_coco(str(tmp_path), "val", JSON, IMAGES))
 
 

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dmt_ds.data.coco import CocoSource
+from dmt_ds.data.coco_library import average_precision
 from dmt_ds.errors import DataError
+
+pytest.importorskip("pycocotools")
 
 SOUND: dict[str, Any] = {
     "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
@@ -27,6 +30,9 @@ PLACES = [
     for rest in [(), (0,), *((0, key) for key in entries[0])]
 ]  # fmt: skip
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats()
+COUNTS = (
+    st.text(max_size=6) | st.text(st.characters(min_codepoint=48, max_codepoint=111)) | st.lists(NUMBERS, max_size=4)
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(max_size=8) | st.sampled_from(["../a.png", "/etc/passwd", "a\0b"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
@@ -48,9 +54,10 @@ def read_all(folder: Path, text: str) -> None:
     try:
         source = CocoSource(folder / "a.json", folder)
         for index in range(len(source)):
-            source.read(index)
-            source.objects(index)
+            source.look(index)
         source.unseen_categories()
+        for kind in ("bbox", "segm"):
+            average_precision(source.truth(), [], kind)
     except DataError as error:
         told = str(error)
     assert told is None or (told.strip() and "\n" not in told)
@@ -74,6 +81,13 @@ def test_any_value_at_any_place_is_read_or_told(folder: Path, changes) -> None:
             inside[place[-1]] = value
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change took the place away
+    read_all(folder, json.dumps(content))
+
+
+@given(COUNTS | st.builds(lambda a, b: [a, b - a, 200 - b], *[st.integers(-9, 200)] * 2))
+def test_any_rle_is_drawn_or_told(folder: Path, counts) -> None:
+    content = copy.deepcopy(SOUND)
+    content["annotations"][0]["segmentation"] = {"size": [10, 20], "counts": counts}
     read_all(folder, json.dumps(content))
 
 
