@@ -10,13 +10,12 @@ from torch import Tensor
 
 from dmt_ds.commands.detect import pictured
 from dmt_ds.commands.predict_images import check_any, read_each, refuse_earlier
-from dmt_ds.data.augment import normalize
+from dmt_ds.data.augment import blank_beyond, normalize
 from dmt_ds.data.coco_library import Result, check_installed
 from dmt_ds.data.detection_maker import size_of
 from dmt_ds.data.detection_views import Draw, ScaleSpec, padded, scaled_image
 from dmt_ds.downstream.detection.folder import SavedDetector, load_detector
 from dmt_ds.downstream.detection.results import results_of
-from dmt_ds.downstream.detection.task import blank_beyond
 from dmt_ds.tracking.object_pictures import SHOWN_FROM, Pictured, draw_objects
 
 RESULTS_FILE, IMAGES_FILE, PICTURES_FOLDER = "predictions.json", "images.json", "pictures"

@@ -63,7 +63,7 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
 
     def train_maker(self, config: RunConfig, images: SegmentedImages) -> BatchMaker:
         """Crops of images and their maps."""
-        crop = JointCrop.from_sections(config.data, config.segment, config.augment.mean)
+        crop = JointCrop.from_sections(config.data, config.segment)
         return TrainMapMaker(images.train, crop, config.seed, config.data.bad_images)
 
     def judge(self, task: SegmentationTask, images: SegmentedImages, scene: Scene) -> "SegmentationJudge":

@@ -5,6 +5,7 @@ here waits for the device. On CUDA, `jitter_triton.py` does most of it in two ke
 """
 
 import logging
+from collections.abc import Sequence
 from functools import cache, lru_cache
 
 import torch
@@ -71,6 +72,18 @@ def normalize(images: Tensor, mean: Triple, std: Triple) -> Tensor:
         return torch.addcmul(shift, images, scale if images.is_floating_point() else scale / 255, out=made)
     pixels = images.float() if images.is_floating_point() else _fractions(images)
     return torch.addcmul(shift, pixels, scale)
+
+
+def blank_beyond(images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Zeros, the mean colour, beyond each image's own size: [B, 3, H, W] normalised, changed in place.
+
+    Args:
+        sizes: height and width of each image, which stands at the top left.
+    """
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return images
 
 
 def _has_kernel(images: Tensor) -> bool:

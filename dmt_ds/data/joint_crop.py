@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.config.section import Triple
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.views import resize_into
 
@@ -29,7 +28,6 @@ class JointCrop:
         flip: probability of a mirrored crop.
         max_class_share: a crop in which one class has more of the pixels with a class, or no pixel has one, is drawn
             anew; 1 takes the first.
-        fill: colour of what the image does not fill; the map is 255 there.
     """
 
     size: int
@@ -37,33 +35,33 @@ class JointCrop:
     scale: tuple[float, float]
     flip: float
     max_class_share: float
-    fill: tuple[int, int, int]
     interpolation: Literal["bicubic", "bilinear"]
 
     @classmethod
-    def from_sections(cls, data: DataConfig, section: SegmentConfig, mean: Triple) -> "JointCrop":
-        """The crop of a recipe; what is not filled has the mean colour, which is 0 when normalised."""
-        red, green, blue = (round(255 * channel) for channel in mean)
+    def from_sections(cls, data: DataConfig, section: SegmentConfig) -> "JointCrop":
+        """The crop of a recipe."""
         return cls(
             data.image_size,
             section.short_side,
             section.scale,
             data.horizontal_flip,
             section.max_class_share,
-            (red, green, blue),
             data.interpolation,
         )
 
     def cut_into(
         self, image_place: Tensor, map_place: Tensor, pair: tuple[Tensor, Tensor], numbers: list[float]
-    ) -> None:
-        """Write the crop that these numbers stand for.
+    ) -> tuple[int, int]:
+        """Write the crop that these numbers stand for: at the top left; beyond it the map is 255, the image black.
 
         Args:
             image_place: [3, size, size] uint8 of any strides.
             map_place: [size, size] uint8.
             pair: image [3, h, w] uint8 and label map [h, w] uint8.
             numbers: `NUMBERS` in [0, 1).
+
+        Returns:
+            Height and width that the image fills, `size` where it is large enough.
         """
         factor = self.scale[0] + numbers[0] * (self.scale[1] - self.scale[0])
         image, labels = (resized(part, self.short_side, factor, self.interpolation) for part in pair)
@@ -74,10 +72,11 @@ class JointCrop:
             image, labels = image.flip(-1), labels.flip(-1)
         height, width = labels.shape
         if (height, width) != (self.size, self.size):
-            image_place.copy_(torch.tensor(self.fill, dtype=torch.uint8)[:, None, None])
+            image_place.zero_()
             map_place.fill_(IGNORED)
         image_place[:, :height, :width] = image
         map_place[:height, :width] = labels
+        return height, width
 
     def _corner(self, labels: Tensor, numbers: list[float]) -> tuple[int, int]:
         """Top and left of the first crop with a class, none of too large a share; of the last, where there is none."""

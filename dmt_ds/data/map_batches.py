@@ -22,17 +22,19 @@ class LabelMaps:
     Attributes:
         maps: [B, H, W] uint8, class numbers and 255. In evaluation of the image's own size, which its pixels in the
             batch need not have.
+        sizes: height and width of what each image fills of its training crop, at the top left; none in evaluation.
     """
 
     maps: Tensor
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def pin_memory(self) -> "LabelMaps":
         """A copy in page-locked memory."""
-        return LabelMaps(self.maps.pin_memory())
+        return LabelMaps(self.maps.pin_memory(), self.sizes)
 
     def to(self, device: torch.device) -> "LabelMaps":
         """A copy on `device`; does not wait for the transfer when the memory is pinned."""
-        return LabelMaps(self.maps.to(device, non_blocking=True))
+        return LabelMaps(self.maps.to(device, non_blocking=True), self.sizes)
 
 
 class TrainMapMaker(BatchMaker):
@@ -52,14 +54,15 @@ class TrainMapMaker(BatchMaker):
         size = self._crop.size
         images, maps = empty_images(len(rows), size), in_shared_memory(torch.empty(len(rows), size, size).byte())
         met: dict[int, str] = {}
+        sizes = []
         for place, row in enumerate(job[1]):
             try:
                 pair, rows[place] = self._read(row, int(seeds[place]), met)
             except DataError as error:
                 return Made(None, failure=str(error))
-            self._crop.cut_into(images[place], maps[place], pair, numbers[place])
+            sizes.append(self._crop.cut_into(images[place], maps[place], pair, numbers[place]))
         labels = torch.full_like(rows, -1)
-        return Made(Batch((images,), seeds, rows, labels, LabelMaps(maps)), tuple(met.values()))
+        return Made(Batch((images,), seeds, rows, labels, LabelMaps(maps, tuple(sizes))), tuple(met.values()))
 
 
 class EvalMapMaker(BatchMaker):

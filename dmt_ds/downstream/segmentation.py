@@ -9,7 +9,7 @@ from torch.nn import functional
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
-from dmt_ds.data.augment import normalize
+from dmt_ds.data.augment import blank_beyond, normalize
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.map_batches import LabelMaps
 from dmt_ds.data.photometric import distort
@@ -87,7 +87,8 @@ class SegmentationTask(AllInModule):
         pixels = batch.images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if self._section.photometric:
             pixels = distort(pixels, batch.seeds)
-        scores = model(normalize(pixels, self._augment.mean, self._augment.std), batch.seeds)
+        images = normalize(pixels, self._augment.mean, self._augment.std)
+        scores = model(blank_beyond(images, batch.target.sizes), batch.seeds)  # the distortion reached there too
         main = pixel_loss(scores.main, maps)
         metrics = {"train/loss_segmentation": main.detach(), "train/aacc": _right_share(scores.main.detach(), maps)}
         if scores.auxiliary is None:

@@ -42,7 +42,7 @@ def task(student: StudentConfig = STUDENT, **settings: object) -> SegmentationTa
 
 
 def batch(folder: Path, size: int = 8) -> Batch:
-    crop = JointCrop.from_sections(data_of(folder), SECTION, PLAIN.mean)
+    crop = JointCrop.from_sections(data_of(folder), SECTION)
     made = TrainMapMaker(images_of(folder).train, crop, run_seed=0, bad_images="stop")[([0] * size, list(range(size)))]
     assert made.batch is not None
     return made.batch

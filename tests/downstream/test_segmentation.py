@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.loader import every_image
-from dmt_ds.data.map_batches import EvalMapMaker
+from dmt_ds.data.map_batches import EvalMapMaker, LabelMaps
 from dmt_ds.downstream.region_overlap import overlap_of
 from dmt_ds.downstream.segmentation import pixel_loss
 from dmt_ds.downstream.segmenter import Scores, blocks_of, see
@@ -17,6 +17,7 @@ from dmt_ds.downstream.segmenter_folder import SEGMENTER_FILE, load_segmenter, s
 from dmt_ds.engine.task import AnnotatedTask, Progress
 from dmt_ds.errors import WeightsError
 from tests.downstream import segmented
+from tests.downstream.segmented import CROP
 from tests.tiny_scenes import CLASSES, write_ade
 
 
@@ -84,6 +85,25 @@ def test_the_loss_is_the_sum_of_both_heads_by_their_weights(ade: Path) -> None:
     alone = segmented.task(auxiliary_weight=0.0)
     assert alone.module.auxiliary_head is None
     assert "train/loss_auxiliary" not in alone.losses(alone.module, batch, Progress(0, 10), True).metrics
+
+
+def test_what_an_image_does_not_fill_of_its_crop_is_zero_when_the_model_sees_it(ade: Path) -> None:
+    of, batch = segmented.task(photometric=True), segmented.batch(ade)
+    assert isinstance(batch.target, LabelMaps)
+    beyond = torch.ones(8, CROP, CROP, dtype=torch.bool)
+    for own, (height, width) in zip(beyond, batch.target.sizes, strict=True):
+        own[:height, :width] = False
+    assert (batch.target.maps[beyond] == 255).all()
+    seen: list[Tensor] = []
+
+    def model(images: Tensor, seeds: Tensor) -> Scores:
+        seen.append(images)
+        return of.module(images, seeds)
+
+    of.losses(model, batch, Progress(0, 10), False)
+    zero = (seen[0] == 0).all(dim=1)  # [B, H, W]
+    assert beyond.any()
+    assert torch.equal(zero, beyond)
 
 
 def pixels(height: int, width: int) -> Tensor:

@@ -28,7 +28,7 @@ def part(whole: Batch) -> Batch:
     each = SIZE // dist.world_size()
     rows = slice(dist.rank() * each, (dist.rank() + 1) * each)
     assert isinstance(whole.target, LabelMaps)
-    target = LabelMaps(whole.target.maps[rows])
+    target = LabelMaps(whole.target.maps[rows], whole.target.sizes[rows])
     return Batch((whole.images[rows],), whole.seeds[rows], whole.indices[rows], whole.labels[rows], target)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.schema import DataConfig, StudentConfig
-from dmt_ds.data.augment import Augment, normalize
+from dmt_ds.data.augment import Augment, blank_beyond, normalize
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.detection_batch import DetectionTarget
 from dmt_ds.data.views import CropSpec
@@ -107,11 +107,3 @@ class DetectionTask(AllInModule):
         for row, label, size, of_image in zip(*columns, strict=True):
             if label >= 0:
                 yield Answer(row, size, of_image)
-
-
-def blank_beyond(images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Zeros, the mean colour, beyond each image's own size: [B, 3, H, W] normalised, changed in place."""
-    for image, (height, width) in zip(images, sizes, strict=True):
-        image[:, height:] = 0
-        image[:, :, width:] = 0
-    return images

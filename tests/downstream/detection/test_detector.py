@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dmt_ds.config.schema import StudentConfig
+from dmt_ds.data.augment import blank_beyond
 from dmt_ds.downstream.detection.detector import Detector
 from dmt_ds.downstream.detection.pyramid import FeaturePyramid
-from dmt_ds.downstream.detection.task import blank_beyond
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.vit import build_vit
 from tests.downstream.detection import tiny
