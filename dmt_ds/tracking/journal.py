@@ -60,7 +60,7 @@ class Journal:
             if len(self._unwritten) + len(line) <= _UNWRITTEN_LIMIT:
                 self._unwritten += line
             else:
-                self.num_lost += 1
+                self._count_lost()
             try:
                 self._write()
             except OSError as error:
@@ -114,6 +114,15 @@ class Journal:
         if self._failing:
             logger.warning("%s: can be written again; %d lines were lost", self.path, self.num_lost)
         self._failing = False
+
+    def _count_lost(self) -> None:
+        if self.num_lost == 0:
+            logger.error(
+                "%s: still can't be written, and %d KiB wait in memory: further lines are lost until it can",
+                self.path,
+                _UNWRITTEN_LIMIT >> 10,
+            )
+        self.num_lost += 1
 
     def _warn_once(self, error: OSError) -> None:
         if not self._failing:

@@ -113,6 +113,7 @@ class Shipper(threading.Thread):
             self._spool.confirm(journal, offset)
 
     def _ship_records(self, run: RunInStore) -> None:
+        self._spool.copy_again()
         while not self._stopped:
             records, offset = self._spool.unshipped(self._spool.records, max_lines=1)
             if not records:

@@ -7,18 +7,31 @@
 <output_dir>/tracking/mlflow_run_id    the store's name of the run
 """
 
+import errno
 import json
 import logging
 import shutil
 import time
 import uuid
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dmt_ds.tracking.journal import FileLock, Journal, Record, remove_leftovers, write_atomically
 from dmt_ds.tracking.tracker import METRICS_FILE
 
 logger = logging.getLogger(__name__)
+
+_MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the kernel says of a write that may succeed later."""
+
+
+class Copy(NamedTuple):
+    """A file or folder from elsewhere that is still to be taken into the run's folder."""
+
+    source: Path
+    target: Path
+    folder: str | None
 
 
 class Spool:
@@ -38,6 +51,7 @@ class Spool:
         self.lock = FileLock(self.folder / "lock")
         self.run_id = known_run(output_dir)
         self._shipped = Shipped(self.folder / "shipped.json")
+        self._copies: deque[Copy] = deque()
         remove_leftovers(self.folder, "*.tmp")
         if self.records.num_bytes == 0:
             self.put("begin", run_name=run_name, key=uuid.uuid4().hex)
@@ -62,9 +76,20 @@ class Spool:
     def put_artifact(self, path: Path, folder: str | None) -> None:
         """Queue a file or folder: its path where it belongs to the run, else a copy of it."""
         path = path.resolve()
-        if not path.is_relative_to(self.output_dir):
-            path = self._copy(path, self.folder / "artifacts" / (folder or "") / path.name)
-        self.put("artifact", path=str(path.relative_to(self.output_dir)), folder=folder)
+        if path.is_relative_to(self.output_dir):
+            self._put_artifact(path, folder)
+            return
+        copy = Copy(path, self.folder / "artifacts" / (folder or "") / path.name, folder)
+        if not self._made(copy):
+            logger.error("%s: there is no room for a copy in %s yet: free some space", path, self.output_dir)
+            self._copies.append(copy)
+
+    def copy_again(self) -> None:
+        """Try once more what a full disk didn't take; silent while it still doesn't."""
+        for _ in range(len(self._copies)):
+            copy = self._copies.popleft()
+            if not self._made(copy):
+                self._copies.append(copy)
 
     def unshipped(self, journal: Journal, max_lines: int) -> tuple[list[Record], int]:
         """The next lines of a journal that have not arrived, and the offset to confirm once they have."""
@@ -76,24 +101,43 @@ class Spool:
 
     def is_empty(self) -> bool:
         """Whether everything has arrived."""
-        return not any(self.unshipped(journal, 1)[0] for journal in (self.metrics, self.records, self.system))
+        queues = (self.metrics, self.records, self.system)
+        return not self._copies and not any(self.unshipped(journal, 1)[0] for journal in queues)
 
     def close(self) -> None:
         """Let go of files and lock; what has not arrived stays."""
+        self.copy_again()
+        for copy in self._copies:
+            logger.error("%s: not kept with the run: the disk is full", copy.source)
         for journal in (self.metrics, self.records, self.system):
             journal.close()
         self.lock.release()
 
-    def _copy(self, source: Path, target: Path) -> Path:
+    def _made(self, copy: Copy) -> bool:
+        """Copy and queue it; False where it is worth another try."""
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, dirs_exist_ok=True)
+            copy.target.parent.mkdir(parents=True, exist_ok=True)
+            if copy.source.is_dir():
+                shutil.copytree(copy.source, copy.target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(source, target)
-        except OSError as error:
-            logger.error("%s: not kept with the run: %s", source, error)
-        return target
+                shutil.copyfile(copy.source, copy.target)
+        except (OSError, shutil.Error) as error:
+            if _may_pass(error):
+                return False
+            logger.error("%s: not kept with the run: %s", copy.source, error)
+        else:
+            self._put_artifact(copy.target, copy.folder)
+        return True
+
+    def _put_artifact(self, path: Path, folder: str | None) -> None:
+        self.put("artifact", path=str(path.relative_to(self.output_dir)), folder=folder)
+
+
+def _may_pass(error: OSError) -> bool:
+    """Whether a full disk is all that is wrong; of a folder's copy only the files' words are known."""
+    if isinstance(error, shutil.Error):
+        return any(f"[Errno {number}]" in str(error) for number in _MAY_PASS)
+    return error.errno in _MAY_PASS
 
 
 def known_run(output_dir: Path) -> str | None:

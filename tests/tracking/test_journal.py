@@ -101,6 +101,8 @@ def test_what_a_full_disk_costs_is_counted(tmp_path: Path, caplog: pytest.LogCap
     for step in range(3000):
         journal.append({"step": step, "text": "x" * 1000})
     assert 1900 < journal.num_lost < 2100
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2  # it is full; lines are lost
+    assert "1024 KiB wait in memory: further lines are lost" in caplog.messages[1]
     journal.close()
     assert "3000 lines are lost for good" in caplog.text
 

@@ -1,6 +1,10 @@
 """A spool remembers what has arrived, of which run, and keeps the files that a run was given."""
 
+import errno
+import shutil
 from pathlib import Path
+
+import pytest
 
 from dmt_ds.tracking.spool import Spool
 from dmt_ds.tracking.tracker import JsonlTracker, read_points
@@ -51,6 +55,39 @@ def test_a_file_from_elsewhere_is_copied_at_once_and_one_of_the_run_is_named_by_
     paths = [tmp_path / "run" / record["path"] for record in spool.unshipped(spool.records, 10)[0][1:]]
     assert [path.read_text() for path in paths] == ["seed: 1", "seed: 2"]
     assert [path.name for path in paths] == ["recipe.yaml", "config.yaml"]
+
+
+def test_a_copy_that_a_full_disk_did_not_take_is_made_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool = Spool(tmp_path / "run", "name")
+    (tmp_path / "charts").mkdir()
+    for path in (tmp_path / "recipe.yaml", tmp_path / "charts" / "a.txt"):
+        path.write_text(path.name)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        patch.setattr(shutil, "copy2", full)
+        patch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+        for path in (tmp_path / "recipe.yaml", tmp_path / "charts"):
+            spool.put_artifact(path, None)
+        spool.copy_again()
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2 and not spool.is_empty()
+    assert len(spool.unshipped(spool.records, 10)[0]) == 1
+    spool.copy_again()
+    records = spool.unshipped(spool.records, 10)[0][1:]
+    assert [record["path"] for record in records] == ["tracking/artifacts/recipe.yaml", "tracking/artifacts/charts"]
+    assert (tmp_path / "run" / "tracking" / "artifacts" / "charts" / "a.txt").read_text() == "a.txt"
+
+
+def test_a_file_that_is_not_there_is_told_at_once_and_never_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path / "run", "name")
+    spool.put_artifact(tmp_path / "gone", None)
+    assert "gone: not kept with the run: " in caplog.text and not spool._copies
 
 
 def test_points_of_repeated_steps_are_read_once(tmp_path: Path) -> None:
