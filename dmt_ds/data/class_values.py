@@ -1,5 +1,6 @@
 """What the pixels of an annotation mean: raw values to class numbers and names; knows no image source."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,12 @@ class ClassValues:
         table[list(self.ignored)] = IGNORED
         table[values] = np.arange(len(values))
         self._table = table
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a name or a value's meaning does."""
+        told = json.dumps(self.names).encode() + self._table.tobytes()
+        return hashlib.sha256(told).hexdigest()[:16]
 
     def classes_of(self, raw: np.ndarray, name: str) -> Tensor:
         """[H, W] raw values -> [H, W] uint8, class numbers and 255.

@@ -14,7 +14,8 @@ from dmt_ds.data.decode import decode_image
 from dmt_ds.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_SCAN_THREADS = 16  # listing folders waits for the file system, on a cluster over the network
+LISTING_THREADS = 16
+"""That look at files at once: each look waits for the file system, on a cluster over the network."""
 
 
 class FolderSource:
@@ -22,7 +23,7 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         class_names = _folders(root)
-        with ThreadPoolExecutor(_SCAN_THREADS) as threads:
+        with ThreadPoolExecutor(LISTING_THREADS) as threads:
             files = list(threads.map(lambda name: _image_files(root, name), class_names or [""]))
         for name, found in zip(class_names or [""], files, strict=True):
             if not found:

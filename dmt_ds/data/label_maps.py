@@ -1,6 +1,9 @@
 """Images with a class for each pixel, from folders as ADE20K has them or from tables; knows no crop and no model."""
 
+import hashlib
 import io
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -11,7 +14,7 @@ from torch import Tensor
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.class_values import ClassValues, class_values
-from dmt_ds.data.folder import FolderSource, existing, read_file
+from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, read_file
 from dmt_ds.data.sources import FirstImages, ImageSource, open_source, open_table
 from dmt_ds.data.splits import Split, split_names
 from dmt_ds.errors import DataError
@@ -22,6 +25,11 @@ IMAGES, ANNOTATIONS = "images", "annotations"
 
 class AnnotationFiles(Protocol):
     """Files of annotations by row number."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when their names or sizes do."""
+        ...
 
     def file(self, index: int) -> bytes:
         """The whole file; raises DataError naming it when it can't be read."""
@@ -38,7 +46,12 @@ class LabelMapSource:
     def __init__(self, images: ImageSource, annotations: AnnotationFiles, values: ClassValues) -> None:
         self._images, self._annotations, self._values = images, annotations, values
         self.class_names = values.names
-        self.fingerprint = images.fingerprint
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when images, annotations or the meaning of their values do; made when first asked for."""
+        parts = (self._images.fingerprint, self._annotations.fingerprint, self._values.fingerprint)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -131,10 +144,10 @@ def _of_folder(data: DataConfig, split: Split, values: ClassValues) -> LabelMapS
     pictures = existing(root / IMAGES / folder, f"data.{split}_split")
     images: ImageSource = FolderSource(pictures)
     maps = existing(root / ANNOTATIONS / folder, f"data.{split}_split")
-    annotations = _FilesBeside(images, pictures, maps)
     if split == "train" and data.max_train_images is not None:
         images = FirstImages(images, data.max_train_images)
-    annotations.check(len(images))
+    annotations = _FilesBeside(images, pictures, maps)
+    annotations.check()
     return LabelMapSource(images, annotations, values)
 
 
@@ -144,16 +157,24 @@ class _FilesBeside:
     def __init__(self, images: ImageSource, pictures: Path, maps: Path) -> None:
         self._images, self._pictures, self._maps = images, pictures, maps
 
-    def check(self, count: int) -> None:
-        """Whether the annotations of so many images are there."""
+    def check(self) -> None:
+        """Whether all of them are there."""
         there = {str(path) for path in self._maps.rglob("*.png")}
-        missing = [index for index in range(count) if self.name(index) not in there]
+        missing = [index for index in range(len(self._images)) if self.name(index) not in there]
         if missing:
             more = f"; so are {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
                 f"{self.name(missing[0])}: the annotation of {self._images.name(missing[0])} is missing{more}: put it "
                 "there, or take the image away"
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of their sizes; their names are the images'."""
+        rows = range(len(self._images))
+        with ThreadPoolExecutor(LISTING_THREADS) as threads:
+            sizes = threads.map(lambda index: Path(self.name(index)).stat().st_size, rows)
+            return hashlib.sha256(" ".join(map(str, sizes)).encode()).hexdigest()[:16]
 
     def file(self, index: int) -> bytes:
         """The PNG."""
@@ -166,19 +187,20 @@ class _FilesBeside:
 
 
 def decode_annotation(data: bytes, name: str) -> np.ndarray:
-    """Raw values of a grey or palette picture, [H, W]; a palette's colours are for people, its numbers are the values.
+    """Raw values of a grey, palette or one-bit picture, [H, W]: a palette's numbers, as its colours are for people.
 
     Raises:
         DataError: it can't be read, or has colours in place of numbers.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            if picture.mode not in ("L", "P", "I", "I;16"):
+            if picture.mode not in ("1", "L", "P", "I", "I;16"):
                 raise DataError(
                     f"{name}: is a picture of mode {picture.mode}, but an annotation has one number a pixel: save it "
                     "as grey or palette PNG whose values are the classes"
                 )
-            return np.array(picture)
+            numbers = np.array(picture)
+            return numbers.astype(np.uint8) if numbers.dtype == bool else numbers  # of one bit: 0 and 1
     except DataError:
         raise
     except Exception as error:  # a broken file makes decoders raise whatever they like

@@ -77,6 +77,13 @@ def test_a_palette_picture_gives_its_numbers_not_its_colours() -> None:
     assert np.array_equal(decode_annotation(png(raw), "map"), raw)
 
 
+def test_an_annotation_of_one_bit_a_pixel_has_the_values_0_and_1() -> None:
+    raw = np.array([[0, 1, 1], [1, 0, 0]], dtype=np.uint8)
+    decoded = decode_annotation(png(raw.astype(bool)), "map")
+    assert decoded.tolist() == raw.tolist()
+    assert ClassValues({0: "ground", 1: "thing"}, ()).classes_of(decoded, "map").tolist() == raw.tolist()
+
+
 def test_an_annotation_in_colours_is_refused() -> None:
     with pytest.raises(DataError, match=r"maps/1.png: is a picture of mode RGB, but an annotation has one number"):
         decode_annotation(png(np.zeros((2, 2, 3), dtype=np.uint8)), "maps/1.png")
@@ -103,6 +110,21 @@ def test_a_value_outside_of_the_class_list_names_the_file_and_the_place(ade: Pat
 def test_a_value_beyond_eight_bits_is_none_of_the_classes() -> None:
     with pytest.raises(DataError, match="has the value 257"):
         ClassValues({0: "a", 1: "b"}, ()).classes_of(np.array([[0, 257]]), "map")
+
+
+def test_the_fingerprint_changes_with_an_annotation_a_class_and_a_values_meaning(ade: Path) -> None:
+    def fingerprint(section: SegmentConfig = ADE, **settings: object) -> str:
+        return open_label_maps(folder_data(ade, **settings), section, "train").fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    others = [fingerprint(max_train_images=7), fingerprint(SegmentConfig(ignored_values=(0, 9)))]
+    (ade / "classes.json").write_text(json.dumps([CLASSES[1], CLASSES[0], CLASSES[2]]))
+    others.append(fingerprint())
+    (ade / "classes.json").write_text(json.dumps(CLASSES))
+    annotation(ade, 5).write_bytes(annotation(ade, 6).read_bytes())
+    others.append(fingerprint())
+    assert len({before, *others}) == 5
 
 
 def test_missing_annotations_are_told_when_the_data_are_opened(ade: Path) -> None:
