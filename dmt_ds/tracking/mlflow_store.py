@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dmt_ds.redact import masked
 from dmt_ds.tracking.journal import FileLock, Record
+from dmt_ds.tracking.mlflow_database import make_database
 from dmt_ds.tracking.mlflow_errors import one_line, translated
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG, follow_children, origin_tags, parent_id, set_status
 from dmt_ds.tracking.shipper import ItemRefused, StoreAway
@@ -73,20 +74,8 @@ def opening(store: StoreUri) -> Iterator[None]:
     lock = FileLock(Path(f"{store.database}.lock")) if store.database else nullcontext()
     with _OPENING, lock:
         if store.database is not None and not (store.database.exists() and store.database.stat().st_size):
-            _make_database(store.uri, store.database)
+            make_database(store.uri, store.database)
         yield
-
-
-def _make_database(uri: str, database: Path) -> None:
-    """The tables of a new store, whole or not at all: MLflow goes on with none that a kill has left half made."""
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    unfinished = database.with_name(f".{database.name}.part")
-    unfinished.unlink(missing_ok=True)
-    store = SqlAlchemyStore(uri.replace(str(database), str(unfinished)), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
-    store.engine.dispose()
-    os.replace(unfinished, database)
 
 
 def open_run(store: StoreUri, experiment: str, spool: Spool, parent: str | None = None) -> "MlflowRun":

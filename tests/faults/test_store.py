@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dmt_ds.tracking import mlflow_database
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store
 from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
 
@@ -149,3 +150,19 @@ def test_a_kill_while_the_first_run_makes_the_tables_leaves_a_store_that_works(t
         assert not database.exists()
     assert "answers" in check_store(settings(uri), tmp_path / "run")
     assert not (tmp_path / ".mlflow.db.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "is_ours"),
+    [(None, None, True), (None, "", False), (None, "theirs", False), ("", None, True), ("", "theirs", False)],
+)
+def test_a_store_that_somebody_else_begins_meanwhile_is_left_to_them(
+    tmp_path: Path, before: str | None, meanwhile: str | None, is_ours: bool
+) -> None:
+    unfinished, database = tmp_path / ".mlflow.db.part", tmp_path / "mlflow.db"
+    unfinished.write_text("ours")
+    if (then := before if meanwhile is None else meanwhile) is not None:
+        database.write_text(then)
+    mlflow_database._put_in_place(unfinished, database, was_empty=before is not None)
+    assert database.read_text() == ("ours" if is_ours else meanwhile)
+    assert not unfinished.exists()
