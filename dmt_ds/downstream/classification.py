@@ -19,7 +19,7 @@ from dmt_ds.downstream.answers import Answers, answers_of, joined
 from dmt_ds.downstream.classifier import Classifier
 from dmt_ds.downstream.master_mean import MasterMean
 from dmt_ds.downstream.mixing import mix, neighbours
-from dmt_ds.engine.task import Model, Progress, TaskLosses
+from dmt_ds.engine.task import Model, Progress, TaskLosses, frozen_weights
 from dmt_ds.models.classifier_folder import check_same_classes, find_classifier
 from dmt_ds.models.start import start_from
 from dmt_ds.models.vit import build_vit
@@ -76,9 +76,7 @@ class ClassificationTask:
         self._section = section
         self._augment = Augment(augment)
         self._average = MasterMean(self.module) if section.ema_decay else None
-        # An engine may round what it does not train; what is frozen is kept as it was.
-        frozen = vit.state_dict() if section.frozen else {}
-        self.untouched = {f"vit.{name}": value.float().cpu().clone() for name, value in frozen.items()}
+        self.untouched = frozen_weights(self.module)
 
     @property
     def published(self) -> Classifier:

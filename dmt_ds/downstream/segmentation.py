@@ -16,7 +16,7 @@ from dmt_ds.data.photometric import distort
 from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.region_overlap import confusion_of
 from dmt_ds.downstream.segmenter import Segmenter, View
-from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
+from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses, frozen_weights
 from dmt_ds.models.start import start_from
 from dmt_ds.models.uper_heads import scores_at
 from dmt_ds.models.vit import build_vit
@@ -61,12 +61,7 @@ class SegmentationTask(AllInModule):
         self.class_names = tuple(class_names)
         self._section, self._augment = section, augment
         self._view = View.from_sections(section, image_size, augment.mean, augment.std)
-        # An engine may round what it does not train; what is frozen is kept as it was.
-        self.untouched = {
-            name: parameter.detach().float().cpu().clone()
-            for name, parameter in self.module.named_parameters()
-            if not parameter.requires_grad
-        }
+        self.untouched = frozen_weights(self.module)
 
     def layers(self) -> dict[str, int]:
         """Pyramid and heads learn with the last layer."""

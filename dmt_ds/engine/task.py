@@ -101,6 +101,15 @@ class AnnotatedTask(PretrainingTask, Protocol):
         ...
 
 
+def frozen_weights(module: nn.Module) -> dict[str, Tensor]:
+    """What a module does not train, by name: copies in float32 on the CPU, for `AnnotatedTask.untouched`."""
+    return {
+        name: parameter.detach().float().cpu().clone()
+        for name, parameter in module.named_parameters()
+        if not parameter.requires_grad
+    }
+
+
 class AllInModule:
     """For tasks that keep nothing beside `module`: nothing to move, nothing to save, nothing that follows an update."""
 

@@ -229,6 +229,13 @@ def test_a_frozen_encoder_leaves_as_it_came_though_its_engine_rounds_it(tmp_path
     assert of.module(torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE), torch.arange(2)).dtype == torch.bfloat16
 
 
+def test_fixed_positions_leave_as_they_came_under_a_trained_encoder() -> None:
+    of = task(STUDENT.model_copy(update={"positions": "sincos"}))
+    before = of.module.vit.pos_embed.detach().clone()
+    of.module.to(torch.bfloat16)
+    assert of.untouched.keys() == {"vit.pos_embed"} and torch.equal(of.untouched["vit.pos_embed"], before)
+
+
 def frozen_task(folder: Path) -> ClassificationTask:
     vit = build_vit(STUDENT, IMAGE_SIZE)
     save_backbone(folder / "backbone", vit.state_dict(), STUDENT, IMAGE_SIZE, provenance={"teachers": {}})

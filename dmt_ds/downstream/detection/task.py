@@ -1,6 +1,6 @@
 """Detection as a task: normalised pixels, torchvision's losses, what is found; knows no engine and no file."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.data.detection_batch import DetectionTarget
 from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.detection.detector import Detector
-from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
+from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses, frozen_weights
 from dmt_ds.models.start import start_from
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.vit_layers import layer_numbers
@@ -54,7 +54,7 @@ class DetectionTask(AllInModule):
             start_from(vit, student.init_from, image_size)
         self.module = Detector(vit, section, len(class_names))
         self.class_names = tuple(class_names)
-        self.untouched: Mapping[str, Tensor] = {}
+        self.untouched = frozen_weights(self.module)
         self._augment = Augment(augment)
 
     def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:

@@ -62,6 +62,15 @@ def test_the_encoder_starts_from_the_weights_given(tmp_path: Path) -> None:
     assert not torch.equal(fresh.backbone().state_dict()["cls_token"], given["cls_token"])
 
 
+def test_fixed_positions_leave_as_they_came_though_an_engine_rounds_them() -> None:
+    made = task(positions="sincos")
+    before = made.module.vit.pos_embed.detach().clone()
+    made.module.to(torch.bfloat16)
+    assert not torch.equal(made.module.vit.pos_embed.float(), before)
+    assert made.untouched.keys() == {"vit.pos_embed"} and torch.equal(made.untouched["vit.pos_embed"], before)
+    assert not task(positions="learned").untouched
+
+
 def test_what_is_found_names_the_row_and_leaves_a_row_too_many_out() -> None:
     made = task()
     evaluated = Batch(
