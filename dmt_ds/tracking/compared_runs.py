@@ -11,9 +11,10 @@ from dmt_ds.tracking.budget import Budget, budget_of
 from dmt_ds.tracking.mlflow_compare import RecordedRun, RecordedStudy
 
 VARIANT, TEACHER = "variant", "teacher"
-SCORE = re.compile(r"eval/(.+_)?(top1|top5|miou|macc|aacc)")
+SCORE = re.compile(r"eval/(.+_)?(top1|top5|miou|macc|aacc|(box|mask)_ap(50|75|_small|_medium|_large)?)")
 """Metrics in [0, 1] that are shown in percent."""
-_MAIN_SCORE = re.compile(r"eval/(?!select_)(\w+_)?(top1|miou)")  # select_ chooses settings, and judges nothing
+# What select_ begins chooses settings, and judges nothing.
+_MAIN_SCORE = re.compile(r"eval/(?!select_)(\w+_)?(top1|miou|(box|mask)_ap)")
 _ORDER = (
     "eval/knn_top1",
     "eval/knn_patch_top1",
@@ -21,8 +22,12 @@ _ORDER = (
     "eval/linear_patch_top1",
     "eval/finetune_top1",
     "eval/segment_miou",
+    "eval/detect_box_ap",
+    "eval/detect_mask_ap",
     "eval/top1",
     "eval/miou",
+    "eval/box_ap",
+    "eval/mask_ap",
 )
 _WITHOUT_SCORES = "train/loss"
 _SEED = re.compile(r"[-_]seed[-_]?\d+$")
