@@ -64,6 +64,7 @@ def run(config: RunConfig) -> int:
 def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Outcome:
     trackers = [open_record(member.run, member.built, member.resume, member.fence) for member in attempt.members]
     watchdog.last_words = lambda: _record_failure(config, trackers, watchdog)
+    watchdog.last_words_seconds = _store_seconds(config, trackers)
     try:
         learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
         around = _surroundings(config, attempt, stop, watchdog)
@@ -107,7 +108,11 @@ def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge 
 
 def _allow_for_the_store(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog) -> None:
     """Waiting for a store that is away is no hang: a failure before that is what the job must end with."""
-    watchdog.beat("sending the last metrics", len(trackers) * config.tracking.drain_seconds)
+    watchdog.beat("sending the last metrics", _store_seconds(config, trackers))
+
+
+def _store_seconds(config: RunConfig, trackers: Sequence[Tracker]) -> float:
+    return len(trackers) * config.tracking.drain_seconds
 
 
 def _record_failure(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog) -> None:

@@ -14,12 +14,15 @@ from typing import TextIO
 
 from dmt_ds.engine.neighbours import STACKS_SIGNAL
 from dmt_ds.engine.peers import POLL_SECONDS, Peers
+from dmt_ds.redact import masked
 
 logger = logging.getLogger(__name__)
 
 HANG_EXIT_CODE = 75  # EX_TEMPFAIL: worth another try
 _LINGER_SECONDS = 3 * POLL_SECONDS  # the others find the same, and print their stacks before a launcher ends them
 _LOCKED_SECONDS = 15.0  # how much later the timer in C prints the stacks of a rank whose threads can't run at all
+_SAYING_SECONDS = 2.0  # for a line to reach a log whose file may lie on a server that hangs
+_SURE_SECONDS = 10.0  # beyond all that is waited for: then the process ends, whatever hangs
 _NO_PROGRESS = "no progress"
 
 
@@ -61,18 +64,23 @@ class Watchdog:
     one that holds Python's lock does it by a timer in C. Time during which the watchdog itself was stopped, as the
     whole job is when a scheduler suspends it, does not count.
 
+    Nothing that hangs keeps the process from its end: neither its log, nor its terminal, nor `last_words`.
+
     Attributes:
         last_words: called before the process ends, in the watchdog's thread: closes the run's record.
+        last_words_seconds: how long they may take.
     """
 
     def __init__(self, timeout_seconds: float, rank: int, peers: Peers) -> None:
         self.last_words: Callable[[], None] = lambda: None
+        self.last_words_seconds = 0.0
         self._timeout = timeout_seconds
         self._rank = rank
         self._peers = peers
         self._last = time.monotonic()
         self._doing = "starting"
         self._stopped = threading.Event()
+        self._ends = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> "Watchdog":
@@ -91,7 +99,8 @@ class Watchdog:
         """
         self._last = time.monotonic() + seconds
         self._doing = doing
-        faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
+        if not self._ends:
+            faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
 
     def stop(self) -> None:
         """Watch no longer; the thread has ended when this returns.
@@ -120,40 +129,59 @@ class Watchdog:
 
     def _end_with_peer(self, reason: str) -> None:
         if _NO_PROGRESS in reason:
-            logger.error("rank %d: at %s while that happened: stacks follow", self._rank, self._doing)
+            self._end_surely(HANG_EXIT_CODE)
+            _say(f"rank {self._rank}: at {self._doing} while that happened: stacks follow")
             self._end_with_stacks()
         # The main thread may see the same by itself and end in order; it gets the time for it.
         if self._stopped.wait(2 * POLL_SECONDS):
             return
+        self._end_surely(1)
         if self._rank == 0:
-            logger.error("the job ends: %s", reason)
+            _say(f"the job ends: {reason}")
         self.last_words()
         os._exit(1)  # less than any code of the rank that failed: srun gives the highest
 
     def _end_hanging(self) -> None:
+        self._end_surely(HANG_EXIT_CODE)
         found = f"{_NO_PROGRESS} for {time.monotonic() - self._last:.0f} s at {self._doing}"
-        logger.error(
-            "rank %d: %s: stacks follow, the job ends with code %d. "
-            "Start again to go on from the newest checkpoint; raise train.hang_timeout_seconds if it was slow",
-            self._rank,
-            found,
-            HANG_EXIT_CODE,
+        _say(
+            f"rank {self._rank}: {found}: stacks follow, the job ends with code {HANG_EXIT_CODE}. "
+            "Start again to go on from the newest checkpoint; raise train.hang_timeout_seconds if it was slow"
         )
         # In a thread of its own: where the rank that hosts the peers' note was stopped, leaving one never ends.
         threading.Thread(target=self._peers.announce, args=(found,), daemon=True).start()
         self._end_with_stacks()
 
+    def _end_surely(self, code: int) -> None:
+        """Set a time for the end that nothing after this can put off."""
+        self._ends = True
+        seconds = _LINGER_SECONDS + self.last_words_seconds + _SURE_SECONDS
+        end = threading.Timer(seconds, os._exit, (code,))
+        end.daemon = True
+        end.start()
+        # Stacks are printed with Python's lock held. Where that blocks only the timer in C still runs; its code is 1.
+        self._nowhere = open(os.devnull, "w")  # noqa: SIM115 - the timer writes there, for as long as the process lives
+        faulthandler.dump_traceback_later(seconds + _SURE_SECONDS, file=self._nowhere, exit=True)
+
     def _end_with_stacks(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
         faulthandler.dump_traceback(file=_stderr(), all_threads=True)
         for place in self._peers.places:
             if place.is_stopped_beside(self._peers.here):
-                logger.error("rank %d: rank %d (pid %d) was stopped by a signal", self._rank, place.rank, place.pid)
+                _say(f"rank {self._rank}: rank {place.rank} (pid {place.pid}) was stopped by a signal")
                 with suppress(OSError):
                     place.show_stacks_and_go_on()
         time.sleep(_LINGER_SECONDS)
         self.last_words()
         os._exit(HANG_EXIT_CODE)
+
+
+def _say(line: str) -> None:
+    """An error for the log; to the terminal alone where the log does not take it."""
+    logs = threading.Thread(target=logger.error, args=("%s", line), daemon=True)
+    logs.start()
+    logs.join(_SAYING_SECONDS)
+    if logs.is_alive():
+        os.write(2, f"{masked(line)}\n".encode())
 
 
 def _stderr() -> TextIO | int:

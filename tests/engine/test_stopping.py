@@ -1,5 +1,7 @@
 """The watchdog's thread and the end of a process."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -31,3 +33,53 @@ def test_what_may_take_longer_is_given_that_time_and_no_more():
         watchdog._stopped.wait(20)
         watchdog.stop()
         assert seconds + 0.4 <= watchdog.ended_after < seconds + 5
+
+
+HANGS = """
+import fcntl, logging, os, sys, time
+from pathlib import Path
+from dmt_ds.engine import stopping
+from dmt_ds.engine.peers import Peers
+
+class Hanging(logging.Handler):
+    def emit(self, record):
+        time.sleep(1000)
+
+def log_hangs(watchdog):
+    logging.getLogger("dmt_ds").addHandler(Hanging())
+
+def last_words_hang(watchdog):
+    watchdog.last_words = lambda: time.sleep(1000)
+
+def terminal_hangs(watchdog):  # a pipe that nobody empties: stacks can't be printed
+    logging.getLogger("dmt_ds").addHandler(logging.NullHandler())
+    _, pipe = os.pipe()
+    os.set_blocking(pipe, False)
+    try:
+        while os.write(pipe, bytes(4096)):
+            pass
+    except BlockingIOError:
+        os.set_blocking(pipe, True)
+    os.dup2(pipe, 2)
+
+stopping._SAYING_SECONDS, stopping._LINGER_SECONDS, stopping._SURE_SECONDS = 0.2, 0.1, 2.0
+children = {}
+for hangs in (log_hangs, last_words_hang, terminal_hangs):
+    if (child := os.fork()) == 0:
+        watchdog = stopping.Watchdog(0.2, 0, Peers())
+        hangs(watchdog)
+        watchdog.start()
+        time.sleep(1000)
+    children[child] = hangs.__name__
+while children:
+    child, status = os.wait()
+    print(children.pop(child), os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+def test_a_log_a_terminal_or_a_record_that_hangs_does_not_keep_a_hanging_process_alive():
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=120)
+    codes = dict(line.split() for line in done.stdout.splitlines())
+    assert codes.pop("terminal_hangs") in ("1", "75")  # 1 by the timer in C, which knows no other code
+    assert codes == {"log_hangs": "75", "last_words_hang": "75"}
+    assert done.stderr.count("rank 0: no progress for") == 2 and "in <module>" in done.stderr
