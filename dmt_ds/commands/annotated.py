@@ -161,6 +161,10 @@ class AnnotatedKind(ABC, Generic[T, Images]):
         """The images alone of one split, whatever becomes of the other."""
         return open_source(config.data, split)
 
+    def meaning(self, images: Images) -> list[str]:
+        """Lines on how the annotations are read."""
+        return []
+
     def gaps(self, images: Images) -> list[str]:
         """Lines on what the annotations lack, for warnings."""
         return []

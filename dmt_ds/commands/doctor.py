@@ -149,6 +149,7 @@ def _check_data(patient: _Patient) -> Iterator[Finding]:
     if kind:
         images = kind.open(config)  # raises DataError: no annotations, no validation split
         patient.class_names = images.class_names
+        yield from (Finding("ok", "data", line) for line in kind.meaning(images))
         yield from (Finding("warn", "data", line) for line in kind.gaps(images))
     try:
         source = kind.source(config, "val") if kind else open_source(config.data, "val")
@@ -259,9 +260,8 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         yield Finding("ok", "", "none: the run starts afresh")
         return
     if config.train.resume == "never":
-        yield Finding(
-            "fail", "", f"{checkpoint.folder} is there and train.resume is 'never': choose another output_dir"
-        )
+        line = f"{checkpoint.folder} is there and train.resume is 'never': choose another output_dir"
+        yield Finding("fail", "", line)
         return
     teachers_are_missing = config.task in TEACHER_TASKS and len(patient.teachers) < len(config.teachers.used())
     if patient.ds_config is None or patient.source is None or patient.parameters is None or teachers_are_missing:

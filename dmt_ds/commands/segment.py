@@ -12,12 +12,13 @@ from torch import Tensor
 
 from dmt_ds.commands.annotated import AnnotatedKind, Scene
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.segmentation import IGNORED
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker
 from dmt_ds.data.joint_crop import JointCrop, resized
-from dmt_ds.data.label_maps import LabelMapSource, SegmentedImages, open_label_maps, open_segmented
+from dmt_ds.data.label_maps import LabelMapSource, SegmentedImages, count_pixels, open_label_maps, open_segmented
 from dmt_ds.data.loader import every_image
-from dmt_ds.data.map_batches import EvalMapMaker, TrainMapMaker
+from dmt_ds.data.map_batches import EvalMapMaker, LabelMaps, TrainMapMaker
 from dmt_ds.data.splits import Split
 from dmt_ds.downstream.region_overlap import Overlap, class_iou, overlap_of
 from dmt_ds.downstream.segmentation import SegmentationTask
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 NUM_SHOWN = 8
 """Validation images whose answers are drawn."""
+MAPS_COUNTED = 100
+"""Training maps whose pixels are counted where nothing is trained."""
 
 
 class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
@@ -48,6 +51,16 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
     def source(self, config: RunConfig, split: Split) -> LabelMapSource:
         """With annotations, so that a look at images is one at both."""
         return open_label_maps(config.data, config.segment, split)
+
+    def meaning(self, images: SegmentedImages) -> list[str]:
+        """Which class each value of a pixel is."""
+        return [images.train.values.told()]
+
+    def gaps(self, images: SegmentedImages) -> list[str]:
+        """Values that look as if they were meant otherwise, by a few training maps from first to last."""
+        source, last = images.train, len(images.train) - 1
+        rows = {round(part * last / (MAPS_COUNTED - 1)) for part in range(MAPS_COUNTED)}
+        return source.values.doubts(source.pixels_of(sorted(rows)), f"the {len(rows)} training maps looked at")
 
     def build(self, config: RunConfig, class_names: Sequence[str]) -> SegmentationTask:
         """UPerNet on the encoder.
@@ -107,13 +120,19 @@ class SegmentationJudge:
     scene: Scene
 
     def look_at_images(self) -> None:
-        """Read each validation image and its annotation once.
+        """Read each validation image and its annotation once; warn where the values seem to be meant otherwise.
 
         Raises:
             DataError: one can't be read, or does not fit the other; names it.
         """
-        for _ in self._batches("looking at the validation images"):
-            pass
+        pixels = torch.zeros(IGNORED + 1, dtype=torch.int64)
+        for batch in self._batches("looking at the validation images"):
+            assert isinstance(batch.target, LabelMaps)
+            pixels += count_pixels(batch.target.maps)
+        pixels = dist.sum_over_ranks(pixels.to(self.task.module.device)).cpu()
+        if dist.is_main():
+            for line in self.images.test.values.doubts(pixels, "the validation maps"):
+                logger.warning("%s", line)
 
     def judge(self, step: int) -> Tensor:
         """Log `eval/miou`, `eval/aacc` and `eval/macc`; gives the pixels of all ranks by class and answer, [C, C]."""

@@ -14,6 +14,11 @@ from dmt_ds.errors import DataError
 
 _BESIDE = ("classes.json", "objectInfo150.txt")
 _NO_CLASS = 256
+_NO_CLASS_NAMES = {"void", "unlabelled", "unlabeled", "unannotated", "ignore", "ignored"}
+"""That no class has."""
+_REST_NAMES = _NO_CLASS_NAMES | {"other", "others", "background", "unknown", "none", "nothing"}
+"""That a value has which is ignored with reason."""
+_SHOWN_CLASSES = 12
 
 
 class ClassValues:
@@ -31,6 +36,7 @@ class ClassValues:
         self.ignored = frozenset((*ignored, IGNORED))
         values = [value for value in sorted(names) if value not in self.ignored]
         self.names = tuple(names[value] for value in values)
+        self._without = {value: names.get(value) for value in sorted(self.ignored)}
         self._values = values
         table = np.full(256, _NO_CLASS, dtype=np.int16)
         table[list(self.ignored)] = IGNORED
@@ -42,6 +48,45 @@ class ClassValues:
         """Changes when a name or a value's meaning does."""
         told = json.dumps(self.names).encode() + self._table.tobytes()
         return hashlib.sha256(told).hexdigest()[:16]
+
+    def told(self) -> str:
+        """Raw values with their classes and those without, in one line; of many classes the first and the last."""
+        classes = [f"{value} {name}" for value, name in zip(self._values, self.names, strict=True)]
+        if len(classes) > _SHOWN_CLASSES:
+            classes[4:-1] = ["..."]
+        without = [f"{value} ({name})" if name else str(value) for value, name in self._without.items()]
+        return f"values of pixels: {', '.join(classes)}; no class: {', '.join(without)}"
+
+    def doubts(self, pixels: Tensor, maps: str) -> list[str]:
+        """What looks as if the values were meant otherwise, a line each.
+
+        Args:
+            pixels: [256] int64, how many have a class number, and 255, in some maps.
+            maps: what lines call these maps.
+        """
+        found = [
+            f"value {value} is called '{name}', but ignored: if it is a class, leave it out of segment.ignored_values"
+            for value, name in self._without.items()
+            if name and name.lower() not in _REST_NAMES
+        ]
+        found += [
+            f"value {value} is called '{name}', but is a class: if it is none, add it to segment.ignored_values"
+            for value, name in zip(self._values, self.names, strict=True)
+            if name.lower() in _NO_CLASS_NAMES
+        ]
+        *others, last = pixels[: len(self.names)].tolist()
+        if all(others) and not last and pixels[IGNORED] and min(self.ignored) < self._values[-1]:
+            found.append(
+                f"class '{self.names[-1]}', value {self._values[-1]}, is in none of {maps}, and {min(self.ignored)} is "
+                "ignored: if the classes are counted from there, leave it out of segment.ignored_values"
+            )
+        if pixels[IGNORED] > pixels[:IGNORED].sum():
+            share, values = float(pixels[IGNORED] / pixels.sum()), ", ".join(map(str, self._without))
+            found.append(
+                f"{100 * share:.0f} % of the pixels of {maps} have no class (values {values}): "
+                "if one of these is a class, leave it out of segment.ignored_values"
+            )
+        return found
 
     def classes_of(self, raw: np.ndarray, name: str) -> Tensor:
         """[H, W] raw values -> [H, W] uint8, class numbers and 255.

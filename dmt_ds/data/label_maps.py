@@ -2,17 +2,19 @@
 
 import hashlib
 import io
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.config.segmentation import SegmentConfig
+from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.class_values import ClassValues, class_values
 from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, read_file
 from dmt_ds.data.sources import FirstImages, ImageSource, open_source, open_table
@@ -44,13 +46,13 @@ class LabelMapSource:
     """Images and label maps, row by row; as an `ImageSource` it gives the images alone."""
 
     def __init__(self, images: ImageSource, annotations: AnnotationFiles, values: ClassValues) -> None:
-        self._images, self._annotations, self._values = images, annotations, values
+        self._images, self._annotations, self.values = images, annotations, values
         self.class_names = values.names
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes when images, annotations or the meaning of their values do; made when first asked for."""
-        parts = (self._images.fingerprint, self._annotations.fingerprint, self._values.fingerprint)
+        parts = (self._images.fingerprint, self._annotations.fingerprint, self.values.fingerprint)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -75,7 +77,19 @@ class LabelMapSource:
                 f"{name}: is {raw.shape[1]} x {raw.shape[0]} pixels, its image {self.name(index)} {width} x {height}: "
                 "make the annotation anew from that image, or leave both out"
             )
-        return image, self._values.classes_of(raw, name)
+        return image, self.values.classes_of(raw, name)
+
+    def pixels_of(self, rows: Iterable[int]) -> Tensor:
+        """How many pixels of these rows' maps have a class number, and 255: [256] int64.
+
+        Raises:
+            DataError: a map can't be read, or a pixel is of no class.
+        """
+        pixels = torch.zeros(IGNORED + 1, dtype=torch.int64)
+        for row in rows:
+            name = self._annotations.name(row)
+            pixels += count_pixels(self.values.classes_of(decode_annotation(self._annotations.file(row), name), name))
+        return pixels
 
     def look(self, index: int) -> None:
         """Reads a pair and forgets it; raises what `read_pair` does."""
@@ -184,6 +198,11 @@ class _FilesBeside:
         """Path of the PNG."""
         relative = Path(self._images.name(index)).relative_to(self._pictures)
         return str((self._maps / relative).with_suffix(".png"))
+
+
+def count_pixels(maps: Tensor) -> Tensor:
+    """Of each class number, and 255, in uint8 maps of any shape: [256] int64."""
+    return torch.bincount(maps.flatten().int(), minlength=IGNORED + 1)
 
 
 def decode_annotation(data: bytes, name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What the doctor finds, before a queue does."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dmt_ds.errors import DataError
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
 from tests.models import tiny
+from tests.tiny_scenes import CLASSES, write_ade
 
 
 @pytest.fixture
@@ -75,6 +77,17 @@ def teacher_making(tmp_path: Path, images: Path, *more: str, ranks: int = 2) -> 
 def distillation(tmp_path: Path, images: Path, teacher: Path, *more: str, ranks: int = 2) -> list[Finding]:
     source = (f"teachers.models.ibot.source={teacher}", f"teachers.models.ibot.num_heads={tiny.HEADS}")
     return run(small_run(tmp_path, images, *source, *more), ranks)
+
+
+def test_what_the_values_of_annotations_stand_for_is_told_and_doubted(tmp_path: Path) -> None:
+    ade = write_ade(tmp_path / "ade")
+    (ade / "classes.json").write_text(json.dumps(dict(enumerate(("sky", *CLASSES)))))
+    settings = ("task=segment", "data.train_split=training", "data.val_split=validation", "segment.channels=8")
+    findings = run(small_run(tmp_path, ade, *settings), ranks=1)
+    told = "values of pixels: 1 ground, 2 red, 3 green; no class: 0 (sky), 255"
+    assert Finding("ok", "data", told) in findings
+    (doubt,) = [finding.message for finding in findings if (finding.status, finding.what) == ("warn", "data")]
+    assert doubt.startswith("value 0 is called 'sky', but ignored:")
 
 
 def failed(findings: list[Finding]) -> dict[str, str]:

@@ -167,6 +167,46 @@ def test_ignored_values_are_left_out_of_the_numbering(settings: dict, raw: list[
     assert values.classes_of(np.array([raw]), "map").tolist() == [expected]
 
 
+def counted(**pixels: int) -> torch.Tensor:
+    """Pixels by class number, `c0=3`, and `ignored=...`."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for name, count in pixels.items():
+        counts[255 if name == "ignored" else int(name[1:])] = count
+    return counts
+
+
+def test_which_class_a_value_is_stands_in_one_line() -> None:
+    assert (
+        ClassValues({0: "other", 1: "a", 2: "b"}, (0,)).told() == "values of pixels: 1 a, 2 b; no class: 0 (other), 255"
+    )
+    many = ClassValues({value: f"c{value}" for value in range(1, 151)}, (0,)).told()
+    assert many == "values of pixels: 1 c1, 2 c2, 3 c3, 4 c4, ..., 150 c150; no class: 0, 255"
+
+
+def test_classes_that_are_counted_from_an_ignored_value_are_doubted() -> None:
+    values = ClassValues({1: "a", 2: "b", 3: "c"}, (0,))  # maps with 0, 1 and 2: a is taken for none, b for a
+    (line,) = values.doubts(counted(c0=5, c1=5, ignored=5), "the maps")
+    assert line.startswith("class 'c', value 3, is in none of the maps, and 0 is ignored:")
+    assert values.doubts(counted(c0=5, c1=5, c2=1, ignored=5), "the maps") == []
+    assert values.doubts(counted(c0=5, ignored=4), "the maps") == []  # more classes than one are rare: too few maps
+    assert values.doubts(counted(c0=5, c1=5), "the maps") == []
+    assert ClassValues({0: "a", 1: "b", 2: "c"}, (3,)).doubts(counted(c0=5, c1=5, ignored=5), "the maps") == []
+
+
+def test_maps_most_of_whose_pixels_are_ignored_are_doubted() -> None:
+    values = ClassValues({1: "a", 2: "b"}, (0,))
+    (line,) = values.doubts(counted(c0=10, c1=10, ignored=60), "the maps")
+    assert line.startswith("75 % of the pixels of the maps have no class (values 0, 255):")
+    assert values.doubts(counted(c0=10, c1=10, ignored=20), "the maps") == []
+
+
+def test_names_that_contradict_the_ignored_values_are_doubted() -> None:
+    names = {0: "sky", 1: "road", 2: "Unlabelled"}
+    wrong = ClassValues(names, (0,)).doubts(counted(c0=1, c1=1), "the maps")
+    assert [line.split(",")[0] for line in wrong] == ["value 0 is called 'sky'", "value 2 is called 'Unlabelled'"]
+    assert ClassValues(names, (2,)).doubts(counted(c0=1, c1=1), "the maps") == []
+
+
 def test_a_file_may_name_raw_values_ignored_ones_too(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text('{"0": "sky", "3": "road", "11": "unlabelled"}')
     values = class_values(SegmentConfig(ignored_values=(11,)), str(tmp_path))
