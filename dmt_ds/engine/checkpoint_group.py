@@ -1,7 +1,6 @@
 """Checkpoints of models that are trained together: a step counts once all of them have it; knows no engine."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, read_run_stat
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.manifest import damage
 from dmt_ds.errors import CheckpointError
+from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +89,12 @@ class CheckpointGroup:
             if self._fence is not None:
                 self._fence.check()
             self._mark.parent.mkdir(exist_ok=True)
-            partial = self._mark.with_name(f".tmp-{self._mark.name}")
-            partial.write_text(tag_of(step))
-            os.replace(partial, self._mark)
+            try:
+                remove_leftovers(self._mark.parent, f"{self._mark.name}.*.tmp")
+                write_atomically(self._mark, tag_of(step))
+            except OSError as error:
+                reason = f"can't be written ({error.strerror}): make room, then start again"
+                raise CheckpointError(f"{self._mark}: {reason}") from error
         for member in self._folders:
             member.prune(step)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmt_ds.errors import CheckpointError, StorageError
-from dmt_ds.tracking.journal import remove_leftovers
+from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 
 CLAIM = "attempt.json"
 READ_SECONDS = 5.0
@@ -50,8 +50,8 @@ class Fence:
         partial = folder / f".{CLAIM}.{fence._token}"
         remove_leftovers(folder, f".{CLAIM}.*")
         try:
-            partial.write_text(json.dumps({"number": fence.number, "owner": owner, "token": fence._token}))
-            os.replace(partial, fence._file)
+            claim = {"number": fence.number, "owner": owner, "token": fence._token}
+            write_atomically(fence._file, json.dumps(claim), partial)
         except OSError as error:
             raise CheckpointError(
                 f"{folder}: can't be taken over ({error.strerror}): make room, or set output_dir to a folder of yours"

@@ -137,11 +137,28 @@ def read_lines(path: Path) -> Iterator[Record]:
             yield from (record for record in map(_parse, file) if record is not None)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step: a reader finds the old text or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def write_atomically(path: Path, text: str, temporary: Path | None = None) -> None:
+    """Replace a small file in one step: a reader, or a start after a power cut, finds the old text or the new one.
+
+    Args:
+        path: the file.
+        text: all of it.
+        temporary: its path until then, where a kill may leave it; `remove_leftovers` finds the usual `NAME.PID.tmp`.
+
+    Raises:
+        OSError: it can't be written; what was there still is.
+    """
+    temporary = temporary or path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dmt_ds.errors import TrackingError
-from dmt_ds.tracking.journal import FileLock, Journal, read_lines, remove_leftovers
+from dmt_ds.tracking.journal import FileLock, Journal, read_lines, remove_leftovers, write_atomically
 
 WRITER = """
 import sys
@@ -139,3 +139,14 @@ def test_what_a_kill_left_unfinished_goes_and_what_is_being_written_stays(tmp_pa
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     remove_leftovers(tmp_path, "*.tmp")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.json.2.tmp", "old.json"]
+
+
+def test_a_small_file_that_can_not_be_written_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (path := tmp_path / "config.yaml").write_text("seed: 1")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "seed: 2")
+    assert path.read_text() == "seed: 1" and list(tmp_path.iterdir()) == [path]
