@@ -12,8 +12,19 @@ from typing import Any, TypeVar
 
 from dmt_ds.engine import dist
 from dmt_ds.engine.fence import Fence
-from dmt_ds.engine.manifest import hashes_of, incompleteness, sizes_in, sync, wait_for_files, write_json, write_manifest
+from dmt_ds.engine.manifest import (
+    hashes_of,
+    incompleteness,
+    kernel,
+    share_to_sync,
+    sizes_in,
+    sync,
+    wait_for_files,
+    write_json,
+    write_manifest,
+)
 from dmt_ds.errors import CheckpointError, DmtError
+from dmt_ds.tracking.journal import write_atomically
 
 T = TypeVar("T")
 
@@ -99,16 +110,19 @@ class CheckpointFolder:
                 raise  # a peer has left in the middle of a collective: the disk is not at fault
             raise failure from error
         dist.barrier()  # no rank looks while another one still writes
-        hashes = self._hash(hidden, tag)
+        hashes = self._seal(hidden, tag)
         self._on_main(lambda: self._publish(hidden, tag, state, hashes), tag)
         return self.folder / tag
 
-    def _hash(self, hidden: Path, tag: str) -> dict[str, str]:
-        """Name -> sha256 of all files of all ranks; each rank reads its share of them."""
+    def _seal(self, hidden: Path, tag: str) -> dict[str, str]:
+        """Name -> sha256 of all files of all ranks, which are on the disk then; each rank sees to its share of them."""
         # Each rank says what it sees: a shared file system may show it other nodes' files late.
         try:
-            seen = dist.gather_objects(sizes_in(hidden))
-            sizes = {name: size for of_rank in seen for name, size in of_rank.items()}
+            seen = dist.gather_objects((kernel(), sizes_in(hidden)))
+            sizes = {name: size for _, of_rank in seen for name, size in of_rank.items()}
+            kernels = [kernel_of_rank for kernel_of_rank, _ in seen]
+            for name in share_to_sync(seen[dist.rank()][1], kernels, dist.rank()):
+                sync(hidden / name)
             share = sorted(sizes)[dist.rank() :: dist.world_size()]
             wait_for_files(hidden, {name: sizes[name] for name in share})
             found = hashes_of(hidden, share)
@@ -178,11 +192,10 @@ class CheckpointFolder:
         if final.exists():
             self._remove(final)
         os.replace(hidden, final)
-        sync(self.folder)
+        for folder in (self.folder, self.folder.parent):
+            sync(folder)
         self._check_fence()
-        latest = self.folder / f"{_TEMPORARY}latest{self._mark}"
-        latest.write_text(tag)
-        os.replace(latest, self.folder / "latest")
+        write_atomically(self.folder / "latest", tag, self.folder / f"{_TEMPORARY}latest{self._mark}")
 
     def _remove(self, folder: Path) -> None:
         """First out of sight: a kill in the middle must not leave part of a checkpoint under a checkpoint's name.

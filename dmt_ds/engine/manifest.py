@@ -6,8 +6,9 @@ Sizes tell at once whether a save was cut off; hashes tell whether what lies the
 import hashlib
 import json
 import os
+import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -54,12 +55,35 @@ def hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
         return dict(zip(names, threads.map(lambda name: _sha256(folder / name), names), strict=True))
 
 
+def share_to_sync(names: Iterable[str], kernels: Sequence[str], rank: int) -> list[str]:
+    """The files that this rank has its kernel write out; the ranks of each kernel see to all of them together.
+
+    A file that another node wrote lies in that node's memory: a kernel can write out only what went through it.
+
+    Args:
+        names: all files of all ranks.
+        kernels: what `kernel` says on each rank.
+    """
+    beside = [other for other, kernel_of_other in enumerate(kernels) if kernel_of_other == kernels[rank]]
+    return sorted(names)[beside.index(rank) :: len(beside)]
+
+
+def kernel() -> str:
+    """What no two running kernels share, though hosts may have one name; the processes of a node have one kernel."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
 def write_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Make the folder complete: everything listed reaches the disk before the list does."""
-    for name in hashes:
-        sync(folder / name)
+    """Make the folder complete; what is listed must be on the disk already, and its folders are before the list is."""
+    for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        sync(inner)
+    sync(folder)
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": hashes[name]} for name in sorted(hashes)}
     write_json(folder / MANIFEST, {"dmt_ds": __version__, "files": files})
+    sync(folder)
 
 
 def incompleteness(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Checkpoint folders are complete or not there."""
 
 import json
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, read_run_state, unusable
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
-from dmt_ds.engine.manifest import damage
+from dmt_ds.engine.manifest import damage, share_to_sync
 from dmt_ds.errors import CheckpointError
 
 
@@ -124,6 +125,54 @@ def test_what_kills_and_conversions_leave_behind_is_removed_by_the_next_save(fol
         (folder.folder / name).write_text("step00000001")
     folder.save(state(2), write_weights)
     assert sorted(p.name for p in folder.folder.iterdir()) == ["latest", "step00000001", "step00000002"]
+
+
+# What a node that loses its power leaves
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What was asked of the kernel: (`fsync`, path as it was then) and (`rename`, new path)."""
+    asked, fsync, replace = [], os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        asked.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def noting_replace(source: Path, target: Path) -> None:
+        asked.append(("rename", str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    return asked
+
+
+def test_all_files_and_folders_are_on_the_disk_before_a_checkpoint_has_its_name_and_latest_after_it(folder, disk):
+    def write(root: Path, tag: str) -> None:
+        (root / tag / "encoder").mkdir()
+        (root / tag / "encoder" / "model.pt").write_bytes(b"e")
+        write_weights(root, tag)
+
+    final = folder.save(state(1), write)
+    hidden = folder.folder / ".tmp-step00000001"
+    renamed, points = disk.index(("rename", str(final))), disk.index(("rename", str(folder.folder / "latest")))
+    written_out = [path for what, path in disk[:renamed] if what == "fsync"]
+    names = ["encoder/model.pt", "weights.pt", "run_state.json", "encoder", "manifest.json"]
+    order = [written_out.index(str(hidden / name)) for name in names]
+    assert order == sorted(order) and written_out[-1] == str(hidden)
+    assert ("fsync", str(folder.folder)) in disk[renamed:points]
+    assert ("fsync", str(folder.folder / ".tmp-latest")) in disk[renamed:points]
+
+
+@given(st.lists(st.sampled_from(["node 1", "node 2", "node 3"]), min_size=1, max_size=12), st.integers(0, 40))
+def test_every_node_writes_out_each_file_that_it_may_have_written_once(kernels, num_files):
+    """A page of a file lies in the memory of the node that wrote it; rank 0 can't write it out from another."""
+    names = [f"shard {number}" for number in range(num_files)]
+    shares = [share_to_sync(names, kernels, rank) for rank in range(len(kernels))]
+    for node in set(kernels):
+        of_node = [name for share, kernel in zip(shares, kernels, strict=True) if kernel == node for name in share]
+        assert sorted(of_node) == sorted(names)
 
 
 # What a disk, a copy or a stranger has changed
