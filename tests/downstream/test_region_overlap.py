@@ -1,8 +1,10 @@
-"""mIoU, aAcc and mAcc against hand counts, a loop over pixels, and scikit-learn."""
+"""mIoU, aAcc and mAcc against hand counts, scikit-learn and torchmetrics."""
 
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from dmt_ds.downstream.region_overlap import class_iou, confusion_of, overlap_of
 
@@ -20,13 +22,31 @@ def test_a_hand_counted_map() -> None:
     assert found.macc == pytest.approx((3 / 4 + 3 / 4 + 3 / 5) / 3)
 
 
-def test_against_scikit_learn() -> None:
+def guessed() -> tuple[Tensor, Tensor]:
+    """Labels of six classes and 255, and answers of which a good half is right: [50, 40] int64 each."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 6, (50, 40), generator=generator)
     answers = torch.where(
         torch.rand(50, 40, generator=generator) < 0.6, labels, torch.randint(0, 6, (50, 40), generator=generator)
     )
     labels[:5] = 255
+    return labels, answers
+
+
+@pytest.mark.parametrize("num_classes", [6, 8])  # two of the eight are in no map and no answer
+def test_against_torchmetrics(num_classes: int) -> None:
+    labels, answers = guessed()
+    found = overlap_of(confusion_of(labels.byte(), answers.byte(), num_classes))
+    told = {
+        "miou": MulticlassJaccardIndex(num_classes, ignore_index=255),
+        "aacc": MulticlassAccuracy(num_classes, average="micro", ignore_index=255),
+        "macc": MulticlassAccuracy(num_classes, average="macro", ignore_index=255),
+    }
+    assert found._asdict() == pytest.approx({name: float(of(answers, labels)) for name, of in told.items()})
+
+
+def test_against_scikit_learn() -> None:
+    labels, answers = guessed()
     true, told = labels[labels != 255].numpy(), answers[labels != 255].numpy()
     confusion = confusion_of(labels.byte(), answers.byte(), 6)
     assert (confusion.numpy() == confusion_matrix(true, told, labels=range(6))).all()
