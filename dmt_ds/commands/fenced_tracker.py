@@ -10,8 +10,8 @@ from dmt_ds.tracking.tracker import Status, Tracker
 class FencedTracker:
     """Rank 0's tracker with a look at the claim before each line; nothing that may take long lies between the two.
 
-    Every call raises CheckpointError, which names the newer attempt, once another one has claimed the run folder, and
-    StorageError where the claim can't be read: what nobody can vouch for is not written.
+    Every call that adds something raises CheckpointError, which names the newer attempt, once another one has claimed
+    the run folder, and StorageError where the claim can't be read: what nobody can vouch for is not written.
     """
 
     def __init__(self, tracker: Tracker, fence: Fence) -> None:
@@ -47,6 +47,10 @@ class FencedTracker:
         """What was trained or evaluated on."""
         self._fence.check()
         self._tracker.log_dataset(name, source, fingerprint, context)
+
+    def sync(self) -> None:
+        """What was written already reaches the disk, whoever has the run now."""
+        self._tracker.sync()
 
     def finish(self, status: Status) -> None:
         """The run is over."""

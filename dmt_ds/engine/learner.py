@@ -111,7 +111,8 @@ class Learner:
         return metrics if norm is None else metrics | {"train/grad_norm": norm}
 
     def save(self, step: int) -> None:
-        """Write a checkpoint of this step; all ranks."""
+        """Write a checkpoint of this step; all ranks. Points of steps that will not be made again come first."""
+        self.tracker.sync()
         self._checkpoints.save(self._record(step), lambda folder, tag: self._write(folder, tag, step))
 
     def _write(self, folder: Path, tag: str, step: int) -> None:

@@ -1,6 +1,7 @@
 """Append-only JSON lines on disk that outlive the process, and a lock between processes; knows nothing of tracking.
 
-Appending is one `write`, so that a process killed a moment later loses nothing.
+Appending is one `write`, so that a process killed a moment later loses nothing; a node that loses its power loses what
+was appended since the last `sync`.
 """
 
 import fcntl
@@ -63,6 +64,16 @@ class Journal:
                 self._count_lost()
             try:
                 self._write()
+            except OSError as error:
+                self._warn_once(error)
+
+    def sync(self) -> None:
+        """Have the kernel write out what was appended; never raises: where the disk fails, a warning is given."""
+        with self._lock:
+            if self._file < 0:
+                return
+            try:
+                os.fsync(self._file)
             except OSError as error:
                 self._warn_once(error)
 

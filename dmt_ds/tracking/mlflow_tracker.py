@@ -101,6 +101,10 @@ class MlflowTracker:
         """What was trained or evaluated on."""
         self._put("dataset", name=name, source=masked(source), fingerprint=fingerprint, context=context)
 
+    def sync(self) -> None:
+        """Write the spool out; whether the store has it does not matter."""
+        self._spool.sync()
+
     def finish(self, status: Status) -> None:
         """Set the status, and wait for `drain_seconds` at most (10 s when killed) until everything has arrived."""
         if self._finished:

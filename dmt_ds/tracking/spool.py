@@ -35,7 +35,7 @@ class Copy(NamedTuple):
 
 
 class Spool:
-    """The queues of one run's folder. Everything put in is on disk when the call returns."""
+    """The queues of one run's folder. What was put in outlives this process, and after `sync` the node too."""
 
     def __init__(self, output_dir: Path, run_name: str) -> None:
         """Open what is there, or begin.
@@ -51,6 +51,8 @@ class Spool:
         self.lock = FileLock(self.folder / "lock")
         self.run_id = known_run(output_dir)
         self._shipped = Shipped(self.folder / "shipped.json")
+        for journal in self._journals:
+            self._shipped.go_back_to_end(journal)
         self._copies: deque[Copy] = deque()
         remove_leftovers(self.folder, "*.tmp")
         if self.records.num_bytes == 0:
@@ -101,17 +103,25 @@ class Spool:
 
     def is_empty(self) -> bool:
         """Whether everything has arrived."""
-        queues = (self.metrics, self.records, self.system)
-        return not self._copies and not any(self.unshipped(journal, 1)[0] for journal in queues)
+        return not self._copies and not any(self.unshipped(journal, 1)[0] for journal in self._journals)
+
+    def sync(self) -> None:
+        """Have the kernel write out all that was put in."""
+        for journal in self._journals:
+            journal.sync()
 
     def close(self) -> None:
         """Let go of files and lock; what has not arrived stays."""
         self.copy_again()
         for copy in self._copies:
             logger.error("%s: not kept with the run: the disk is full", copy.source)
-        for journal in (self.metrics, self.records, self.system):
+        for journal in self._journals:
             journal.close()
         self.lock.release()
+
+    @property
+    def _journals(self) -> tuple[Journal, ...]:
+        return self.metrics, self.records, self.system
 
     def _made(self, copy: Copy) -> bool:
         """Copy and queue it; False where it is worth another try."""
@@ -159,6 +169,14 @@ class Shipped:
         """The offsets are those of this run; of another one nothing has been shipped."""
         if self._state.get("run_id") != run_id:
             self._state = {"run_id": run_id}
+
+    def go_back_to_end(self, journal: Journal) -> None:
+        """A node that lost its power may have lost lines that were sent: those that take their place were not.
+
+        To be called before anything is added.
+        """
+        sent = int(self._state.get(journal.path.name, 0))
+        self._state[journal.path.name] = min(sent, journal.num_bytes)
 
     def offset(self, journal: Journal) -> int:
         """First byte of a journal that is still to ship; 0 where the file has become shorter than that."""

@@ -49,6 +49,10 @@ class Tracker(Protocol):
         """
         ...
 
+    def sync(self) -> None:
+        """What was kept so far outlives the node: called before a checkpoint makes sure that it is not made again."""
+        ...
+
     def finish(self, status: Status) -> None:
         """The run is over; waits for a bounded time until everything has arrived. Further calls are ignored."""
         ...
@@ -74,6 +78,9 @@ class NullTracker:
     def log_dataset(self, name: str, source: str, fingerprint: str, context: str) -> None:
         """Nothing."""
 
+    def sync(self) -> None:
+        """Nothing."""
+
     def finish(self, status: Status) -> None:
         """Nothing."""
 
@@ -87,6 +94,10 @@ class JsonlTracker(NullTracker):
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """One line."""
         self._metrics.append(point(metrics, step))
+
+    def sync(self) -> None:
+        """Write the file out."""
+        self._metrics.sync()
 
     def finish(self, status: Status) -> None:
         """Close the file."""

@@ -1,6 +1,7 @@
 """A spool remembers what has arrived, of which run, and keeps the files that a run was given."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -103,3 +104,30 @@ def test_points_of_repeated_steps_are_read_once(tmp_path: Path) -> None:
         (2, {"train/loss": 3.5}),
         (3, {"train/loss": 2.5, "eval/knn_top1": 0.5}),
     ]
+
+
+def test_what_takes_the_place_of_lines_that_a_power_cut_took_is_sent(tmp_path: Path) -> None:
+    """The note of what was sent had reached the disk, the end of the file had not."""
+    spool = Spool(tmp_path, "name")
+    spool.adopt("run-1")
+    for step in range(1, 11):
+        spool.metrics.append({"step": step})
+    spool.confirm(spool.metrics, spool.metrics.num_bytes)
+    spool.close()
+    lines = spool.metrics.path.read_text().splitlines(keepends=True)
+    spool.metrics.path.write_text("".join(lines[:5]) + lines[5][:4])
+    again = Spool(tmp_path, "name")
+    for step in range(9, 20):
+        again.metrics.append({"step": step})
+    assert [record["step"] for record in again.unshipped(again.metrics, 100)[0]] == list(range(9, 20))
+
+
+def test_after_a_sync_all_that_was_put_in_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written_out = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: written_out.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    spool = Spool(tmp_path, "name")
+    spool.metrics.append({"step": 1})
+    assert not written_out  # a line costs no wait for the disk
+    spool.sync()
+    queues = (spool.metrics, spool.records, spool.system)
+    assert sorted(written_out) == sorted(str(journal.path.resolve()) for journal in queues)
