@@ -10,6 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from dmt_ds.data.coco import open_coco
+from dmt_ds.data.coco_library import average_precision
 from tests import processes, tiny_run
 from tests.tiny_coco import needs_pycocotools, write_coco
 from tests.tracking.stores import mlflow_client, run_of
@@ -17,8 +19,14 @@ from tests.tracking.stores import mlflow_client, run_of
 pytestmark = [pytest.mark.distributed, needs_pycocotools]
 
 NUM_STEPS, STOP = 6, 3
+"""An epoch is two steps, a step two micro-batches of one process."""
 NUM_VAL = 5
-"""Odd: two processes have three and two of them."""
+RUNS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "stopped": {"enabled": False, "pictures": False},
+    "two": {"enabled": False, "pictures": False},
+}
+"""What differs from the defaults of `tracking`."""
 SETTINGS: dict[str, Any] = {
     "task": "detect",
     "data": {"source": "folder", "val_split": "val", "num_workers": 0},
@@ -34,9 +42,11 @@ SETTINGS: dict[str, Any] = {
         "anchor_sizes": [8, 16, 24, 32, 48],
         "anchor_samples": 64,
         "box_samples": 32,
-        "num_proposals": 30,
+        "num_proposals": 100,
         "score_threshold": 0.0,
-        "max_detections": 10,
+        "max_detections": 100,
+        "window_size": 3,
+        "num_global_blocks": 1,
     },
     "optim": {"base_lr": 0.1, "warmup_steps": 2, "layer_decay": 0.75, "clip_grad_norm": 1.0},
     "train": {
@@ -64,24 +74,34 @@ def detect(encoder: Path, recipe: Path, *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run at one go on one process, and one on two that was stopped and went on."""
+    """A run at one go, the same stopped within an epoch and gone on with, and its first steps on two processes."""
     folder = tmp_path_factory.mktemp("detection")
     coco = write_coco(folder / "coco", num_val=NUM_VAL)
     encoder = tiny_run.make_teacher(folder / "encoder", seed=0)
     (encoder / "config.yaml").write_text(yaml.safe_dump({"task": "mae", "tracking": {"enabled": False}}))
-    whole = recipe(folder / "whole", coco)
-    stopped = recipe(folder / "stopped", coco, enabled=False, pictures=False)
+    whole, stopped, two = (recipe(folder / name, coco, **quiet) for name, quiet in RUNS.items())
     processes.run(detect(encoder, whole, f"tracking.uri=sqlite:///{folder}/mlflow.db"))
-    processes.run(detect(encoder, stopped, f"train.stop_after_step={STOP}"), processes=2)
-    processes.run(detect(encoder, stopped), processes=2)
+    processes.run(detect(encoder, stopped, f"train.stop_after_step={STOP}"))
+    processes.run(detect(encoder, stopped))
+    processes.run(detect(encoder, two, f"train.stop_after_step={STOP}"), processes=2)
     return folder
 
 
-def test_losses_and_average_precision_are_the_same_on_two_processes_that_were_stopped(folder: Path) -> None:
+def test_a_run_that_was_stopped_comes_to_the_same_to_the_bit(folder: Path) -> None:
     for name in ("train/loss", "train/loss_mask", "train/loss_objectness", "eval/box_ap", "eval/mask_ap50"):
         whole, stopped = (tiny_run.losses(folder / run / "run", name) for run in ("whole", "stopped"))
-        assert list(stopped) == (list(range(1, NUM_STEPS + 1)) if name.startswith("train") else [4, NUM_STEPS])
-        assert stopped == pytest.approx(whole, rel=1e-3, abs=1e-4)
+        assert list(whole) == (list(range(1, NUM_STEPS + 1)) if name.startswith("train") else [4, NUM_STEPS])
+        assert stopped == whole
+    detectors = [load_file(folder / run / "run/detector/model.safetensors") for run in ("whole", "stopped")]
+    assert detectors[0].keys() == detectors[1].keys()
+    assert all(torch.equal(value, detectors[1][name]) for name, value in detectors[0].items())
+
+
+def test_losses_are_the_same_on_two_processes(folder: Path) -> None:
+    for name in ("train/loss", "train/loss_mask", "train/loss_objectness"):
+        whole, two = (tiny_run.losses(folder / run / "run", name) for run in ("whole", "two"))
+        assert list(two) == list(range(1, STOP + 1))
+        assert two == pytest.approx({step: whole[step] for step in two}, rel=1e-3, abs=1e-4)
 
 
 def test_mlflow_has_pictures_and_the_encoders_run_has_the_result(folder: Path) -> None:
@@ -107,24 +127,27 @@ def test_the_encoder_and_the_whole_detector_are_published(folder: Path) -> None:
     assert described["categories"] == [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
 
 
-def test_predict_writes_cocos_results_and_pictures_of_other_images(folder: Path, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
+def test_predict_finds_what_was_judged_and_draws_it(folder: Path, tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "objects"
     shutil.copytree(folder / "coco/val", photos)
-    (photos / "0003.png").write_bytes(b"no picture")
-    out = tmp_path / "objects"
+    (photos / "0009.png").write_bytes(b"no picture")
     processes.run(["-m", "dmt_ds", "predict", "-e", str(folder / "whole/run"), str(photos), "-o", str(out)])
     results = json.loads((out / "predictions.json").read_text())
     told = json.loads((out / "images.json").read_text())
-    assert [image["id"] for image in told["images"]] == [0, 1, 2, 4]  # what the files are called
-    assert list(told["unreadable"]) == [str(photos / "0003.png")]
-    assert {result["image_id"] for result in results} <= {0, 1, 2, 4} and results
-    for result in results:
-        assert result.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"}
-        assert result["category_id"] in (3, 7) and 0 <= result["score"] <= 1
+    assert [image["id"] for image in told["images"]] == [0, 1, 2, 3, 4]  # what the files are called
+    assert list(told["unreadable"]) == [str(photos / "0009.png")]
     for image in told["images"]:
         assert (out / image["picture"]).stat().st_size > 1000
         own = [result for result in results if result["image_id"] == image["id"]]
         assert all(result["segmentation"]["size"] == [image["height"], image["width"]] for result in own)
+    truth = open_coco(str(folder / "coco"), "val", "annotations/instances_{split}.json", "{split}").truth()
+    ids = {entry["file_name"]: entry["id"] for entry in truth["images"]}
+    of_file = {image["id"]: ids[Path(image["file_name"]).name] for image in told["images"]}
+    mapped = [{**result, "image_id": of_file[result["image_id"]]} for result in results]
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        scores = average_precision(truth, mapped, kind)  # type: ignore[arg-type]
+        judged = {key: tiny_run.losses(folder / "whole/run", f"eval/{name}_{key}")[NUM_STEPS] for key in scores}
+        assert scores == pytest.approx(judged, rel=1e-6) and scores["ap50"] > 0
 
 
 def test_a_json_that_names_a_missing_file_ends_the_run_before_it_starts(folder: Path, tmp_path: Path) -> None:
