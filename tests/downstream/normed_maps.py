@@ -15,8 +15,8 @@ def given() -> tuple[Tensor, Tensor]:
 
 
 def normed(norm: nn.BatchNorm2d | SharedBatchNorm2d, rows: slice) -> dict[str, Tensor]:
-    """Output, gradients and statistics after one step with weights that are no ones."""
-    inputs, gradient = (whole[rows].clone() for whole in given())
+    """Output, gradients and statistics after a step with weights that are no ones, on the norm's device in its type."""
+    inputs, gradient = (whole[rows].clone().to(norm.weight) for whole in given())
     with torch.no_grad():
         norm.weight.copy_(torch.arange(5) - 1.5)
         norm.bias.copy_(torch.arange(5) / 3)
