@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +32,49 @@ def test_a_newer_attempt_ends_the_older_one_and_is_named(tmp_path):
     newer.check()
     with pytest.raises(CheckpointError, match=r"attempt 2 \(.*job 77 restart 2\) has taken this run over; attempt 1"):
         older.check()
+
+
+SIMULTANEOUS_STARTS = """
+import json, multiprocessing, os, sys
+from pathlib import Path
+from dmt_ds.engine.fence import Fence
+from dmt_ds.errors import CheckpointError
+
+def start(folders, together):
+    for folder in folders:
+        together.wait()
+        claim = Fence.claim(folder)
+        together.wait()
+        try:
+            claim.check()
+            told = None
+        except CheckpointError as error:
+            told = str(error)
+        os.write(1, json.dumps({"folder": folder.name, "pid": os.getpid(), "told": told}).encode() + b"\\n")
+
+fork = multiprocessing.get_context("fork")
+folders, together = sorted(Path(sys.argv[1]).iterdir()), fork.Barrier(2)
+starts = [fork.Process(target=start, args=(folders, together)) for _ in range(2)]
+[process.start() for process in starts]
+[process.join() for process in starts]
+"""
+
+
+def test_of_two_that_start_in_the_same_moment_one_has_the_run_and_the_other_is_told_of_it(tmp_path):
+    for number in range(100):
+        (tmp_path / str(number)).mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", SIMULTANEOUS_STARTS, tmp_path], capture_output=True, text=True, timeout=120, check=True
+    )
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(outcomes) == 200
+    for number in range(100):
+        here = [outcome for outcome in outcomes if outcome["folder"] == str(number)]
+        (has_it,) = [outcome for outcome in here if outcome["told"] is None]
+        (other,) = [outcome for outcome in here if outcome["told"] is not None]
+        assert f"pid {has_it['pid']}) has taken this run over" in other["told"]
+    numbers = [json.loads((tmp_path / str(number) / CLAIM).read_text())["number"] for number in range(100)]
+    assert 1 in numbers  # both had read that nobody was there: they did start at once
 
 
 @pytest.fixture
