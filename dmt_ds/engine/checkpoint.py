@@ -231,7 +231,7 @@ class CheckpointFolder:
     def _failure(self, tag: str, error: Exception) -> CheckpointError:
         """On any rank: a newer attempt takes away what this one writes, and then the disk is not at fault."""
         self._check_fence()
-        newest = (self.folder / "latest").read_text() if (self.folder / "latest").exists() else "none"
+        newest = next((folder.name for folder in self.complete()), "none")
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         return CheckpointError(
             f"{self.folder / tag}: not saved (rank {dist.rank()}): {reason}. "

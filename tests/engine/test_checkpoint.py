@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, read_run_state, unusable
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, read_run_state, tag_of, unusable
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.manifest import damage, share_to_sync
 from dmt_ds.errors import CheckpointError
+from tests.faults import places
 
 
 def state(step: int) -> RunState:
@@ -125,6 +126,43 @@ def test_what_kills_and_conversions_leave_behind_is_removed_by_the_next_save(fol
         (folder.folder / name).write_text("step00000001")
     folder.save(state(2), write_weights)
     assert sorted(p.name for p in folder.folder.iterdir()) == ["latest", "step00000001", "step00000002"]
+
+
+# A disk that becomes full in the middle of a save, after a look had found room enough
+
+PAGE = 4096  # a small file takes one on a disk in memory
+
+
+@pytest.mark.parametrize(
+    ("leave", "saved"),
+    [
+        pytest.param(None, 1, id="the files"),
+        pytest.param(0, 1, id="the record"),
+        pytest.param(PAGE, 1, id="the manifest"),
+        pytest.param(2 * PAGE, 2, id="latest"),
+    ],
+)
+def test_a_disk_that_becomes_full_in_a_save_costs_that_save_at_most(tmp_path, leave, saved):
+    places.needs_mount()
+    with places.small_disk(tmp_path, mib=4):
+        folder, ballast = CheckpointFolder(tmp_path / "checkpoints", 2), tmp_path / "ballast"
+        folder.save(state(1), write_weights)
+
+        def write(root: Path, tag: str) -> None:
+            if leave is None:
+                places.fill(ballast)
+                torch.save({"weights": torch.zeros(2**18)}, root / tag / "weights.pt")
+            write_weights(root, tag)
+            places.fill(ballast, leave)
+
+        newest = f"The newest complete checkpoint is step{saved:08d}"
+        with pytest.raises(CheckpointError, match=rf"step00000002: not saved \(rank 0\): [^\n]*{newest}; make room"):
+            folder.save(state(2), write)
+        assert folder.newest().state.step == saved and damage(folder.newest().folder) is None
+        ballast.unlink()
+        folder.save(state(2), write_weights)
+        assert sorted(path.name for path in folder.folder.iterdir()) == ["latest", tag_of(1), tag_of(2)]
+        assert (folder.folder / "latest").read_text() == tag_of(2) and damage(folder.folder / tag_of(2)) is None
 
 
 # What a node that loses its power leaves
