@@ -1,7 +1,9 @@
 """Detection through the command: on one and two processes, stopped and gone on with, traced, drawn, and used."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +152,25 @@ def test_predict_finds_what_was_judged_and_draws_it(folder: Path, tmp_path: Path
         assert scores == pytest.approx(judged, rel=1e-6) and scores["ap50"] > 0
 
 
-def test_a_json_that_names_a_missing_file_ends_the_run_before_it_starts(folder: Path, tmp_path: Path) -> None:
-    coco = write_coco(tmp_path / "coco", num_train=2, num_val=2)
+def missing(coco: Path) -> None:
     (coco / "val/0001.png").unlink()
+
+
+def crowds(coco: Path) -> None:
+    path = coco / "annotations/instances_val.json"
+    path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [(missing, r"1 of 2 images are not in .*: 0001\.png$"), (crowds, "has no object that is no crowd")],
+)
+def test_a_json_that_can_not_be_judged_by_ends_the_run_before_it_starts(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path], None], told: str
+) -> None:
+    spoil(coco := write_coco(tmp_path / "coco", num_train=2, num_val=2))
     settings = recipe(tmp_path, coco, enabled=False, pictures=False)
     done = processes.run(detect(folder / "encoder", settings), check=False)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
-    assert done.returncode == 2
-    assert "instances_val.json: 1 of 2 images are not in" in line and line.endswith(": 0001.png")
+    assert done.returncode == 2 and re.search(rf"instances_val\.json: {told}", line)
     assert not (tmp_path / "run/metrics.jsonl").exists()
