@@ -19,7 +19,7 @@ from dmt_ds.config.methods import (
     MocoV3Config,
     TinyMimConfig,
 )
-from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Workers
+from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Workers, multiples_near
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.config.tracking import TrackingConfig
@@ -252,11 +252,10 @@ class RunConfig(Section):
     def _sizes_fit(self) -> "RunConfig":
         sections = {f"family.{name}.student": member.student for name, member in self.family.items()}
         for where, student in (sections or {"student": self.student}).items():
-            if self.data.image_size % student.patch_size:
-                raise ValueError(
-                    f"data.image_size {self.data.image_size} is not a multiple of"
-                    f" {where}.patch_size {student.patch_size}"
-                )
+            size, patch = self.data.image_size, student.patch_size
+            if size % patch:
+                near = multiples_near(size, patch)
+                raise ValueError(f"data.image_size {size} is not a multiple of {where}.patch_size {patch}: take {near}")
         if self.task in TEACHER_TASKS and not self.teachers.used():
             raise ValueError(
                 f"task {self.task} needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)"

@@ -22,6 +22,12 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
+def multiples_near(number: int, step: int) -> str:
+    """What a positive setting that must be a multiple of `step` could be: "504 or 518"."""
+    below = number // step * step
+    return " or ".join(str(multiple) for multiple in (below, below + step) if multiple)
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 

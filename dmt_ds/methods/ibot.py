@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dmt_ds.config.methods import IbotConfig
 from dmt_ds.config.schema import DataConfig, StudentConfig
+from dmt_ds.config.section import multiples_near
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec
@@ -112,10 +113,11 @@ class IbotTask:
     """
 
     def __init__(self, student: StudentConfig, section: IbotConfig, image_size: int) -> None:
-        if section.local_crops and section.local_crop_size % student.patch_size:
+        side, patch = section.local_crop_size, student.patch_size
+        if section.local_crops and side % patch:
+            near = multiples_near(side, patch)
             raise ConfigError(
-                f"ibot.local_crop_size {section.local_crop_size} is not a multiple of "
-                f"student.patch_size {student.patch_size}"
+                f"ibot.local_crop_size {side} is not a multiple of student.patch_size {patch}: take {near}"
             )
         self.module = IbotModule(student, section, image_size)
         self._teacher = MomentumNetwork(self.module)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.config.schema import StudentConfig
+from dmt_ds.config.section import multiples_near
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import use_image_drop_path
 from dmt_ds.models.positions import sincos_positions
@@ -252,7 +253,10 @@ def _not_plain(name: str) -> str:
 
 def _check_sizes(section: StudentConfig, arch: str, image_size: int) -> None:
     if image_size % section.patch_size:
-        raise ConfigError(f"data.image_size {image_size} is not a multiple of student.patch_size {section.patch_size}")
+        near = multiples_near(image_size, section.patch_size)
+        raise ConfigError(
+            f"data.image_size {image_size} is not a multiple of student.patch_size {section.patch_size}: take {near}"
+        )
     named = re.search(r"patch(\d+)", arch)
     if section.arch not in SHORT_NAMES and named and int(named[1]) != section.patch_size:
         raise ConfigError(

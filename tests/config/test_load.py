@@ -185,7 +185,7 @@ def test_a_plain_value_for_a_section_is_refused_even_where_another_override_fill
 
 def test_settings_that_contradict_each_other_are_named() -> None:
     assert complaints(None, TEACHER, "data.image_size=100") == [
-        "command line: data.image_size 100 is not a multiple of student.patch_size 16"
+        "command line: data.image_size 100 is not a multiple of student.patch_size 16: take 96 or 112"
     ]
 
 

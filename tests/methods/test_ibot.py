@@ -120,7 +120,9 @@ def test_two_large_crops_come_first_then_the_small_ones():
 
 
 def test_small_crops_that_are_no_whole_number_of_patches_are_refused():
-    with pytest.raises(ConfigError, match=r"ibot\.local_crop_size 10 is not a multiple of student\.patch_size 4"):
+    with pytest.raises(
+        ConfigError, match=r"ibot\.local_crop_size 10 is not a multiple of student\.patch_size 4: take 8 or 12"
+    ):
         IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update={"local_crop_size": 10}), 16)
 
 
