@@ -11,15 +11,13 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 # Trains a detector on an encoder:  sbatch slurm/detect_coco.sh -e runs/vit_small data.path=/data/coco
-# or that of the run that the arguments of a training job describe:  ... --of-run -c vit_small output_dir=x
+# or that of the run that the arguments of a training job describe, with words of its own behind --:
+#   sbatch slurm/detect_coco.sh --of-run -c vit_small output_dir=x -- data.path=/data/coco
 home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
     sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')}
 # shellcheck source=slurm/job.sh
 source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
 trainer=detect
-if [[ ${1:-} == --of-run ]]; then
-    run=$(once config "${@:2}" --get output_dir)
-    set -- -e "$run"
-fi
-train "$@" task=detect # for `config` and `doctor`, which are of any task
+on_encoder "$@"
+train "${words[@]}" task=detect # for `config` and `doctor`, which are of any task

@@ -11,15 +11,13 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 # Fine-tunes an encoder with labels:  sbatch slurm/finetune_imagenet.sh -e runs/vit_small data.path=/data/imagenet
-# or that of the run that the arguments of a training job describe:  ... --of-run -c vit_small output_dir=x
+# or that of the run that the arguments of a training job describe, with words of its own behind --:
+#   sbatch slurm/finetune_imagenet.sh --of-run -c vit_small output_dir=x -- train.epochs=50
 home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
     sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')}
 # shellcheck source=slurm/job.sh
 source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
 trainer=finetune
-if [[ ${1:-} == --of-run ]]; then
-    run=$(once config "${@:2}" --get output_dir)
-    set -- -e "$run"
-fi
-train "$@"
+on_encoder "$@"
+train "${words[@]}"

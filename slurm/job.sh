@@ -2,6 +2,8 @@
 #
 #   train ARGUMENT...   `dmt-ds $trainer` on all tasks: checked first, asked to save before the time is up, requeued
 #   once COMMAND...     any other `dmt-ds` command in one process on the job's first node
+#   on_encoder WORD...  leaves in `words` what a command on an encoder takes: the WORDs themselves, or, of `--of-run
+#                       TRAINING... [-- WORD...]`, `-e` with the folder of the run that these describe, and the WORDs
 #
 # Exit codes: 0 finished, 2 something the user can mend, 75 saved but not finished and not requeued, others: a crash.
 # shellcheck shell=bash
@@ -68,6 +70,17 @@ once() {
     else
         "${command[@]}"
     fi
+}
+
+# shellcheck disable=SC2034 # the scripts read it
+on_encoder() {
+    words=("$@")
+    if [[ ${1:-} != --of-run ]]; then return; fi
+    local of_training=() run
+    shift
+    while (($#)) && [[ $1 != -- ]]; do of_training+=("$1") && shift; done
+    run=$(once config "${of_training[@]}" --get output_dir) || exit
+    words=(-e "$run" "${@:2}")
 }
 
 # ---- Signals. Slurm sends USR1 to this shell ahead of the time limit. Preemption and scancel send TERM to the ranks

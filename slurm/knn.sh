@@ -16,8 +16,5 @@ home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" 
 # shellcheck source=slurm/job.sh
 source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
-if [[ ${1:-} == --of-run ]]; then
-    run=$(once config "${@:2}" --get output_dir)
-    set -- -e "$run"
-fi
-once knn "$@"
+on_encoder "$@"
+once knn "${words[@]}"

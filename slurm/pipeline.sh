@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Submits a chain of jobs, each of which starts when the one before has ended well: distil, then judge by k-NN; with the
-# word finetune, then fine-tune too; with segment=FOLDER, then train UPerNet on the scenes there (ADE20K).
+# word finetune, then fine-tune too; with segment=FOLDER, then train UPerNet on the scenes there (ADE20K); with
+# detect=FOLDER, then Mask R-CNN on the objects there (COCO).
 # Run it where sbatch works; it prints the job ids. Words that start with -- go to sbatch, the rest to the trainer:
 #   slurm/pipeline.sh vit_s finetune segment=/data/ADEChallengeData2016 --nodes=2 --partition=gpu data.path=/data/imagenet
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
-    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 
@@ -20,11 +21,12 @@ training=("$here/pretrain_$1.sh")
 parent=pipeline_$1_$(date +%Y%m%d_%H%M%S)
 shift
 
-finetunes=0 scenes='' for_all=() for_training=() arguments=()
+finetunes=0 scenes='' objects='' for_all=() for_training=() arguments=()
 for word in "$@"; do
     case $word in
     finetune) finetunes=1 ;;
     segment=?*) scenes=${word#segment=} ;;
+    detect=?*) objects=${word#detect=} ;;
     --account=* | --partition=* | --qos=* | --constraint=* | --reservation=*) for_all+=("$word") ;;
     --*) for_training+=("$word") ;;
     *) arguments+=("$word") ;;
@@ -50,3 +52,4 @@ follow() { # NAME SCRIPT WORD... adds a training behind the chain's last job
 }
 if ((finetunes)); then follow finetune finetune_imagenet.sh; fi
 if [[ -n $scenes ]]; then follow segment segment_ade20k.sh -- "data.path=$scenes"; fi
+if [[ -n $objects ]]; then follow detect detect_coco.sh -- "data.path=$objects"; fi

@@ -19,11 +19,5 @@ home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" 
 source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
 trainer=segment
-if [[ ${1:-} == --of-run ]]; then
-    shift
-    of_training=()
-    while (($#)) && [[ $1 != -- ]]; do of_training+=("$1") && shift; done
-    run=$(once config "${of_training[@]}" --get output_dir)
-    set -- -e "$run" "${@:2}"
-fi
-train "$@" task=segment # for `config` and `doctor`, which are of any task
+on_encoder "$@"
+train "${words[@]}" task=segment # for `config` and `doctor`, which are of any task

@@ -247,17 +247,35 @@ def program(folder: Path, name: str, text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "words", ["finetune segment=/ade", "segment=/ade finetune", "x=1 segment=/ade --qos=q finetune"]
+    "words", ["finetune segment=/ade detect=/coco", "detect=/coco x=1 segment=/ade --qos=q finetune"]
 )
 def test_a_pipeline_takes_its_words_in_any_order_and_passes_none_of_them_on(tmp_path, words):
     asked = tmp_path / "asked"
     path = program(tmp_path, "sbatch", f'echo "$*" >> {asked}; echo 7')["PATH"]
     printed = output_of("env", f"PATH={path}", SCRIPTS / "pipeline.sh", "vit_t", *words.split())
-    assert [line.split()[0] for line in printed.splitlines()] == ["distil", "knn", "finetune", "segment"]
-    jobs = [
-        set(line.split()) & {"finetune", "segment=/ade", "data.path=/ade"} for line in asked.read_text().splitlines()
-    ]
-    assert jobs == [set(), set(), set(), {"data.path=/ade"}]
+    assert [line.split()[0] for line in printed.splitlines()] == ["distil", "knn", "finetune", "segment", "detect"]
+    own = {"finetune", "segment=/ade", "detect=/coco", "data.path=/ade", "data.path=/coco"}
+    jobs = [set(line.split()) & own for line in asked.read_text().splitlines()]
+    assert jobs == [set(), set(), set(), {"data.path=/ade"}, {"data.path=/coco"}]
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("knn.sh", "knn ['-e', 'a b', 'data.path=c d']"),
+        ("finetune_imagenet.sh", "finetune ['-e', 'a b', 'data.path=c d']"),
+        ("segment_ade20k.sh", "segment ['-e', 'a b', 'data.path=c d', 'task=segment']"),
+        ("detect_coco.sh", "detect ['-e', 'a b', 'data.path=c d', 'task=detect']"),
+    ],
+)
+def test_what_is_done_with_the_encoder_of_a_run_has_words_of_its_own(stand_in, tmp_path, script, command):
+    program(tmp_path, "scontrol", "echo node")
+    path = program(tmp_path, "srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')["PATH"]
+    job = {"SLURM_JOB_ID": 1, "SLURM_JOB_NODELIST": "node", "SLURM_NTASKS": 1, "SLURM_PROCID": 0, "SLURM_LOCALID": 0}
+    environment = {**job, "PATH": path, "DMT_DS_HOME": ROOT, "DMT_DS_PYTHON": stand_in}
+    words = ["--of-run", "-c", "vit_tiny", "output_dir=a b", "--", "data.path=c d"]
+    told = [f"{name}={value}" for name, value in environment.items()]
+    assert f": {command}" in output_of("env", f"--chdir={tmp_path}", *told, SCRIPTS / script, *words)
 
 
 def test_apptainer_runs_all_python_in_the_image(submit, tmp_path):
