@@ -32,7 +32,7 @@ from dmt_ds.errors import DataError, DmtError, TrackingError
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_encoder, load_teacher
-from dmt_ds.tracking.environment import code_fingerprint
+from dmt_ds.tracking.environment import code_fingerprint, library_versions
 
 BYTES_A_PARAMETER = 16
 """In a checkpoint: bf16 or float32 weights, float32 master, two moments."""
@@ -260,8 +260,7 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         yield Finding("ok", "", "none: the run starts afresh")
         return
     if config.train.resume == "never":
-        line = f"{checkpoint.folder} is there and train.resume is 'never': choose another output_dir"
-        yield Finding("fail", "", line)
+        yield Finding("fail", "", f"{checkpoint.folder} is there, train.resume is 'never': choose another output_dir")
         return
     teachers_are_missing = config.task in TEACHER_TASKS and len(patient.teachers) < len(config.teachers.used())
     if patient.ds_config is None or patient.source is None or patient.parameters is None or teachers_are_missing:
@@ -281,6 +280,7 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         data_fingerprint=patient.source.fingerprint,
         parameters=patient.parameters,
         code=code_fingerprint(),
+        libraries=library_versions(),
     )
     refuse_another_run(checkpoint, now)
     moved = f", converted from {saved.world_size} to {patient.ranks} ranks" if saved.world_size != patient.ranks else ""

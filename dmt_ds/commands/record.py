@@ -18,7 +18,7 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
 from dmt_ds.engine.fence import Fence
 from dmt_ds.errors import CheckpointError
-from dmt_ds.tracking.environment import code_fingerprint, environment_record, environment_tags
+from dmt_ds.tracking.environment import code_fingerprint, environment_record, environment_tags, library_versions
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import Tracker
 
@@ -36,6 +36,7 @@ def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) 
         data_fingerprint=run.source.fingerprint,
         parameters=built.parameters,
         code=code_fingerprint(),
+        libraries=library_versions(),
         mlflow_run_id=mlflow_run_id,
     )
 

@@ -70,11 +70,20 @@ def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) ->
 def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
     """Compare recipe, teachers, data, code, engine and parameters with those of the checkpoint.
 
+    Other versions of libraries are warned of, for clusters are updated while runs last; they count as other code where
+    `train.deterministic` asks for the same bits.
+
     Raises:
         CheckpointError: one line a difference that train.accept_changes does not name.
     """
-    accepted = now.config.get("train", {}).get("accept_changes", ())
+    train = now.config.get("train", {})
+    accepted = train.get("accept_changes", ())
     found = _differences(checkpoint.state, now)
+    if libraries := _other_libraries(checkpoint.state.libraries, now.libraries):
+        if train.get("deterministic"):
+            found.append(("code", libraries))
+        else:
+            logger.warning("%s: goes on, though losses may change with %s", checkpoint.folder, libraries)
     for kind, line in found:
         if kind in accepted:
             logger.warning("%s: goes on though it is of another run (accepted): %s", checkpoint.folder, line)
@@ -105,6 +114,16 @@ def _differences(saved: RunState, now: RunState) -> list[tuple[str, str]]:
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
         found.append(("code", f"code: {', '.join(others[:4])}{more} of dmt_ds differ"))
     return found
+
+
+def _other_libraries(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What differs in one line; empty where nothing does, or where the checkpoint kept none."""
+    changed = [
+        f"{library} {before or 'none'} -> {after or 'none'}"
+        for library in sorted({*saved, *now})
+        if (before := saved.get(library)) != (after := now.get(library))
+    ]
+    return f"libraries: {', '.join(changed)}" if saved and changed else ""
 
 
 def in_todays_settings(saved: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -176,7 +176,8 @@ class TrainConfig(Section):
     compile: bool = False
     """torch.compile the student (CUDA)."""
     deterministic: bool = False
-    """Only kernels that give the same bits each time, or an error that names the one that can't; slower on CUDA."""
+    """Only kernels that give the same bits each time, or an error that names the one that can't; slower on CUDA.
+    A run then goes on with other versions of libraries only where accept_changes names code."""
     profile_steps: tuple[Count, Count] | None = None
     """First and last update that rank 0 looks at closely: a trace and a table of where the time went, in `profile/`."""
 

@@ -55,6 +55,8 @@ class RunState:
     """Hash of the trained parameters' names and shapes."""
     code: dict[str, str] = field(default_factory=dict)
     """File of the package that makes losses -> hash; empty in checkpoints of early versions."""
+    libraries: dict[str, str] = field(default_factory=dict)
+    """Library whose arithmetic is in the losses -> version; empty in checkpoints of early versions."""
     mlflow_run_id: str | None = None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+_LIBRARIES = ("torch", "torchvision", "deepspeed", "timm", "transformers", "pillow", "numpy")
 _LEARNING = ("data", "distill", "downstream", "engine", "methods", "models")
 _SLURM_TAGS = {
     "SLURM_JOB_ID": "slurm.job_id",
@@ -59,6 +60,15 @@ def code_fingerprint() -> dict[str, str]:
         file.relative_to(package).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         for file in sorted(files)
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Library -> installed version, of those whose arithmetic is in the losses or the pixels."""
+    import torch
+
+    found = {library: _version(library) for library in _LIBRARIES}
+    found["torch"] = torch.__version__  # with the CUDA that it was built for
+    return {library: version for library, version in found.items() if version is not None}
 
 
 def _torch_record() -> dict[str, object]:

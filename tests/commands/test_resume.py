@@ -1,9 +1,16 @@
 """What a checkpoint says of its run is held against what the run is now."""
 
-from dmt_ds.commands.resume import in_todays_settings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dmt_ds.commands.resume import in_todays_settings, refuse_another_run
 from dmt_ds.config.load import flatten_tree
 from dmt_ds.config.resume import differences
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.engine.checkpoint import Checkpoint, RunState
+from dmt_ds.errors import CheckpointError
 
 
 def test_settings_that_are_newer_than_a_checkpoint_count_with_their_defaults():
@@ -20,3 +27,32 @@ def test_a_setting_that_is_gone_is_named():
     now = RunConfig(task="mae").model_dump(mode="json")
     found = differences(flatten_tree(in_todays_settings({**now, "magic": 3})), flatten_tree(now))
     assert found == ["magic: 3 -> not set"]
+
+
+SAVED = {"torch": "2.8.0", "timm": "1.0.20", "pillow": "11.0"}
+NOW = {"torch": "2.9.1", "timm": "1.0.20", "pillow": "11.0", "transformers": "4.57"}
+
+
+def resume(saved: dict[str, str], now: dict[str, str], **train: object) -> None:
+    config = RunConfig.model_validate({"task": "mae", "train": train}).model_dump(mode="json")
+    state = RunState(5, 40, 1, 2, "fp32", config)
+    refuse_another_run(Checkpoint(Path("step00000005"), replace(state, libraries=saved)), replace(state, libraries=now))
+
+
+def test_other_libraries_are_warned_of_in_one_line(caplog):
+    resume(SAVED, NOW)
+    (line,) = caplog.messages
+    assert line.endswith("losses may change with libraries: torch 2.8.0 -> 2.9.1, transformers none -> 4.57")
+
+
+@pytest.mark.parametrize("saved", [NOW, {}])
+def test_the_same_libraries_and_a_checkpoint_that_kept_none_are_no_word_worth(caplog, saved):
+    resume(saved, NOW, deterministic=True)
+    assert not caplog.messages
+
+
+def test_a_run_that_asks_for_the_same_bits_refuses_other_libraries_unless_they_are_accepted(caplog):
+    with pytest.raises(CheckpointError, match=r"accept_changes=\[code\][^\n]*\nlibraries: torch 2.8.0 -> 2.9.1"):
+        resume(SAVED, NOW, deterministic=True)
+    resume(SAVED, NOW, deterministic=True, accept_changes=["code"])
+    assert "(accepted): libraries: torch 2.8.0 -> 2.9.1" in caplog.text

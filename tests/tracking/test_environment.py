@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmt_ds.tracking.environment import environment_record, environment_tags
+from dmt_ds.tracking.environment import environment_record, environment_tags, library_versions
 
 
 def test_ids_of_a_slurm_job_become_tags() -> None:
@@ -35,6 +35,11 @@ def test_the_record_names_versions_and_every_package_and_fits_json() -> None:
     assert record["python"] == ".".join(map(str, sys.version_info[:3]))
     assert any(package.lower().startswith("pytest==") for package in record["packages"])
     assert all(record[key] for key in ("hostname", "platform", "deepspeed", "mlflow"))
+
+
+def test_versions_are_known_of_libraries_whose_arithmetic_is_in_the_losses() -> None:
+    versions = library_versions()
+    assert versions["torch"] == torch.__version__ and {"timm", "deepspeed", "torchvision", "pillow"} <= set(versions)
 
 
 def test_tags_need_no_torch() -> None:
