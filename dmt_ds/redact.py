@@ -5,12 +5,46 @@ import os
 import re
 from collections.abc import Mapping
 
-_USER_INFO = re.compile(r"(?<=://)[^\s/@]*@")
-_PASSWORD_IN_URI = re.compile(r"://[^\s/@:]*:[^\s/@]+@")
-_ARGUMENT = re.compile(r"(?i)\b(password|passwd|token|secret|api_?key|access_?key)=[^&\s'\",;]+")
-_HEADER = re.compile(r"(?i)\b(basic|bearer) [A-Za-z0-9+/_.=~-]{8,}")
-_TOKEN = re.compile(r"\b(hf_|gh[opsu]_|github_pat_|glpat-|xox[bp]-)[A-Za-z0-9_-]{10,}")
-_SECRET_NAME = re.compile(r"(?i)token|password|passwd|secret|api_?key|access_?key|private_?key|credential")
+_HIDDEN = "***"
+_VALUE = r"""(?:(?<=")(?:\\.|[^"\\])+|(?<=')(?:\\.|[^'\\])+|(?<!["'])(?:[^&\s'",;]|,(?=\S))+)"""
+"""What stands behind a name: all of what is quoted, else up to where a text, a query or a list goes on."""
+_PASSWORD = (
+    r"pass(?:word|wd|phrase)|secrets?|credentials?"
+    r"|(?:api|access|secret|private|account|auth|signing|encryption)[_-]?key"
+)
+_WORD_OF_A_VIT = "".join(f"(?<!{word}[_ ])" for word in ("class", "cls", "mask", "reg", "patch", "pos", "dist", "per"))
+_NO_SECRET = r"""(?!(?:true|false|none|null|-?\d{1,6}(?:\.\d+)?(?:e[-+]?\d+)?)\.?(?:[\s,;&'")\]}]|$))"""
+
+_NAMED = [
+    # `password: x` and `secret = x` as people write them; of a token, which a ViT has many of, only what is surely one.
+    re.compile(rf"""(?i)((?:{_PASSWORD})["']?\s*[:=](?!=)\s*["']?){_VALUE}"""),
+    re.compile(rf"""(?i)({_WORD_OF_A_VIT}token["']?=["']?){_NO_SECRET}{_VALUE}"""),
+    re.compile(rf"""(?i)([_-]{_WORD_OF_A_VIT}token:\s*["']?){_NO_SECRET}{_VALUE}"""),
+    re.compile(rf"""(?i)({_WORD_OF_A_VIT}token["']\s*:\s*["']){_NO_SECRET}{_VALUE}"""),
+    re.compile(rf"""([A-Z0-9]_(?:KEY|PWD|PASS|PW|PAT)\s?[:=]\s?["']?){_VALUE}"""),
+    re.compile(rf"""((?:_pwd|(?<![A-Za-z])(?:pwd|Pwd))["']?\s?[:=]\s?["']?){_VALUE}"""),
+    re.compile(r"(?i)([?&;](?:x-(?:amz|goog)-)?sig(?:nature)?=)[^&\s'\"]+"),
+    re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:(?:basic|bearer|digest|token) )?)[^\s\"',]+"),
+    re.compile(r"\b([Bb]asic |[Bb]earer )(?=\S+[\dA-Z=])[A-Za-z0-9+/_.=~-]{8,}"),
+]
+_USER_INFO = re.compile(
+    r"(?<=://)(?:"
+    r"[^\s/@:\[\"]*:(?!\d+(?:[/?#\s]|$))(?:(?!://)[^\s\"])*"  # a password may hold / and @; a port is none
+    r"|[^\s/@]*"
+    r")@"
+)
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"(hf_)[A-Za-z0-9]{16,}|(gh[opsur]_|github_pat_|glpat-|xox[abeprs]-)[A-Za-z0-9_-]{10,}"
+    r"|(sk-|pk-)[A-Za-z0-9_-]{20,}|(AKIA|ASIA)[A-Z0-9]{16}|(AIza)[A-Za-z0-9_-]{30,}|(dapi)[0-9a-f]{32}"
+    r"|(eyJ)[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"
+    r")"
+)
+"""Tokens whose beginning says what they are: of model hubs, forges, clouds, and signed JSON."""
+_SECRET_NAME = re.compile(
+    r"(?i)token(?!iz|is)|password|passwd|passphrase|secret|credential|connection_?string"
+    r"|(?:api|access|private)_?key|_(?:key|pwd|pass|pw|pat)$"
+)
 _SHORTEST = 6
 """Shorter values of the environment are words like `true`, which would be blotted out of everything."""
 
@@ -18,16 +52,16 @@ _SHORTEST = 6
 def masked(text: str) -> str:
     """The text without users and passwords of URIs, tokens, and values of the environment's secret variables."""
     for value in _secrets(os.environ):
-        text = text.replace(value, "***")
-    text = _USER_INFO.sub("***@", text)
-    text = _ARGUMENT.sub(r"\1=***", text)
-    text = _HEADER.sub(r"\1 ***", text)
-    return _TOKEN.sub(r"\1***", text)
+        text = text.replace(value, _HIDDEN)
+    text = _USER_INFO.sub(f"{_HIDDEN}@", text)
+    for pattern in _NAMED:
+        text = pattern.sub(rf"\1{_HIDDEN}", text)
+    return _TOKEN.sub(lambda found: f"{found[found.lastindex or 0]}{_HIDDEN}", text)
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a setting must not be kept as it is: it has a password or a token in it."""
-    return any(pattern.search(text) for pattern in (_PASSWORD_IN_URI, _ARGUMENT, _TOKEN))
+    """Whether a setting must not be kept as it is: something of it would be masked wherever it is shown."""
+    return masked(text) != text
 
 
 def is_secret_name(name: str) -> bool:
@@ -44,6 +78,7 @@ class MaskingFormatter(logging.Formatter):
 
 
 def _secrets(environ: Mapping[str, str]) -> list[str]:
-    """The longest first: one may be part of another."""
+    """The longest first: one may be part of another. The path of a file that holds a secret is none."""
     values = {value for name, value in environ.items() if is_secret_name(name) and len(value) >= _SHORTEST}
-    return sorted((value for value in values if not os.path.exists(value)), key=len, reverse=True)
+    kept = (value for value in values if not (os.path.isabs(value) and os.path.exists(value)))
+    return sorted(kept, key=len, reverse=True)
