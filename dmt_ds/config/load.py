@@ -213,12 +213,15 @@ def _checked(settings: _Settings, main_origin: str) -> RunConfig:
 
 def _secrets_in(config: RunConfig, settings: _Settings, main_origin: str) -> list[str]:
     """Settings go into the run's folder, its checkpoints and its record: none may hold a password."""
+    lines = {key: f"{key}={value}" for key, value in flatten(config).items()}
+    if not holds_secret("\n".join(lines.values())):  # one look in the place of hundreds
+        return []
     return [
-        f"{settings.origins.get(tuple(key.split('.')), main_origin)}: {key}={masked(str(value))}: holds a password or "
-        "a token, which the run's record would keep; leave it to the environment (MLFLOW_TRACKING_URI, "
-        "MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, HF_TOKEN)"
-        for key, value in flatten(config).items()
-        if holds_secret(str(value))
+        f"{settings.origins.get(tuple(key.split('.')), main_origin)}: {masked(line)}: holds a password, a token or the "
+        "value of a secret variable, which the run's record would keep; leave it to the environment "
+        "(MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, HF_TOKEN)"
+        for key, line in lines.items()
+        if holds_secret(line)
     ]
 
 
