@@ -1,21 +1,29 @@
-"""What MLflow raises as the two things that matter to who sends: later, or never; knows no store."""
+"""What MLflow raises as what matters to who sends: later, never, or nobody knows; knows no store."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from dmt_ds.redact import masked
-from dmt_ds.tracking.shipper import ItemRefused, StoreAway
+from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
+
+if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
+
+_FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS")
+_TOO_LARGE = "failed with error code 413 "
+"""How MLflow tells a proxy's answer that it has no code for."""
 
 
 def one_line(error: BaseException) -> str:
     """An error's kind and words, secrets masked."""
-    text = masked(" ".join(str(error).split()))
+    text = " ".join(masked(str(error)).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """MLflow's errors as our two."""
+    """MLflow's errors as our three."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -23,8 +31,13 @@ def translated() -> Iterator[None]:
     except (StoreAway, ItemRefused):
         raise
     except MlflowException as error:
-        if error.get_http_status_code() in (400, 413):
-            raise ItemRefused(one_line(error)) from error
-        raise StoreAway(one_line(error)) from error
+        raise _kind_of(error)(one_line(error)) from error
     except Exception as error:
         raise StoreAway(one_line(error)) from error
+
+
+def _kind_of(error: "MlflowException") -> type[Exception]:
+    """BAD_REQUEST is also what MLflow makes of a connection pool that is used up, or of a broken connection."""
+    if error.error_code in _FINAL or _TOO_LARGE in str(error):
+        return ItemRefused
+    return ItemDoubted if error.error_code == "BAD_REQUEST" else StoreAway

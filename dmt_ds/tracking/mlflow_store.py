@@ -19,7 +19,7 @@ from dmt_ds.tracking.journal import FileLock, Record
 from dmt_ds.tracking.mlflow_database import make_database
 from dmt_ds.tracking.mlflow_errors import one_line, translated
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG, follow_children, origin_tags, parent_id, set_status
-from dmt_ds.tracking.shipper import ItemRefused, StoreAway
+from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
 from dmt_ds.tracking.store_uri import StoreUri
 
@@ -107,13 +107,16 @@ class MlflowRun:
     def log_points(self, points: list[Record]) -> None:
         """Add points. A step that a metric has passed already is left out: it was sent before, or is being repeated."""
         fresh: list[Metric] = []
+        refusals: list[str] = []
         for point in points:
             try:
                 fresh += self._fresh_metrics(point)
             except (AttributeError, KeyError, TypeError, ValueError):
                 logger.warning("not recorded, since it is no point: %s", point)
         for start in range(0, len(fresh), METRICS_AT_ONCE):
-            self._log_metrics(fresh[start : start + METRICS_AT_ONCE])
+            refusals += self._log_metrics(fresh[start : start + METRICS_AT_ONCE])
+        if refusals:
+            raise ItemRefused("; ".join(refusals[:3]) + (f"; and {len(refusals) - 3} more" if refusals[3:] else ""))
 
     def apply(self, record: Record) -> None:
         """Add what a record of the spool says."""
@@ -125,8 +128,12 @@ class MlflowRun:
             "status": self._set_status,
         }.get(record.get("kind", ""))
         if apply is not None:
-            with translated():
-                apply(record)
+            try:
+                with translated():
+                    apply(record)
+            except ItemDoubted:
+                self._check_takes()
+                raise
 
     def _fresh_metrics(self, point: Record) -> Iterator["Metric"]:
         from mlflow.entities import Metric
@@ -137,23 +144,31 @@ class MlflowRun:
                 self._last_steps[key] = max(step, self._last_steps.get(key, step))
                 yield Metric(key, float(value), int(point["time_ms"]), step)
 
-    def _log_metrics(self, metrics: list["Metric"]) -> None:
+    def _log_metrics(self, metrics: list["Metric"]) -> list[str]:
+        """Whatever of it the store takes; what was refused, and why."""
         try:
             with translated():
                 self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+        except ItemDoubted:
+            self._check_takes()
+            raise
         except ItemRefused as refusal:
-            self._check_alive()
+            self._check_takes()
             if len(metrics) == 1:
-                logger.warning("metric %s at step %d: not recorded: %s", metrics[0].key, metrics[0].step, refusal)
-                return
-            for metric in metrics:
-                self._log_metrics([metric])
+                return [f"metric {metrics[0].key} at step {metrics[0].step}: {refusal}"]
+            return [line for metric in metrics for line in self._log_metrics([metric])]
+        return []
 
-    def _check_alive(self) -> None:
-        """A deleted run refuses everything: then the run is at fault, and not the item."""
-        with translated():
-            if self._client.get_run(self.run_id).info.lifecycle_stage != "active":
-                raise StoreAway(f"run {self.run_id} was deleted")
+    def _check_takes(self) -> None:
+        """A deleted run, or a database in trouble, refuses everything: then they are at fault, and not the item."""
+        try:
+            with translated():
+                if self._client.get_run(self.run_id).info.lifecycle_stage != "active":
+                    raise StoreAway(f"run {self.run_id} was deleted")
+                if key := self._tags.get(KEY_TAG):
+                    self._client.set_tag(self.run_id, KEY_TAG, key)
+        except ItemDoubted as error:
+            raise StoreAway(str(error)) from error
 
     def _log_params(self, record: Record) -> None:
         """Params never change: the value of a resumed run that differs becomes a tag."""
@@ -187,13 +202,16 @@ class MlflowRun:
             raise ItemRefused(f"{path} is gone")
         for attempt in range(1, _ARTIFACT_ATTEMPTS + 1):
             try:
-                self._client.log_artifact(self.run_id, str(path), record.get("folder"))
+                with translated():
+                    self._client.log_artifact(self.run_id, str(path), record.get("folder"))
                 return
+            except ItemDoubted:
+                raise
             except Exception as error:
                 # Where the run can still be reached it is the files' own place that fails.
-                self._check_alive()
+                self._check_takes()
                 if attempt == _ARTIFACT_ATTEMPTS:
-                    raise ItemRefused(f"{path}: {one_line(error)}") from error
+                    raise ItemRefused(f"{path}: {error}") from error
                 time.sleep(attempt)
 
     def _log_dataset(self, record: Record) -> None:

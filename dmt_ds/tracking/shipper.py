@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from dmt_ds.tracking.journal import Journal, Record
@@ -16,6 +17,7 @@ _FINISHING_SECONDS = 0.5
 _FIRST_DELAY_SECONDS = 1.0
 _LONGEST_DELAY_SECONDS = 30.0
 _SILENCE_SECONDS = 600.0  # between two warnings of the same outage
+_DOUBTED_SECONDS = 60.0  # for which one item is tried again while the store takes others
 _LINES_AT_ONCE = 200
 
 
@@ -23,12 +25,20 @@ class StoreAway(Exception):
     """The store doesn't take anything now; it may later."""
 
 
+class ItemDoubted(StoreAway):
+    """The store answers, and does not take this item: a bad one, or its database is in trouble."""
+
+
 class ItemRefused(Exception):
     """The store answers, and will never take this item."""
 
 
 class RunInStore(Protocol):
-    """One run of a store that is being written to. Every verb may raise `StoreAway`; sending twice changes nothing."""
+    """One run of a store that is being written to; sending twice changes nothing.
+
+    Every verb may raise `StoreAway`, `ItemDoubted` where the store takes other things all the while, and `ItemRefused`
+    once all that it takes of the item is there.
+    """
 
     run_id: str
 
@@ -37,7 +47,7 @@ class RunInStore(Protocol):
         ...
 
     def apply(self, record: Record) -> None:
-        """Add a param, tag, file or data set, or set the status; raises `ItemRefused` where that can't ever be."""
+        """Add a param, tag, file or data set, or set the status."""
         ...
 
 
@@ -54,6 +64,8 @@ class Shipper(threading.Thread):
         self._stopped = False
         self._away_since: float | None = None
         self._last_warning = float("-inf")
+        self._doubted_since: float | None = None  # the item that is next
+        self._num_refused = 0
 
     def finish(self, drain_seconds: float) -> bool:
         """Ship what is left and end; waits no longer than that. Returns whether everything has arrived."""
@@ -105,11 +117,12 @@ class Shipper(threading.Thread):
         self._say_back()
 
     def _ship_points(self, run: RunInStore, journal: Journal) -> None:
+        at_once = 1 if self._doubted_since else _LINES_AT_ONCE  # one bad point must cost no other
         while not self._stopped:
-            points, offset = self._spool.unshipped(journal, _LINES_AT_ONCE)
+            points, offset = self._spool.unshipped(journal, at_once)
             if not points:
                 return
-            run.log_points(points)
+            self._send(partial(run.log_points, points))
             self._spool.confirm(journal, offset)
 
     def _ship_records(self, run: RunInStore) -> None:
@@ -118,11 +131,26 @@ class Shipper(threading.Thread):
             records, offset = self._spool.unshipped(self._spool.records, max_lines=1)
             if not records:
                 return
-            try:
-                run.apply(records[0])
-            except ItemRefused as error:
-                logger.warning("MLflow at %s: not recorded: %s", self._where, error)
+            self._send(partial(run.apply, records[0]))
             self._spool.confirm(self._spool.records, offset)
+
+    def _send(self, send: Callable[[], None]) -> None:
+        """Returns once the store has it, or will never take it: that holds up nothing else."""
+        try:
+            send()
+        except ItemDoubted as error:
+            now = time.monotonic()
+            self._doubted_since = self._doubted_since or now
+            if now - self._doubted_since < _DOUBTED_SECONDS:
+                raise
+            self._give_up(error)
+        except ItemRefused as error:
+            self._give_up(error)
+        self._doubted_since = None
+
+    def _give_up(self, error: Exception) -> None:
+        self._num_refused += 1
+        logger.warning("MLflow at %s: not recorded: %s", self._where, error)
 
     def _say_away(self, reason: str) -> None:
         now = time.monotonic()
@@ -136,5 +164,6 @@ class Shipper(threading.Thread):
     def _say_back(self) -> None:
         if self._away_since is not None:
             seconds = time.monotonic() - self._away_since
-            logger.info("MLflow at %s takes points again after %.0f s; none is lost", self._where, seconds)
-        self._away_since, self._last_warning = None, float("-inf")
+            lost = f"{self._num_refused} items were refused" if self._num_refused else "none is lost"
+            logger.info("MLflow at %s takes points again after %.0f s; %s", self._where, seconds, lost)
+        self._away_since, self._last_warning, self._num_refused = None, float("-inf"), 0

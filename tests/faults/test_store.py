@@ -1,18 +1,23 @@
 """A tracking server that answers 500, hangs, or takes points without a word; an SQLite file that another one holds."""
 
+import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from dmt_ds.tracking import mlflow_database
+from dmt_ds.tracking import mlflow_database, mlflow_store
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store
+from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
+from dmt_ds.tracking.spool import Spool
+from dmt_ds.tracking.store_uri import store_uri
 from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
 
 PASSWORD = "correct-horse-battery"
@@ -40,6 +45,13 @@ class Unreliable:
                 if mood in ("hangs", "answers 500"):
                     self.send_error(500)
                     return
+                is_batch = self.path.endswith("log-batch")
+                if is_batch and mood == "answers 413 to a batch":
+                    self.send_error(413)
+                    return
+                if mood == "answers 400" or (is_batch and mood == "answers 400 to a batch"):
+                    self.reply(400, "application/json", b'{"error_code": "BAD_REQUEST", "message": "no connection"}')
+                    return
                 kept = {name: self.headers[name] for name in ("Content-Type", "Authorization") if name in self.headers}
                 upstream = HTTPConnection("127.0.0.1", target, timeout=60)
                 upstream.request(self.command, self.path, body, kept)
@@ -48,8 +60,11 @@ class Unreliable:
                 if mood == "takes and is silent":  # what was sent has arrived, and nobody is told
                     self.close_connection = True
                     return
-                self.send_response(reply.status)
-                self.send_header("Content-Type", reply.headers.get("Content-Type", "application/json"))
+                self.reply(reply.status, reply.headers.get("Content-Type", "application/json"), content)
+
+            def reply(self, status: int, kind: str, content: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -100,6 +115,29 @@ def test_every_point_arrives_once_whatever_the_server_does(
     assert longest < 0.5  # training never waits for it
     kept = [path.read_text(errors="replace") for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(PASSWORD in text for text in [*kept, str(run.to_dictionary())])
+
+
+def test_what_a_database_in_trouble_refuses_is_not_taken_for_bad(server: Server, tmp_path: Path) -> None:
+    """MLflow answers 400 BAD_REQUEST where its connections are used up or broken."""
+    between = Unreliable(server.port)
+    run = mlflow_store.open_run(store_uri(f"http://{between.address}", tmp_path, {}), "trouble", Spool(tmp_path, "run"))
+    (tmp_path / "a.txt").write_text("a")
+    points = [{"step": 1, "time_ms": 1, "metrics": {"a": 1.0, "b": 2.0}, "again": True}]
+    tags, file = {"kind": "tags", "tags": {"a": "b"}}, {"kind": "artifact", "path": "a.txt"}
+
+    def refusal(mood: str, send: Callable[[], None]) -> BaseException:
+        between.mood = mood
+        with pytest.raises((StoreAway, ItemRefused)) as caught:
+            send()
+        return caught.value
+
+    for send in (partial(run.log_points, points), partial(run.apply, tags), partial(run.apply, file)):
+        assert type(refusal("answers 400", send)) is StoreAway
+    for send in (partial(run.log_points, points), partial(run.apply, tags)):
+        assert type(refusal("answers 400 to a batch", send)) is ItemDoubted
+    too_large = refusal("answers 413 to a batch", partial(run.log_points, points))
+    assert type(too_large) is ItemRefused and re.match(r"metric a at step 1: .* 413 .*; metric b at", str(too_large))
+    between.close()
 
 
 @contextmanager

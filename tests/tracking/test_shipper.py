@@ -9,7 +9,7 @@ import pytest
 
 from dmt_ds.tracking import shipper as shipper_module
 from dmt_ds.tracking.journal import Record
-from dmt_ds.tracking.shipper import ItemRefused, Shipper, StoreAway
+from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, Shipper, StoreAway
 from dmt_ds.tracking.spool import Spool
 
 
@@ -24,9 +24,14 @@ class ListStore:
         self.points: list[Record] = []
         self.records: list[Record] = []
         self.bugs = 0
+        self.doubted: dict[int, int] = {}  # step -> times that it is not taken
 
     def log_points(self, points: list[Record]) -> None:
         self._check()
+        for point in points:
+            if left := self.doubted.get(point["step"], 0):
+                self.doubted[point["step"]] = left - 1
+                raise ItemDoubted(f"not step {point['step']}")
         self.points += points
 
     def apply(self, record: Record) -> None:
@@ -120,6 +125,34 @@ def test_an_item_that_is_refused_holds_up_nothing(spool: Spool, caplog: pytest.L
     assert started(spool, store).finish(10)
     assert [record["kind"] for record in store.records] == ["begin", "status"]
     assert "not recorded: no artifact here" in caplog.text
+
+
+def test_a_point_that_a_store_in_trouble_does_not_take_is_sent_again(
+    spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store = ListStore()
+    store.doubted = {3: 5}
+    for step in range(10):
+        spool.metrics.append({"step": step})
+    assert started(spool, store).finish(10)
+    assert [point["step"] for point in store.points] == list(range(10))
+    assert "none is lost" in caplog.text
+
+
+def test_a_point_that_is_never_taken_is_given_up_alone_and_that_is_said(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shipper_module, "_DOUBTED_SECONDS", 0.1)
+    caplog.set_level(logging.INFO)
+    store = ListStore()
+    store.doubted = {3: 10**6}
+    for step in range(10):
+        spool.metrics.append({"step": step})
+    assert started(spool, store).finish(10)
+    assert [point["step"] for point in store.points] == [step for step in range(10) if step != 3]
+    assert "not recorded: not step 3" in caplog.text
+    assert "1 items were refused" in caplog.text and "none is lost" not in caplog.text
 
 
 def test_a_bug_in_the_thread_costs_neither_points_nor_training(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
