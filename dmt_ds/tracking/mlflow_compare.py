@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmt_ds.errors import TrackingError
+from dmt_ds.tracking.mlflow_opening import import_mlflow, opening
 from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG
 from dmt_ds.tracking.mlflow_source import asking, pages
-from dmt_ds.tracking.mlflow_store import import_mlflow, opening
 from dmt_ds.tracking.shipper import ItemRefused
 from dmt_ds.tracking.store_uri import StoreUri
 

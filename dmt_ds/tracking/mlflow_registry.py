@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
+from dmt_ds.tracking.mlflow_opening import import_mlflow
 from dmt_ds.tracking.mlflow_source import asking, pages
-from dmt_ds.tracking.mlflow_store import import_mlflow
 from dmt_ds.tracking.shipper import ItemRefused
 from dmt_ds.tracking.store_uri import store_uri
 

@@ -12,8 +12,9 @@ from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.journal import Record, read_lines
 from dmt_ds.tracking.mlflow_errors import translated
+from dmt_ds.tracking.mlflow_opening import opening
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG, origin_tags
-from dmt_ds.tracking.mlflow_store import KEY_TAG, MlflowRun, opening
+from dmt_ds.tracking.mlflow_store import KEY_TAG, MlflowRun
 from dmt_ds.tracking.shipper import ItemRefused, StoreAway
 from dmt_ds.tracking.store_uri import StoreUri
 from dmt_ds.tracking.tracker import METRICS_FILE

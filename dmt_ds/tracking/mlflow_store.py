@@ -1,23 +1,20 @@
 """The door to MLflow: opens a store, and writes to one run of it; knows neither queues nor threads.
 
-Whatever MLflow raises leaves here as `StoreAway` or `ItemRefused`.
+Whatever MLflow raises leaves here as `StoreAway`, `ItemDoubted` or `ItemRefused`.
 """
 
 import json
 import logging
-import os
 import re
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmt_ds.redact import masked
-from dmt_ds.tracking.journal import FileLock, Record
-from dmt_ds.tracking.mlflow_database import make_database
+from dmt_ds.tracking.journal import Record
 from dmt_ds.tracking.mlflow_errors import one_line, translated
+from dmt_ds.tracking.mlflow_opening import opening
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG, follow_children, origin_tags, parent_id, set_status
 from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
@@ -34,25 +31,6 @@ METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # MLflow's limits of one call
 _PARAM_CHARACTERS, _TAG_CHARACTERS, _DIGEST_CHARACTERS = 6000, 8000, 36
 _ARTIFACT_ATTEMPTS = 3
 _NOT_IN_A_NAME = re.compile(r"[^\w./ :-]")
-_OPENING = threading.Lock()
-_ENVIRONMENT = {"HTTP_REQUEST_MAX_RETRIES": "0", "HTTP_REQUEST_TIMEOUT": "20", "DISABLE_TELEMETRY": "true"} | {
-    "ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}  # fmt: skip
-
-
-def import_mlflow(store: StoreUri) -> None:
-    """Import all that is used of MLflow (1 to 3 s). Call it where no other thread imports.
-
-    Two threads that import large packages at once can see each other's half-made modules.
-    """
-    # A retry belongs to the spool, which can wait for days; the user's own settings win.
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(f"MLFLOW_{name}", value)
-    import mlflow.system_metrics.system_metrics_monitor
-
-    if store.artifact_root is not None:
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def open_store(store: StoreUri, experiment: str) -> tuple["MlflowClient", str]:
@@ -66,16 +44,6 @@ def open_store(store: StoreUri, experiment: str) -> tuple["MlflowClient", str]:
     with translated(), opening(store):
         client = MlflowClient(tracking_uri=store.uri)
         return client, _experiment_id(client, store, experiment)
-
-
-@contextmanager
-def opening(store: StoreUri) -> Iterator[None]:
-    """One at a time: two first users of an SQLite file that both make its tables would leave it broken for good."""
-    lock = FileLock(Path(f"{store.database}.lock")) if store.database else nullcontext()
-    with _OPENING, lock:
-        if store.database is not None and not (store.database.exists() and store.database.stat().st_size):
-            make_database(store.uri, store.database)
-        yield
 
 
 def open_run(store: StoreUri, experiment: str, spool: Spool, parent: str | None = None) -> "MlflowRun":

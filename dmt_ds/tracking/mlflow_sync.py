@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking import mlflow_store
 from dmt_ds.tracking.journal import FileLock
+from dmt_ds.tracking.mlflow_opening import import_mlflow, opening
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG
 from dmt_ds.tracking.mlflow_source import (
     ORIGIN_TAG,
@@ -62,7 +63,7 @@ def sync(source: str, target: str, experiments: Sequence[str]) -> Iterator[Outco
     to_store = named_store(target, must_exist=False)
     if from_store == to_store:
         raise TrackingError(f"{to_store}: source and target are the same store; name two")
-    mlflow_store.import_mlflow(to_store)
+    import_mlflow(to_store)
     with _lock(folder, from_store, to_store):
         runs = runs_of_folders(folder, experiments) if folder else runs_of_store(from_store or to_store, experiments)
         copy = _Copy(to_store, str(folder.resolve() if folder else from_store))
@@ -85,7 +86,7 @@ class _Copy:
 
         self._store = store
         self._source = source
-        with asking(store), mlflow_store.opening(store):
+        with asking(store), opening(store):
             self._client = MlflowClient(store.uri)
             found = pages(self._client.search_experiments, view_type=ViewType.ALL)
             self._experiment_ids: list[str] = [experiment.experiment_id for experiment in found]

@@ -15,6 +15,7 @@ from dmt_ds.errors import TrackingError
 from dmt_ds.redact import masked
 from dmt_ds.tracking import mlflow_parent, mlflow_store
 from dmt_ds.tracking.mlflow_errors import translated
+from dmt_ds.tracking.mlflow_opening import import_mlflow
 from dmt_ds.tracking.mlflow_system import system_sampler
 from dmt_ds.tracking.shipper import ItemRefused, Shipper, StoreAway
 from dmt_ds.tracking.spool import Spool
@@ -58,7 +59,7 @@ class MlflowTracker:
             TrackingError: the store can't be used at all.
         """
         store = store_uri(section.uri, output_dir, os.environ)
-        mlflow_store.import_mlflow(store)
+        import_mlflow(store)
         self._section = section
         self._finished = False
         self._spool = Spool(output_dir, section.run_name or run_name)
@@ -136,7 +137,7 @@ def add_metrics(section: TrackingConfig, output_dir: Path, metrics: Mapping[str,
         JsonlTracker(output_dir).log_metrics(metrics, step)
         return False
     store = store_uri(section.uri, output_dir, os.environ)
-    mlflow_store.import_mlflow(store)
+    import_mlflow(store)
     spool = Spool(output_dir, section.run_name or output_dir.name)
     spool.metrics.append({**point(metrics, step), "again": True})
     shipper = _shipper(section, store, spool)
@@ -164,7 +165,7 @@ def describe_parent(
     if not section.enabled or section.parent is None:
         return False
     store = store_uri(section.uri, output_dir, os.environ)
-    mlflow_store.import_mlflow(store)
+    import_mlflow(store)
     try:
         client, experiment_id = mlflow_store.open_store(store, section.experiment)
         with translated():
@@ -183,7 +184,7 @@ def check_store(section: TrackingConfig, output_dir: Path) -> str:
         TrackingError: it can't be used at all, or refuses us.
     """
     store = store_uri(section.uri, output_dir, os.environ)
-    mlflow_store.import_mlflow(store)
+    import_mlflow(store)
     try:
         mlflow_store.open_store(store, section.experiment)
     except ItemRefused as refusal:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.tracking import mlflow_database, mlflow_store
+from dmt_ds.tracking import mlflow_opening, mlflow_store
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store
 from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
@@ -201,6 +201,6 @@ def test_a_store_that_somebody_else_begins_meanwhile_is_left_to_them(
     unfinished.write_text("ours")
     if (then := before if meanwhile is None else meanwhile) is not None:
         database.write_text(then)
-    mlflow_database._put_in_place(unfinished, database, was_empty=before is not None)
+    mlflow_opening._put_in_place(unfinished, database, was_empty=before is not None)
     assert database.read_text() == ("ours" if is_ours else meanwhile)
     assert not unfinished.exists()
