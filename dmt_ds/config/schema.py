@@ -121,8 +121,11 @@ class OptimConfig(Section):
     """Learning rate for 256 images; the peak is base_lr * global_batch_size / 256."""
     min_lr: NonNegative = 0.0
     """Learning rate at the last step."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """After the warm-up: half a cosine, or a straight line (`poly` of power 1), as segmentation has it."""
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    """After the warm-up: half a cosine; a straight line (`poly` of power 1), as segmentation has it; or a tenth from
+    each of `decay_at` on, as detection has it."""
+    decay_at: tuple[Fraction, ...] = (8 / 12, 11 / 12)
+    """Shares of the run, for `schedule: steps`: by default after epochs 8 and 11 of 12 (COCO's 1x)."""
     warmup_epochs: NonNegative = 15.0
     """Length of the warm-up, in passes over the data; not used when `warmup_steps` is set."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None

@@ -85,14 +85,19 @@ def build_optimizer(
 def learning_rate_schedule(
     section: OptimConfig, global_batch_size: int, warmup_steps: int, total_steps: int
 ) -> Callable[[int], float]:
-    """Step (from 0) -> factor of the peak: linear over `warmup_steps`, then as `schedule` to min_lr at the end."""
+    """Step (from 0) -> factor of the peak: linear over `warmup_steps`, then as `schedule` towards min_lr."""
     floor = section.min_lr / peak_learning_rate(section, global_batch_size)
+    decay_steps = [round(share * total_steps) for share in section.decay_at]
+
+    def left(step: int) -> float:
+        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        if section.schedule == "steps":
+            return float(0.1 ** sum(step >= decay_step for decay_step in decay_steps))
+        return 1 - done if section.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        left = 1 - done if section.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        return floor + (1 - floor) * left
+        return floor + (1 - floor) * left(step)
 
     return factor

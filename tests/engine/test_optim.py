@@ -48,6 +48,15 @@ def test_a_linear_schedule_falls_in_a_straight_line_to_the_floor() -> None:
     assert [factor(step) for step in (10, 35, 60, 110, 200)] == pytest.approx([1, 0.775, 0.55, 0.1, 0.1])
 
 
+def test_a_schedule_of_steps_is_a_tenth_after_epochs_8_and_11_of_12() -> None:
+    factor = learning_rate_schedule(OptimConfig(base_lr=1.0, schedule="steps"), 256, warmup_steps=10, total_steps=1200)
+    assert [factor(step) for step in (4, 10, 799)] == pytest.approx([0.5, 1, 1])
+    assert [factor(step) for step in (800, 1099)] == pytest.approx([0.1, 0.1])
+    assert [factor(step) for step in (1100, 1199)] == pytest.approx([0.01, 0.01])
+    section = OptimConfig(base_lr=1.0, min_lr=0.1, schedule="steps", decay_at=(0.5,))
+    assert learning_rate_schedule(section, 256, 0, 10)(5) == pytest.approx(0.1 + 0.9 * 0.1)
+
+
 def test_the_optimizer_follows_the_schedule_per_step():
     module = nn.Linear(2, 2)
     optimizer = build_optimizer(module, OptimConfig(base_lr=1.0), 256, fused=False)
