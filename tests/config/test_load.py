@@ -332,6 +332,17 @@ def test_the_label_baselines_hold_deits_settings(size: str) -> None:
     assert (section.rand_augment_magnitude, section.rand_augment_std) == (9, 0.5)
 
 
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("detect_coco_")])
+def test_the_recipes_of_coco_hold_the_1x_setting(name: str) -> None:
+    config = load_config(name)
+    optim, train, section = config.optim, config.train, config.detect
+    assert (train.epochs, optim.schedule, [12 * share for share in optim.decay_at]) == (12, "steps", [8, 11])
+    assert optim.base_lr * train.global_batch_size / 256 == pytest.approx(1e-4) and train.global_batch_size == 16
+    assert (optim.layer_decay, optim.weight_decay, config.student.drop_path) == (0.8, 0.05, 0.1)
+    assert (section.short_sides[0], section.short_sides[-1], section.max_side) == (480, 800, 1333)
+    assert section.heads == ("cascade" if "cascade" in name else "mask_rcnn")
+
+
 def test_the_recipe_of_tinymim_differs_from_dmts_in_the_method_and_its_one_teacher() -> None:
     tinymim, dmt = flatten(load_config("tinymim_vit_tiny")), flatten(load_config("vit_tiny"))
     differing = {key for key in tinymim if tinymim[key] != dmt[key]}
