@@ -18,7 +18,7 @@ home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" 
 # shellcheck source=slurm/job.sh
 source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
-stage=${1:?which stage: teachers, tune, seeds, finetune or segment?}
+stage=${1:?which stage: teachers, tune, seeds, finetune, segment or detect?}
 number=${SLURM_ARRAY_TASK_ID:?start it with sbatch --array=0-N}
 run=$(once suite "${@:2}" --stage "$stage" --print-run "$number") || exit
 if [[ -z $run ]]; then
@@ -35,7 +35,7 @@ judge() {
     exit "$code"
 }
 case $stage in
-finetune | segment) trainer=$stage ;;
+finetune | segment | detect) trainer=$stage ;;
 *) trap judge EXIT ;;
 esac
 train "${words[@]}"

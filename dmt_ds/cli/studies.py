@@ -7,7 +7,7 @@ import click
 
 from dmt_ds.cli.parts import examples, overrides_argument
 
-STAGES = ("teachers", "tune", "seeds", "finetune", "segment")
+STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 """Of a suite on SLURM, as `suite_slurm` has them, which the command line does not import to know."""
 
 
@@ -45,8 +45,9 @@ def suite(
 ) -> None:
     """Train and evaluate every variant of SUITE with every seed: teachers first, then tuning, then the seeds.
 
-    Where SUITE says `finetune:` or `segment:`, with a recipe and what it has otherwise, each encoder is then trained on
-    labels, or under UPerNet. Both may be added to a suite whose runs are finished: they alone are made.
+    Where SUITE says `finetune:`, `segment:` or `detect:`, with a recipe and what it has otherwise, each encoder is then
+    trained on labels, under UPerNet, or under a detector. All may be added to a suite whose runs are finished: they
+    alone are made.
 
     SUITE is the name of a shipped suite or a YAML file. Called again it keeps what is finished and goes on with what
     was saved. Ctrl-C saves all runs that are under way.

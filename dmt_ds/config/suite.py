@@ -52,6 +52,8 @@ class VariantSpec(RunSpec):
     """Whether its encoders are fine-tuned, where the suite does that."""
     segment: bool = True
     """Whether its encoders are put under UPerNet, where the suite does that."""
+    detect: bool = True
+    """Whether its encoders are put under a detector, where the suite does that."""
 
 
 class TuneSpec(Section):
@@ -99,6 +101,9 @@ class Suite(Section):
     segment: FollowUpSpec | None = None
     """Recipe of task `segment` by which that encoder is put under UPerNet after that, with the run's seed, on images
     that this recipe and its `set` name, never the run's; null segments nothing."""
+    detect: FollowUpSpec | None = None
+    """Recipe of task `detect` by which that encoder is put under a detector after that, on images of its own too; null
+    detects nothing."""
     paper: PaperSpec | None = None
     """Null where no variant has a number of the paper's."""
 
@@ -147,7 +152,7 @@ class SuiteFile(Section):
     label: str
     """How findings name the file."""
     given: dict[str, dict[str, Any]] = Field(default={})
-    """What the command line says of `finetune` or `segment`: overrides with dotted keys, over the file's own `set`."""
+    """What the command line says of `finetune` and so on: overrides with dotted keys, over the file's own `set`."""
 
     def recipe_of(self, spec: RunSpec, where: str) -> str:
         """Shipped recipe's name, or a file's absolute path.

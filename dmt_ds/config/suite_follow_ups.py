@@ -32,18 +32,23 @@ class FollowUpKind:
         doing: what lines for people call the work.
         done: what they call an encoder with which it was done.
         learns_images_of_run: whether it sees the images that the run saw; else its recipe and `set` name them.
+        keeps_image_size: whether `data.image_size` is the encoder's; else its positions are interpolated to another.
     """
 
-    name: Literal["finetune", "segment"]
-    task: Literal["classify", "segment"]
+    name: Literal["finetune", "segment", "detect"]
+    task: Literal["classify", "segment", "detect"]
     doing: str
     done: str
     learns_images_of_run: bool
+    keeps_image_size: bool
 
 
 KINDS = (
-    FollowUpKind("finetune", "classify", "fine-tuning", "fine-tuned", learns_images_of_run=True),
-    FollowUpKind("segment", "segment", "segmentation", "segmented", learns_images_of_run=False),
+    FollowUpKind("finetune", "classify", "fine-tuning", "fine-tuned", learns_images_of_run=True, keeps_image_size=True),
+    FollowUpKind("segment", "segment", "segmentation", "segmented", learns_images_of_run=False, keeps_image_size=False),
+    FollowUpKind(
+        "detect", "detect", "detection", "put under a detector", learns_images_of_run=False, keeps_image_size=True
+    ),
 )
 """In the order in which they are done."""
 
@@ -65,7 +70,7 @@ class FollowUp:
     def given_by_encoder(self) -> tuple[str, ...]:
         """Settings that come with the encoder, which `config` knows in part before it is there."""
         shape = (*(f"student.{key}" for key in (*_SHAPE, "last_block_num_heads", "init_from")), *_COLOURS)
-        return (*shape, "data.image_size") if self.kind.learns_images_of_run else shape
+        return (*shape, "data.image_size") if self.kind.keeps_image_size else shape
 
     @property
     def recipe(self) -> str:
@@ -99,7 +104,7 @@ class FollowUp:
         label, student = self.run.file.label, self.run.config.student
         encoder: dict[str, Any] = {f"student.{key}": getattr(student, key) for key in _SHAPE}
         encoder["student.init_from"] = str(self.run.folder)
-        if self.kind.learns_images_of_run:
+        if self.kind.keeps_image_size:
             encoder["data.image_size"] = self.run.config.data.image_size
         layers = [(f"encoder of {self.run.label}", encoder), (label, self._own)]
         given = f"{COMMAND_LINE}: {self.kind.name}.set"

@@ -1,4 +1,4 @@
-"""What a suite does with the encoders of judged runs: fine-tuning, segmentation; added later they alone are made."""
+"""What a suite does with the encoders of judged runs, such as fine-tuning; what is added later alone is made."""
 
 import os
 from pathlib import Path
@@ -27,12 +27,13 @@ SEGMENT_RECIPE = {
     "student": {"depth": 4},
     "segment": {"channels": 12, "auxiliary_channels": 8, "short_side": 30, "blocks": [0, 1, 2, 3]},
 }  # fmt: skip
+DETECT_RECIPE = {"task": "detect", "name": "found", **PLAIN_RUN, "data": {"source": "folder", "path": "/coco"}}
 
 
 def write_suite(folder: Path, *asked_for: str, **variant: object) -> Path:
     """One variant, one seed, and what is done with its encoder; written again it may ask for more."""
     segment = {"recipe": "segment.yaml", "set": {"data.path": str(folder / "ade"), "train.steps": 2}}
-    known = {"finetune": FINETUNE, "segment": segment}
+    known = {"finetune": FINETUNE, "segment": segment, "detect": {"recipe": "detect.yaml"}}
     changes = {kind: spec if kind in asked_for else None for kind, spec in known.items()}
     variants = {"mae": {"recipe": "maker.yaml", "set": {"student.depth": 4}, **variant}}
     nothing = {"set": None, "paper": None, "teachers": None, "tune": None}
@@ -40,6 +41,7 @@ def write_suite(folder: Path, *asked_for: str, **variant: object) -> Path:
     recipes = {
         "finetune.yaml": {"task": "classify", "name": "tuned", "classify": {"rand_augment_magnitude": 0}, **PLAIN_RUN},
         "segment.yaml": SEGMENT_RECIPE,
+        "detect.yaml": DETECT_RECIPE,
     }
     for name, content in recipes.items():
         (folder / name).write_text(yaml.safe_dump(content))
@@ -79,17 +81,17 @@ def test_a_segmentation_that_is_added_later_is_all_that_is_made_and_stands_with_
 
 
 def test_each_is_an_array_of_its_own_behind_the_seeds(tmp_path: Path) -> None:
-    suite = write_suite(tmp_path, "finetune", "segment")
+    suite = write_suite(tmp_path, "finetune", "segment", "detect")
     lines = call(suite, "--slurm").output.splitlines()
-    assert [line.split("suite.sh ")[1].split()[0] for line in lines] == ["seeds", "finetune", "segment"]
+    assert [line.split("suite.sh ")[1].split()[0] for line in lines] == ["seeds", "finetune", "segment", "detect"]
     assert all(f"--dependency=afterany:$job{number}" in line for number, line in enumerate(lines[1:]))
-    for stage, done in (("finetune", "fine-tuned"), ("segment", "segmented")):
+    for stage, done in (("finetune", "fine-tuned"), ("segment", "segmented"), ("detect", "put under a detector")):
         refused = call(suite, "--stage", stage, "--print-run", "0")
         assert refused.exit_code == 2
         assert f"mae seed0: not {done}: it is not trained and evaluated yet" in refused.stderr
     (run,) = plan_of(suite).variants({})
     pretend_finished(run)
-    assert len(call(suite, "--slurm").output.splitlines()) == 2
+    assert len(call(suite, "--slurm").output.splitlines()) == 3
     words = call(suite, "--stage", "finetune", "--print-run", "0").output.splitlines()
     assert words[:4] == ["-e", str(run.folder), "-c", str(tmp_path / "finetune.yaml")]
     assert {"seed=0", "train.steps=2", "data.source=digits", f"output_dir={run.folder}/finetune"} <= set(words)
@@ -97,6 +99,12 @@ def test_each_is_an_array_of_its_own_behind_the_seeds(tmp_path: Path) -> None:
     assert words[:4] == ["-e", str(run.folder), "-c", str(tmp_path / "segment.yaml")]
     assert [word for word in words if word.startswith("data.")] == [f"data.path={tmp_path}/ade"]
     assert {"seed=0", f"output_dir={run.folder}/segment", "tracking.experiment=tiny_segment"} <= set(words)
+    words = call(suite, "--stage", "detect", "--print-run", "0").output.splitlines()
+    assert words[:4] == ["-e", str(run.folder), "-c", str(tmp_path / "detect.yaml")]
+    assert {"task=detect", f"output_dir={run.folder}/detect"} <= set(words)
+    assert not [word for word in words if word.startswith("data.")]
+    (_, _, detection) = follow_ups_of(run)
+    assert detection.config.data.image_size == run.config.data.image_size  # its positions are the encoder's
 
 
 def test_the_command_line_wins_over_what_the_file_says_of_them_and_is_for_no_run(tmp_path: Path) -> None:

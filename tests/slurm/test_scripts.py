@@ -191,7 +191,7 @@ def test_a_suites_array_trains_each_run_and_then_judges_it_and_nothing_that_fail
     assert (tmp_path / "suite" / "0" / "DONE").read_text() == "3"
 
 
-@pytest.mark.parametrize("stage", ["finetune", "segment"])
+@pytest.mark.parametrize("stage", ["finetune", "detect"])
 def test_what_a_suite_does_with_a_judged_run_is_an_array_too_and_is_judged_by_itself(
     cluster, stand_in, tmp_path, stage
 ):
