@@ -27,8 +27,9 @@ def import_mlflow(store: StoreUri) -> None:
 
     if store.artifact_root is not None:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Of a file that is locked it prints a page of traceback at each try; what it raises is told once, in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @contextmanager

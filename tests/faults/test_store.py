@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from dmt_ds.tracking import mlflow_opening, mlflow_store
+from dmt_ds.tracking.mlflow_errors import translated
+from dmt_ds.tracking.mlflow_opening import import_mlflow
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store
 from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
@@ -169,6 +171,20 @@ def test_every_point_arrives_once_though_another_writer_holds_the_file(empty_dat
     tracker.finish("FINISHED")
     assert curve(uri, tracker.run_id) == [(step, 1 / (1 + step)) for step in range(101)]
     assert longest < 0.5
+
+
+def test_a_database_that_fails_is_one_line_and_no_page_of_traceback(
+    empty_database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    store = store_uri(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, {})
+    import_mlflow(store)
+    client, _ = mlflow_store.open_store(store, "Default")
+    with sqlite3.connect(store.database) as writer:
+        writer.execute("ALTER TABLE runs RENAME TO gone")
+    with pytest.raises(StoreAway, match="no such table: runs"), translated():
+        client.get_run("x")
+    assert capsys.readouterr().err == ""
 
 
 def open_new_store(uri: str, folder: str) -> None:
