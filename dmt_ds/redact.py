@@ -3,7 +3,12 @@
 import logging
 import os
 import re
+import sys
+import threading
+import traceback
 from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
 
 _HIDDEN = "***"
 _VALUE = r"""(?:(?<=")(?:\\.|[^"\\])+|(?<=')(?:\\.|[^'\\])+|(?<!["'])(?:[^&\s'",;]|,(?=\S))+)"""
@@ -75,6 +80,41 @@ class MaskingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """As the base's, masked."""
         return masked(super().format(record))
+
+
+def mask_all_that_is_said() -> None:
+    """From now on no line of any logger and no traceback of this process has a secret in it; for the command's start.
+
+    Libraries have handlers of their own, which no formatter of ours reaches: the records themselves are masked.
+    """
+    logging.setLogRecordFactory(_masked_record)
+    sys.excepthook = _print_masked
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_masked_of_thread
+
+
+_make_record = logging.getLogRecordFactory()
+
+
+def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = _make_record(*args, **kwargs)
+    try:
+        record.msg, record.args = masked(record.getMessage()), ()
+    except (TypeError, ValueError, KeyError):  # words and values don't fit, which the handler will say
+        return record
+    if record.exc_info:
+        record.exc_text = masked(logging.Formatter().formatException(record.exc_info))
+    return record
+
+
+def _print_masked(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _print_masked_of_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        sys.stderr.write(f"Exception in thread {args.thread.name if args.thread else '?'}:\n")
+        _print_masked(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def _secrets(environ: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ import click
 from dmt_ds import __version__
 from dmt_ds.cli import elsewhere, images, judging, planning, records, studies, teachers, training
 from dmt_ds.cli.parts import CarefulGroup, examples, launch_rank
-from dmt_ds.redact import MaskingFormatter
+from dmt_ds.redact import MaskingFormatter, mask_all_that_is_said
 
 
 @click.group(
@@ -57,6 +57,7 @@ for command in (
 
 def _set_up_logging(debug: bool) -> None:
     """Lines with the time on stderr; of the ranks only the first one tells more than warnings."""
+    mask_all_that_is_said()
     rank = launch_rank()
     where = f"rank {rank}: " if rank else ""
     handler = logging.StreamHandler()

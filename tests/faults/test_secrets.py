@@ -1,5 +1,8 @@
 """What a run keeps and says, with secrets in its environment or in its settings."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,48 @@ def test_a_run_keeps_and_says_no_secret_of_its_environment(tmp_path: Path) -> No
         if "pass-of" in text or "valueof" in text or "value-of" in text
     }
     assert not told
+
+
+STRANGER = """
+import logging, sys, threading
+import dmt_ds.cli.training
+from dmt_ds.cli import main
+
+SECRETS = "http://me:pass-of-the-uri@h with value-of-the-token"
+
+def fail(*_):
+    try:
+        raise ValueError(f"inner: {SECRETS}")
+    except ValueError as error:
+        logging.getLogger("stranger").exception("asked %s", SECRETS)
+        raise RuntimeError(f"outer: {SECRETS}") from error
+
+def in_a_thread(*_):
+    stranger = logging.getLogger("stranger")  # as MLflow and DeepSpeed have them
+    stranger.addHandler(logging.StreamHandler())
+    stranger.propagate = False
+    thread = threading.Thread(target=fail, name="a-thread")
+    thread.start()
+    thread.join()
+    fail()
+
+dmt_ds.cli.training.load_recipe = in_a_thread
+sys.argv = ["dmt-ds", *sys.argv[1:], "config", "-c", "vit_tiny"]
+main()
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"]])
+def test_a_bug_tells_no_secret_in_any_traceback_nor_through_a_strangers_logger(options: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, *options],
+        env={**os.environ, **SECRETS}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    for words, times in {"RuntimeError: outer:": 2, "ValueError: inner:": 4, "asked": 2}.items():
+        assert done.stderr.count(f"{words} http://***@h with ***\n") == times, done.stderr
+    assert "Exception in thread a-thread:" in done.stderr
+    assert not any(secret in done.stderr for secret in ("pass-of", "value-of")), done.stderr
 
 
 def test_a_setting_that_holds_a_password_is_refused_without_being_told(tmp_path: Path) -> None:
