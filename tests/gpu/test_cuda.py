@@ -183,7 +183,7 @@ def test_segmentation_on_cuda_has_the_losses_of_the_cpu_and_bf16_stays_near(cuda
     ade, encoder = write_ade(tmp_path / "ade"), tiny_run.make_teacher(tmp_path / "encoder", 0)
     losses = {}
     for name, precision, environment in (("cpu", "fp32", {}), ("cuda", "fp32", cuda), ("bf16", "bf16", cuda)):
-        recipe = test_segmentation.recipe(tmp_path / name, ade)
+        recipe = test_segmentation.recipe(tmp_path / name, ade, micro_batch_size=8)
         words = test_segmentation.segment(encoder, recipe, f"train.deepspeed=student_zero2_{precision}")
         processes.run(words, **environment)
         losses[name] = tiny_run.losses(tmp_path / name / "run")

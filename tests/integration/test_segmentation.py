@@ -18,10 +18,10 @@ from tests.tracking.stores import mlflow_client, run_of
 pytestmark = pytest.mark.distributed
 
 NUM_STEPS, STOP = 10, 7
-"""Stopped in the middle of an epoch of two steps."""
+"""Stopped in the middle of an epoch of two steps, each of two micro-steps."""
 
 
-def recipe(folder: Path, ade: Path, micro_batch_size: int = 8, **tracking: object) -> Path:
+def recipe(folder: Path, ade: Path, micro_batch_size: int = 4, **tracking: object) -> Path:
     settings = {
         "task": "segment",
         "output_dir": str(folder / "run"),
@@ -40,7 +40,7 @@ def recipe(folder: Path, ade: Path, micro_batch_size: int = 8, **tracking: objec
             "steps": NUM_STEPS,
             "global_batch_size": 8,
             "micro_batch_size": micro_batch_size,
-            "eval_every_epochs": 5,
+            "eval_every_epochs": 2.5,
             "log_every_steps": 1,
             "deepspeed": "student_zero2_fp32",
         },
@@ -59,7 +59,7 @@ def segment(encoder: Path, recipe: Path, *overrides: str) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of one encoder: at one go, stopped and gone on with, and on two ranks."""
     folder = tmp_path_factory.mktemp("segmentation")
-    ade = write_ade(folder / "ade")
+    ade = write_ade(folder / "ade", num_train=16)
     encoder = tiny_run.make_teacher(folder / "encoder", seed=0)
     (encoder / "config.yaml").write_text(yaml.safe_dump({"task": "mae", "name": "red", "tracking": {"enabled": False}}))
     store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stopped = recipe(folder / "stopped", ade)
     processes.run(segment(encoder, stopped, f"train.stop_after_step={STOP}"))
     processes.run(segment(encoder, stopped))
-    processes.run(segment(encoder, recipe(folder / "two", ade, 4)), processes=2)
+    processes.run(segment(encoder, recipe(folder / "two", ade, 2)), processes=2)
     return folder
 
 
