@@ -1,9 +1,12 @@
 """The table of docs/reliability.md names tests that exist, and has a line for each fault."""
 
+import json
 import re
 from pathlib import Path
 
-from tests.faults.table import DOCUMENT, FAULTS, SOAK_BEGIN, SOAK_END, SOAK_ROWS
+import pytest
+
+from tests.faults.table import DOCUMENT, FAULTS, SOAK_BEGIN, SOAK_END, SOAK_ROWS, Fault, outcomes, row
 
 TESTS = Path(__file__).parents[1]
 
@@ -13,6 +16,28 @@ def test_each_fault_is_shown_by_tests_that_exist() -> None:
         for test in fault.tests:
             file, _, name = test.partition("::")
             assert re.search(rf"^def {name}\(", (TESTS / file).read_text(), re.MULTILINE), test
+
+
+@pytest.mark.parametrize(
+    ("noted", "soak", "times", "lost"),
+    [
+        ({"a": "passed", "b": "passed"}, {}, "2", "nothing"),
+        ({"a": "passed", "b": "skipped"}, {}, "1", "nothing; not run: `b`"),
+        ({"a": "passed"}, {}, "1", "nothing; not run: `b`"),
+        ({"a[0]": "passed", "a[1]": "skipped", "b": "passed"}, {}, "2", "nothing; not run: `a` in 1 of 2 instances"),
+        ({"a": "skipped"}, {"kill": 3}, "0 + 3 in the soak", "nothing; not run: `a`, `b`"),
+        ({"a": "skipped", "b": "skipped"}, {}, "0", "not run yet"),
+        ({"a": "failed", "b": "skipped"}, {}, "0", "FAILED: tests/x.py::a; not run: `b`"),
+    ],
+)
+def test_a_row_tells_which_of_its_tests_did_not_run(
+    tmp_path: Path, noted: dict[str, str], soak: dict[str, int], times: str, lost: str
+) -> None:
+    lines = [json.dumps({"test": f"tests/x.py::{name}", "outcome": outcome}) for name, outcome in noted.items()]
+    (tmp_path / "outcomes.jsonl").write_text("\n".join(lines))
+    fault = Fault("harm", "promise", ("x.py::a", "x.py::b"), ("kill",))
+    told = row(fault, outcomes(tmp_path / "outcomes.jsonl"), soak)
+    assert told == f"| harm | promise | `a` (x.py), `b` (x.py) | {times} | {lost} |"
 
 
 def test_the_document_has_a_line_for_each_fault_and_none_that_failed() -> None:
