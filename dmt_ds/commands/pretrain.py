@@ -10,7 +10,7 @@ from dmt_ds.commands.annotated import Judge, Scene
 from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
-from dmt_ds.commands.record import open_record, run_state
+from dmt_ds.commands.record import open_record, run_state, write_text
 from dmt_ds.commands.runs import Run, resolve
 from dmt_ds.commands.take_over import Attempt, ClaimedRun, take_over
 from dmt_ds.commands.tasks import BuiltTask, build_tasks
@@ -82,7 +82,7 @@ def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Wat
                 _publish(member, learner, trainer.step)
             attempt.check_fences()
             if dist.is_main():
-                (Path(config.output_dir) / DONE).write_text(f"{trainer.step}\n")
+                write_text(Path(config.output_dir) / DONE, f"{trainer.step}\n")
     except BaseException:
         _record_failure(config, trackers, watchdog)
         raise
@@ -208,4 +208,4 @@ def _publish(member: ClaimedRun, learner: Learner, step: int) -> None:
     if run.config.tracking.pictures:
         publish_pictures(run.folder, learner, run.source, run.config)
     if dist.is_main():
-        (run.folder / DONE).write_text(f"{step}\n")
+        write_text(run.folder / DONE, f"{step}\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +19,21 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
 from dmt_ds.engine.fence import Fence
 from dmt_ds.errors import CheckpointError
-from dmt_ds.tracking.environment import code_fingerprint, environment_record, environment_tags, library_versions
+from dmt_ds.tracking.environment import (
+    code_changes,
+    code_fingerprint,
+    environment_record,
+    environment_tags,
+    library_versions,
+)
+from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import Tracker
+
+ATTEMPTS_FOLDER = "attempts"
+"""In a run's folder: `NNNN/`, files that describe an attempt and are not what they were in the one before."""
+CHANGES_FILE = "code_changes.diff"
+"""What of the package's checkout was not committed; there is none where all was."""
 
 
 def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) -> RunState:
@@ -60,21 +73,58 @@ def open_record(run: Run, built: BuiltTask, resume: ResumePlan | None, fence: Fe
         "deepspeed_teachers.json": built.teacher_ds_configs,
         "environment.json": environment_record(),
     }
-    for name, content in described.items():
-        write_text(run.folder / name, json.dumps(content, indent=1))
-        tracker.log_artifact(run.folder / name)
-    tracker.log_artifact(run.folder / "config.yaml")
+    texts = {name: json.dumps(content, indent=1) for name, content in described.items()}
+    if (changes := code_changes()) or (run.folder / CHANGES_FILE).exists():
+        texts[CHANGES_FILE] = changes
+    for name, text in texts.items():
+        keep(run.folder, name, text, fence)
+    _log_files(tracker, run.folder, [*texts, "config.yaml"], fence)
     return tracker
 
 
-def write_text(path: Path, text: str) -> None:
-    """A small file of a run's folder.
+def keep(folder: Path, name: str, text: str, fence: Fence | None) -> None:
+    """A file that describes the run, as it is now; what it was in earlier attempts stays in folders of theirs.
+
+    An attempt that has no such file of its own has that of the attempt before.
 
     Raises:
-        CheckpointError: the disk is full, or the folder can't be written.
+        CheckpointError: it can't be written, or a newer attempt has taken the run over.
+    """
+    if fence is not None:
+        fence.check()
+        if not _holds(folder / name, text):
+            write_text(_own_folder(folder, fence) / name, text)
+    write_text(folder / name, text)
+
+
+def _log_files(tracker: Tracker, folder: Path, names: Sequence[str], fence: Fence | None) -> None:
+    for name in names:
+        tracker.log_artifact(folder / name)
+    if fence is not None and _own_folder(folder, fence).exists():
+        tracker.log_artifact(_own_folder(folder, fence), ATTEMPTS_FOLDER)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(errors="replace") == text
+    except OSError:
+        return False
+
+
+def _own_folder(folder: Path, fence: Fence) -> Path:
+    return folder / ATTEMPTS_FOLDER / f"{fence.number:04d}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file of a run's folder, which is replaced as a whole.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder can't be written; what was there still is.
     """
     try:
-        path.write_text(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, f"{path.name}.*.tmp")
+        write_atomically(path, text)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be written ({error.strerror}): make room, or set output_dir") from error
 

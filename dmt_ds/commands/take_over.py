@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmt_ds.commands.record import run_state, write_text
+from dmt_ds.commands.record import keep, run_state
 from dmt_ds.commands.resume import ResumePlan, plan_resume, prepare
 from dmt_ds.commands.runs import Run
 from dmt_ds.commands.tasks import BuiltTask
@@ -73,8 +73,10 @@ def take_over(config: RunConfig, runs: Sequence[Run], builts: Sequence[BuiltTask
     for plan in plans or ():
         prepare(plan, dist.world_size())
     if dist.is_main():
-        for each in (config, *(run.config for run in runs if run.member)):
-            write_text(Path(each.output_dir) / "config.yaml", to_yaml(each))
+        keep(Path(config.output_dir), "config.yaml", to_yaml(config), family)
+        for run, fence in zip(runs, fences, strict=True):
+            if run.member:
+                keep(run.folder, "config.yaml", to_yaml(run.config), fence)
     members = tuple(
         ClaimedRun(run, built, folders[n], plans[n] if plans else None, fences[n] if dist.is_main() else None)
         for n, (run, built) in enumerate(zip(runs, builts, strict=True))

@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from dmt_ds.redact import masked
+
 _LIBRARIES = ("torch", "torchvision", "deepspeed", "timm", "transformers", "pillow", "numpy")
 _LEARNING = ("data", "distill", "downstream", "engine", "methods", "models")
+_CODE = ("dmt_ds", "ds_configs")
+_LONGEST_CHANGES = 1 << 20
 _SLURM_TAGS = {
     "SLURM_JOB_ID": "slurm.job_id",
     "SLURM_ARRAY_JOB_ID": "slurm.array_job_id",
@@ -29,7 +33,7 @@ _SLURM_TAGS = {
 def environment_tags(environ: Mapping[str, str]) -> dict[str, str]:
     """Tags to find a run by: git commit (where the package is a checkout) and the ids of the SLURM job."""
     tags = {tag: environ[name] for name, tag in _SLURM_TAGS.items() if environ.get(name)}
-    commit = _git("rev-parse", "HEAD")
+    commit = _git("rev-parse", "HEAD").strip()
     if commit:
         tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = "true" if _git("status", "--porcelain", "--untracked-files=no") else "false"
@@ -43,12 +47,23 @@ def environment_record() -> dict[str, object]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
-        "git_commit": _git("rev-parse", "HEAD") or None,
+        "git_commit": _git("rev-parse", "HEAD").strip() or None,
         **_torch_record(),
         "deepspeed": _version("deepspeed"),
         "mlflow": _version("mlflow"),
         "packages": _packages(),
     }
+
+
+def code_changes() -> str:
+    """What differs from the commit in this package and its DeepSpeed JSONs, as `git apply` takes it; empty if nothing.
+
+    Files that git does not know are left out, and so are secrets. A very long text is cut, and says so.
+    """
+    text = masked(_git("diff", "--no-color", "--no-ext-diff", "HEAD", "--", *_CODE))
+    if len(text) > _LONGEST_CHANGES:
+        text = f"{text[:_LONGEST_CHANGES]}\n(cut here: {len(text) - _LONGEST_CHANGES} more characters)\n"
+    return text
 
 
 @cache
@@ -101,9 +116,7 @@ def _git(*arguments: str) -> str:
     if not (root / ".git").exists():
         return ""
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
+        answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return answer.stdout.strip()
+    return answer.stdout.decode(errors="replace")

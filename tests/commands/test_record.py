@@ -7,13 +7,14 @@ import pytest
 
 from dmt_ds.commands.fenced_tracker import FencedTracker
 from dmt_ds.commands.pretrain import _record_failure
-from dmt_ds.commands.record import losses_in_use
+from dmt_ds.commands.record import keep, losses_in_use
 from dmt_ds.config.load import load_config
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.stopping import Watchdog
 from dmt_ds.errors import CheckpointError
 from dmt_ds.tracking.tracker import JsonlTracker, Status
+from tests.faults import places
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,32 @@ def test_an_attempt_whose_run_was_taken_over_writes_nothing_into_the_record(tmp_
         with pytest.raises(CheckpointError, match="has taken this run over"):
             write()
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def texts_in(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_described_an_attempt_stays_where_a_later_one_is_described_otherwise(tmp_path: Path) -> None:
+    for text in ("seed: 1", "seed: 1", "seed: 2"):
+        keep(tmp_path, "config.yaml", text, fence := Fence.claim(tmp_path))
+    (tmp_path / "attempt.json").unlink()
+    kept = {"config.yaml": "seed: 2", "attempts/0001/config.yaml": "seed: 1", "attempts/0003/config.yaml": "seed: 2"}
+    assert texts_in(tmp_path) == kept
+    with pytest.raises(CheckpointError, match="while attempt 3 wrote there"):
+        keep(tmp_path, "config.yaml", "seed: 3", fence)
+    assert texts_in(tmp_path) == kept
+
+
+def test_a_record_on_a_full_disk_is_what_it_was(tmp_path: Path) -> None:
+    places.needs_mount()
+    with places.small_disk(tmp_path, mib=1):
+        keep(tmp_path, "config.yaml", "seed: 1", None)
+        places.fill(tmp_path / "ballast")
+        with pytest.raises(CheckpointError, match=r"config.yaml: can't be written \(No space left"):
+            keep(tmp_path, "config.yaml", "seed: 2", None)
+        (tmp_path / "ballast").unlink()
+        assert texts_in(tmp_path) == {"config.yaml": "seed: 1"}
 
 
 def test_a_failure_that_waits_for_a_store_that_is_away_is_not_ended_as_a_hang(tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ def test_term_saves_and_ends_with_0_and_the_next_start_goes_on_in_the_same_mlflo
     artifacts = {artifact.path for artifact in client.list_artifacts(runs[0].info.run_id)}
     described = {"config.yaml", "deepspeed_student.json", "deepspeed_teachers.json", "environment.json"}
     assert described <= artifacts
+    assert (run / "attempts" / "0001" / "config.yaml").read_text() != (run / "config.yaml").read_text()
+    kept = client.list_artifacts(runs[0].info.run_id, "attempts")
+    assert {artifact.path for artifact in kept} == {"attempts/0001", "attempts/0002"}
 
 
 def test_usr1_on_one_rank_stops_all_ranks_after_a_save(tmp_path):

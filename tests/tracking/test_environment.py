@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmt_ds.tracking.environment import environment_record, environment_tags, library_versions
+from dmt_ds.tracking import environment
+from dmt_ds.tracking.environment import code_changes, environment_record, environment_tags, library_versions
 
 
 def test_ids_of_a_slurm_job_become_tags() -> None:
@@ -35,6 +36,33 @@ def test_the_record_names_versions_and_every_package_and_fits_json() -> None:
     assert record["python"] == ".".join(map(str, sys.version_info[:3]))
     assert any(package.lower().startswith("pytest==") for package in record["packages"])
     assert all(record[key] for key in ("hostname", "platform", "deepspeed", "mlflow"))
+
+
+def test_what_is_not_committed_is_kept_so_that_it_can_be_applied_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "dmt_ds" / "tracking"
+    package.mkdir(parents=True)
+    (losses := tmp_path / "dmt_ds" / "losses.py").write_text("factor = 1\n")
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
+    monkeypatch.setenv("SOME_TOKEN", "value-of-the-token")
+    assert code_changes() == ""
+    losses.write_bytes(b"factor = 2  # \xe9 \nkey = 'value-of-the-token'\n")
+    (tmp_path / "changes.diff").write_text(changes := code_changes())
+    assert "value-of" not in changes
+    git("stash")
+    git("apply", "changes.diff")
+    assert losses.read_bytes() == "factor = 2  # \ufffd \nkey = '***'\n".encode()
+    monkeypatch.setattr(environment, "_LONGEST_CHANGES", 20)
+    assert code_changes() == f"{changes[:20]}\n(cut here: {len(changes) - 20} more characters)\n"
 
 
 def test_versions_are_known_of_libraries_whose_arithmetic_is_in_the_losses() -> None:
