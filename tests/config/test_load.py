@@ -355,3 +355,14 @@ def test_the_recipe_of_tinymim_differs_from_dmts_in_the_method_and_its_one_teach
 def test_teachers_without_any_weight_are_refused(task: str) -> None:
     (line,) = complaints(None, TEACHER, f"task={task}", "teachers.models.mae.weight=0")
     assert "teachers ['mae'] have weight 0" in line
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_the_recipes_of_ade20k_train_by_tinymims_settings_whatever_the_encoder(size: str) -> None:
+    config = load_config(f"segment_ade20k_vit_{size}")
+    train, optim, section = config.train, config.optim, config.segment
+    assert config.student.arch == f"vit_{size}"
+    assert (train.steps, train.global_batch_size, config.data.image_size) == (160_000, 16, 512)
+    assert (optim.base_lr * 16 / 256, optim.layer_decay, optim.weight_decay) == pytest.approx((1e-4, 0.75, 0.05))
+    assert (optim.warmup_steps, optim.schedule, config.student.drop_path) == (1500, "linear", 0.1)
+    assert (section.auxiliary_weight, section.test_window, section.test_stride) == (0.4, "slide", 341)
