@@ -61,7 +61,7 @@ def export(source: str, forms: tuple[str, ...], output: Path | None, register: s
         "dmt-ds predict -e runs/finetuned photos -o answers",
         "dmt-ds predict -e runs/finetuned cat.jpg dog.jpg -o answers --top-k 3",
         "dmt-ds predict -e runs/segmented photos -o masks",
-        "dmt-ds predict -e runs/detected photos -o objects",
+        "dmt-ds predict -e runs/detected photos -o objects --score-threshold 0.3",
         "dmt-ds predict -e runs/vit_tiny photos -o features",
     ),
 )
@@ -73,10 +73,24 @@ def export(source: str, forms: tuple[str, ...], output: Path | None, register: s
     required=True,
     help="Folder for what is written; nothing in it is overwritten.",
 )
-@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at once.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Of a classifier: classes an image; 5 by default.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Of a classifier or an encoder: images at once; 64 by default."
+)
+@click.option(
+    "--score-threshold",
+    type=click.FloatRange(0, 1),
+    help="Of a detector: lowest score of an object in its pictures; 0.5 by default.",
+)
 @click.argument("paths", nargs=-1, required=True, metavar="FOLDER_OR_FILE...")
-def predict(source: str, output: Path, top_k: int, batch_size: int, paths: tuple[str, ...]) -> None:
+def predict(
+    source: str,
+    output: Path,
+    top_k: int | None,
+    batch_size: int | None,
+    score_threshold: float | None,
+    paths: tuple[str, ...],
+) -> None:
     """Ask a model about images in files and folders of any depth.
 
     A classifier writes predictions.json (path -> labels with probabilities) and contact_sheet.png; a segmenter writes
@@ -89,5 +103,6 @@ def predict(source: str, output: Path, top_k: int, batch_size: int, paths: tuple
     from dmt_ds.commands import predict as command
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for path in command.run(source, paths, output, top_k, batch_size, device):
+    options = command.Options(top_k, batch_size, score_threshold)
+    for path in command.run(source, paths, output, options, device):
         click.echo(path)

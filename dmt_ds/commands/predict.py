@@ -13,25 +13,25 @@ from torch import Tensor
 
 from dmt_ds.commands import predict_masks, predict_objects
 from dmt_ds.commands.model_source import find_model, find_own_form
-from dmt_ds.commands.predict_images import check_any, leave_out, read_image, refuse_earlier
+from dmt_ds.commands.predict_images import check_any, leave_out, read_image, written_whole
 from dmt_ds.commands.predict_progress import PredictProgress
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.files import find_images
 from dmt_ds.data.views import center_crop
 from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER
-from dmt_ds.errors import ExportError
+from dmt_ds.errors import ConfigError, ExportError
 from dmt_ds.models.backbone_folder import CONFIG_FILE
 from dmt_ds.models.classifier_folder import CLASSES_FILE
 from dmt_ds.models.portable import Preprocessing, read_portable
 from dmt_ds.models.teachers import SEGMENTER_FOLDER, load_encoder
+from dmt_ds.tracking.object_pictures import SHOWN_FROM
 
 logger = logging.getLogger(__name__)
 
 PREDICTIONS_FILE, SHEET_FILE, FEATURES_FILE = "predictions.json", "contact_sheet.png", "features.npz"
+TOP_K, BATCH_SIZE = 5, 64
 MAX_PICTURED = 48
 """Images on the contact sheet."""
-DENSE = {SEGMENTER_FOLDER: predict_masks.run, DETECTOR_FOLDER: predict_objects.run}
-"""Models that say more of an image than its class, by the folder that a run leaves; each writes its own files."""
 _DECODERS = 4
 
 
@@ -53,46 +53,82 @@ class _Answered(NamedTuple):
     answer: Tensor
 
 
-def run(source: str, paths: Sequence[str], out: Path, top_k: int, batch_size: int, device: torch.device) -> list[Path]:
+class Options(NamedTuple):
+    """What a person may ask for; None takes the default, where the model has it."""
+
+    top_k: int | None = None
+    """Classes to tell of an image, of a classifier."""
+    batch_size: int | None = None
+    """Images at once, of a classifier and an encoder: a denser model has one at a time, as sizes differ."""
+    score_threshold: float | None = None
+    """Lowest score of an object in a detector's pictures."""
+
+    def check_used(self, kind: str, *used: str) -> None:
+        """Nothing is asked for that the model has not.
+
+        Raises:
+            ConfigError: something is.
+        """
+        for name, value in self._asdict().items():
+            if value is not None and name not in used:
+                raise ConfigError(f"--{name.replace('_', '-')}: {kind} has no use for it; leave it out")
+
+
+def run(source: str, paths: Sequence[str], out: Path, options: Options, device: torch.device) -> list[Path]:
     """Answer for every image that can be read; those that can't are named in the log and, of labels, in the file.
 
     Args:
         source: run, checkpoint, exported folder in timm's form; of encoders also whatever a teacher's `source` may be.
-            Of a run with a model of `DENSE` it is that model that is asked.
+            Of a run with a segmenter or a detector it is that model that is asked, which writes its own files.
         paths: files, and folders of any depth.
         out: folder for what is written: `predictions.json` and `contact_sheet.png`, or `features.npz`.
-        top_k: classes to tell of an image.
-        batch_size: images at once.
 
     Returns:
         What was written.
 
     Raises:
+        ConfigError: an option is not for this model.
         DataError: a path does not exist, or no image can be read.
         ExportError: there is no such model, or `out` has predictions already.
         WeightsError: the model can't be loaded.
     """
     files = find_images(paths)
-    for name, predict in DENSE.items():
-        if (folder := find_own_form(source, name)) is not None:
-            return predict(folder, source, files, out, device)
-    model = _open(source, device)
-    wanted = [out / name for name in ((PREDICTIONS_FILE, SHEET_FILE) if model.class_names else (FEATURES_FILE,))]
-    refuse_earlier(wanted)
-    unreadable: dict[str, str] = {}
-    batches = _answers(model, files, batch_size, unreadable)
-    if model.class_names:
-        contents = _labels(model, batches, top_k, unreadable, source)
-        check_any(contents["images"], unreadable)
-        out.mkdir(parents=True, exist_ok=True)
-        _draw(contents.pop("pictures"), len(contents["images"]), wanted[1])
-        wanted[0].write_text(json.dumps(contents, indent=1) + "\n")
+    names: tuple[str, ...]
+    if (segmenter := find_own_form(source, SEGMENTER_FOLDER)) is not None:
+        options.check_used("a segmenter")
+        names = predict_masks.WRITTEN
+        with written_whole(out, names) as folder:
+            predict_masks.run(segmenter, source, files, folder, device)
+    elif (detector := find_own_form(source, DETECTOR_FOLDER)) is not None:
+        options.check_used("a detector", "score_threshold")
+        names = predict_objects.WRITTEN
+        shown_from = SHOWN_FROM if options.score_threshold is None else options.score_threshold
+        with written_whole(out, names) as folder:
+            predict_objects.run(detector, source, files, folder, device, shown_from)
     else:
-        features = _features(batches)
-        check_any(features["names"], unreadable)
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(wanted[0], **features)
-    return wanted
+        names = _answer(source, files, out, options, device)
+    return [out / name for name in names]
+
+
+def _answer(source: str, files: Sequence[str], out: Path, options: Options, device: torch.device) -> tuple[str, ...]:
+    """Labels or features; the names of what was written."""
+    model = _open(source, device)
+    kind = ("a classifier", "top_k", "batch_size") if model.class_names else ("an encoder", "batch_size")
+    options.check_used(*kind)
+    unreadable: dict[str, str] = {}
+    names = (PREDICTIONS_FILE, SHEET_FILE) if model.class_names else (FEATURES_FILE,)
+    with written_whole(out, names) as folder:
+        batches = _answers(model, files, options.batch_size or BATCH_SIZE, unreadable)
+        if model.class_names:
+            contents = _labels(model, batches, options.top_k or TOP_K, unreadable, source)
+            check_any(contents["images"], unreadable)
+            _draw(contents.pop("pictures"), len(contents["images"]), folder / SHEET_FILE)
+            (folder / PREDICTIONS_FILE).write_text(json.dumps(contents, indent=1) + "\n")
+        else:
+            features = _features(batches)
+            check_any(features["names"], unreadable)
+            np.savez(folder / FEATURES_FILE, **features)
+    return names
 
 
 def _open(source: str, device: torch.device) -> _Model:

@@ -1,7 +1,10 @@
 """A person's images in a prediction: each is read, or left out and named; knows no model."""
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -23,6 +26,27 @@ def refuse_earlier(wanted: Sequence[Path]) -> None:
     for path in wanted:
         if path.exists():
             raise ExportError(f"{path}: is there already; remove it, or take another folder by -o")
+
+
+@contextmanager
+def written_whole(out: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder whose files of these names come into `out` once all are there; of work that does not end nothing stays.
+
+    Raises:
+        ExportError: `out` has one of them already.
+    """
+    refuse_earlier([out / name for name in names])
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=out, prefix=".unfinished_"))
+    try:
+        yield unfinished
+        for name in names:
+            (unfinished / name).rename(out / name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_new and not any(out.iterdir()):
+            out.rmdir()
 
 
 def read_image(path: str) -> Tensor | str:

@@ -9,35 +9,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dmt_ds.commands.predict_images import check_any, read_each, refuse_earlier
+from dmt_ds.commands.predict_images import check_any, read_each
 from dmt_ds.downstream.segmenter_folder import load_segmenter
 from dmt_ds.tracking import mask_pictures
 
 PREDICTIONS_FILE, SHEET_FILE = "predictions.json", "contact_sheet.png"
 MASKS_FOLDER, OVERLAYS_FOLDER = "masks", "overlays"
+WRITTEN = (PREDICTIONS_FILE, SHEET_FILE, MASKS_FOLDER, OVERLAYS_FOLDER)
 MAX_PICTURED = 12
 """Images on the contact sheet."""
 
 
-def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torch.device) -> list[Path]:
+def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torch.device) -> None:
     """Answer for every image that can be read; those that can't are named in the log and in the JSON.
 
     Args:
         folder: of the segmenter.
         source: what the person called it.
-        out: folder for what is written: `predictions.json`, `contact_sheet.png`, and of each image
+        out: folder, empty, for what is written: `predictions.json`, `contact_sheet.png`, and of each image
             `masks/NUMBER_NAME.png` (a palette picture whose values are class numbers) and `overlays/NUMBER_NAME.png`.
-
-    Returns:
-        What was written.
 
     Raises:
         DataError: no image can be read.
-        ExportError: `out` has predictions already.
         WeightsError: the model can't be loaded.
     """
-    wanted = [out / name for name in (PREDICTIONS_FILE, SHEET_FILE, MASKS_FOLDER, OVERLAYS_FOLDER)]
-    refuse_earlier(wanted)
+    for name in (MASKS_FOLDER, OVERLAYS_FOLDER):
+        (out / name).mkdir()
     saved = load_segmenter(folder)
     saved.model.to(device)
     colours = mask_pictures.class_colours(len(saved.class_names))
@@ -46,9 +43,6 @@ def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torc
     pictured: list[mask_pictures.Masks] = []
     for name, image in read_each(files, unreadable):
         classes = saved.classes(image, device)  # [H, W] uint8
-        if not told:
-            for path in wanted[2:]:
-                path.mkdir(parents=True)
         file = f"{len(told):06d}_{Path(name).stem}.png"
         _write_mask(classes, colours, out / MASKS_FOLDER / file)
         overlay = mask_pictures.overlaid(image, classes, colours)
@@ -62,10 +56,9 @@ def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torc
         if len(pictured) < MAX_PICTURED:
             pictured.append((image, None, classes))
     check_any(told, unreadable)
-    mask_pictures.draw_masks(pictured, saved.class_names, wanted[1])
+    mask_pictures.draw_masks(pictured, saved.class_names, out / SHEET_FILE)
     contents = {"model": source, "classes": list(saved.class_names), "images": told, "unreadable": unreadable}
-    wanted[0].write_text(json.dumps(contents, indent=1) + "\n")
-    return wanted
+    (out / PREDICTIONS_FILE).write_text(json.dumps(contents, indent=1) + "\n")
 
 
 def _write_mask(classes: Tensor, colours: Tensor, path: Path) -> None:

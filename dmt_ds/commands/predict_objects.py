@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from dmt_ds.commands.detect import pictured
-from dmt_ds.commands.predict_images import check_any, read_each, refuse_earlier
+from dmt_ds.commands.predict_images import check_any, read_each
 from dmt_ds.data.augment import blank_beyond, normalize
 from dmt_ds.data.coco_library import Result, check_installed
 from dmt_ds.data.detection_maker import size_of
 from dmt_ds.data.detection_views import Draw, ScaleSpec, padded, scaled_image
 from dmt_ds.downstream.detection.folder import SavedDetector, load_detector
 from dmt_ds.downstream.detection.results import results_of
-from dmt_ds.tracking.object_pictures import SHOWN_FROM, Pictured, draw_objects
+from dmt_ds.tracking.object_pictures import draw_objects
 
-RESULTS_FILE, IMAGES_FILE, PICTURES_FOLDER = "predictions.json", "images.json", "pictures"
+WRITTEN = RESULTS_FILE, IMAGES_FILE, PICTURES_FOLDER = "predictions.json", "images.json", "pictures"
 
 
 class _Answered(NamedTuple):
@@ -29,26 +29,22 @@ class _Answered(NamedTuple):
     results: list[Result]
 
 
-def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torch.device) -> list[Path]:
+def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torch.device, shown_from: float) -> None:
     """Answer for every image that can be read; those that can't are named in the log and in `images.json`.
 
     Args:
         folder: of the detector.
         source: what the person called it.
-        out: folder for what is written: `predictions.json` in COCO's results format, `images.json` with the ids of
-            images and categories, and `pictures/NUMBER_NAME.png`.
-
-    Returns:
-        What was written.
+        out: folder, empty, for what is written: `predictions.json` in COCO's results format, `images.json` with the
+            ids of images and categories, and `pictures/NUMBER_NAME.png`.
+        shown_from: lowest score of an object in the pictures.
 
     Raises:
         DataError: no image can be read, or pycocotools is not there.
-        ExportError: `out` has predictions already.
         WeightsError: the model can't be loaded.
     """
     check_installed()
-    wanted = [out / name for name in (RESULTS_FILE, IMAGES_FILE, PICTURES_FOLDER)]
-    refuse_earlier(wanted)
+    (out / PICTURES_FOLDER).mkdir()
     saved = load_detector(folder)
     saved.detector.to(device)
     results: list[Result] = []
@@ -62,13 +58,12 @@ def run(folder: Path, source: str, files: Sequence[str], out: Path, device: torc
         picture = f"{PICTURES_FOLDER}/{len(images):06d}_{Path(answered.name).stem}.png"
         told = {"file_name": answered.name, "height": height, "width": width, "picture": picture}
         images.append({"id": answered.image_id, **told})
-        _draw(answered, saved, out / picture)
+        _draw(answered, saved, shown_from, out / picture)
     check_any(images, unreadable)
     categories = [category._asdict() for category in saved.categories]
     contents = {"model": source, "images": images, "categories": categories, "unreadable": unreadable}
-    wanted[0].write_text(json.dumps(results) + "\n")
-    wanted[1].write_text(json.dumps(contents, indent=1) + "\n")
-    return wanted
+    (out / RESULTS_FILE).write_text(json.dumps(results) + "\n")
+    (out / IMAGES_FILE).write_text(json.dumps(contents, indent=1) + "\n")
 
 
 def image_ids(files: Sequence[str]) -> list[int]:
@@ -91,11 +86,9 @@ def _found(saved: SavedDetector, image: Tensor, image_id: int, device: torch.dev
     return results_of(found, size, size_of(image), image_id, [category.id for category in saved.categories])
 
 
-def _draw(answered: _Answered, saved: SavedDetector, path: Path) -> None:
-    """Those objects that are likelier there than not."""
+def _draw(answered: _Answered, saved: SavedDetector, shown_from: float, path: Path) -> None:
+    """Those objects that are sure enough."""
     labels = {category.id: label for label, category in enumerate(saved.categories)}
-    likely = [result for result in answered.results if result["score"] >= SHOWN_FROM]
+    likely = [result for result in answered.results if result["score"] >= shown_from]
     objects = [pictured(result, labels, *size_of(answered.image)) for result in likely]
-    picture: Pictured = (answered.image, objects)
-    names = [category.name for category in saved.categories]
-    draw_objects([(Path(answered.name).name, picture)], names, path, f"{len(likely)} objects")
+    draw_objects(answered.image, objects, [category.name for category in saved.categories], path)

@@ -1,7 +1,7 @@
 """Pictures of objects in images: boxes, masks and names, as labelled beside as found; knows no model and no JSON."""
 
-import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,12 +12,15 @@ from dmt_ds.tracking.figures import GREY, PALETTE, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
 
 SHOWN_FROM = 0.5
 """Lowest score of an object that is drawn."""
 _MASK_SHARE = 0.45  # of an object's colour in its pixels
-_COLUMNS = 4
 _CELL_INCHES = 2.6
+_LINES, _LETTERS, _SMALLEST_LETTERS = 1 / 300, 1 / 45, 11  # shares of the longer side; pixels
+_MARGIN = 2  # pixels around a name
 
 
 class PicturedObject(NamedTuple):
@@ -31,10 +34,6 @@ class PicturedObject(NamedTuple):
     """0 to 1; None where it is a label."""
     mask: Tensor | None
     """[H, W] bool."""
-
-
-Pictured = tuple[Tensor, Sequence[PicturedObject]]
-"""Image [3, H, W] uint8, and what is drawn in it."""
 
 
 def draw_pairs(
@@ -58,26 +57,45 @@ def draw_pairs(
     save(figure, path)
 
 
-def draw_objects(pictures: Sequence[tuple[str, Pictured]], class_names: Sequence[str], path: Path, title: str) -> None:
-    """A contact sheet of images with what was found in each.
+def draw_objects(image: Tensor, objects: Sequence[PicturedObject], class_names: Sequence[str], path: Path) -> None:
+    """The image at its own size with what was found in it; lines and letters grow with it.
 
     Args:
-        pictures: name of the image and what is drawn; at least one.
+        image: [3, H, W] uint8.
         class_names: by label.
         path: PNG to write.
-        title: above all.
     """
-    columns = min(_COLUMNS, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    figure, axes = new_figure(columns, rows, (_CELL_INCHES * columns, (0.8 * _CELL_INCHES + 0.2) * rows + 0.3))
-    cells = [axis for row in axes for axis in row]
-    for axis in cells:
-        axis.set_axis_off()
-    for axis, (name, (image, objects)) in zip(cells, pictures, strict=False):
-        _draw(axis, image, objects, class_names)
-        axis.set_title(_printable(name), fontsize=6.5, color=GREY, parse_math=False)
-    figure.suptitle(title, fontsize=9, color=GREY)
-    save(figure, path)
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(masked(image, objects).permute(1, 2, 0).numpy())
+    longest = max(picture.size)
+    pen, font = ImageDraw.Draw(picture), _font(max(_SMALLEST_LETTERS, round(longest * _LETTERS)))
+    for thing in objects:
+        x1, y1, x2, y2 = thing.box
+        last = max(x1, x2 - 1), max(y1, y2 - 1)  # a box's corners are edges of pixels
+        pen.rectangle((x1, y1, *last), outline=_rgb(thing.label), width=max(1, round(longest * _LINES)))
+    for thing in objects:  # no box goes through a name
+        _write(pen, _named(thing, class_names), thing, font, picture.size)
+    picture.save(path)
+
+
+def _write(pen: "ImageDraw", text: str, thing: PicturedObject, font: "FreeTypeFont", size: tuple[int, int]) -> None:
+    """White letters on the object's colour, above its box; where the image ends there, within."""
+    left, top, right, bottom = (round(number) for number in pen.textbbox((0, 0), text, font=font))
+    width, height = right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN
+    x = max(0, min(round(thing.box[0]), size[0] - width))
+    y = max(0, min(round(thing.box[1]) - height, size[1] - height))
+    pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_rgb(thing.label))
+    pen.text((x + _MARGIN - left, y + _MARGIN - top), text, fill="white", font=font)
+
+
+@cache
+def _font(size: int) -> "FreeTypeFont":
+    """matplotlib's, as in all other pictures: it has the letters of many languages."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
 def masked(image: Tensor, objects: Sequence[PicturedObject]) -> Tensor:
@@ -101,17 +119,22 @@ def _draw(axis: "Axes", image: Tensor, objects: Sequence[PicturedObject], class_
         x1, y1, x2, y2 = thing.box
         colour = PALETTE[thing.label % len(PALETTE)]
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1))
-        score = "" if thing.score is None else f" {100 * thing.score:.0f}"
         axis.text(
             x1,
             y1,
-            f"{_printable(class_names[thing.label])}{score}",
+            _named(thing, class_names),
             fontsize=5,
             color="white",
             va="bottom",
             parse_math=False,
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
         )
+
+
+def _named(thing: PicturedObject, class_names: Sequence[str]) -> str:
+    """What it is and, where it was found, how sure that is in percent."""
+    score = "" if thing.score is None else f" {100 * thing.score:.0f}"
+    return f"{_printable(class_names[thing.label])}{score}"
 
 
 def _printable(text: str) -> str:

@@ -128,6 +128,16 @@ def test_nothing_is_overwritten(run_folder, photos, tmp_path):
     assert result.exit_code == 2 and "predictions.json: is there already" in result.stderr
 
 
+def test_options_that_a_model_has_no_use_for_are_refused(run_folder, photos, tmp_path):
+    for source, option, told in (
+        (run_folder, "--score-threshold", "a classifier has no use for it"),
+        (run_folder / "backbone", "--top-k", "an encoder has no use for it"),
+    ):
+        result = call("-e", source, photos, "-o", tmp_path / "out", option, 1)
+        assert result.exit_code == 2 and f"{option}: {told}" in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
 def test_nothing_readable_or_nothing_there_is_an_error(run_folder, photos, tmp_path):
     for paths, reason in (
         ([photos / "broken.jpg"], "none of 1 images can be read, the first one: "),

@@ -139,7 +139,7 @@ def test_predict_finds_what_was_judged_and_draws_it(folder: Path, tmp_path: Path
     assert [image["id"] for image in told["images"]] == [0, 1, 2, 3, 4]  # what the files are called
     assert list(told["unreadable"]) == [str(photos / "0009.png")]
     for image in told["images"]:
-        assert (out / image["picture"]).stat().st_size > 1000
+        assert (out / image["picture"]).is_file()
         own = [result for result in results if result["image_id"] == image["id"]]
         assert all(result["segmentation"]["size"] == [image["height"], image["width"]] for result in own)
     truth = open_coco(str(folder / "coco"), "val", "annotations/instances_{split}.json", "{split}").truth()
