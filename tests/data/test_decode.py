@@ -1,6 +1,7 @@
 """Whatever a file is, it becomes upright 8-bit RGB or one line that names it."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -118,22 +119,49 @@ def test_a_jpeg_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -
 JPEG = encode(RGB, "JPEG", progressive=True, exif=b"Exif\0\0" + bytes(50), comment=b"a comment")
 
 
+def damaged(data: st.DataObject, whole: bytes, last: int) -> bytearray:
+    """With some bytes between the second and `last` changed, and maybe a few put in between."""
+    found = bytearray(whole)
+    for _ in range(data.draw(st.integers(0, 6))):
+        found[data.draw(st.integers(2, last))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        place = data.draw(st.integers(2, last))
+        found[place:place] = data.draw(st.binary(max_size=12))
+    return found
+
+
 @given(st.data())
 @settings(max_examples=300)
 def test_whatever_a_jpeg_header_says_its_size_is_what_the_decoder_finds_or_pillow_is_asked(data: st.DataObject) -> None:
     """Were it smaller than what the decoder finds, a bomb would pass."""
-    damaged = bytearray(JPEG)
-    for _ in range(data.draw(st.integers(0, 6))):
-        damaged[data.draw(st.integers(2, 200))] = data.draw(st.integers(0, 255))
-    if data.draw(st.booleans()):
-        place = data.draw(st.integers(2, 200))
-        damaged[place:place] = data.draw(st.binary(max_size=12))
-    size = decode._jpeg_size(bytes(damaged))
+    picture = damaged(data, JPEG, 200)
+    size = decode._jpeg_size(bytes(picture))
     try:
-        decoded = decode_jpeg(torch.frombuffer(damaged, dtype=torch.uint8)).shape[-2:]
+        decoded = decode_jpeg(torch.frombuffer(picture, dtype=torch.uint8)).shape[-2:]
     except RuntimeError:
         return
     assert size is None or size == (decoded[1], decoded[0])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF", "BMP"])
+@given(st.data())
+@settings(max_examples=60)
+def test_whatever_a_header_says_it_is_an_image_below_the_limit_or_one_line(kind: str, data: st.DataObject) -> None:
+    """A header may lie, and be sound as PNG's checksum sees it: no more pixels are decoded than are allowed."""
+    picture = damaged(data, encode(RGB, kind), 60)
+    if kind == "PNG" and data.draw(st.booleans()):
+        picture[29:33] = zlib.crc32(picture[12:29]).to_bytes(4, "big")
+    told = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "MAX_PIXELS", 2000)
+        try:
+            image = decode_image(bytes(picture), "cat")
+        except DataError as error:
+            told = str(error)
+    if told:
+        assert told.startswith("cat: ") and "\n" not in told
+        return
+    assert image.dtype == torch.uint8 and image.shape[0] == 3 and image.shape[1:].numel() <= 2000
 
 
 def test_the_size_of_a_jpeg_is_read_without_pillow() -> None:

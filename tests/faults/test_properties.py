@@ -45,6 +45,11 @@ def resolved_or_one_line_a_finding(load) -> None:
     assert config_from_yaml(to_yaml(config)) == config
 
 
+def test_examples_can_be_new_ones_each_time_and_one_that_failed_can_be_repeated():
+    random = settings.get_profile("random")
+    assert not random.derandomize and random.print_blob
+
+
 @settings(max_examples=150)
 @given(
     st.lists(
@@ -75,19 +80,15 @@ def test_whatever_bytes_a_recipe_is_it_resolves_or_is_told(tmp_path_factory, con
 
 @settings(max_examples=25)
 @given(
-    worlds=st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=3),
-    micro_batch=st.integers(1, 4),
-    accumulation=st.integers(1, 2),
+    attempts=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=3),
     num_images=st.integers(5, 40),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_the_loader_shows_each_image_once_an_epoch_whatever_restarts_and_ranks(
-    worlds, micro_batch, accumulation, num_images, seed
-):
-    """Attempts with other numbers of ranks, one after the other; each makes two steps."""
+def test_the_loader_shows_each_image_once_an_epoch_whatever_restarts_and_ranks(attempts, num_images, seed):
+    """Attempts one after the other, each with its own ranks, micro-batch and accumulation; each makes two steps."""
     source = open_source(DataConfig(max_train_images=num_images), "train")
     shown: list[int] = []
-    for world in worlds:
+    for world, micro_batch, accumulation in attempts:
         step_images: list[list[torch.Tensor]] = []
         for rank in range(world):
             loader = TrainLoader(
