@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmt_ds.engine import dist
+from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.tracking.spans import span
@@ -64,6 +65,8 @@ def start(timeout_seconds: float) -> torch.device:
     environment = dist.launch_environment(os.environ)
     os.environ.update(environment)
     device = _local_device(environment)
+    if device.type == "cpu":
+        keep_freed_memory()
     deepspeed = library()
     _forbid_shared_memory_build(deepspeed)
     try:
