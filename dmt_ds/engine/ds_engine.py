@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from dmt_ds.engine import dist
 from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
+from dmt_ds.engine.lone_rank import averages_with_nobody, spare_averaging, without_buckets
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.tracking.spans import span
 
@@ -249,6 +250,9 @@ def build_student(
         config = {**config, "zero_allow_untested_optimizer": True}  # tested here
     if universal:
         config = {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
+    alone = averages_with_nobody(config, dist.world_size())
+    if alone:
+        config = without_buckets(config)
     skips = can_skip(config, optimizer)
     engine, *_ = library().initialize(
         model=module,
@@ -257,6 +261,8 @@ def build_student(
         config=without_own_check(config) if skips else config,
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, schedule),
     )
+    if alone:
+        spare_averaging(engine)
     return StudentEngine(engine, DeviceSkip(engine, optimizer) if skips else None)
 
 

@@ -1,0 +1,48 @@
+"""What a rank that is alone leaves out of DeepSpeed's update, on a CPU in float32; knows no training loop.
+
+There is nobody to average a gradient with. DeepSpeed would copy it into a bucket, divide it by one, reduce it over one
+rank and copy it out again, and then take the norm of a copy in float64: more time than AdamW takes. In bf16 that way
+also makes float32 of a gradient, and is left alone.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DsConfig = dict[str, Any]
+
+
+def averages_with_nobody(config: DsConfig, world_size: int) -> bool:
+    """Whether an engine of this resolved DeepSpeed JSON can do without; on a CPU, where it was measured."""
+    zero = config.get("zero_optimization", {})
+    return (
+        world_size == 1
+        and zero.get("stage") == 2
+        and "offload_optimizer" not in zero
+        and not config.get("bf16", {}).get("enabled")
+        and not torch.cuda.is_available()
+    )
+
+
+def without_buckets(config: DsConfig) -> DsConfig:
+    """The JSON by which DeepSpeed leaves a gradient where it is until it reduces it."""
+    return {**config, "zero_optimization": {**config["zero_optimization"], "contiguous_gradients": False}}
+
+
+def spare_averaging(engine: Any) -> None:
+    """Take reduction and the norm's copy out of an engine that was made from `without_buckets`."""
+    engine.optimizer.buffered_reduce_fallback = _leave_in_place
+    engine.optimizer.get_grad_norm_direct = _norm
+
+
+def _leave_in_place(*_arguments: object, **_named: object) -> None:
+    return
+
+
+def _norm(gradients: Iterable[Tensor], _parameters: object, norm_type: float = 2) -> Tensor:
+    """Of all gradients together: scalar; -1 where it is not finite, as DeepSpeed asks for it."""
+    assert norm_type == 2
+    norm = torch.stack(torch._foreach_norm(list(gradients))).double().norm().float()
+    return torch.where(norm.isfinite(), norm, -1.0)
