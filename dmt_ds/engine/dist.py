@@ -41,6 +41,29 @@ def launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def local_device(environment: dict[str, str]) -> torch.device:
+    """This rank's device. DeepSpeed takes LOCAL_RANK for its index, so that is set to fit.
+
+    Raises:
+        LaunchError: there are more ranks on this node than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank, num_gpus = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
+    if num_gpus == 1 and "SLURM_STEP_GPUS" in os.environ:
+        # srun showed this task one GPU only, which has index 0 whatever the local rank is.
+        local_rank = 0
+        os.environ["LOCAL_RANK"] = "0"
+    if local_rank >= num_gpus:
+        raise LaunchError(
+            f"rank {environment['RANK']}: local rank {local_rank}, but this node has {num_gpus} GPU"
+            f"{'s' if num_gpus > 1 else ''}: start one process a GPU, or hide them with CUDA_VISIBLE_DEVICES="
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
 def slurm_step_tasks(environ: Mapping[str, str]) -> int:
     """Tasks of the `srun` step that this process is one of; 1 outside a step.
 

@@ -65,7 +65,7 @@ def start(timeout_seconds: float) -> torch.device:
     """
     environment = dist.launch_environment(os.environ)
     os.environ.update(environment)
-    device = _local_device(environment)
+    device = dist.local_device(environment)
     if device.type == "cpu":
         keep_freed_memory()
     deepspeed = library()
@@ -86,29 +86,6 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _local_device(environment: dict[str, str]) -> torch.device:
-    """This rank's device. DeepSpeed takes LOCAL_RANK for its index, so that is set to fit.
-
-    Raises:
-        LaunchError: there are more ranks on this node than GPUs.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    local_rank, num_gpus = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
-    if num_gpus == 1 and "SLURM_STEP_GPUS" in os.environ:
-        # srun showed this task one GPU only, which has index 0 whatever the local rank is.
-        local_rank = 0
-        os.environ["LOCAL_RANK"] = "0"
-    if local_rank >= num_gpus:
-        raise LaunchError(
-            f"rank {environment['RANK']}: local rank {local_rank}, but this node has {num_gpus} GPU"
-            f"{'s' if num_gpus > 1 else ''}: start one process a GPU, or hide them with CUDA_VISIBLE_DEVICES="
-        )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
 
 
 def _forbid_shared_memory_build(deepspeed: ModuleType) -> None:
