@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.data.augment import blank_beyond
+from dmt_ds.data.coco_checks import visible_box
 from dmt_ds.downstream.detection.detector import Detector
 from dmt_ds.downstream.detection.pyramid import FeaturePyramid
 from dmt_ds.errors import ConfigError
@@ -59,6 +60,17 @@ def test_an_image_of_background_alone_trains() -> None:
     assert losses["loss_mask"] == 0 and losses["loss_box_reg"] == 0
     assert losses["loss_classifier"] > 0 and losses["loss_objectness"] > 0
     assert all(p.grad.isfinite().all() for p in detector.parameters() if p.requires_grad)
+
+
+def test_the_thinnest_box_that_is_learned_from_has_losses_that_are_numbers() -> None:
+    box = visible_box([50, 5, 0.0101, 20], *tiny.SIZES[0])
+    assert box is not None
+    targets = tiny.targets()
+    targets[0]["boxes"][0] = torch.tensor(box) * 0.2  # as in an image that is scaled to a fifth
+    losses = tiny.detector()(tiny.images(), tiny.SEEDS, tiny.SIZES, targets)
+    assert all(loss.isfinite() for loss in losses.values())
+    targets[0]["boxes"][0, 2] = targets[0]["boxes"][0, 0]
+    assert not tiny.detector()(tiny.images(), tiny.SEEDS, tiny.SIZES, targets)["loss_box_reg"].isfinite()
 
 
 def test_losses_are_the_same_each_time_as_samples_belong_to_the_image() -> None:
