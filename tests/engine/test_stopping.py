@@ -62,7 +62,7 @@ def terminal_hangs(watchdog):  # a pipe that nobody empties: stacks can't be pri
         os.set_blocking(pipe, True)
     os.dup2(pipe, 2)
 
-stopping._SAYING_SECONDS, stopping._LINGER_SECONDS, stopping._SURE_SECONDS = 0.2, 0.1, 2.0
+stopping._SAYING_SECONDS, stopping._LINGER_SECONDS, stopping._SURE_SECONDS = 0.2, 0.1, 4.0
 children = {}
 for hangs in (log_hangs, last_words_hang, terminal_hangs):
     if (child := os.fork()) == 0:
