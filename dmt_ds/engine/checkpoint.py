@@ -151,7 +151,20 @@ class CheckpointFolder:
         """On rank 0, after a save: only the newest complete checkpoints up to `step` stay.
 
         A later one can only be of an attempt that another one took the place of; it would count as the newest.
+
+        Raises:
+            CheckpointError: the folder can't be read or changed, or a newer attempt has taken the run over.
         """
+        try:
+            self._prune(step)
+        except OSError as error:
+            self._check_fence()  # a newer attempt removes too, and then the disk is not at fault
+            raise CheckpointError(
+                f"{self.folder}: {tag_of(step)} is saved, but older checkpoints can't be removed ({error.strerror}): "
+                "look at the disk, then start again"
+            ) from error
+
+    def _prune(self, step: int) -> None:
         complete = [folder for folder in sorted(self.folder.glob("step*")) if unusable(folder) is None]
         self._check_fence()  # after the look: what a newer attempt saves is never seen here
         kept = [folder for folder in complete if folder.name <= tag_of(step)][-self._keep :]

@@ -1,5 +1,6 @@
 """Checkpoint folders are complete or not there."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_what_kills_and_conversions_leave_behind_is_removed_by_the_next_save(fol
         (folder.folder / name).write_text("step00000001")
     folder.save(state(2), write_weights)
     assert sorted(p.name for p in folder.folder.iterdir()) == ["latest", "step00000001", "step00000002"]
+
+
+def test_a_checkpoint_that_can_not_be_removed_is_one_line(folder, monkeypatch):
+    for step in (1, 2, 3):
+        folder.save(state(step), write_weights)
+
+    def read_only(source: Path, target: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", read_only)
+    with pytest.raises(
+        CheckpointError, match=r"step00000003 is saved, but .*\(Read-only file system\): look at the disk"
+    ):
+        folder.prune(3)
 
 
 # A disk that becomes full in the middle of a save, after a look had found room enough
