@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dmt_ds.engine.checkpoint import read_run_state
+from dmt_ds.tracking.environment import library_versions
 from tests import processes, tiny_run
 from tests.faults.test_ranks import errors
 
@@ -86,3 +88,4 @@ def test_the_record_tells_all_that_is_needed_to_make_the_run_again(stopped, tmp_
     again = ["-m", "dmt_ds", "pretrain", "-c", str(stopped / "run" / "config.yaml")]
     processes.run([*again, f"output_dir={tmp_path / 'run'}", "train.deterministic=true"])
     assert tiny_run.losses(tmp_path / "run") == tiny_run.losses(stopped / "run")
+    assert read_run_state(stopped / "run" / "checkpoints" / "step00000003").libraries == library_versions()
