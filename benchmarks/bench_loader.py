@@ -161,8 +161,8 @@ def payload_bytes(batches: Iterator[list[Tensor]], options: argparse.Namespace) 
 def pixel_errors(source: FolderSource, size: int, count: int) -> dict[str, float]:
     """Differences, of 255, between our crops and Pillow's of the same boxes.
 
-    Pillow shrinks one axis, rounds and clips, then shrinks the other; from version 12 or so the cheaper one first. Ours
-    takes rows first, so it is compared with that order too.
+    Pillow shrinks one axis, rounds and clips, then shrinks the other: rows first until version 12, as ours, and from 13
+    the cheaper axis first. So ours is compared with rows first too.
     """
     spec = CropSpec(size, flip=0.0)
     errors: dict[str, list[np.ndarray]] = {"": [], "_rows_first": []}
