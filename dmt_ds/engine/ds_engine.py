@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from dmt_ds.engine import dist
 from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
-from dmt_ds.engine.lone_rank import averages_with_nobody, spare_averaging, without_buckets
+from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.tracking.spans import span
 
@@ -239,7 +239,7 @@ def build_student(
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, schedule),
     )
     if alone:
-        spare_averaging(engine)
+        spare_copies(engine)
     return StudentEngine(engine, DeviceSkip(engine, optimizer) if skips else None)
 
 

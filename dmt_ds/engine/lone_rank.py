@@ -1,8 +1,8 @@
 """What a rank that is alone leaves out of DeepSpeed's update, on a CPU in float32; knows no training loop.
 
 There is nobody to average a gradient with. DeepSpeed would copy it into a bucket, divide it by one, reduce it over one
-rank and copy it out again, and then take the norm of a copy in float64: more time than AdamW takes. In bf16 that way
-also makes float32 of a gradient, and is left alone.
+rank and copy it out again, take the norm of a copy in float64, and keep masters beside weights that are float32
+themselves: more time than AdamW takes, and 4 bytes a parameter. In bf16 that makes float32 of both, and is left alone.
 """
 
 from collections.abc import Iterable
@@ -31,10 +31,16 @@ def without_buckets(config: DsConfig) -> DsConfig:
     return {**config, "zero_optimization": {**config["zero_optimization"], "contiguous_gradients": False}}
 
 
-def spare_averaging(engine: Any) -> None:
-    """Take reduction and the norm's copy out of an engine that was made from `without_buckets`."""
-    engine.optimizer.buffered_reduce_fallback = _leave_in_place
-    engine.optimizer.get_grad_norm_direct = _norm
+def spare_copies(engine: Any) -> None:
+    """Take the copies of gradients and weights out of an engine that was made from `without_buckets`."""
+    zero = engine.optimizer
+    zero.buffered_reduce_fallback = _leave_in_place
+    zero.get_grad_norm_direct = _norm
+    for master, (weights,) in zip(
+        zero.single_partition_of_fp32_groups, zero.parallel_partitioned_bit16_groups, strict=True
+    ):
+        master.data = weights.data
+    zero._link_all_hp_params()  # where each parameter's master is
 
 
 def _leave_in_place(*_arguments: object, **_named: object) -> None:
