@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -51,6 +52,19 @@ class RunInStore(Protocol):
         ...
 
 
+@dataclass
+class _Doubt:
+    """What the store did not take of one journal.
+
+    Attributes:
+        since: when it first did not take the item that is next; None once it has taken another one.
+        until: the byte up to which lines are sent one by one, so that a bad one costs no other.
+    """
+
+    since: float | None
+    until: int
+
+
 class Shipper(threading.Thread):
     """Carries lines in order, and confirms them once they have arrived."""
 
@@ -64,7 +78,7 @@ class Shipper(threading.Thread):
         self._stopped = False
         self._away_since: float | None = None
         self._last_warning = float("-inf")
-        self._doubted_since: float | None = None  # the item that is next
+        self._doubts: dict[Journal, _Doubt] = {}
         self._num_refused = 0
 
     def finish(self, drain_seconds: float) -> bool:
@@ -117,13 +131,11 @@ class Shipper(threading.Thread):
         self._say_back()
 
     def _ship_points(self, run: RunInStore, journal: Journal) -> None:
-        at_once = 1 if self._doubted_since else _LINES_AT_ONCE  # one bad point must cost no other
         while not self._stopped:
-            points, offset = self._spool.unshipped(journal, at_once)
+            points, offset = self._spool.unshipped(journal, 1 if journal in self._doubts else _LINES_AT_ONCE)
             if not points:
                 return
-            self._send(partial(run.log_points, points))
-            self._spool.confirm(journal, offset)
+            self._send(partial(run.log_points, points), journal, offset)
 
     def _ship_records(self, run: RunInStore) -> None:
         self._spool.copy_again()
@@ -131,22 +143,30 @@ class Shipper(threading.Thread):
             records, offset = self._spool.unshipped(self._spool.records, max_lines=1)
             if not records:
                 return
-            self._send(partial(run.apply, records[0]))
-            self._spool.confirm(self._spool.records, offset)
+            self._send(partial(run.apply, records[0]), self._spool.records, offset)
 
-    def _send(self, send: Callable[[], None]) -> None:
-        """Returns once the store has it, or will never take it: that holds up nothing else."""
+    def _send(self, send: Callable[[], None], journal: Journal, offset: int) -> None:
+        """Returns once the store has what lies before `offset`, or will never take it: that holds up nothing else."""
         try:
             send()
         except ItemDoubted as error:
-            now = time.monotonic()
-            self._doubted_since = self._doubted_since or now
-            if now - self._doubted_since < _DOUBTED_SECONDS:
+            if not self._is_doubted_for_long(journal, offset):
                 raise
             self._give_up(error)
         except ItemRefused as error:
             self._give_up(error)
-        self._doubted_since = None
+        self._spool.confirm(journal, offset)
+        if (doubt := self._doubts.get(journal)) is not None:
+            doubt.since = None
+            if offset >= doubt.until:
+                del self._doubts[journal]
+
+    def _is_doubted_for_long(self, journal: Journal, offset: int) -> bool:
+        """What the store takes of other journals says nothing of this one's next item."""
+        now = time.monotonic()
+        doubt = self._doubts.setdefault(journal, _Doubt(now, offset))
+        doubt.since = doubt.since or now
+        return now - doubt.since >= _DOUBTED_SECONDS
 
     def _give_up(self, error: Exception) -> None:
         self._num_refused += 1

@@ -22,9 +22,11 @@ class ListStore:
         self.answers = True
         self.refused: set[str] = set()
         self.points: list[Record] = []
+        self.num_lines: list[int] = []  # of each sending that was taken
         self.records: list[Record] = []
         self.bugs = 0
         self.doubted: dict[int, int] = {}  # step -> times that it is not taken
+        self.at_doubted_tags: Callable[[], None] | None = None  # no tags are taken then
 
     def log_points(self, points: list[Record]) -> None:
         self._check()
@@ -33,11 +35,15 @@ class ListStore:
                 self.doubted[point["step"]] = left - 1
                 raise ItemDoubted(f"not step {point['step']}")
         self.points += points
+        self.num_lines.append(len(points))
 
     def apply(self, record: Record) -> None:
         self._check()
         if record["kind"] in self.refused:
             raise ItemRefused(f"no {record['kind']} here")
+        if record["kind"] == "tags" and self.at_doubted_tags is not None:
+            self.at_doubted_tags()
+            raise ItemDoubted("not these tags")
         self.records.append(record)
 
     def _check(self) -> None:
@@ -153,6 +159,29 @@ def test_a_point_that_is_never_taken_is_given_up_alone_and_that_is_said(
     assert [point["step"] for point in store.points] == [step for step in range(10) if step != 3]
     assert "not recorded: not step 3" in caplog.text
     assert "1 items were refused" in caplog.text and "none is lost" not in caplog.text
+
+
+def test_a_record_that_is_never_taken_is_given_up_also_while_points_are_taken(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shipper_module, "_DOUBTED_SECONDS", 0.1)
+    store = ListStore()
+    store.at_doubted_tags = lambda: spool.metrics.append({"step": 1})  # so that each round takes a point before it
+    spool.put("tags", tags={"a": "b"})
+    spool.put("status", status="FINISHED")
+    assert started(spool, store).finish(10)
+    assert [record["kind"] for record in store.records] == ["begin", "status"]
+    assert caplog.text.count("not recorded: not these tags") == 1 and len(store.points) > 1
+
+
+def test_only_lines_that_were_sent_with_a_bad_one_are_sent_one_by_one(spool: Spool) -> None:
+    store = ListStore()
+    store.doubted = {3: 1}
+    for step in range(500):
+        spool.metrics.append({"step": step})
+    assert started(spool, store).finish(10)
+    assert [point["step"] for point in store.points] == list(range(500))
+    assert store.num_lines == [1] * 200 + [200, 100]
 
 
 def test_a_bug_in_the_thread_costs_neither_points_nor_training(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
