@@ -99,7 +99,7 @@ class Spool:
 
     def confirm(self, journal: Journal, offset: int) -> None:
         """Everything before `offset` has arrived."""
-        self._shipped.advance(journal, offset)
+        self._shipped.note(journal, offset)
 
     def is_empty(self) -> bool:
         """Whether everything has arrived."""
@@ -175,15 +175,15 @@ class Shipped:
 
         To be called before anything is added.
         """
-        sent = int(self._state.get(journal.path.name, 0))
-        self._state[journal.path.name] = min(sent, journal.num_bytes)
+        if int(self._state.get(journal.path.name, 0)) > journal.num_bytes:
+            self.note(journal, journal.num_bytes)  # at once: the store may be away until the next start
 
     def offset(self, journal: Journal) -> int:
         """First byte of a journal that is still to ship; 0 where the file has become shorter than that."""
         offset = int(self._state.get(journal.path.name, 0))
         return offset if offset <= journal.num_bytes else 0
 
-    def advance(self, journal: Journal, offset: int) -> None:
+    def note(self, journal: Journal, offset: int) -> None:
         """Everything before `offset` has arrived. Losing this on a full disk costs a second sending, not a point."""
         self._state[journal.path.name] = offset
         try:

@@ -119,7 +119,10 @@ def test_what_takes_the_place_of_lines_that_a_power_cut_took_is_sent(tmp_path: P
     again = Spool(tmp_path, "name")
     for step in range(9, 20):
         again.metrics.append({"step": step})
-    assert [record["step"] for record in again.unshipped(again.metrics, 100)[0]] == list(range(9, 20))
+    again.close()  # the store was away all the while
+    third = Spool(tmp_path, "name")
+    for spool in (again, third):
+        assert [record["step"] for record in spool.unshipped(spool.metrics, 100)[0]] == list(range(9, 20))
 
 
 def test_after_a_sync_all_that_was_put_in_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
