@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import shutil
+import threading
 import time
 import uuid
 from collections import deque
@@ -54,6 +55,7 @@ class Spool:
         for journal in self._journals:
             self._shipped.go_back_to_end(journal)
         self._copies: deque[Copy] = deque()
+        self._copying = threading.Lock()
         remove_leftovers(self.folder, "*.tmp")
         if self.records.num_bytes == 0:
             self.put("begin", run_name=run_name, key=uuid.uuid4().hex)
@@ -88,10 +90,11 @@ class Spool:
 
     def copy_again(self) -> None:
         """Try once more what a full disk didn't take; silent while it still doesn't."""
-        for _ in range(len(self._copies)):
-            copy = self._copies.popleft()
-            if not self._made(copy):
-                self._copies.append(copy)
+        with self._copying:  # at its end a run may do so beside the thread that ships
+            for _ in range(len(self._copies)):
+                copy = self._copies.popleft()
+                if not self._made(copy):
+                    self._copies.append(copy)
 
     def unshipped(self, journal: Journal, max_lines: int) -> tuple[list[Record], int]:
         """The next lines of a journal that have not arrived, and the offset to confirm once they have."""

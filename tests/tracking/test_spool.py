@@ -3,11 +3,12 @@
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
-from dmt_ds.tracking.spool import Spool
+from dmt_ds.tracking.spool import Copy, Spool
 from dmt_ds.tracking.tracker import JsonlTracker, read_points
 
 
@@ -81,6 +82,34 @@ def test_a_copy_that_a_full_disk_did_not_take_is_made_once_there_is_room(
     records = spool.unshipped(spool.records, 10)[0][1:]
     assert [record["path"] for record in records] == ["tracking/artifacts/recipe.yaml", "tracking/artifacts/charts"]
     assert (tmp_path / "run" / "tracking" / "artifacts" / "charts" / "a.txt").read_text() == "a.txt"
+
+
+def test_a_run_that_ends_while_a_copy_is_made_keeps_that_file_and_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path / "run", "name")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+        spool._copies.append(Copy(tmp_path / name, spool.folder / "artifacts" / name, None))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow_copy(source: Path, target: Path) -> None:
+        if source.name == "a.txt":
+            begun.set()
+            go_on.wait(10)
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(shutil, "copyfile", slow_copy)
+    threads = [threading.Thread(target=spool.copy_again), threading.Thread(target=spool.close)]
+    threads[0].start()
+    begun.wait(10)
+    threads[1].start()
+    threads[1].join(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    records = spool.unshipped(spool.records, 10)[0][1:]
+    assert [record["path"] for record in records] == [f"tracking/artifacts/{name}" for name in ("a.txt", "b.txt")]
 
 
 def test_a_file_that_is_not_there_is_told_at_once_and_never_waited_for(
