@@ -2,8 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.mlflow_opening import import_mlflow, opening
 from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG
-from dmt_ds.tracking.mlflow_source import asking, pages
-from dmt_ds.tracking.shipper import ItemRefused
+from dmt_ds.tracking.mlflow_source import answering, pages
 from dmt_ds.tracking.store_uri import StoreUri
 
 if TYPE_CHECKING:
@@ -98,11 +96,11 @@ def read_study(store: StoreUri, experiment: str | None, suite: str | None) -> Re
     import_mlflow(store)
     from mlflow import MlflowClient
 
-    with _answering(store), opening(store):
+    with answering(store), opening(store):
         client = MlflowClient(tracking_uri=store.uri)
         ids = {found.name: found.experiment_id for found in pages(client.search_experiments)}
     name = _choose_experiment(client, store, ids, experiment, suite)
-    with _answering(store):
+    with answering(store):
         found = list(pages(client.search_runs, experiment_ids=[ids[name]]))
     runs = sorted((_recorded(client, store, run) for run in found), key=lambda run: (run.start_ms, run.name))
     parents = [run for run in runs if PARENT_OF_TAG in run.tags]
@@ -124,7 +122,7 @@ def find_run(store: StoreUri, study: RecordedStudy, name: str) -> str:
     """
     from mlflow import MlflowClient
 
-    with _answering(store):
+    with answering(store):
         client = MlflowClient(tracking_uri=store.uri)
         found = client.get_experiment_by_name(study.experiment)
         runs = [] if found is None else list(pages(client.search_runs, experiment_ids=[found.experiment_id]))
@@ -143,20 +141,10 @@ def log_files(store: StoreUri, run_id: str, files: Iterable[Path], folder: str) 
     """
     from mlflow import MlflowClient
 
-    with _answering(store):
+    with answering(store):
         client = MlflowClient(tracking_uri=store.uri)
         for file in files:
             client.log_artifact(run_id, str(file), folder)
-
-
-@contextmanager
-def _answering(store: StoreUri) -> Iterator[None]:
-    """Someone waits for the comparison: whatever the store does not do is an error."""
-    try:
-        with asking(store):
-            yield
-    except ItemRefused as refusal:
-        raise TrackingError(f"{store} refuses: {refusal}") from refusal
 
 
 def _choose_experiment(
@@ -168,7 +156,7 @@ def _choose_experiment(
         return experiment
     if suite is not None:
         return _experiment_of_suite(client, store, ids, suite)
-    with _answering(store):
+    with answering(store):
         filled = sorted(name for name, number in ids.items() if client.search_runs([number], max_results=1))
     if not filled:
         raise TrackingError(f"{store}: there are no runs in it yet; name another store with --uri")
@@ -183,7 +171,7 @@ def _choose_experiment(
 
 def _suites_parents(client: "MlflowClient", store: StoreUri, ids: dict[str, str]) -> "list[Run]":
     query = f"tags.`{PARENT_OF_TAG}` != ''"
-    with _answering(store):
+    with answering(store):
         return list(pages(client.search_runs, experiment_ids=list(ids.values()), filter_string=query))
 
 
@@ -234,7 +222,7 @@ def _recorded(client: "MlflowClient", store: StoreUri, run: "Run") -> RecordedRu
     run_id = run.info.run_id
 
     def read_points(metric: str) -> list[Point]:
-        with _answering(store):
+        with answering(store):
             found = client.get_metric_history(run_id, metric)
         return [Point(point.step, point.value, point.timestamp) for point in found]
 

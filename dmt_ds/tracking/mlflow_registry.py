@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.mlflow_opening import import_mlflow
-from dmt_ds.tracking.mlflow_source import asking, pages
-from dmt_ds.tracking.shipper import ItemRefused
+from dmt_ds.tracking.mlflow_source import answering, pages
 from dmt_ds.tracking.store_uri import store_uri
 
 if TYPE_CHECKING:
@@ -75,18 +74,15 @@ def register(
     from mlflow import MlflowClient
 
     place = f"exports/{_digest(folders)}"
-    try:
-        with asking(store):
-            client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
-            version = _known_version(client, name, f"runs:/{run_id}/{place}")
-            if version is None:
-                for folder_name, folder in folders.items():
-                    client.log_artifacts(run_id, str(folder), f"{place}/{folder_name}")
-                version = _new_version(client, name, f"runs:/{run_id}/{place}", run_id)
-            if alias is not None:
-                client.set_registered_model_alias(name, alias, version)
-    except ItemRefused as refusal:
-        raise TrackingError(f"{store} refuses: {refusal}") from refusal
+    with answering(store):
+        client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+        version = _known_version(client, name, f"runs:/{run_id}/{place}")
+        if version is None:
+            for folder_name, folder in folders.items():
+                client.log_artifacts(run_id, str(folder), f"{place}/{folder_name}")
+            version = _new_version(client, name, f"runs:/{run_id}/{place}", run_id)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version)
     return f"models:/{name}/{version}"
 
 

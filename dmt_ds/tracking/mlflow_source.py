@@ -15,7 +15,7 @@ from dmt_ds.tracking.mlflow_errors import translated
 from dmt_ds.tracking.mlflow_opening import opening
 from dmt_ds.tracking.mlflow_parent import PARENT_TAG, origin_tags
 from dmt_ds.tracking.mlflow_store import KEY_TAG, MlflowRun
-from dmt_ds.tracking.shipper import ItemRefused, StoreAway
+from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
 from dmt_ds.tracking.store_uri import StoreUri
 from dmt_ds.tracking.tracker import METRICS_FILE
 
@@ -64,28 +64,44 @@ def asking(store: StoreUri) -> Iterator[None]:
 
     Raises:
         TrackingError: it doesn't answer.
-        ItemRefused: it answers, and does not take this.
+        ItemRefused: it answers, and does not take this, now or ever.
     """
     try:
         with translated():
             yield
+    except ItemDoubted as doubt:
+        raise ItemRefused(str(doubt)) from doubt
     except StoreAway as away:
         raise TrackingError(f"{store} gives no good answer: {away}") from away
+
+
+@contextmanager
+def answering(store: StoreUri) -> Iterator[None]:
+    """As `asking`, where there is nothing else to go on with.
+
+    Raises:
+        TrackingError: it doesn't answer, or refuses.
+    """
+    try:
+        with asking(store):
+            yield
+    except ItemRefused as refusal:
+        raise TrackingError(f"{store} refuses: {refusal}") from refusal
 
 
 def runs_of_store(store: StoreUri, experiments: Sequence[str]) -> list[SourceRun]:
     """The runs of some experiments, or of all, but deleted ones.
 
     Raises:
-        TrackingError: no answer, or no such experiment.
+        TrackingError: no good answer, or no such experiment.
     """
     from mlflow import MlflowClient
 
-    with asking(store), opening(store):
+    with answering(store), opening(store):
         client = MlflowClient(tracking_uri=store.uri)
         known = {found.name: found for found in pages(client.search_experiments)}
     _check_known(experiments, list(known), str(store))
-    with asking(store):
+    with answering(store):
         return [
             _run_of_store(client, store, experiment, run)
             for name, experiment in known.items()

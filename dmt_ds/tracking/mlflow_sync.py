@@ -18,6 +18,7 @@ from dmt_ds.tracking.mlflow_parent import PARENT_TAG
 from dmt_ds.tracking.mlflow_source import (
     ORIGIN_TAG,
     SourceRun,
+    answering,
     asking,
     pages,
     runs_of_folders,
@@ -86,7 +87,7 @@ class _Copy:
 
         self._store = store
         self._source = source
-        with asking(store), opening(store):
+        with answering(store), opening(store):
             self._client = MlflowClient(store.uri)
             found = pages(self._client.search_experiments, view_type=ViewType.ALL)
             self._experiment_ids: list[str] = [experiment.experiment_id for experiment in found]

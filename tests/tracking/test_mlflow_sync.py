@@ -232,14 +232,36 @@ def test_copies_at_once_make_each_run_once(stores: list[str], tmp_path: Path) ->
     assert wordings(stores[1]) == wordings(stores[0])
 
 
-def test_a_copy_that_is_refused_one_run_makes_all_others_and_says_so(stores: list[str]) -> None:
+def test_a_copy_that_is_refused_some_runs_makes_all_others_and_says_so(
+    stores: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
     client = mlflow_client(stores[0])
-    for name, origin in (("odd", "it's"), ("plain", "")):
+    for name, origin in (("odd", "it's"), ("bad", ""), ("plain", "")):
         client.create_run("0", tags={"sync.source_run_id": origin} if origin else {}, run_name=name)
-    with pytest.raises(TrackingError, match=r"^Default/odd: ") as error:
+    create_run = MlflowClient.create_run
+
+    def takes_nothing_bad(client: MlflowClient, *arguments: Any) -> "Run":
+        if "bad" in arguments:
+            raise MlflowException("not this one", error_code=BAD_REQUEST)
+        return create_run(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "create_run", takes_nothing_bad)
+    with pytest.raises(TrackingError) as error:
         copy(stores[0], stores[1])
-    assert len(str(error.value).splitlines()) == 1
+    odd, bad = sorted(str(error.value).splitlines(), reverse=True)
+    assert odd.startswith("Default/odd: ") and bad == "Default/bad: MlflowException: not this one"
     assert [run.info.run_name for run in runs_of(stores[1])] == ["plain"]
+
+    def takes_nothing(*_: object, **__: object) -> None:
+        raise MlflowException("nothing", error_code=BAD_REQUEST)
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", takes_nothing)
+    with pytest.raises(TrackingError, match=r"mlflow\.db refuses: MlflowException: nothing"):
+        copy(stores[0], stores[1])
 
 
 def test_what_can_not_be_copied_is_one_line_and_exit_code_two(stores: list[str], tmp_path: Path) -> None:
