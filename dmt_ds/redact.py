@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -98,10 +99,8 @@ _make_record = logging.getLogRecordFactory()
 
 def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = _make_record(*args, **kwargs)
-    try:
+    with suppress(Exception):  # words and values don't fit, or a value can't say itself: the handler will tell
         record.msg, record.args = masked(record.getMessage()), ()
-    except (TypeError, ValueError, KeyError):  # words and values don't fit, which the handler will say
-        return record
     if record.exc_info:
         record.exc_text = masked(logging.Formatter().formatException(record.exc_info))
     return record

@@ -2,12 +2,14 @@
 
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dmt_ds import redact
 from dmt_ds.redact import MaskingFormatter, holds_secret, is_secret_name, masked
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-.~", min_size=8, max_size=30)
@@ -159,3 +161,15 @@ def test_settings_that_hold_a_secret_are_told_from_others(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "correct-horse")
     assert holds_secret(text) == holds
+
+
+def test_a_value_that_can_not_say_itself_costs_who_logs_it_nothing() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError("CUDA error: an illegal memory access")
+
+    try:
+        raise ValueError("http://u:pw@h")
+    except ValueError:
+        record = redact._masked_record("x", logging.ERROR, "x.py", 1, "of %r", (Broken(),), sys.exc_info())
+    assert record.msg == "of %r" and "ValueError: http://***@h" in str(record.exc_text)
