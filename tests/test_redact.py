@@ -10,7 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dmt_ds import redact
-from dmt_ds.redact import MaskingFormatter, holds_secret, is_secret_name, masked
+from dmt_ds.redact import (
+    MaskingFormatter,
+    holds_secret,
+    is_secret_name,
+    masked,
+)
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-.~", min_size=8, max_size=30)
 PASSWORD = st.text("abcXYZ0123456789_-.~/@:%!$", min_size=8, max_size=30).filter(lambda text: "://" not in text)
@@ -38,6 +43,7 @@ def test_users_and_passwords_are_masked_wherever_they_stand() -> None:
         "MLFLOW_TRACKING_PASSWORD={}",
         "DB_PWD={}",
         "export OPENAI_KEY={}",
+        "DB_PASS='correct horse {}'",
         "--hub_token={}",
         "aws_secret_access_key = {}",
         "{{'password': '{}'}}",
@@ -46,12 +52,13 @@ def test_users_and_passwords_are_masked_wherever_they_stand() -> None:
         "X-Auth-Token: {}",
         "Server=db;Uid=me;Pwd={};x=1",
         "Authorization: Bearer {}",
-        "hf_{}aaaaaa",
+        "hf_{}",
+        "hub/sk-proj-{}",
     ],
 )
 def test_a_secret_of_any_shape_is_gone(shape: str, secret: str, before: str, after: str) -> None:
-    if shape.startswith("hf_"):
-        secret = "".join(letter for letter in secret if letter.isalnum()) + "0123456789"
+    if shape in ("hf_{}", "hub/sk-proj-{}"):
+        secret = "".join(letter for letter in secret if letter.isalnum()) + "QxZ0123456789abc"
     told = masked(f"{before} {shape.format(secret)} {after}")
     assert secret not in told and told.startswith(before) and told.endswith(after)
 
@@ -72,6 +79,10 @@ def test_a_password_in_a_uri_is_gone_whatever_is_in_it(password: str, before: st
         "ghp_0123456789abcdef",
         "x_glpat-0123456789abcdef",
         "dapi0123456789abcdef0123456789abcdef",
+        "hf_AbcdefghIjklmnopQrstuvwxYzabcdefgh",
+        "ghp_aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789",
+        "sk-ant-api03-aBcDeFgH_0123456789-aBcDeFgH0123456789",
+        "pk-lf-01234567-89ab-cdef-0123-456789abcdef",
     ],
 )
 def test_a_token_is_known_by_its_beginning_wherever_it_stands(secret: str) -> None:
@@ -92,6 +103,14 @@ def test_a_token_is_known_by_its_beginning_wherever_it_stands(secret: str) -> No
         "http://host:5000/#/runs/1?by=me@example.org and s3://bucket/a@2:3/x and http://[::1]:5000/x@y",
         "no answer from 127.0.0.1:29500: task-0123456789abcdefghijkl; hf_hub_download; risk-weights-of-the-whole-model",
         "timm:vit_base_patch16_224.mae, hf-hub:timm/vit_small_patch14_dinov2.lvd142m@main",
+        "output_dir=runs/sk-learn-baseline-vit-small-400ep",
+        "output_dir=runs/sk-learn-Baseline-ViT-small-400ep",
+        "data.path=/data/hf_imagenet1kresized256",
+        "name=ghs_imagenet_vit_s",
+        "name=basic Transformer2",
+        "IMAGE_KEY=image, LABEL_KEY: 0, FIRST_PASS: done, SECOND_PASS: 12.5 s, _MAY_PASS = (errno.ENOSPC, 1)",
+        "query_token: [1, 32, 768], register_token: (1, 4, 768)",
+        "if self._token:\n    raise CheckpointError(self._secret:\n    x)",
     ],
 )
 def test_innocent_lines_stay_as_they_are(line: str) -> None:
@@ -109,6 +128,7 @@ def test_innocent_lines_stay_as_they_are(line: str) -> None:
         ("PWD", False),
         ("OLDPWD", False),
         ("TOKENIZERS_PARALLELISM", False),
+        ("MAX_OUTPUT_TOKENS", False),
         ("PATH", False),
     ],
 )
@@ -154,13 +174,30 @@ def test_a_secret_of_the_environment_is_left_out_of_all_lines(monkeypatch: pytes
         ("runs/tokens=3", False),
         ("timm:vit_base_patch16_224.mae", False),
         ("s3://bucket/a@2:3/x", False),
+        ("runs/correct-horses", False),
+        ("1280000 steps of 128000", False),
+        ("runs/student-2", False),
+        ("runs/students", False),
+        ("runs/staple", True),
+        ("runs/stapler", False),
     ],
 )
 def test_settings_that_hold_a_secret_are_told_from_others(
     text: str, holds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "correct-horse")
-    assert holds_secret(text) == holds
+    monkeypatch.setenv("VNC_PASSWORD", "student")
+    monkeypatch.setenv("DB_PASSWORD", "staple")
+    monkeypatch.setenv("A_PASSWORD", "128000")
+    assert holds_secret(text, own_words={"student"}) == holds
+
+
+def test_a_plain_word_or_number_of_the_environment_is_masked_only_as_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "staple")
+    monkeypatch.setenv("A_PASSWORD", "128000")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "correct-horse")
+    told = "staple-gun, 128000: ?x=%3Dcorrect-horses"
+    assert masked(f"{told}; stapler, 1280000") == "***-gun, ***: ?x=%3D***s; stapler, 1280000"
 
 
 def test_a_value_that_can_not_say_itself_costs_who_logs_it_nothing() -> None:

@@ -5,7 +5,7 @@ Precedence, in one sentence: field default < recipe file < `key=value` on the co
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,16 +213,23 @@ def _checked(settings: _Settings, main_origin: str) -> RunConfig:
 
 def _secrets_in(config: RunConfig, settings: _Settings, main_origin: str) -> list[str]:
     """Settings go into the run's folder, its checkpoints and its record: none may hold a password."""
-    lines = {key: f"{key}={value}" for key, value in flatten(config).items()}
-    if not holds_secret("\n".join(lines.values())):  # one look in the place of hundreds
+    flat = flatten(config)
+    if not holds_secret("\n".join(f"{key}={value}" for key, value in flat.items())):  # one look in place of hundreds
         return []
+    own_words = _words_of_settings(flat)
     return [
-        f"{settings.origins.get(tuple(key.split('.')), main_origin)}: {masked(line)}: holds a password, a token or the "
-        "value of a secret variable, which the run's record would keep; leave it to the environment "
+        f"{settings.origins.get(tuple(key.split('.')), main_origin)}: {masked(f'{key}={value}')}: holds a password, a "
+        "token or the value of a secret variable, which the run's record would keep; leave it to the environment "
         "(MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, HF_TOKEN)"
-        for key, line in lines.items()
-        if holds_secret(line)
+        for key, value in flat.items()
+        if holds_secret(str(value), key, own_words)
     ]
+
+
+def _words_of_settings(keys: Iterable[str]) -> set[str]:
+    """Words of the settings' keys and defaults; somebody's weak password may be one too."""
+    defaults = (f"{key}={value}" for key, value in flatten(RunConfig.model_construct()).items())
+    return {word for text in (*keys, *defaults) for word in re.findall("[a-z]+", text)}
 
 
 def _fill_output_dir(config: RunConfig, settings: _Settings) -> str:

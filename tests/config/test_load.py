@@ -173,6 +173,17 @@ def test_all_findings_come_at_once_each_with_its_origin(tmp_path: Path) -> None:
     )
 
 
+def test_a_weak_password_of_the_environment_refuses_only_the_setting_that_holds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"VNC": "student", "DB": "cosine", "ROOT": "128000", "MY": "staple"}.items():
+        monkeypatch.setenv(f"{name}_PASSWORD", value)
+    overrides = ["name=my-student", "train.steps=1280000", "data.max_train_images=128000"]
+    assert load_config("vit_tiny", overrides).name == "my-student"
+    with pytest.raises(ConfigError, match=r"^command line: name=my-\*\*\*: holds [^\n]*$"):
+        load_config("vit_tiny", ["name=my-staple"])
+
+
 def test_an_override_given_twice_is_refused() -> None:
     assert complaints(None, TEACHER, "seed=1", "seed=2") == ["command line: seed is given twice: 1 and 2; keep one"]
 
