@@ -79,6 +79,17 @@ def masked(text: str) -> str:
     return _without_known_forms(text)
 
 
+def masked_code(text: str) -> str:
+    """Source code without users and passwords of URIs, known tokens, and values of secret variables but plain words.
+
+    Its names are left alone: `METADATA_KEY = "x"` is no secret, and a patch must still fit.
+    """
+    for value in _secrets(os.environ):
+        if not _PLAIN.fullmatch(value):
+            text = _as_word(value).sub(_HIDDEN, text)
+    return _without_tokens(_USER_INFO.sub(f"{_HIDDEN}@", text))
+
+
 def holds_secret(value: str, key: str = "", own_words: Collection[str] = ()) -> bool:
     """Whether the setting `key=value` must not be kept as it is; what chance makes of a secret variable is let pass.
 

@@ -1,6 +1,7 @@
 """What is a secret is left out wherever it stands, and nothing else is."""
 
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from dmt_ds.redact import (
     holds_secret,
     is_secret_name,
     masked,
+    masked_code,
 )
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-.~", min_size=8, max_size=30)
@@ -210,3 +212,15 @@ def test_a_value_that_can_not_say_itself_costs_who_logs_it_nothing() -> None:
     except ValueError:
         record = redact._masked_record("x", logging.ERROR, "x.py", 1, "of %r", (Broken(),), sys.exc_info())
     assert record.msg == "of %r" and "ValueError: http://***@h" in str(record.exc_text)
+
+
+def test_the_packages_own_code_is_left_as_it_is_and_secrets_in_it_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in filter(is_secret_name, list(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VNC_PASSWORD", "student")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "correct-horse")
+    root = Path(redact.__file__).parents[1]
+    for path in (*(root / "dmt_ds").rglob("*.py"), *(root / "dmt_ds").rglob("*.yaml"), *root.glob("ds_configs/*.json")):
+        assert masked_code(text := path.read_text(encoding="utf-8")) == text, path
+    line = "open('http://me:pw@host', 'correct-horse', 'ghp_0123456789abcdef')"
+    assert masked_code(line) == "open('http://***@host', '***', 'ghp_***')"

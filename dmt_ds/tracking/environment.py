@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from dmt_ds.redact import masked
+from dmt_ds.redact import masked_code
 
 _LIBRARIES = ("torch", "torchvision", "deepspeed", "timm", "transformers", "pillow", "numpy")
 _LEARNING = ("data", "distill", "downstream", "engine", "methods", "models")
@@ -60,7 +60,7 @@ def code_changes() -> str:
 
     Files that git does not know are left out, and so are secrets. A very long text is cut, and says so.
     """
-    text = masked(_git("diff", "--no-color", "--no-ext-diff", "HEAD", "--", *_CODE))
+    text = masked_code(_git("diff", "--no-color", "--no-ext-diff", "HEAD", "--", *_CODE))
     if len(text) > _LONGEST_CHANGES:
         text = f"{text[:_LONGEST_CHANGES]}\n(cut here: {len(text) - _LONGEST_CHANGES} more characters)\n"
     return text

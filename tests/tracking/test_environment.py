@@ -43,7 +43,7 @@ def test_what_is_not_committed_is_kept_so_that_it_can_be_applied_again(
 ) -> None:
     package = tmp_path / "dmt_ds" / "tracking"
     package.mkdir(parents=True)
-    (losses := tmp_path / "dmt_ds" / "losses.py").write_text("factor = 1\n")
+    (losses := tmp_path / "dmt_ds" / "losses.py").write_text("METADATA_KEY = 'dmt_ds_weights'\nfactor = 1\n")
 
     def git(*words: str) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -55,12 +55,13 @@ def test_what_is_not_committed_is_kept_so_that_it_can_be_applied_again(
     monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
     monkeypatch.setenv("SOME_TOKEN", "value-of-the-token")
     assert code_changes() == ""
-    losses.write_bytes(b"factor = 2  # \xe9 \nkey = 'value-of-the-token'\n")
+    losses.write_bytes(b"METADATA_KEY = 'dmt_ds_weights'\nfactor = 2  # \xe9 \nkey = 'value-of-the-token'\n")
     (tmp_path / "changes.diff").write_text(changes := code_changes())
     assert "value-of" not in changes
     git("stash")
     git("apply", "changes.diff")
-    assert losses.read_bytes() == "factor = 2  # \ufffd \nkey = '***'\n".encode()
+    applied = "METADATA_KEY = 'dmt_ds_weights'\nfactor = 2  # \ufffd \nkey = '***'\n"
+    assert losses.read_bytes() == applied.encode()
     monkeypatch.setattr(environment, "_LONGEST_CHANGES", 20)
     assert code_changes() == f"{changes[:20]}\n(cut here: {len(changes) - 20} more characters)\n"
 
