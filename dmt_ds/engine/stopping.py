@@ -24,6 +24,7 @@ _LOCKED_SECONDS = 15.0  # how much later the timer in C prints the stacks of a r
 _SAYING_SECONDS = 2.0  # for a line to reach a log whose file may lie on a server that hangs
 _SURE_SECONDS = 10.0  # beyond all that is waited for: then the process ends, whatever hangs
 _NO_PROGRESS = "no progress"
+_STANDSTILL = threading.Event()  # never set
 
 
 class StopRequest:
@@ -97,10 +98,11 @@ class Watchdog:
             doing: what, for the message.
             seconds: how long that may take beyond the usual, on this rank or on one that this one waits for.
         """
+        if self._ends:
+            _STANDSTILL.wait()
         self._last = time.monotonic() + seconds
         self._doing = doing
-        if not self._ends:
-            faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
+        faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
 
     def stop(self) -> None:
         """Watch no longer; the thread has ended when this returns.

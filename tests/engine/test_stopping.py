@@ -83,3 +83,23 @@ def test_a_log_a_terminal_or_a_record_that_hangs_does_not_keep_a_hanging_process
     assert codes.pop("terminal_hangs") in ("1", "75")  # 1 by the timer in C, which knows no other code
     assert codes == {"log_hangs": "75", "last_words_hang": "75"}
     assert done.stderr.count("rank 0: no progress for") == 2 and "in <module>" in done.stderr
+
+
+GOES_ON = """
+import time
+from dmt_ds.engine import stopping
+from dmt_ds.engine.peers import Peers
+
+stopping._LINGER_SECONDS = 0.5
+watchdog = stopping.Watchdog(0.2, 0, Peers())
+watchdog.start()
+time.sleep(0.6)  # the hang; a peer that was stopped is woken for its stacks, and then all could go on
+watchdog.beat("a step")
+print("saves what its closed record no longer takes", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_job_that_ends_as_hanging_makes_no_step_any_more_though_it_could():
+    done = subprocess.run([sys.executable, "-c", GOES_ON], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75 and done.stdout == ""
