@@ -19,16 +19,19 @@ _TAIL = 1 << 14
 
 
 class Sample(NamedTuple):
-    """How large a rank was at a step."""
+    """How large a rank, or all that works below it, was at a step."""
 
-    rank: int
+    who: str
     seconds: float
     step: int
     mib: float
 
 
 class Sampler:
-    """Resident memory of all ranks, once a second, from another thread."""
+    """Memory of all ranks and of their helpers, once a second, from another thread.
+
+    Pages that belong to no file: those of libraries come in as they are first used.
+    """
 
     def __init__(self, pids: list[int], run: Path) -> None:
         self.samples: list[Sample] = []
@@ -62,26 +65,36 @@ class Sampler:
         while not self._done.wait(1.0):
             step = self.newest_step()
             for rank, pid in enumerate(self._pids):
-                with suppress(psutil.Error):
-                    mib = psutil.Process(pid).memory_info().rss / 2**20
-                    self.samples.append(Sample(rank, round(time.monotonic() - began, 1), step, round(mib, 3)))
+                with suppress(psutil.Error, OSError):
+                    now = round(time.monotonic() - began, 1)
+                    helpers = psutil.Process(pid).children(recursive=True)
+                    self.samples.append(Sample(f"rank {rank}", now, step, own_mib(pid)))
+                    if helpers:
+                        below = sum(own_mib(helper.pid) for helper in helpers)
+                        self.samples.append(Sample(f"helpers of rank {rank}", now, step, below))
+
+
+def own_mib(pid: int) -> float:
+    """What Linux calls RssAnon."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024, 3)
 
 
 def growth(samples: list[Sample]) -> dict[str, dict[str, float]]:
-    """Rank -> KiB a step with the half-width of its 95 % interval, and where it began and ended.
+    """Who -> KiB a step with the half-width of its 95 % interval, and where it began and ended.
 
     A fifth of the samples is left out: a start fills caches. One sample is like the next, so the line goes through the
     means of a dozen blocks of steps, and its uncertainty is theirs; the last half alone tells whether growth abates.
     """
     found = {}
-    for rank in sorted({sample.rank for sample in samples}):
-        own = np.array([(sample.step, sample.mib) for sample in samples if sample.rank == rank and sample.step > 0])
+    for who in sorted({sample.who for sample in samples}, reverse=True):
+        own = np.array([(sample.step, sample.mib) for sample in samples if sample.who == who and sample.step > 0])
         own = own[int(len(own) * WARM_UP_SHARE) :]
         if len(own) < 5 * BLOCKS or own[0, 0] == own[-1, 0]:
             continue
         slope, half_width = line(own)
         later, later_half_width = line(own[len(own) // 2 :])
-        found[f"rank {rank}"] = {
+        found[who] = {
             "KiB a step": round(slope, 4),
             "95 % within +-": round(half_width, 4),
             "KiB a step, last half": round(later, 4),

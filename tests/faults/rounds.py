@@ -5,17 +5,29 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from dmt_ds.engine import manifest
+from dmt_ds.engine.checkpoint import tag_of
 from tests import processes, tiny_run
 from tests.processes import Launched
 
 WORLD = 2
-ENDS_BY_ITSELF_SECONDS = 40.0
-HANG_SECONDS = 8.0
+ENDS_BY_ITSELF_SECONDS = 60.0
+HANG_SECONDS = 20.0
+"""Loader processes of a start on a busy machine take half of that."""
+HELPERS_END_SECONDS = 20.0
+"""A loader process looks once a second whether its trainer lives."""
+KILLED, ONE_LINE, AGAIN = -signal.SIGKILL, 2, 75
+PEER_FAILED = 1
+"""Less than any code of the rank that failed: a launcher gives the highest."""
 
 
 @dataclass
@@ -32,6 +44,9 @@ class Round:
     """From the harm until all ranks had ended."""
     ended_alone: bool
     """Whether nobody had to end the ranks that were left: while they still look for each other, a launcher does."""
+    took_effect: bool
+    """Whether there was something to harm: a checkpoint to spoil, tables to lock."""
+    broken_promises: list[str]
 
     @property
     def went_back(self) -> bool:
@@ -46,11 +61,13 @@ class Lane:
     recipe: Path
     run: Path
     chance: random.Random
-    overrides: tuple[str, ...] = ()
+    evaluates_every_steps: int | None = None
     rounds: list[Round] = field(default_factory=list)
+    spoilt_step: int = 0
+    """Of the newest checkpoint, when it was spoilt: until there is a newer one it may be passed over."""
 
     def arguments(self, *more: str) -> list[str]:
-        return tiny_run.pretrain(self.recipe, f"output_dir={self.run}", *self.overrides, *more)
+        return tiny_run.pretrain(self.recipe, f"output_dir={self.run}", *more)
 
     def points(self) -> list[dict[str, Any]]:
         """Readable lines of the run's points, in the order in which they were written."""
@@ -76,21 +93,40 @@ class Lane:
         points = self.points()[lines_before:]
         if not points:
             return "start"
-        evaluates = any(name.startswith("eval/") for point in points for name in point["metrics"])
-        return "evaluation" if evaluates and "train/loss" in points[-1]["metrics"] else "step"
+        last, every = points[-1], self.evaluates_every_steps
+        is_due = every is not None and "train/loss" in last["metrics"] and last["step"] % every == 0
+        return "evaluation" if is_due else "step"
 
     def round(self, fault: str, harm: "Harm", log: Path) -> Round:
         """Start, wait for a random moment, do it, wait until all ranks have ended by themselves or by the harm."""
         saved, lines, since = self.saved_step(), len(self.points()), time.time()
         with processes.launched(self.arguments(), WORLD, log, cwd=self.run.parent) as ranks:
             self._wait_for_moment(lines, ranks)
-            moment, began = self.moment(lines, since), time.monotonic()
-            harm(self, ranks)
+            moment, began, helpers = self.moment(lines, since), time.monotonic(), helpers_of(ranks.pids)
+            took_effect = harm(self, ranks)
             alone = ranks.end_as_a_launcher_does(ENDS_BY_ITSELF_SECONDS)
             codes, seconds = ranks.wait(), time.monotonic() - began
-        done = Round(fault, moment, codes, saved, self.saved_step(), seconds, alone)
+        done = Round(fault, moment, codes, saved, self.saved_step(), seconds, alone, took_effect, [])
+        done.broken_promises += self._broken_promises(done, log.read_text(errors="replace"))
+        done.broken_promises += [f"outlived its rank: {name}" for name in still_alive(helpers)]
         self.rounds.append(done)
         return done
+
+    def _broken_promises(self, done: Round, log: str) -> list[str]:
+        """What must not be so after any round, and what not after one of this fault."""
+        found = [f"exit code {code}" for code in unpromised_codes(done)]
+        # Python's own, of a loader process that was not whole yet when its trainer was killed, can't be helped.
+        if "Traceback (most recent call last)" in log and done.moment != "start":
+            found.append("a traceback in the log")
+        if self.saved_step() > self.spoilt_step:
+            found += ["a checkpoint that nobody spoilt was passed over"] * (
+                "passed over" in log and not self.spoilt_step
+            )
+            newest = self.run / "checkpoints" / tag_of(self.saved_step())
+            problem = manifest.incompleteness(newest) or manifest.damage(newest)
+            found += [f"{newest.name}: {problem}"] * bool(problem)
+            self.spoilt_step = 0
+        return found
 
     def _wait_for_moment(self, lines: int, ranks: Launched) -> None:
         if self.chance.random() < 0.25:
@@ -119,19 +155,55 @@ class Lane:
         )
 
 
-Harm = Callable[[Lane, Launched], None]
+Harm = Callable[[Lane, Launched], bool]
+"""Does it, and says whether there was something to do it to; else it kills."""
+
+PROMISED_CODES: dict[str, set[int]] = {
+    "SIGKILL of one rank": {KILLED, PEER_FAILED, ONE_LINE, AGAIN},
+    "SIGSTOP of one rank": {KILLED, PEER_FAILED, ONE_LINE, AGAIN},
+    "SIGTERM": {0},
+    "SIGUSR1 to one rank": {0},
+    "SQLite store locked for 4 s": {0},
+    "MLflow server killed": {KILLED, PEER_FAILED, ONE_LINE, AGAIN},
+    "disk full": {PEER_FAILED, ONE_LINE, AGAIN},
+    "folder read-only": {PEER_FAILED, ONE_LINE, AGAIN},
+}
+"""Fault -> how a rank may end; where nothing is said, by the kill that belongs to the harm."""
+
+
+def unpromised_codes(done: Round) -> list[int]:
+    """Before ranks listen, a signal ends one by itself, and the others end for it or are ended by who started them."""
+    if set(done.codes) == {PEER_FAILED}:  # each one says that the other failed
+        return done.codes
+    if not done.took_effect or done.moment == "start":
+        return []
+    return [code for code in done.codes if code not in PROMISED_CODES.get(done.fault, {KILLED})]
+
+
+def helpers_of(pids: list[int]) -> list[psutil.Process]:
+    """All processes below these: loaders, and what starts them."""
+    found = []
+    for pid in pids:
+        with suppress(psutil.Error):
+            found += psutil.Process(pid).children(recursive=True)
+    return found
+
+
+def still_alive(helpers: list[psutil.Process]) -> list[str]:
+    """Commands of those that do not end in time."""
+    _, alive = psutil.wait_procs(helpers, timeout=HELPERS_END_SECONDS)
+    return [" ".join(process.cmdline())[:100] for process in alive]
 
 
 def send(number: signal.Signals, *, to_all: bool) -> Harm:
     """A signal to one rank, drawn by chance, or to all."""
 
-    def harm(lane: Lane, ranks: Launched) -> None:
+    def harm(lane: Lane, ranks: Launched) -> bool:
         victim = lane.chance.randrange(WORLD)
         for pid in ranks.pids if to_all else [ranks.pids[victim]]:
-            try:
+            with suppress(ProcessLookupError):  # it has ended meanwhile
                 os.kill(pid, number)
-            except ProcessLookupError:  # it has ended meanwhile
-                continue
+        return True
 
     return harm
 
@@ -142,17 +214,27 @@ KILLS: dict[str, Harm] = {
 }
 
 
+def kill_instead(lane: Lane, ranks: Launched) -> bool:
+    """Where there is nothing to harm yet."""
+    KILLS["SIGKILL of one rank"](lane, ranks)
+    return False
+
+
 def spoil(how: Callable[[Path], object]) -> Harm:
     """All ranks are killed; then a file of the newest checkpoint is changed, if there is an older one."""
 
-    def harm(lane: Lane, ranks: Launched) -> None:
+    def harm(lane: Lane, ranks: Launched) -> bool:
         KILLS["SIGKILL of all ranks"](lane, ranks)
         ranks.wait()
         checkpoints = sorted(
             path for path in (lane.run / "checkpoints").glob("step*") if (path / "manifest.json").exists()
         )
-        if len(checkpoints) > 1:
-            how(lane.chance.choice(sorted(path for path in checkpoints[-1].rglob("*") if path.is_file())))
+        if len(checkpoints) < 2:
+            return False
+        files = (path for path in checkpoints[-1].rglob("*") if path.is_file() and path.stat().st_size)
+        how(lane.chance.choice(sorted(files)))
+        lane.spoilt_step = int(checkpoints[-1].name[4:])
+        return True
 
     return harm
 
@@ -173,15 +255,11 @@ def empty(file: Path) -> None:
 
 def summary(rounds: list[Round]) -> dict[str, Any]:
     """Counts of faults and of the moments in which they came."""
-    faults: dict[str, int] = {}
-    moments: dict[str, int] = {}
-    for done in rounds:
-        faults[done.fault] = faults.get(done.fault, 0) + 1
-        moments[done.moment] = moments.get(done.moment, 0) + 1
     return {
         "rounds": len(rounds),
-        "rounds with a rank killed": sum(-signal.SIGKILL in done.codes for done in rounds),
-        "faults": faults,
-        "moments": moments,
+        "rounds with a rank killed": sum(KILLED in done.codes for done in rounds),
+        "faults": Counter(done.fault if done.took_effect else "SIGKILL of one rank" for done in rounds),
+        "moments": Counter(done.moment for done in rounds),
+        "broken promises": [f"{done.fault} at {done.moment}: {it}" for done in rounds for it in done.broken_promises],
         "log": [asdict(done) for done in rounds],
     }

@@ -36,6 +36,13 @@ FAULTS = [
           "the job ends in `train.hang_timeout_seconds` and some seconds, with the stacks of every rank of the node",
           ("faults/test_ranks.py::test_a_rank_that_was_stopped_ends_the_job_in_time_with_the_stacks_of_all",
            "integration/test_stopping.py::test_a_rank_that_hangs_ends_the_job_with_stacks"), ("SIGSTOP of one rank",)),
+    Fault("a log, a terminal or a store that hangs while a hanging job is ended", "it ends all the same",
+          ("engine/test_stopping.py::test_a_log_a_terminal_or_a_record_that_hangs_does_not_keep_a_hanging_process_alive",)),
+    Fault("a node loses its power: what was not on the disk is gone",
+          "a checkpoint that has its name is whole, points of its steps are there, what is made again is sent again",
+          ("engine/test_checkpoint.py::test_all_files_and_folders_are_on_the_disk_before_a_checkpoint_has_its_name_and_latest_after_it",
+           "engine/test_learner.py::test_points_are_written_out_before_a_checkpoint_makes_sure_that_their_steps_are_not_made_again",
+           "tracking/test_spool.py::test_what_takes_the_place_of_lines_that_a_power_cut_took_is_sent")),
     Fault("the whole job suspended and continued", "it goes on",
           ("faults/test_ranks.py::test_a_job_that_is_suspended_as_a_whole_goes_on",)),
     Fault("SIGTERM, SIGUSR1", "all ranks save and end with code 0",
@@ -48,10 +55,14 @@ FAULTS = [
           ("data/test_loader.py::test_a_killed_worker_ends_the_run_with_the_remedy",
            "data/test_loader.py::test_no_process_outlives_a_killed_trainer")),
     Fault("disk full in a save", "the earlier checkpoint stays; one line; with room the next start goes on",
-          ("integration/test_bad_input.py::test_a_full_disk_keeps_the_earlier_checkpoint",), ("disk full",)),
-    Fault("disk full while it logs", "training goes on; no point is lost once there is room",
+          ("integration/test_bad_input.py::test_a_full_disk_keeps_the_earlier_checkpoint",
+           "engine/test_checkpoint.py::test_a_disk_that_becomes_full_in_a_save_costs_that_save_at_most"),
+          ("disk full",)),
+    Fault("disk full while it logs",
+          "training goes on; once there is room all points arrive (of those that wait, the first MiB)",
           ("faults/test_folders.py::test_a_disk_that_is_full_for_a_while_costs_no_point_and_no_step",
-           "faults/test_folders.py::test_a_start_on_a_full_disk_is_one_line")),
+           "faults/test_folders.py::test_a_start_on_a_full_disk_is_one_line",
+           "tracking/test_spool.py::test_a_copy_that_a_full_disk_did_not_take_is_made_once_there_is_room")),
     Fault("run folder read-only", "one line; earlier checkpoints stay; the next start goes on",
           ("faults/test_folders.py::test_a_folder_that_becomes_read_only_keeps_its_checkpoints_and_the_run_goes_on_later",),
           ("folder read-only",)),
@@ -95,13 +106,17 @@ FAULTS = [
     Fault("port taken, also by another job of two ranks", "one line with the address; the other job goes on",
           ("integration/test_bad_input.py::test_a_taken_port_is_one_line_with_the_address",
            "faults/test_ranks.py::test_a_job_on_the_port_of_another_one_ends_in_one_line_and_does_it_no_harm")),
-    Fault("two jobs, one output folder", "the newer goes on, the older ends in one line that names it",
-          ("faults/test_folders.py::test_of_two_jobs_in_one_folder_the_newer_goes_on_and_the_older_ends_with_its_name",)),
+    Fault("two jobs, one output folder, also started in the same moment",
+          "the newer goes on, the older ends in one line that names it",
+          ("faults/test_folders.py::test_of_two_jobs_in_one_folder_the_newer_goes_on_and_the_older_ends_with_its_name",
+           "engine/test_fence.py::test_of_two_that_start_in_the_same_moment_one_has_the_run_and_the_other_is_told_of_it")),
     Fault("a job that stood still or was cut off (in a step, a save, at its end) goes on after another took its run",
           "it writes no point, no checkpoint, no state and no weights any more; one line that names the newer one",
           ("faults/test_taken_over.py::test_an_attempt_that_comes_back_writes_nothing_and_names_the_newer_one",
            "faults/test_taken_over.py::test_an_attempt_that_comes_back_after_its_last_step_publishes_nothing",
            "engine/test_fence.py::test_an_attempt_that_wakes_up_in_a_save_does_not_write_into_that_of_the_newer_one",
+           "engine/test_fence.py::test_an_attempt_that_wakes_up_while_it_prunes_removes_nothing_of_the_newer_one",
+           "engine/test_fence.py::test_an_attempt_that_wakes_up_before_a_save_removes_nothing_that_the_newer_one_writes",
            "slurm/test_training.py::test_an_attempt_on_a_node_that_was_cut_off_writes_nothing_when_it_comes_back")),
     Fault("on a real SLURM: a node without power, USR1 before a time limit, fewer nodes than before",
           "requeued, and each step is there with the loss of an unbroken run, in one MLflow run",
@@ -116,6 +131,9 @@ FAULTS = [
            "faults/test_restarts.py::test_other_settings_and_teachers_are_taken_where_that_is_said",
            "faults/test_restarts.py::test_other_data_are_refused_with_the_difference_and_taken_where_that_is_said",
            "faults/test_restarts.py::test_another_model_is_never_taken")),
+    Fault("restart with other versions of libraries", "one line names them; refused where `train.deterministic` is set",
+          ("commands/test_resume.py::test_other_libraries_are_warned_of_in_one_line",
+           "commands/test_resume.py::test_a_run_that_asks_for_the_same_bits_refuses_other_libraries_unless_they_are_accepted")),
     Fault("the run made again from its record", "the same losses, bit for bit, on the same machine",
           ("faults/test_restarts.py::test_the_record_tells_all_that_is_needed_to_make_the_run_again",)),
     Fault("weights or a checkpoint that would run a program", "refused, whatever a manifest says; nothing runs",
@@ -200,7 +218,8 @@ def soak_lines(soak: dict[str, Any]) -> list[str]:
     return [
         f"Run on {soak['date']} for {soak['minutes in all']:.0f} minutes ({soak['harmed minutes']:.0f} of them with "
         f"harm), seed {soak['seed']}: {rounds['rounds']} rounds ({moments}), a rank killed in "
-        f"{rounds['rounds with a rank killed']} of them; {len(soak['orphans'])} processes left behind.",
+        f"{rounds['rounds with a rank killed']} of them; {len(soak['orphans'])} processes left behind. "
+        f"Not as promised: {len(soak['not as promised'])}.",
         "",
         "| | distillation | classifier |",
         "| --- | --- | --- |",
@@ -208,9 +227,11 @@ def soak_lines(soak: dict[str, Any]) -> list[str]:
     ]
 
 
-def of_ranks(*keys: str, form: str) -> Callable[[dict[str, Any]], str]:
-    """The same figures of each rank's memory."""
-    return lambda lane: ", ".join(form.format(*(rank[key] for key in keys)) for rank in lane["memory"].values()) or "-"
+def of_memory(*keys: str, form: str) -> Callable[[dict[str, Any]], str]:
+    """The same figures of each rank's memory and of its helpers'."""
+    return lambda lane: "; ".join(
+        f"{who}: {form.format(*(each[key] for key in keys))}" for who, each in lane["memory"].items()
+    )
 
 
 SOAK_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -232,12 +253,10 @@ SOAK_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "seconds from the harm until all ranks had ended, longest": lambda lane: str(
         lane["seconds until all ranks had ended, longest"]
     ),
-    "memory of ranks 0, 1 in the unbroken run: MiB at first, at last": of_ranks(
-        "MiB first", "MiB last", form="{:.0f} to {:.0f}"
-    ),
-    "steps between": of_ranks("steps", form="{}"),
-    "its growth, KiB a step (95 %)": of_ranks("KiB a step", "95 % within +-", form="{:.2f} ± {:.2f}"),
-    "in the last half of the time": of_ranks(
+    "memory in the unbroken run, MiB at first, at last": of_memory("MiB first", "MiB last", form="{:.0f} to {:.0f}"),
+    "steps between": lambda lane: str(lane["memory"]["rank 0"]["steps"]),
+    "its growth, KiB a step (95 %)": of_memory("KiB a step", "95 % within +-", form="{:.2f} ± {:.2f}"),
+    "in the last half of the time": of_memory(
         "KiB a step, last half", "last half, 95 % within +-", form="{:.2f} ± {:.2f}"
     ),
 }

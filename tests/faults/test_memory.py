@@ -12,7 +12,7 @@ def samples(kib_a_step: float, seed: int = 0) -> list[Sample]:
     for second in range(600):
         wandering = 0.8 * wandering + 0.2 * noise.normal()
         mib = 700 + 50 * min(1.0, second / 100) + kib_a_step * 8 * second / 1024 + wandering
-        found.append(Sample(0, second, 8 * second, mib))
+        found.append(Sample("rank 0", second, 8 * second, mib))
     return found
 
 

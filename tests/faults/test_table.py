@@ -49,3 +49,4 @@ def test_the_document_has_a_line_for_each_fault_and_none_that_failed() -> None:
 def test_the_document_has_each_figure_of_the_soak_and_none_that_shows_a_loss() -> None:
     told = DOCUMENT.read_text().partition(SOAK_BEGIN)[2].partition(SOAK_END)[0]
     assert all(f"\n| {what} |" in told for what in SOAK_ROWS) and "NO" not in told
+    assert "Not as promised: 0." in told
