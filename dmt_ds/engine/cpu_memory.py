@@ -14,7 +14,8 @@ _GROWS_BY = 64 * 2**20
 
 def keep_freed_memory() -> None:
     """From now on. What a step needs at its peak stays taken; whoever has set glibc's own variables is left alone."""
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+    is_set = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(n.startswith("MALLOC_") for n in os.environ)
+    if platform.libc_ver()[0] != "glibc" or is_set:
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_TRIM_THRESHOLD, -1)  # which is read as the largest size there is

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmt_ds.config.deepspeed import precision, zero_stage
+
 DsConfig = dict[str, Any]
 
 
 def averages_with_nobody(config: DsConfig, world_size: int) -> bool:
     """Whether an engine of this resolved DeepSpeed JSON can do without; on a CPU, where it was measured."""
-    zero = config.get("zero_optimization", {})
     return (
         world_size == 1
-        and zero.get("stage") == 2
-        and "offload_optimizer" not in zero
-        and not config.get("bf16", {}).get("enabled")
+        and precision(config) == "fp32"
+        and zero_stage(config) == 2
+        and "offload_optimizer" not in config["zero_optimization"]
         and not torch.cuda.is_available()
     )
 
