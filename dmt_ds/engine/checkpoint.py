@@ -120,10 +120,9 @@ class CheckpointFolder:
         """Name -> sha256 of all files of all ranks, which are on the disk then; each rank sees to its share of them."""
         # Each rank says what it sees: a shared file system may show it other nodes' files late.
         try:
-            seen = dist.gather_objects((kernel(), sizes_in(hidden)))
-            sizes = {name: size for _, of_rank in seen for name, size in of_rank.items()}
-            kernels = [kernel_of_rank for kernel_of_rank, _ in seen]
-            for name in share_to_sync(seen[dist.rank()][1], kernels, dist.rank()):
+            kernels, seen = zip(*dist.gather_objects((kernel(), sizes_in(hidden))), strict=True)
+            sizes = {name: size for of_rank in seen for name, size in of_rank.items()}
+            for name in share_to_sync(seen, kernels, dist.rank()):
                 sync(hidden / name)
             share = sorted(sizes)[dist.rank() :: dist.world_size()]
             wait_for_files(hidden, {name: sizes[name] for name in share})

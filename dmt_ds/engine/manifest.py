@@ -55,17 +55,19 @@ def hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
         return dict(zip(names, threads.map(lambda name: _sha256(folder / name), names), strict=True))
 
 
-def share_to_sync(names: Iterable[str], kernels: Sequence[str], rank: int) -> list[str]:
+def share_to_sync(seen: Sequence[Iterable[str]], kernels: Sequence[str], rank: int) -> list[str]:
     """The files that this rank has its kernel write out; the ranks of each kernel see to all of them together.
 
-    A file that another node wrote lies in that node's memory: a kernel can write out only what went through it.
+    A file that another node wrote lies in that node's memory: a kernel can write out only what went through it. Of
+    other nodes' files its ranks may see some earlier than others; what they wrote themselves they all see.
 
     Args:
-        names: all files of all ranks.
+        seen: names of the files that each rank sees.
         kernels: what `kernel` says on each rank.
     """
     beside = [other for other, kernel_of_other in enumerate(kernels) if kernel_of_other == kernels[rank]]
-    return sorted(names)[beside.index(rank) :: len(beside)]
+    own = set.intersection(*(set(seen[other]) for other in beside))
+    return sorted(own)[beside.index(rank) :: len(beside)]
 
 
 def kernel() -> str:
