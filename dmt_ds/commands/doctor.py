@@ -282,7 +282,7 @@ def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
         code=code_fingerprint(),
         libraries=library_versions(),
     )
-    refuse_another_run(checkpoint, now)
+    yield from (Finding("warn", "", f"{checkpoint.folder}: {line}") for line in refuse_another_run(checkpoint, now))
     moved = f", converted from {saved.world_size} to {patient.ranks} ranks" if saved.world_size != patient.ranks else ""
     yield Finding("ok", "", f"goes on from {checkpoint.folder} (step {saved.step}{moved})")
 

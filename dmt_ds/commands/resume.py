@@ -34,22 +34,25 @@ class ResumePlan:
         return f"{self.checkpoint.tag}_universal" if self.universal else self.checkpoint.tag
 
 
-def plan_resume(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) -> list[ResumePlan] | None:
+def plan_resume(
+    checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str, *, warns: bool = True
+) -> list[ResumePlan] | None:
     """The newest complete checkpoint of each model, as rank 0 sees it; None to start afresh. All ranks call.
 
     Args:
         checkpoints: of the run, or of all members of a family, which go on from one step.
         now: what each is as started now (`step` does not matter).
         resume: `auto` or `never`.
+        warns: of differences that the run goes on with.
 
     Raises:
         CheckpointError: there is a checkpoint, but of another run, or one that would run a program, or `resume` is
             `never`; nothing was touched.
     """
-    return dist.decided_by_main(lambda: _plan(checkpoints, now, resume))
+    return dist.decided_by_main(lambda: _plan(checkpoints, now, resume, warns))
 
 
-def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) -> list[ResumePlan] | None:
+def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str, warns: bool) -> list[ResumePlan] | None:
     newest = checkpoints.newest()
     if newest is None:
         return None
@@ -59,7 +62,10 @@ def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) ->
             "choose another output_dir, or train.resume=auto"
         )
     for checkpoint, state in zip(newest, now, strict=True):
-        refuse_another_run(checkpoint, state)
+        accepted = refuse_another_run(checkpoint, state)
+        if warns:
+            for line in accepted:
+                logger.warning("%s: %s", checkpoint.folder, line)
         refuse_programs(checkpoint.folder)
     return [
         ResumePlan(checkpoint, universal=checkpoint.state.world_size != state.world_size)
@@ -67,29 +73,30 @@ def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str) ->
     ]
 
 
-def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> None:
+def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> list[str]:
     """Compare recipe, teachers, data, code, engine and parameters with those of the checkpoint.
 
-    Other versions of libraries are warned of, for clusters are updated while runs last; they count as other code where
-    `train.deterministic` asks for the same bits.
+    Other versions of libraries are no reason to refuse, for clusters are updated while runs last; they count as other
+    code where `train.deterministic` asks for the same bits.
+
+    Returns:
+        What differs and is gone on with, one line each.
 
     Raises:
         CheckpointError: one line a difference that train.accept_changes does not name.
     """
     train = now.config.get("train", {})
     accepted = train.get("accept_changes", ())
-    found = _differences(checkpoint.state, now)
+    found, goes_on = _differences(checkpoint.state, now), []
     if libraries := _other_libraries(checkpoint.state.libraries, now.libraries):
         if train.get("deterministic"):
             found.append(("code", libraries))
         else:
-            logger.warning("%s: goes on, though losses may change with %s", checkpoint.folder, libraries)
-    for kind, line in found:
-        if kind in accepted:
-            logger.warning("%s: goes on though it is of another run (accepted): %s", checkpoint.folder, line)
+            goes_on.append(f"goes on, though losses may change with {libraries}")
+    goes_on += [f"goes on though it is of another run (accepted): {line}" for kind, line in found if kind in accepted]
     refused = [(kind, line) for kind, line in found if kind not in accepted]
     if not refused:
-        return
+        return goes_on
     kinds = list(dict.fromkeys(kind for kind, _ in refused))
     accept = "" if "engine" in kinds else f", or accept it by train.accept_changes=[{','.join([*accepted, *kinds])}]"
     head = f"{checkpoint.folder}: is of another run (saved -> now); choose another output_dir{accept}, or go back to:"

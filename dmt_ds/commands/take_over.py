@@ -66,7 +66,7 @@ def take_over(config: RunConfig, runs: Sequence[Run], builts: Sequence[BuiltTask
     """
     now = [run_state(run, built, 0, None) for run, built in zip(runs, builts, strict=True)]
     looked_at, _ = _checkpoints(config, runs, None, [None] * len(runs))
-    plan_resume(looked_at, now, config.train.resume)
+    plan_resume(looked_at, now, config.train.resume, warns=False)
     family, fences = dist.decided_by_main(lambda: _claim(config, runs))
     group, folders = _checkpoints(config, runs, family, fences)
     plans = plan_resume(group, now, config.train.resume)  # an older attempt may have saved until now

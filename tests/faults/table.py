@@ -132,7 +132,7 @@ FAULTS = [
            "faults/test_restarts.py::test_other_data_are_refused_with_the_difference_and_taken_where_that_is_said",
            "faults/test_restarts.py::test_another_model_is_never_taken")),
     Fault("restart with other versions of libraries", "one line names them; refused where `train.deterministic` is set",
-          ("commands/test_resume.py::test_other_libraries_are_warned_of_in_one_line",
+          ("commands/test_resume.py::test_other_libraries_are_told_in_one_line",
            "commands/test_resume.py::test_a_run_that_asks_for_the_same_bits_refuses_other_libraries_unless_they_are_accepted")),
     Fault("the run made again from its record", "the same losses, bit for bit, on the same machine",
           ("faults/test_restarts.py::test_the_record_tells_all_that_is_needed_to_make_the_run_again",)),
