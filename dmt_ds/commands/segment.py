@@ -128,7 +128,7 @@ class SegmentationJudge:
         pixels = torch.zeros(IGNORED + 1, dtype=torch.int64)
         for batch in self._batches("looking at the validation images"):
             assert isinstance(batch.target, LabelMaps)
-            pixels += count_pixels(batch.target.maps)
+            pixels += count_pixels(batch.target.maps) * (batch.labels >= 0)
         pixels = dist.sum_over_ranks(pixels.to(self.task.module.device)).cpu()
         if dist.is_main():
             for line in self.images.test.values.doubts(pixels, "the validation maps"):

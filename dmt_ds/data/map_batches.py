@@ -68,7 +68,7 @@ class TrainMapMaker(BatchMaker):
 class EvalMapMaker(BatchMaker):
     """One whole image a batch, scaled, with its label map at its own size; jobs have one row.
 
-    A row beyond the last one fills a rank's share up: its map is all 255.
+    A row beyond the last one fills a rank's share up: its map is all 255, its label -1; that of all others is 0.
     """
 
     def __init__(
@@ -83,9 +83,12 @@ class EvalMapMaker(BatchMaker):
             image, labels = self._source.read_pair(row % num_images)
         except DataError as error:
             return Made(None, failure=str(error))
-        if row >= num_images:
+        fills_up = row >= num_images
+        if fills_up:
             labels = torch.full_like(labels, IGNORED)
         image = resized(image, self._short_side, interpolation=self._interpolation)
         zero = torch.zeros(1, dtype=torch.int64)
         target = LabelMaps(in_shared_memory(labels[None]))
-        return Made(Batch((in_shared_memory(image[None]),), zero, zero + row % num_images, zero - 1, target))
+        return Made(
+            Batch((in_shared_memory(image[None]),), zero, zero + row % num_images, zero - int(fills_up), target)
+        )
