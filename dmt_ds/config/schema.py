@@ -120,7 +120,7 @@ class OptimConfig(Section):
     base_lr: Positive = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * global_batch_size / 256."""
     min_lr: NonNegative = 0.0
-    """Learning rate at the last step."""
+    """Learning rate that the schedule falls towards; `cosine` and `linear` reach it at the last step."""
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
     """After the warm-up: half a cosine; a straight line (`poly` of power 1), as segmentation has it; or a tenth from
     each of `decay_at` on, as detection has it."""

@@ -11,9 +11,8 @@ import numpy as np
 from dmt_ds.errors import DataError
 
 _FEWEST_NUMBERS = 6  # of a polygon: three corners
-_FARTHEST = (
-    100_000  # pixels: pycocotools goes along an outline step by step, so one that is farther off fills the memory
-)
+# Pixels: pycocotools goes along an outline step by step, so one that is farther off fills the memory.
+_FARTHEST = 100_000
 _THINNEST = 1e-2  # pixels: scaled and in float32 less may be nothing, and the loss of a box of no width is no number
 _TEXT_START, _TEXT_BITS, _MORE, _SIGN = 48, 5, 32, 16
 _LONGEST_RUN_BITS = 30

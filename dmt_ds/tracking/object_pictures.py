@@ -95,7 +95,7 @@ def _font(size: int) -> "FreeTypeFont":
     import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def masked(image: Tensor, objects: Sequence[PicturedObject]) -> Tensor:
