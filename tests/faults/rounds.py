@@ -97,10 +97,10 @@ class Lane:
         is_due = every is not None and "train/loss" in last["metrics"] and last["step"] % every == 0
         return "evaluation" if is_due else "step"
 
-    def round(self, fault: str, harm: "Harm", log: Path) -> Round:
+    def round(self, fault: str, harm: "Harm", log: Path, *overrides: str) -> Round:
         """Start, wait for a random moment, do it, wait until all ranks have ended by themselves or by the harm."""
         saved, lines, since = self.saved_step(), len(self.points()), time.time()
-        with processes.launched(self.arguments(), WORLD, log, cwd=self.run.parent) as ranks:
+        with processes.launched(self.arguments(*overrides), WORLD, log, cwd=self.run.parent) as ranks:
             self._wait_for_moment(lines, ranks)
             moment, began, helpers = self.moment(lines, since), time.monotonic(), helpers_of(ranks.pids)
             took_effect = harm(self, ranks)

@@ -2,12 +2,13 @@
 
     python -m tests.faults.soak --minutes 60 --out soak.json
 
-Two lanes take turns: a distillation with loader processes whose MLflow run is on a server that dies and comes back, and
-a classifier that is judged as it trains, with an SQLite store that another writer locks. After each round exit codes,
-log, newest checkpoint and the processes below the ranks are held against what is promised. Three fifths of the time go
-to harm. In the rest each run is made again without any, in processes that live as long as there is time, so that their
-memory can be told to be flat or not. The exit code is 1 where anything was lost or a promise broken. Needs Linux; what
-a full disk and a read-only folder take (mounting) is left out without root.
+Two lanes take turns: a distillation whose MLflow run is on a server that dies and comes back, and a classifier that is
+judged as it trains, with an SQLite store that another writer locks. After each round exit codes, log, newest checkpoint
+and the processes below the ranks are held against what is promised. Three fifths of the time go to harm. In the rest
+each run is made again without any, in processes that live as long as there is time, so that their memory can be told to
+be flat or not. In every third round, and in the unbroken distillation, loaders are processes of their own. The exit
+code is 1 where anything was lost or a promise broken. Needs Linux; what a full disk and a read-only folder take
+(mounting) is left out without root.
 """
 
 import argparse
@@ -50,6 +51,8 @@ TOTAL_STEPS = 200_000  # more than any soak reaches: the schedule must not depen
 EVALUATES_EVERY_STEPS = 3
 ENOUGH = {"SIGKILL of one rank": 8, "SIGKILL of all ranks": 4}
 """How much more often than the others."""
+LOADERS_EVERY = 3
+"""Rounds in each of which ranks have loader processes, whose start takes most of a round."""
 HARMED_SHARE = 3 / 5
 FLAT_KIB_A_STEP = 1.0
 """A tenth of a gigabyte in a hundred thousand steps: in the last half of the time the interval must end below."""
@@ -118,7 +121,8 @@ class Soak:
             name = "judged" if number % 3 == 2 else "distilled"
             lane, harms = self.lanes[name], self.harms[name]
             fault = lane.chance.choice([name for name in harms for _ in range(ENOUGH.get(name, 1))])
-            done = lane.round(fault, harms[fault], logs / f"{number:04d}.log")
+            loaders = f"data.num_workers={int(number % LOADERS_EVERY == 0)}"
+            done = lane.round(fault, harms[fault], logs / f"{number:04d}.log", loaders)
             said = f"round {number}: {fault} at {done.moment}: codes {done.codes}, step {done.saved_after} saved"
             say("; ".join([said, *done.broken_promises]))
             number += 1
