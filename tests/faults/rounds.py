@@ -21,6 +21,8 @@ from tests.processes import Launched
 
 WORLD = 2
 ENDS_BY_ITSELF_SECONDS = 60.0
+MEET_SECONDS = 15.0
+"""Ranks that still look for each other do not learn of one that is gone: a launcher ends them."""
 HANG_SECONDS = 20.0
 """Loader processes of a start on a busy machine take half of that."""
 HELPERS_END_SECONDS = 20.0
@@ -104,7 +106,7 @@ class Lane:
             self._wait_for_moment(lines, ranks)
             moment, began, helpers = self.moment(lines, since), time.monotonic(), helpers_of(ranks.pids)
             took_effect = harm(self, ranks)
-            alone = ranks.end_as_a_launcher_does(ENDS_BY_ITSELF_SECONDS)
+            alone = ranks.end_as_a_launcher_does(MEET_SECONDS if moment == "start" else ENDS_BY_ITSELF_SECONDS)
             codes, seconds = ranks.wait(), time.monotonic() - began
         done = Round(fault, moment, codes, saved, self.saved_step(), seconds, alone, took_effect, [])
         done.broken_promises += self._broken_promises(done, log.read_text(errors="replace"))
