@@ -11,6 +11,7 @@ import pytest
 
 from dmt_ds.engine.stopping import HANG_EXIT_CODE
 from tests import processes, tiny_run
+from tests.faults.rounds import helpers_of, still_alive
 from tests.integration.test_stopping import wait_for_step
 
 pytestmark = pytest.mark.distributed
@@ -54,6 +55,21 @@ def test_a_running_rank_prints_its_stacks_when_it_is_asked(tmp_path: Path) -> No
         os.kill(ranks.pids[0], signal.SIGUSR2)
         assert ranks.wait() == [0]
     assert "Current thread" in ranks.log or "Thread 0x" in ranks.log
+
+
+def test_a_killed_loader_process_ends_the_run_in_one_line_and_nothing_stays_behind(tmp_path: Path) -> None:
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 5000}, data={"num_workers": 1})
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
+        wait_for_step(tmp_path / "run", 3)
+        helpers = helpers_of(ranks.pids)
+        # A loader process is the child of the server that makes them, which is the rank's.
+        loaders = [helper for helper in helpers_of(ranks.pids[:1]) if helper.ppid() != ranks.pids[0]]
+        assert len(loaders) == 1 and len(helpers) >= 4
+        loaders[0].kill()
+        assert ranks.wait() == [2, 1]
+    (line,) = errors(ranks.log)
+    assert "a loader process of this rank was killed" in line and "set data.num_workers below 1" in line
+    assert still_alive(helpers) == []
 
 
 @pytest.mark.parametrize("victim", [0, 1])
