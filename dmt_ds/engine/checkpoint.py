@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 RUN_STATE = "run_state.json"
 DONE = "DONE"
 """File that a finished run leaves in its folder, for scripts; holds its last step."""
+_TAG = re.compile(r"step\d{8,}")
 _TEMPORARY = ".tmp-"
 _FILE_WRITER = "inline_container"
 """In what torch.save says, as a RuntimeError, of a disk that takes no more."""
@@ -149,7 +151,8 @@ class CheckpointFolder:
     def prune(self, step: int) -> None:
         """On rank 0, after a save: only the newest complete checkpoints up to `step` stay.
 
-        A later one can only be of an attempt that another one took the place of; it would count as the newest.
+        A later one can only be of an attempt that another one took the place of; it would count as the newest. One that
+        is damaged is of no use any more once a newer one is whole.
 
         Raises:
             CheckpointError: the folder can't be read or changed, or a newer attempt has taken the run over.
@@ -164,10 +167,12 @@ class CheckpointFolder:
             ) from error
 
     def _prune(self, step: int) -> None:
-        complete = [folder for folder in sorted(self.folder.glob("step*")) if unusable(folder) is None]
+        folders = [folder for folder in sorted(self.folder.glob("step*")) if _TAG.fullmatch(folder.name)]
+        complete = [folder for folder in folders if unusable(folder) is None]
         self._check_fence()  # after the look: what a newer attempt saves is never seen here
         kept = [folder for folder in complete if folder.name <= tag_of(step)][-self._keep :]
-        for folder in complete:
+        useless = [folder for folder in folders if folder not in complete and folder < max(kept, default=folder)]
+        for folder in [*complete, *useless]:
             if folder not in kept:
                 self._remove(folder)
 

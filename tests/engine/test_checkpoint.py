@@ -46,6 +46,18 @@ def test_only_the_newest_are_kept(folder):
     assert sorted(p.name for p in folder.folder.glob("step*")) == ["step00000003", "step00000010"]
 
 
+def test_a_damaged_one_goes_once_a_newer_one_is_whole_and_what_somebody_put_aside_stays(folder):
+    for step in (1, 2):
+        folder.save(state(step), write_weights)
+    for step in (1, 2):
+        (folder.folder / tag_of(step) / "weights.pt").write_bytes(b"")
+    (folder.folder / tag_of(1)).rename(folder.folder / "step00000001.bad")
+    folder.save(state(3), write_weights)
+    assert (folder.folder / tag_of(2)).exists()
+    folder.prune(3)
+    assert sorted(path.name for path in folder.folder.glob("step*")) == ["step00000001.bad", "step00000003"]
+
+
 def test_a_save_that_fails_leaves_the_earlier_one_and_says_where_things_stand(folder):
     folder.save(state(1), write_weights)
 
