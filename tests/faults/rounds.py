@@ -66,7 +66,7 @@ class Lane:
     evaluates_every_steps: int | None = None
     rounds: list[Round] = field(default_factory=list)
     spoilt_step: int = 0
-    """Of the newest checkpoint, when it was spoilt: until there is a newer one it may be passed over."""
+    """Of the newest checkpoint, when it was last spoilt: as long as it lies there it may be passed over."""
 
     def arguments(self, *more: str) -> list[str]:
         return tiny_run.pretrain(self.recipe, f"output_dir={self.run}", *more)
@@ -102,6 +102,7 @@ class Lane:
     def round(self, fault: str, harm: "Harm", log: Path, *overrides: str) -> Round:
         """Start, wait for a random moment, do it, wait until all ranks have ended by themselves or by the harm."""
         saved, lines, since = self.saved_step(), len(self.points()), time.time()
+        spoilt = (self.run / "checkpoints" / tag_of(self.spoilt_step)).exists()
         with processes.launched(self.arguments(*overrides), WORLD, log, cwd=self.run.parent) as ranks:
             self._wait_for_moment(lines, ranks)
             moment, began, helpers = self.moment(lines, since), time.monotonic(), helpers_of(ranks.pids)
@@ -109,25 +110,23 @@ class Lane:
             alone = ranks.end_as_a_launcher_does(MEET_SECONDS if moment == "start" else ENDS_BY_ITSELF_SECONDS)
             codes, seconds = ranks.wait(), time.monotonic() - began
         done = Round(fault, moment, codes, saved, self.saved_step(), seconds, alone, took_effect, [])
-        done.broken_promises += self._broken_promises(done, log.read_text(errors="replace"))
+        done.broken_promises += self._broken_promises(done, log.read_text(errors="replace"), spoilt)
         done.broken_promises += [f"outlived its rank: {name}" for name in still_alive(helpers)]
         self.rounds.append(done)
         return done
 
-    def _broken_promises(self, done: Round, log: str) -> list[str]:
+    def _broken_promises(self, done: Round, log: str, spoilt: bool) -> list[str]:
         """What must not be so after any round, and what not after one of this fault."""
         found = [f"exit code {code}" for code in unpromised_codes(done)]
         # Python's own, of a loader process that was not whole yet when its trainer was killed, can't be helped.
         if "Traceback (most recent call last)" in log and done.moment != "start":
             found.append("a traceback in the log")
+        if "passed over" in log and not spoilt:
+            found.append("a checkpoint that nobody spoilt was passed over")
         if self.saved_step() > self.spoilt_step:
-            found += ["a checkpoint that nobody spoilt was passed over"] * (
-                "passed over" in log and not self.spoilt_step
-            )
             newest = self.run / "checkpoints" / tag_of(self.saved_step())
             problem = manifest.incompleteness(newest) or manifest.damage(newest)
             found += [f"{newest.name}: {problem}"] * bool(problem)
-            self.spoilt_step = 0
         return found
 
     def _wait_for_moment(self, lines: int, ranks: Launched) -> None:
