@@ -3,8 +3,8 @@
 # beside those of others, the trainer's overhead. Figures go to the folder given, as JSON and Markdown.
 #
 #   benchmarks/gpu_check.sh OUT_FOLDER                     # all; PYTHON=/path/to/python chooses the interpreter
-#   benchmarks/gpu_check.sh OUT_FOLDER tests loss          # some stages: of compile, loss, step_t, step_s, step_b,
-#                                                          # trainer, family, rates, tests, heart, study
+#   benchmarks/gpu_check.sh OUT_FOLDER tests loss          # some stages: of compile, loss, jitter, step_t, step_s,
+#                                                          # step_b, trainer, family, rates, tests, heart, study
 #
 # `study` is not among them unless asked for: the small study of docs/small_study.md on the images in PHOTOS (a parquet
 # folder), goes on where it was ended, and leaves its runs in OUT_FOLDER/study.
@@ -16,7 +16,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
 shift
-stages=${*:-compile loss step_t step_s step_b trainer family rates tests heart}
+stages=${*:-compile loss jitter step_t step_s step_b trainer family rates tests heart}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -80,6 +80,7 @@ for set in $stages; do
         STAGE_SECONDS=${HEART_SECONDS:-600} stage heart "$python" -m pytest -v -n 2 -m gpu -k heart tests/gpu
         ;;
     loss) bench loss loss ;;
+    jitter) bench jitter jitter ;;
     step_t) bench step_t step --student vit_tiny --rounds 5 --steps 4 ;;
     step_s) bench step_s step --student vit_small --rounds 5 --steps 4 ;;
     step_b) bench step_b step --student vit_base --batch 128 --rounds 5 --steps 4 ;;
@@ -98,7 +99,7 @@ for set in $stages; do
         stage study "$python" -m dmt_ds suite small_study data.path="$photos" -o "$out/study" --jobs "${JOBS:-8}"
         ;;
     *)
-        echo "no stage $set: compile, loss, step_t, step_s, step_b, trainer, family, rates, tests, heart, study"
+        echo "no stage $set: compile, loss, jitter, step_t, step_s, step_b, trainer, family, rates, tests, heart, study"
         exit 2
         ;;
     esac

@@ -102,6 +102,11 @@ def test_the_trainer_is_measured_beside_bare_steps(tmp_path: Path) -> None:
     }
 
 
+def test_jitter_is_measured_with_and_without_hue(tmp_path: Path) -> None:
+    found = run("bench_jitter.py", tmp_path, "--batch", "2", "--size", "32", "--no-mlflow")
+    assert {case: len(of_case["seconds"]) for case, of_case in found["raw"].items()} == {"three": 2, "three and hue": 2}
+
+
 @pytest.mark.parametrize("peer", ["pytorch", "tinymim_style", "deepspeed"])
 def test_a_peer_is_short_and_owes_nothing_to_this_project(peer: str) -> None:
     text = (BENCHMARKS / f"peer_{peer}.py").read_text()
