@@ -11,7 +11,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.out
 # One stage of a suite, each run a task of an array; `dmt-ds suite SUITE --submit` submits the stages one after the other:
-#   sbatch --array=0-2 slurm/suite.sh teachers table1_vit_small data.path=/data/imagenet
+#   sbatch --array=0-7 slurm/suite.sh seeds table1_vit_small data.path=/data/imagenet
 # Any line above gives way to the same option of sbatch; one task a GPU. docs/slurm.md has the rest.
 home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
     sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')}

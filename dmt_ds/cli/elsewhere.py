@@ -58,10 +58,10 @@ def export(source: str, forms: tuple[str, ...], output: Path | None, register: s
 @click.command(
     short_help="Labels, masks, objects or features of your own images.",
     epilog=examples(
-        "dmt-ds predict -e runs/finetuned photos -o answers",
-        "dmt-ds predict -e runs/finetuned cat.jpg dog.jpg -o answers --top-k 3",
-        "dmt-ds predict -e runs/segmented photos -o masks",
-        "dmt-ds predict -e runs/detected photos -o objects --score-threshold 0.3",
+        "dmt-ds predict -e runs/vit_small_finetune photos -o answers",
+        "dmt-ds predict -e runs/vit_small_finetune cat.jpg dog.jpg -o answers --top-k 3",
+        "dmt-ds predict -e runs/vit_small_segment photos -o masks",
+        "dmt-ds predict -e runs/vit_small_detect photos -o objects --score-threshold 0.3",
         "dmt-ds predict -e runs/vit_tiny photos -o features",
     ),
 )

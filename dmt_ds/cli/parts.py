@@ -64,7 +64,10 @@ recipe_option = click.option(
     "-c", "--recipe", metavar="RECIPE", help="Shipped recipe (vit_tiny, vit_small, vit_base, mae, ...) or YAML file."
 )
 encoder_option = click.option(
-    "-e", "--encoder", metavar="SOURCE", help="Of the run that `dmt-ds finetune`, or its like, makes of this encoder."
+    "-e",
+    "--encoder",
+    metavar="SOURCE",
+    help="The run that `dmt-ds finetune` (segment, detect: by -c) would make of this encoder.",
 )
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 

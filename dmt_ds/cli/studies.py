@@ -84,7 +84,10 @@ def suite(
 @click.option("--by", default="variant", show_default=True, metavar="KEY", help="A row for each value of this setting.")
 @click.option("--roles", multiple=True, metavar="ROLE", help="variant (default), teacher, tune; again for several.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder; default: compare_NAME, or in EXPERIMENT."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder; default: EXPERIMENT/compare where that is a folder, else compare_NAME.",
 )
 @click.option("--log", metavar="RUN", help="Run that keeps it; default: the suite's parent run, if any; none: no run.")
 def compare(

@@ -136,7 +136,7 @@ def _closing(output: Path, seconds: float) -> str:
     return "\n".join(
         [
             "Digits are easy: raw pixels score highest, above every teacher. This shows the machine at work, not the",
-            "method's worth; for that, distil real teachers on photographs (README, Recipes).",
+            "method's worth; for that, distil real teachers on photographs (README, Distil real teachers).",
             "",
             f"Done in {seconds:.0f} s. The table: {output / 'results.txt'}",
             f"Pictures: {pictures / 'losses.png'} and {pictures / 'tokens.png'}",
