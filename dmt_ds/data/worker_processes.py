@@ -9,9 +9,11 @@ answers: workers that died of SIGUSR1 would spoil the checkpoint that it asks fo
 
 import os
 import signal
+import sys
 import threading
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext
+from types import TracebackType
 
 _PRELOADED = ["dmt_ds.data.batch_maker", "torchvision.io", "torchvision.transforms.v2.functional"]
 """Imported once, not by each worker."""
@@ -37,7 +39,14 @@ def obey_trainer(_worker: int) -> None:
 
     torch watches the parent for that, but a worker's parent is the server, which itself lives as long as a worker does.
     """
+    sys.excepthook = _tell_unless_trainer_left
     threading.Thread(target=_exit_with_trainer, daemon=True).start()
+
+
+def _tell_unless_trainer_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's thread that hands images over would print a traceback when the trainer is killed meanwhile."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _exit_with_trainer() -> None:

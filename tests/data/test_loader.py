@@ -21,6 +21,7 @@ from torch.utils.data import _utils as torch_loader
 
 from dmt_ds import sample_rng
 from dmt_ds.config.schema import DataConfig
+from dmt_ds.data import worker_processes
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader, eval_batches
 from dmt_ds.data.sampling import SampleStream
@@ -263,6 +264,12 @@ def test_a_killed_worker_ends_the_run_with_the_remedy(workers: Callable[[], set[
     os.kill(min(workers()), signal.SIGKILL)
     with pytest.raises(DataError, match=r"a loader process .* was killed.*set data\.num_workers below 2"):
         list(batches)
+
+
+def test_a_worker_says_nothing_of_a_trainer_that_is_gone_but_all_else(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (ConnectionResetError("by peer"), EOFError(), ValueError("a bug")):
+        worker_processes._tell_unless_trainer_left(type(error), error, None)
+    assert capsys.readouterr().err == "ValueError: a bug\n"
 
 
 def test_signals_to_the_whole_job_leave_the_workers_at_work(workers: Callable[[], set[int]]) -> None:
