@@ -7,6 +7,7 @@ python -m tests.faults.table outcomes.jsonl soak.json
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -220,12 +221,20 @@ def soak_lines(soak: dict[str, Any]) -> list[str]:
         f"Run on {soak['date']} for {soak['minutes in all']:.0f} minutes ({soak['harmed minutes']:.0f} of them with "
         f"harm), seed {soak['seed']}: {rounds['rounds']} rounds ({moments}), a rank killed in "
         f"{rounds['rounds with a rank killed']} of them; {len(soak['orphans'])} processes left behind. "
-        f"Not as promised: {len(soak['not as promised'])}.",
+        + otherwise(soak["not as promised"]),
         "",
         "| | distillation | classifier |",
         "| --- | --- | --- |",
         *(f"| {what} | {' | '.join(tell(lane) for lane in lanes)} |" for what, tell in SOAK_ROWS.items()),
     ]
+
+
+def otherwise(shortcomings: list[str]) -> str:
+    """What was not as promised, each with how often."""
+    if not shortcomings:
+        return "All was as promised."
+    told = [f"{what} ({times}x)" if times > 1 else what for what, times in Counter(shortcomings).items()]
+    return f"Not as promised: {'; '.join(told)}."
 
 
 def of_memory(*keys: str, form: str) -> Callable[[dict[str, Any]], str]:
