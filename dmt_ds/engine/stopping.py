@@ -98,11 +98,12 @@ class Watchdog:
             doing: what, for the message.
             seconds: how long that may take beyond the usual, on this rank or on one that this one waits for.
         """
-        if self._ends:
-            _STANDSTILL.wait()
+        if self._ends and threading.current_thread() is not self._thread:
+            _STANDSTILL.wait()  # the record is being closed: what is trained from here on would not be in it
         self._last = time.monotonic() + seconds
         self._doing = doing
-        faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
+        if not self._ends:
+            faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
 
     def stop(self) -> None:
         """Watch no longer; the thread has ended when this returns.
