@@ -215,6 +215,14 @@ KILLS: dict[str, Harm] = {
 }
 
 
+def end_for_it(ranks: Launched) -> None:
+    """All ranks have ended by themselves, or are killed after a while, which was not promised."""
+    try:
+        ranks.wait(ENDS_BY_ITSELF_SECONDS)
+    except AssertionError:
+        ranks.kill()
+
+
 def kill_instead(lane: Lane, ranks: Launched) -> bool:
     """Where there is nothing to harm yet."""
     KILLS["SIGKILL of one rank"](lane, ranks)
@@ -259,7 +267,7 @@ def summary(rounds: list[Round]) -> dict[str, Any]:
     return {
         "rounds": len(rounds),
         "rounds with a rank killed": sum(KILLED in done.codes for done in rounds),
-        "faults": Counter(done.fault if done.took_effect else "SIGKILL of one rank" for done in rounds),
+        "faults": Counter(done.fault for done in rounds if done.took_effect),
         "moments": Counter(done.moment for done in rounds),
         "broken promises": [f"{done.fault} at {done.moment}: {it}" for done in rounds for it in done.broken_promises],
         "log": [asdict(done) for done in rounds],

@@ -30,13 +30,13 @@ from tests import processes, tiny_run
 from tests.faults import places
 from tests.faults.memory import Sampler, growth
 from tests.faults.rounds import (
-    ENDS_BY_ITSELF_SECONDS,
     HANG_SECONDS,
     KILLS,
     WORLD,
     Harm,
     Lane,
     empty,
+    end_for_it,
     kill_instead,
     send,
     spoil,
@@ -148,10 +148,8 @@ def fill_the_disk(lane: Lane, ranks: Launched) -> bool:
     """The run's small file system has no room left until the run has ended for it; then there is again."""
     ballast = lane.run.parent / "ballast"
     places.fill(ballast)
-    try:
-        ranks.wait(ENDS_BY_ITSELF_SECONDS)
-    finally:
-        ballast.unlink()
+    end_for_it(ranks)
+    ballast.unlink()
     return True
 
 
@@ -160,7 +158,7 @@ def make_read_only(lane: Lane, ranks: Launched) -> bool:
     if not lane.run.exists():
         return kill_instead(lane, ranks)
     with places.read_only(lane.run):
-        ranks.wait(ENDS_BY_ITSELF_SECONDS)
+        end_for_it(ranks)
     return True
 
 
