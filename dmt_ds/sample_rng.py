@@ -25,10 +25,28 @@ def uniform(seeds: Tensor, stream: str, count: int) -> Tensor:
     Args:
         stream: what the numbers are for (`"crop"`, `"drop_path/3"`); streams are independent of each other.
     """
+    if torch.compiler.is_compiling():
+        drawn: Tensor = _one_op(seeds, stream, count)
+        return drawn
+    return _uniform(seeds, stream, count)
+
+
+def _uniform(seeds: Tensor, stream: str, count: int) -> Tensor:
     key = _mix(seeds ^ _stream_number(stream))  # [B]
     counters = torch.arange(1, count + 1, device=seeds.device, dtype=torch.int64) * _GAMMA
     bits = _mix(key[:, None] + counters)  # [B, count]
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+@torch.library.custom_op("dmt_ds::uniform", mutates_args=())
+def _one_op(seeds: Tensor, stream: str, count: int) -> Tensor:
+    """What a compiler takes as it is: on CUDA, Inductor of torch 2.11 made 32 bits of `arange` times 64 bits."""
+    return _uniform(seeds, stream, count)
+
+
+@_one_op.register_fake
+def _shape(seeds: Tensor, stream: str, count: int) -> Tensor:
+    return seeds.new_empty(len(seeds), count, dtype=torch.float32)
 
 
 def _stream_number(stream: str) -> int:

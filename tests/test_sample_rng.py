@@ -118,3 +118,16 @@ def test_random_numbers_leave_torchs_generator_alone() -> None:
     before = torch.get_rng_state()
     uniform(many_seeds(4), "crop", 3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_compiler_takes_it_as_one_op_and_the_numbers_stay() -> None:
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    seeds = torch.tensor([1, -7, 1 << 62])
+    found = torch.compile(lambda x: uniform(x, "drop_path", 24), backend=backend, fullgraph=True)(seeds)
+    assert torch.equal(found, uniform(seeds, "drop_path", 24))
+    assert seen == ["dmt_ds.uniform.default"]  # no 64-bit arithmetic that a compiler might make 32-bit
