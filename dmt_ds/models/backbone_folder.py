@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dmt_ds.config.evaluation import eval_short_side
@@ -46,7 +47,8 @@ def save_backbone(
         interpolation: of its images, `bicubic` or `bilinear`.
         provenance: kept under the key `dmt_ds` of config.json; `teachers` maps names to records with their `licence`.
     """
-    vit = build_vit(section, image_size)
+    with torch.device("meta"):  # its shapes are all that is asked for
+        vit = build_vit(section, image_size)
     expected = {key: value.shape for key, value in vit.state_dict().items()}
     assert {key: value.shape for key, value in state.items()} == expected, "not this ViT's state"
     config = timm_config(section, describe(vit), mean, std, interpolation, provenance)
@@ -68,8 +70,18 @@ def write_folder(folder: Path, state: Mapping[str, Tensor], described: Mapping[s
     _replace(partial, folder)
 
 
-def load_backbone(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The ViT of such a folder, or of a classifier's, and its config.json.
+class StoredBackbone(NamedTuple):
+    """What such a folder holds."""
+
+    vit: nn.Module
+    config: dict[str, Any]
+    """Its config.json."""
+    sha256: str
+    """Of the weights file."""
+
+
+def load_backbone(folder: str | Path) -> StoredBackbone:
+    """The ViT of such a folder, or of a classifier's.
 
     Raises:
         WeightsError: a file is missing or damaged, or the tensors are not the config's model.
@@ -83,7 +95,7 @@ def load_backbone(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         weights = replace(weights, state={key.replace("fc_norm.", "norm."): t for key, t in weights.state.items()})
     vit = build_described(folder, config, **changes)
     load_strict(vit, weights)
-    return vit, config
+    return StoredBackbone(vit, config, weights.sha256)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -126,6 +126,6 @@ def read_portable(folder: Path) -> PortableModel:
     if (folder / CLASSES_FILE).is_file():
         vit, config, class_names = load_classifier(folder)
     else:
-        vit, config = load_backbone(folder)
+        vit, config, _ = load_backbone(folder)
     preprocessing = Preprocessing.of_config(config["pretrained_cfg"])
     return PortableModel(vit.eval(), config, preprocessing, class_names, config.get("dmt_ds", {}))

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.backbone_folder import CONFIG_FILE, WEIGHTS_FILE, load_backbone
+from dmt_ds.models.backbone_folder import CONFIG_FILE, load_backbone
 from dmt_ds.models.blueprint import build_from, check_image_size
 from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
-from dmt_ds.models.weights import Weights, read_weights, sha256_of
+from dmt_ds.models.weights import Weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,10 @@ class TeacherModel(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 -> the same normalised, in the weights' type; computed in float32 whatever that is."""
-        made = torch.empty_like(images, dtype=next(self.vit.parameters()).dtype)
+        dtype = next(self.vit.parameters()).dtype
+        if torch.compiler.is_compiling():
+            return torch.addcmul(self.shift, images, self.scale).to(dtype)
+        made = torch.empty_like(images, dtype=dtype)
         with torch.no_grad():  # which `out` asks for; on CUDA it is one kernel, from bytes to the weights' type
             return torch.addcmul(self.shift, images, self.scale, out=made)
 
@@ -219,7 +222,7 @@ def _of_folder(section: TeacherConfig, path: Path) -> _Found:
     folder = _encoder_folder(path)
     if '"model_type"' in (folder / CONFIG_FILE).read_text():
         return _of_weights(read_hf(str(folder)), section)
-    vit, config = load_backbone(folder)
+    vit, config, sha256 = load_backbone(folder)
     _check_heads(section, vit)
     data = config.get("pretrained_cfg", {})
     licence = data.get("license")
@@ -227,7 +230,7 @@ def _of_folder(section: TeacherConfig, path: Path) -> _Found:
         vit=vit,
         layout="dmt_ds" if "dmt_ds" in config else "timm",
         licence=licence.upper().replace("APACHE", "Apache") if licence else None,
-        sha256=sha256_of(folder / WEIGHTS_FILE),
+        sha256=sha256,
         mean=_triple(data.get("mean")),
         std=_triple(data.get("std")),
     )

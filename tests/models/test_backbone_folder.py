@@ -34,7 +34,7 @@ def _save(folder, vit, **changes):
 def test_a_saved_encoder_gives_the_same_tokens(tmp_path):
     vit = tiny.vit()
     _save(tmp_path / "backbone", vit)
-    loaded, config = load_backbone(tmp_path / "backbone")
+    loaded, config, _ = load_backbone(tmp_path / "backbone")
     assert torch.equal(tiny.tokens(loaded.eval()), tiny.tokens(vit))
     assert config["dmt_ds"] == PROVENANCE
     assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
