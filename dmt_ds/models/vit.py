@@ -14,6 +14,7 @@ from dmt_ds.config.section import multiples_near
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import use_image_drop_path
 from dmt_ds.models.positions import sincos_positions
+from dmt_ds.models.products import patches_as_product
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -165,8 +166,7 @@ def create(arch: str, **model_args: Any) -> nn.Module:
     """The only call of timm's `create_model`."""
     import timm
 
-    model: nn.Module = timm.create_model(arch, **model_args)
-    return model
+    return patches_as_product(timm.create_model(arch, **model_args))
 
 
 def full_name(arch: str, setting: str) -> str:
