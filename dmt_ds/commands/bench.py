@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dmt_ds.commands.compiling import compiles
 from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig
 from dmt_ds.data.loader import TrainLoader
@@ -19,6 +20,7 @@ from dmt_ds.data.sources import open_source
 from dmt_ds.data.views import CropSpec
 from dmt_ds.engine import dist, ds_engine, ds_teachers, rates
 from dmt_ds.errors import ConfigError, DmtError
+from dmt_ds.models.products import fuse_gelu
 from dmt_ds.models.student import Student
 from dmt_ds.models.vit import build_vit, prefer_written_attention, tokens_of
 from dmt_ds.planning.layout import adapter_widths, student_size, teacher_sizes
@@ -80,11 +82,14 @@ def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
         vit: nn.Module = build_vit(_section(size), size.image_size).requires_grad_(False).eval()
         ds_teachers.cast_parameters(vit, dtype)
         vit.to(device)
-        if config.teachers.compile:
-            ds_teachers.compile_blocks(vit, "inductor")
+        if device.type == "cuda" and dtype is torch.bfloat16:
+            fuse_gelu(vit)
+        forward: Callable[[Tensor], Tensor] = partial(tokens_of, vit)
+        if compiles(config.teachers.compile, "teachers", device):
+            forward = torch.compile(forward)
         images = torch.randn(micro_batch, 3, size.image_size, size.image_size, device=device, dtype=dtype)
         with torch.no_grad():
-            seconds += _median_seconds(partial(tokens_of, vit, images), device)
+            seconds += _median_seconds(partial(forward, images), device)
         flops += micro_batch * size.forward_flops()
     return flops / seconds
 
@@ -99,7 +104,7 @@ def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     student.to(device, _dtype(config.train.deepspeed)).train()
     if device.type == "cpu":
         prefer_written_attention(student)  # as `pretrain` does there
-    if config.train.compile:
+    if compiles(config.train.compile, "student", device):
         student.compile()
     images = torch.randn(micro_batch, 3, size.image_size, size.image_size, device=device)
     seeds = torch.arange(micro_batch, device=device)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dmt_ds.commands.annotated import Judge, Scene
 from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import open_record, run_state, write_text
@@ -135,7 +136,7 @@ def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
         run.ds_config,
         universal=universal,
     )
-    if config.train.compile:
+    if compiles(config.train.compile, "student", run.device, read_inside=config.task == "tinymim"):
         engine.compile()
     return engine
 

@@ -145,6 +145,7 @@ def _first_images(source: ImageSource, config: RunConfig) -> Tensor | None:
 def _tokens_of_all(task: DmtTask, engine: StudentEngine, images: Tensor) -> dict[str, Tensor]:
     """Name -> tokens [B, 1+N, D] float32 on the CPU, of each teacher, the target and the student."""
     on_device = images.to(engine.device)
-    with torch.no_grad():
+    # Compiled for batches of training: for these few images it is not worth compiling again.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         tokens = task.pictured_tokens(engine, on_device)
     return {name: value.float().cpu() for name, value in tokens.items()}

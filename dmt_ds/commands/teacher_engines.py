@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.teacher_sharding import choose_sharding
 from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config, resolve_teacher
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import ds_teachers
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.errors import ConfigError
+from dmt_ds.models.products import fuse_gelu
 from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, load_teacher
 from dmt_ds.models.vit import VitShape
@@ -59,14 +61,9 @@ def check_same_grid(student: VitShape, teachers: Mapping[str, TeacherModel]) -> 
 def start_teachers(
     teachers: Mapping[str, TeacherModel], section: TeachersConfig, device: torch.device, micro_batch_size: int
 ) -> TeacherEngines:
-    """Each teacher in an engine of its own, in the recipe's order: building one is a collective.
-
-    Raises:
-        ConfigError: `teachers.compile` where a teacher is read inside a block.
-    """
-    if section.compile and any(isinstance(teacher, RelationTeacher) for teacher in teachers.values()):
-        raise ConfigError("teachers.compile: task tinymim reads inside the teachers' last block; set it to false")
-    backend = "inductor" if section.compile else None
+    """Each teacher in an engine of its own, in the recipe's order: building one is a collective."""
+    read_inside = any(isinstance(teacher, RelationTeacher) for teacher in teachers.values())
+    backend = "inductor" if compiles(section.compile, "teachers", device, read_inside=read_inside) else None
     path = find_ds_config(section.deepspeed)
     records = {name: teacher.record for name, teacher in teachers.items()}
     ds_configs = {name: resolve_teacher(path, record.shape.embed_dim) for name, record in records.items()}
@@ -74,6 +71,8 @@ def start_teachers(
     sharding = choose_sharding(teachers, section, device, dtype, micro_batch_size)
     forwards: dict[str, Callable[..., Tensor]] = {}
     for name, teacher in teachers.items():
+        if device.type == "cuda" and dtype is torch.bfloat16:
+            fuse_gelu(teacher)
         if sharding == "zero3":
             engine = ds_teachers.build_teacher(
                 teacher, ds_configs[name], device, shard_over=section.shard_over, compile_backend=backend

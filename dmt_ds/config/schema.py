@@ -177,7 +177,8 @@ class TrainConfig(Section):
     hang_timeout_seconds: Positive = 1800.0
     """A rank that makes no step for so long dumps all stacks and ends the job."""
     compile: bool = False
-    """torch.compile the student (CUDA)."""
+    """torch.compile the student; without effect where it can't run (no CUDA, or a node without a C compiler) and for
+    task tinymim."""
     deterministic: bool = False
     """Only kernels that give the same bits each time, or an error that names the one that can't; slower on CUDA.
     A run then goes on with other versions of libraries only where accept_changes names code."""

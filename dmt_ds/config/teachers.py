@@ -48,7 +48,8 @@ class TeachersConfig(Section):
     deepspeed: str = "teacher_zero3_inference"
     """DeepSpeed JSON of the teachers: a name in ds_configs/ or a path."""
     compile: bool = False
-    """torch.compile the teachers block by block, cut or whole; not for tinymim, which reads inside a block."""
+    """torch.compile the teachers, whole copies in one piece and cut ones block by block; without effect where it can't
+    run, as `train.compile`, and for task tinymim, which reads inside their last block."""
 
     @model_validator(mode="after")
     def _used_teachers_exist(self) -> "TeachersConfig":

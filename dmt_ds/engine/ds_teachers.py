@@ -59,15 +59,16 @@ def replicate_teacher(
 ) -> Callable[..., Tensor]:
     """A whole copy of a frozen teacher on this rank, in the JSON's precision."""
     cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
-    if compile_backend is not None:
-        compile_blocks(module, compile_backend)
-    return module.to(device)
+    module.to(device)
+    if compile_backend is None:
+        return module
+    return torch.compile(module.forward, backend=compile_backend)  # equal teachers share one graph
 
 
 def compile_blocks(module: nn.Module, backend: str) -> None:
     """Have torch.compile make each transformer block's forward; equal blocks of all teachers share one graph.
 
-    Never the whole of a teacher that is cut: its graph would break at every hook of ZeRO-3. A leaf block's hooks stand
+    For a teacher that is cut: the graph of the whole would break at every hook of ZeRO-3. A leaf block's hooks stand
     outside of its `forward`, where the compiler finds whole weights.
     """
     for block in _blocks(module):

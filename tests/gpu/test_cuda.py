@@ -122,6 +122,34 @@ def test_a_compiled_student_gives_the_same_losses(cuda, tmp_path):
     assert tiny_run.largest_difference(*curves) < 1e-3
 
 
+PRODUCTS = """
+import copy, json, torch
+from dmt_ds.engine import ds_teachers
+from dmt_ds.models.products import fuse_gelu
+from tests.engine.sharded_teacher import teacher
+exact = teacher("vit_small")
+images = torch.randint(0, 256, (16, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+plain, fused = copy.deepcopy(exact), copy.deepcopy(exact)
+for layer in plain.modules():
+    if isinstance(layer, torch.nn.Conv2d):
+        layer.__class__ = torch.nn.Conv2d
+assert fuse_gelu(fused) == 12
+config, cuda, facts = {"bf16": {"enabled": True}}, torch.device("cuda"), {}
+with torch.no_grad():
+    wanted = exact(images)
+    for name, model, backend in (("plain", plain, None), ("fused", fused, None), ("compiled", fused, "inductor")):
+        forward = ds_teachers.replicate_teacher(copy.deepcopy(model), config, cuda, compile_backend=backend)
+        facts[name] = ((forward(images.cuda()).float().cpu() - wanted).norm() / wanted.norm()).item()
+print(json.dumps(facts))
+"""
+
+
+def test_teachers_made_of_products_are_no_farther_from_float32_than_timms_own(cuda):
+    errors = json.loads(processes.run(["-c", PRODUCTS], **cuda).stdout.splitlines()[-1])
+    assert errors["plain"] < 0.03
+    assert max(errors["fused"], errors["compiled"]) < 1.02 * errors["plain"]
+
+
 SHARDED = """
 import json, torch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
