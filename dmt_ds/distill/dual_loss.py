@@ -98,7 +98,7 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(tfd, sfd, gradient)
     ctx.set_materialize_grads(False)  # or zeros of the gradient's own size would be made for it
     ctx.save_for_backward(gradient)
-    ctx.type_of_tokens = inputs[0].dtype
+    ctx.type_of_tokens, ctx.kernel = inputs[0].dtype, inputs[6]
 
 
 def _scaled_gradient(ctx: Any, total: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
@@ -108,8 +108,17 @@ def _scaled_gradient(ctx: Any, total: Tensor | None, *others: None) -> tuple[Ten
     (gradient,) = ctx.saved_tensors
     # A compiler traces with tensors of its own kind and finds out for itself what can be overwritten.
     once = type(gradient) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
-    scaled = gradient.mul_(total) if once else gradient * total  # `total` keeps its float32: in bf16 1/3 is 0.2 % off
+    # `total` keeps its float32: in bf16 1/3 is 0.2 % off.
+    scaled = _scale_(gradient, total, ctx.kernel) if once else gradient * total
     return scaled.to(ctx.type_of_tokens), *[None] * 7
+
+
+def _scale_(gradient: Tensor, total: Tensor, kernel: str) -> Tensor:
+    if kernel != "triton":
+        return gradient.mul_(total)
+    from dmt_ds.distill.kernels import dual_triton
+
+    return dual_triton.scale_(gradient, total)
 
 
 _op.register_autograd(_scaled_gradient, setup_context=_keep_gradient)

@@ -25,6 +25,9 @@ _COLUMNS, _COLUMN_WARPS = 64, 4
 _WIDTH, _ROW_WARPS = 128, 8
 """Channels of a step of the second one's walk: four for each thread of a warp, so that a row is a warp's."""
 
+_SCALED_AT_ONCE = 4096
+"""Elements of a program of the scaling."""
+
 _NUM_SUMS = 5
 """Kept for a column: maximum and sum of exponentials of s, the same of t, and the sum of d = (s - max s) - (t - max t)
 under the exponentials of the distribution that stands first."""
@@ -56,6 +59,14 @@ def dual_loss(student: Tensor, target: Tensor, terms: Terms, needs_gradient: boo
     )
     tfd = row_losses.sum() / (batch * (num_rows - terms.first_row))
     return Computed(tfd, column_losses.sum() / (batch * channels), gradient)
+
+
+def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Multiplies a contiguous gradient, in place, by a float32 scalar; a factor of 1 costs no pass over it."""
+    assert gradient.is_contiguous()
+    blocks = triton.cdiv(gradient.numel(), _SCALED_AT_ONCE)
+    _scale[(blocks,)](gradient, factor, gradient.numel(), _SCALED_AT_ONCE)
+    return gradient
 
 
 @triton.jit
@@ -199,3 +210,13 @@ def _divergence(sum_s, sum_t, sum_d, student_first: tl.constexpr):
     """KL of each row, or column, from its sums."""
     log_ratio = tl.log(sum_s / sum_t)
     return sum_d / sum_s - log_ratio if student_first else log_ratio - sum_d / sum_t
+
+
+@triton.jit
+def _scale(gradient, factor, num_elements, block: tl.constexpr):
+    """One program: some elements. The host does not know the factor, which is 1 as a rule."""
+    by = tl.load(factor)
+    if by != 1.0:
+        offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+        inside = offsets < num_elements
+        tl.store(gradient + offsets, tl.load(gradient + offsets, inside).to(tl.float32) * by, inside)

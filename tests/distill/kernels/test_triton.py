@@ -30,6 +30,14 @@ with torch.no_grad():
     facts["unasked"] = (dual_loss(student + 1, fused, kernel="triton").total.item())
 strided = random_tokens(3, 96, 17, 2).permute(2, 1, 0)
 facts["strided"] = max(compare(strided, fused, "triton", "student_teacher"))
+facts["scaled"] = []
+for dtype in (torch.float32, torch.bfloat16):
+    halves = []
+    for factor in (1.0, 0.3):
+        tokens = random_tokens(0, 2, 17, 300, dtype=dtype).requires_grad_()
+        (factor * dual_loss(tokens, random_tokens(1, 2, 17, 300), kernel="triton").total).backward()
+        halves.append(tokens.grad.double())
+    facts["scaled"].append(((halves[1] - 0.3 * halves[0]).norm() / halves[1].norm()).item())
 print(json.dumps(facts))
 """
 
@@ -62,6 +70,11 @@ def test_without_gradient_and_from_any_strides_the_numbers_are_the_same(facts: d
     assert facts["strided"] < 1e-5
 
 
+def test_a_weighted_loss_has_a_weighted_gradient(facts: dict) -> None:
+    float32, bfloat16 = facts["scaled"]
+    assert float32 < 1e-6 and bfloat16 < 4e-3
+
+
 COMPILE = """
 import json, re, subprocess, sys, triton
 from pathlib import Path
@@ -72,13 +85,16 @@ cubin, tool = Path(sys.argv[1]), Path(triton.__file__).parent / "backends/nvidia
 kinds = {"num_rows": "i32", "num_channels": "i32", "first_row": "i32", "row_weight": "fp32", "column_weight": "fp32"}
 kinds |= {"student": "*bf16", "gradient": "*bf16"}
 made = []
+kinds |= {"num_elements": "i32"}
+scale = (dual_triton._scale, [dual_triton._SCALED_AT_ONCE], 4)
 as_launched = (
     (dual_triton._columns, [dual_triton._ROWS, dual_triton._COLUMNS], dual_triton._COLUMN_WARPS),
     (dual_triton._rows, [dual_triton._ROWS, dual_triton._WIDTH, True], dual_triton._ROW_WARPS),
 )
-for kernel, own, num_warps in as_launched:
+for kernel, own, num_warps in (*as_launched, scale):
     for student_first in (True, False):
-        constants = dict(zip(kernel.arg_names[-len(own) - 1:], [student_first, *own], strict=True))
+        given = own if kernel is dual_triton._scale else [student_first, *own]
+        constants = dict(zip(kernel.arg_names[-len(given):], given, strict=True))
         signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
         aligned = [name for name, kind in signature.items() if kind.startswith("*") or name == "num_channels"]
         attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}  # as torch's are
@@ -91,8 +107,8 @@ print(json.dumps(made))
 """
 
 
-def test_both_kernels_compile_for_ampere_and_hopper_and_spill_no_register(tmp_path) -> None:
+def test_all_kernels_compile_for_ampere_and_hopper_and_spill_no_register(tmp_path) -> None:
     done = processes.run(["-c", COMPILE, str(tmp_path / "kernel.cubin")], TRITON_CACHE_DIR=str(tmp_path))
     made = json.loads(done.stdout.splitlines()[-1])
-    assert len(made) == 4
+    assert len(made) == 6
     assert all(found["STACK"] == 0 and 0 < found["REG"] < 128 for found in made), made
