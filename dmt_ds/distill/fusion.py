@@ -93,11 +93,12 @@ class TokenFusion:
         names = []
         for name, tokens in named_tokens:
             names.append(name)
-            if fused is None:
-                fused = torch.zeros_like(at_least_float32(tokens))  # [B, 1+N, D]
             if self._mode == "centred" and observe:
                 self._means.observe(name, tokens)
-            self._add(fused, name, tokens)
+            if fused is None:
+                fused = self._first(name, tokens)  # [B, 1+N, D]
+            else:
+                self._add(fused, name, tokens)
             del tokens  # or it would live on while the next teacher runs
         self._check_names(names)
         assert fused is not None
@@ -114,6 +115,16 @@ class TokenFusion:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`."""
         self._means.load_state_dict(state)
+
+    def _first(self, name: str, tokens: Tensor) -> Tensor:
+        """The sum of one teacher."""
+        fused = torch.empty(tokens.shape, dtype=torch.promote_types(tokens.dtype, torch.float32), device=tokens.device)
+        fused.copy_(self._prepared(name, tokens))
+        if self._weights[name] != 1:
+            fused.mul_(self._weights[name])
+        if not self._class_token[name]:
+            fused[:, 0] = 0
+        return fused
 
     def _add(self, fused: Tensor, name: str, tokens: Tensor) -> None:
         """Add one teacher to the sum, in place; its own tokens stay as they are."""
