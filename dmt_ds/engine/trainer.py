@@ -1,5 +1,6 @@
 """The loop: steps, accumulation, log, checkpoints, stopping; knows a task's verbs, no method, no library but torch."""
 
+import gc
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +109,15 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Train to the last step, or to the end of the step in which a signal came."""
+        # What stands by now stays to the end: Python's collector need not walk through it again and again.
+        gc.collect()
+        gc.freeze()
+        try:
+            return self._fit()
+        finally:
+            gc.unfreeze()
+
+    def _fit(self) -> Outcome:
         for learner in self.learners:
             learner.start()
         self._around.view.start(self.step)
