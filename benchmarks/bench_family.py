@@ -107,7 +107,8 @@ def measure(trainers: dict[str, Trainer], options: argparse.Namespace, device: t
     """Seconds a step of each."""
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
     sides = {name: lambda name=name: trainers[name].update(batches[name]) for name in trainers}  # type: ignore[misc]
-    return harness.alternate(sides, options.rounds, options.steps, device)
+    with harness.turn():
+        return harness.alternate(sides, options.rounds, options.steps, device)
 
 
 def make_report(times: dict[str, list[float]], options: argparse.Namespace, device: torch.device) -> Report:

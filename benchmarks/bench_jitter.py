@@ -72,6 +72,22 @@ def check(sides: dict[str, Jitter], images: Tensor, seeds: Tensor) -> float:
     return difference
 
 
+def add_rows(report: Report, case: str, times: dict[str, list[float]]) -> None:
+    base = next(iter(times))
+    for name, seconds in times.items():
+        ratio = harness.ratios(times[base], seconds)
+        report.rows.append(
+            {
+                "jitter": case,
+                "how": name,
+                "ms": Spread.of(seconds).text(1e3),
+                "times faster than torchvision": "1" if name == base else ratio.text(),
+                "seen": "" if name == base else harness.verdict(ratio),
+            }
+        )
+        report.metrics[f"{case}/{name}/ms"] = 1e3 * Spread.of(seconds).median
+
+
 def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser = harness.parser(__doc__, rounds=9, steps=10 if on_gpu else 1)
@@ -85,25 +101,14 @@ def main() -> None:
     seeds = torch.arange(options.batch, device=device)
     setting = {"batch": options.batch, "size": options.size, "rounds": options.rounds, "steps": options.steps}
     report = Report(f"jitter_{harness.device_slug(device)}", "Jitter and normalisation", setting)
-    for case, section in CASES.items():
-        sides = sides_of(section, device)
-        difference = check(sides, images, seeds)
-        acts = {name: partial(jitter, images, seeds) for name, jitter in sides.items()}
-        times = harness.alternate(acts, options.rounds, options.steps, device)
-        base = next(iter(times))
-        for name, seconds in times.items():
-            ratio = harness.ratios(times[base], seconds)
-            report.rows.append(
-                {
-                    "jitter": case,
-                    "how": name,
-                    "ms": Spread.of(seconds).text(1e3),
-                    "times faster than torchvision": "1" if name == base else ratio.text(),
-                    "seen": "" if name == base else harness.verdict(ratio),
-                }
-            )
-            report.metrics[f"{case}/{name}/ms"] = 1e3 * Spread.of(seconds).median
-        report.raw[case] = {"seconds": times, "largest_difference": difference}
+    cases = {case: sides_of(section, device) for case, section in CASES.items()}
+    differences = {case: check(sides, images, seeds) for case, sides in cases.items()}
+    with harness.turn():
+        for case, sides in cases.items():
+            acts = {name: partial(jitter, images, seeds) for name, jitter in sides.items()}
+            times = harness.alternate(acts, options.rounds, options.steps, device)
+            add_rows(report, case, times)
+            report.raw[case] = {"seconds": times, "largest_difference": differences[case]}
     report.notes.append("Times are CPU seconds on a CPU; on a GPU until the device is done, the host's time included.")
     report.publish(options)
 

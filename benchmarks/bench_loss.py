@@ -10,6 +10,7 @@ what is measured is page faults.
 
 import argparse
 from collections.abc import Callable
+from typing import NamedTuple
 
 import harness
 import torch
@@ -59,10 +60,17 @@ def check(loss: Loss, student: Tensor, fused: Tensor, eager: Loss) -> tuple[floa
     return of_value, of_slope
 
 
-def measure(
-    report: Report, dtype: torch.dtype, direction: Direction, options: argparse.Namespace, device: torch.device
-) -> None:
-    """Add the rows of one direction and one type of the student's tokens."""
+class Case(NamedTuple):
+    """One direction with one type of the student's tokens: all sides, compiled and found right."""
+
+    name: str
+    sides: dict[str, Callable[[], None]]
+    first_calls: dict[str, float]
+    errors: dict[str, tuple[float, float]]
+    elements: int
+
+
+def prepare(dtype: torch.dtype, direction: Direction, options: argparse.Namespace, device: torch.device) -> Case:
     torch.manual_seed(0)
     shape = (options.batch, options.tokens, options.channels)
     student = (2 * torch.randn(shape, device=device)).to(dtype).requires_grad_()
@@ -75,31 +83,36 @@ def measure(
 
         return forward_backward
 
-    compile_seconds = {name: harness.first_call(act(loss), device) for name, loss in found.items()}
-    errors = {name: check(loss, student, fused, found["eager"]) for name, loss in found.items()}
     sides = {name: act(loss) for name, loss in found.items()}
-    times = harness.alternate(sides, options.rounds, options.steps, device, of_device=True)
-    memory = {name: harness.peak_bytes(act(loss), device) for name, loss in found.items()}
-    case = f"{direction}, {str(dtype).removeprefix('torch.')}"
-    for name in found:
+    first_calls = {name: harness.first_call(side, device) for name, side in sides.items()}
+    errors = {name: check(loss, student, fused, found["eager"]) for name, loss in found.items()}
+    name = f"{direction}, {str(dtype).removeprefix('torch.')}"
+    return Case(name, sides, first_calls, errors, student.numel())
+
+
+def measure(report: Report, case: Case, options: argparse.Namespace, device: torch.device) -> None:
+    """Add the rows of a case."""
+    times = harness.alternate(case.sides, options.rounds, options.steps, device, of_device=True)
+    memory = {name: harness.peak_bytes(side, device) for name, side in case.sides.items()}
+    for name in case.sides:
         ratio = harness.ratios(times["eager"], times[name])
         report.rows.append(
             {
-                "direction, student": case,
+                "direction, student": case.name,
                 "loss": name,
                 "ms": Spread.of(times[name]).text(1e3),
                 "times faster than eager": "1" if name == "eager" else ratio.text(),
                 "seen": "" if name == "eager" else harness.verdict(ratio),
-                "peak beyond inputs, bytes an element": f"{memory[name] / student.numel():.1f}",
+                "peak beyond inputs, bytes an element": f"{memory[name] / case.elements:.1f}",
                 "of eager's": f"{memory[name] / memory['eager']:.2f}",
-                "error of value, gradient": "{:.0e}, {:.0e}".format(*errors[name]),
-                "first call, s": f"{compile_seconds[name]:.1f}",
+                "error of value, gradient": "{:.0e}, {:.0e}".format(*case.errors[name]),
+                "first call, s": f"{case.first_calls[name]:.1f}",
             }
         )
-        key = f"{direction}/{case.split()[-1]}/{name}"
+        key = f"{case.name.replace(', ', '/')}/{name}"
         report.metrics |= {f"{key}/ms": 1e3 * Spread.of(times[name]).median, f"{key}/speedup": ratio.median}
         report.metrics[f"{key}/peak_mib"] = memory[name] / 2**20
-    report.raw[case] = {"seconds": times, "peak_bytes": memory, "first_call_seconds": compile_seconds}
+    report.raw[case.name] = {"seconds": times, "peak_bytes": memory, "first_call_seconds": case.first_calls}
 
 
 def main() -> None:
@@ -116,9 +129,11 @@ def main() -> None:
     setting = {"batch": options.batch, "tokens": options.tokens, "channels": options.channels}
     setting |= {"rounds": options.rounds, "steps a round": options.steps}
     report = Report(f"loss_{harness.device_slug(device)}", "Both losses, forward and backward", setting)
-    for direction in directions:
-        for dtype in (torch.bfloat16, torch.float32):
-            measure(report, dtype, direction, options, device)
+    kinds = (torch.bfloat16, torch.float32)
+    cases = [prepare(kind, direction, options, device) for direction in directions for kind in kinds]
+    with harness.turn():
+        for case in cases:
+            measure(report, case, options, device)
     clock = "CPU seconds" if device.type == "cpu" else "seconds of the device, which the host is ahead of"
     report.notes.append(
         f"Times are {clock}, medians and ranges of the rounds; a compiled graph may come from its cache."

@@ -28,8 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.schema import DataConfig, OptimConfig, RunConfig, StudentConfig, TrainConfig
+from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.engine import ds_engine
+from dmt_ds.models.products import PatchProduct
 
 NO_JITTER = AugmentConfig(brightness=0, contrast=0, saturation=0)
 
@@ -46,10 +48,8 @@ class Side:
         self.gradient = gradient.detach().float().cpu()
 
 
-def our_config(options: argparse.Namespace, folder: Path, device: torch.device, *, compiled: bool) -> RunConfig:
-    teachers = teachers_section(
-        make_teachers(folder, options.teacher, options.teachers, options.image_size), bf16=options.bf16
-    )
+def our_config(options: argparse.Namespace, models: dict[str, TeacherConfig], *, compiled: bool) -> RunConfig:
+    teachers = teachers_section(models, bf16=options.bf16)
     return RunConfig(
         data=DataConfig(image_size=options.image_size, num_workers=0),
         augment=NO_JITTER,
@@ -68,10 +68,11 @@ def our_config(options: argparse.Namespace, folder: Path, device: torch.device, 
 
 def build_sides(options: argparse.Namespace, folder: Path, device: torch.device, images: Tensor) -> dict[str, Side]:
     """All from one set of weights."""
-    plain = our_config(options, folder, device, compiled=False)
+    models = make_teachers(folder, options.teacher, options.teachers, options.image_size)
+    plain = our_config(options, models, compiled=False)
     ours = Ours(plain, folder / "ours", device, images)
-    student, adapter = copy.deepcopy(ours.student), copy.deepcopy(ours.adapter)
-    teachers = local_teachers(plain)
+    student, adapter = as_timm_has_it(copy.deepcopy(ours.student)), copy.deepcopy(ours.adapter)
+    teachers = [as_timm_has_it(teacher) for teacher in local_teachers(plain)]
 
     def parts() -> tuple[list[nn.Module], nn.Module, nn.Module]:
         shared = [copy.deepcopy(teacher) for teacher in teachers] if device.type == "cuda" else teachers
@@ -88,7 +89,7 @@ def build_sides(options: argparse.Namespace, folder: Path, device: torch.device,
     if options.compile:
         p2 = PlainPyTorch(*parts(), device, bf16=options.bf16, compiled=True)
         sides["P2 plain PyTorch, compiled"] = of_peer(p2, p2.model["student"])
-        compiled = Ours(our_config(options, folder, device, compiled=True), folder / "compiled", device, images)
+        compiled = Ours(our_config(options, models, compiled=True), folder / "compiled", device, images)
         module = compiled.student
         compiled.start()
         sides["ours, compiled"] = Side(compiled.step, module)
@@ -99,6 +100,14 @@ def build_sides(options: argparse.Namespace, folder: Path, device: torch.device,
     views = style.views(images)
     sides["TinyMIM-style"] = Side(lambda: style.step(views), style.model["student"])
     return sides
+
+
+def as_timm_has_it(vit: nn.Module) -> nn.Module:
+    """Without what this project does to its ViTs, for peers."""
+    for layer in vit.modules():
+        if isinstance(layer, PatchProduct):
+            layer.__class__ = nn.Conv2d
+    return vit
 
 
 def check(sides: dict[str, Side], options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
@@ -117,6 +126,8 @@ def check(sides: dict[str, Side], options: argparse.Namespace, device: torch.dev
         first = time.perf_counter() - begin
         print(f"first step of {name}: {first:.1f} s", flush=True)
         side.hook.remove()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # for programs that are built beside this one
         assert side.gradient is not None, f"{name}: no gradient came by"
         wanted = wanted or (loss, side.gradient)
         of_loss = abs(loss / wanted[0] - 1)
@@ -175,9 +186,12 @@ def main() -> None:
         sides = build_sides(options, Path(name), device, images.to(device))
         checked = check(sides, options, device)
         steps = {name: side.step for name, side in sides.items()}
-        times = harness.alternate(steps, options.rounds, options.steps, device)
-        memory = {name: harness.peak_bytes(step, device) for name, step in steps.items()}
-    make_report(options, device, times, checked, memory).publish(options)
+        flops = flops_an_image(options)
+        with harness.turn():
+            times = harness.alternate(steps, options.rounds, options.steps, device)
+            memory = {name: harness.peak_bytes(step, device) for name, step in steps.items()}
+            rate = dense_rate(device, bf16=options.bf16)
+    make_report(options, device, times, checked, memory, flops, rate).publish(options)
     ds_engine.stop()
 
 
@@ -187,9 +201,10 @@ def make_report(
     times: dict[str, list[float]],
     checked: dict[str, dict[str, float]],
     memory: dict[str, int],
+    flops: dict[str, float],
+    rate: float,
 ) -> Report:
     kind = "bf16" if options.bf16 else "float32"
-    flops, rate = flops_an_image(options), dense_rate(device, bf16=options.bf16)
     names = ("student", "teacher", "teachers", "batch", "image_size", "rounds", "steps")
     setting = {**{name: getattr(options, name) for name in names}, "precision": kind}
     slug = f"step_{options.student}_{harness.device_slug(device)}"

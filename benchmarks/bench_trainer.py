@@ -56,7 +56,10 @@ def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device)
         for _ in range(ready):
             next(batches)
 
-    return harness.alternate(sides, options.rounds, options.steps, device, before={"trainer": drain})
+    for act in sides.values():
+        act()  # compiles
+    with harness.turn():
+        return harness.alternate(sides, options.rounds, options.steps, device, before={"trainer": drain})
 
 
 def main() -> None:

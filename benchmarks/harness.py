@@ -7,13 +7,15 @@ faster only where the ranges of its ratios leave 1 out; the table says so. Nothi
 import argparse
 import contextlib
 import datetime
+import fcntl
 import gc
 import json
+import os
 import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,6 +63,29 @@ def start(options: argparse.Namespace) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Within it nobody else is timed on this device: programs that start together build and compile side by side.
+
+    TURN, where it is set, is FOLDER/NAME: a program waits there until `FOLDER/NAMES.ready` are as many as the number in
+    `FOLDER/expected`, then for its turn. `gpu_check.sh` makes the folder, and answers for programs that ended early.
+    """
+    place = os.environ.get("TURN")
+    if place is None:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    Path(f"{place}.ready").touch()
+    folder = Path(place).parent
+    while len(list(folder.glob("*.ready"))) < int((folder / "expected").read_text()):
+        time.sleep(0.2)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def alternate(
     sides: Mapping[str, Act],
     rounds: int,
@@ -83,11 +108,14 @@ def alternate(
     clock = device_seconds if of_device and device.type == "cuda" else seconds
     for act in sides.values():
         act()
+    gc.collect()
+    gc.freeze()  # or the collector walks through what compilers left, in whoever's turn it is
     for _ in range(rounds):
         for name, act in sides.items():
             if before and name in before:
                 before[name]()
             times[name].append(clock(act, steps, device))
+    gc.unfreeze()
     return times
 
 

@@ -36,12 +36,15 @@ def make_teachers(
 ) -> dict[str, TeacherConfig]:
     """Encoders on disk with random weights: time does not depend on their values."""
     section = StudentConfig(arch=arch, depth=depth, drop_path=0.0)
+    vit = build_vit(section, image_size)
     models = {}
     for number in range(count):
         torch.manual_seed(number)
+        for parameter in vit.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
         path = folder / f"teacher{number}"
-        state = build_vit(section, image_size).state_dict()
-        save_backbone(path, state, section, image_size, provenance={"task": "random", "teachers": {}})
+        save_backbone(path, vit.state_dict(), section, image_size, provenance={"task": "random", "teachers": {}})
         models[f"teacher{number}"] = TeacherConfig(source=str(path))
     return models
 
