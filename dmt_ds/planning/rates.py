@@ -8,10 +8,10 @@ from pathlib import Path
 from dmt_ds.errors import ConfigError
 from dmt_ds.planning.gpus import Gpu
 
-TEACHER_UTILISATION = {192: 0.25, 384: 0.40, 768: 0.55, 1024: 0.60}
-STUDENT_UTILISATION = {192: 0.17, 384: 0.23, 768: 0.41, 1024: 0.48}
-"""Width -> share of the dense rate, forward or forward and backward, compiled: estimates, from published throughputs of
-timm's ViTs (24, 41, 58 % for T, S, B in training on an RTX 3090) and of a ViT-S on an H100 (22 %)."""
+TEACHER_UTILISATION = {192: 0.25, 384: 0.40, 768: 0.51, 1024: 0.56}
+STUDENT_UTILISATION = {192: 0.11, 384: 0.22, 768: 0.33, 1024: 0.39}
+"""Width -> share of the dense rate, forward or forward and backward, compiled. Of teachers 768 wide and of students up
+to that: whole steps on one H200, 256 images (ViT-B: 128), what the host made it wait included. Others are guesses."""
 LINK_UTILISATION = 0.75
 """Share of a link's data-sheet rate that collectives of many megabytes reach."""
 LOADER_SECONDS = 2.5e-3
