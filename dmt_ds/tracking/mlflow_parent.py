@@ -1,7 +1,8 @@
 """The run under which others stand: found by its name, made once however many ask at the same moment; keeps no points.
 
 MLflow has nothing that only one of several can make, so each makes its own, waits until the others' are to be seen, and
-all keep the same one.
+all keep the same one: the oldest. That one is marked, and what is marked wins: a slow client's may be seen later, with
+an earlier time.
 """
 
 import os
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 PARENT_TAG = "mlflow.parentRunId"
 PARENT_OF_TAG = "dmt_ds.parent_of"
 """Stands on a parent, and holds the name by which it is found."""
+SETTLED_TAG = "dmt_ds.parent_settled"
+"""Stands on the one that others keep."""
 _SETTLE_SECONDS = 1.0
 _SETTLE_FACTOR = 3.0
 
@@ -28,19 +32,22 @@ def parent_id(client: "MlflowClient", experiment_id: str, name: str, alone: bool
         name: of the parent.
         alone: whether a lock keeps everyone else from making one meanwhile.
     """
-    found = _oldest(client, experiment_id, name)
-    if found is not None:
-        return found
+    found = _candidates(client, experiment_id, name)
+    if found and (alone or SETTLED_TAG in found[0].data.tags):
+        return str(found[0].info.run_id)
     began = time.monotonic()
-    own = str(client.create_run(experiment_id, None, {PARENT_OF_TAG: name, **origin_tags()}, name).info.run_id)
+    tags = {PARENT_OF_TAG: name, **origin_tags(), **({SETTLED_TAG: "true"} if alone else {})}
+    own = str(client.create_run(experiment_id, None, tags, name).info.run_id)
     if alone:
         return own
     # Whoever saw none before ours was there has made his own by then, unless he is much slower than we were.
     time.sleep(_SETTLE_SECONDS + _SETTLE_FACTOR * (time.monotonic() - began))
-    oldest = _oldest(client, experiment_id, name) or own
-    if oldest != own:
+    seen = _candidates(client, experiment_id, name)
+    kept = str(seen[0].info.run_id) if seen else own
+    client.set_tag(kept, SETTLED_TAG, "true")
+    if kept != own:
         client.delete_run(own)
-    return oldest
+    return kept
 
 
 def describe_parent(client: "MlflowClient", run_id: str, tags: Mapping[str, str], status: str) -> None:
@@ -81,7 +88,7 @@ def origin_tags() -> dict[str, str]:
     return {"mlflow.source.name": "dmt-ds", "mlflow.user": os.environ.get("USER") or str(os.getuid())}
 
 
-def _oldest(client: "MlflowClient", experiment_id: str, name: str) -> str | None:
-    query = f"tags.`{PARENT_OF_TAG}` = '{name}'"
-    found = client.search_runs([experiment_id], query, max_results=1000)
-    return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
+def _candidates(client: "MlflowClient", experiment_id: str, name: str) -> "list[Run]":
+    """Runs that stand for that name: what is settled first, then the oldest."""
+    found = client.search_runs([experiment_id], f"tags.`{PARENT_OF_TAG}` = '{name}'", max_results=1000)
+    return sorted(found, key=lambda run: (SETTLED_TAG not in run.data.tags, run.info.start_time, run.info.run_id))

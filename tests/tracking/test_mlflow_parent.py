@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 
 from dmt_ds.config.tracking import TrackingConfig
-from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG
+from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG, parent_id
 from dmt_ds.tracking.mlflow_sync import sync
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store, describe_parent
 from tests.tracking.stores import FORKSERVER, Server, mlflow_client, run_of, settings, wait_until
@@ -75,6 +75,19 @@ def test_runs_that_start_at_once_stand_under_one_parent(uri: str, tmp_path: Path
     assert sorted(run.info.run_name for run in children) == sorted(folder.name for folder in folders)
     assert {run.data.tags[PARENT_TAG] for run in children} == {parent.info.run_id}
     assert (parent.info.run_name, parent.info.status) == ("study", "FINISHED")
+
+
+def test_one_that_comes_late_with_an_earlier_time_does_not_win(tmp_path: Path, database: str) -> None:
+    """As a slow client's does: its time is taken before the request that makes it."""
+    server = Server(tmp_path)
+    server.start()
+    client = mlflow_client(server.uri)
+    kept = parent_id(client, "0", "study", alone=False)
+    late = client.create_run("0", 1000, {PARENT_OF_TAG: "study"}, "study").info.run_id
+    assert parent_id(client, "0", "study", alone=False) == kept
+    client.delete_run(kept)
+    assert parent_id(client, "0", "study", alone=False) == late
+    server.kill()
 
 
 def test_each_name_and_each_experiment_has_a_parent_of_its_own(database: str, tmp_path: Path) -> None:
