@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--bf16", action="store_true", help="weights in bf16; slow on a CPU without such instructions")
-    parser.add_argument("--compile", action="store_true", help="torch.compile inside the blocks of both")
+    parser.add_argument("--compile", action="store_true", help="the whole one, and the cut one inside its blocks")
     options = parser.parse_args()
     device = ds_engine.start(600)
     harness.start(options)

@@ -26,6 +26,7 @@ from peer_tinymim_style import TinyMimStyle
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmt_ds.commands.compiling import compiles
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.schema import DataConfig, OptimConfig, RunConfig, StudentConfig, TrainConfig
 from dmt_ds.config.teachers import TeacherConfig
@@ -89,6 +90,7 @@ def build_sides(options: argparse.Namespace, folder: Path, device: torch.device,
     if options.compile:
         p2 = PlainPyTorch(*parts(), device, bf16=options.bf16, compiled=True)
         sides["P2 plain PyTorch, compiled"] = of_peer(p2, p2.model["student"])
+    if options.compile and compiles(True, "ours", device):
         compiled = Ours(our_config(options, models, compiled=True), folder / "compiled", device, images)
         module = compiled.student
         compiled.start()
@@ -175,13 +177,18 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=on_gpu)
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=on_gpu, help="P2, and ours compiled"
+        "--compile", action=argparse.BooleanOptionalAction, default=on_gpu, help="P2, and on CUDA ours compiled"
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="images as this project's loader gives them, not in planes"
     )
     options = parser.parse_args()
     device = ds_engine.start(600)
     harness.start(options)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (options.batch, 3, options.image_size, options.image_size), dtype=torch.uint8)
+    if options.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as name:
         sides = build_sides(options, Path(name), device, images.to(device))
         checked = check(sides, options, device)
@@ -205,7 +212,7 @@ def make_report(
     rate: float,
 ) -> Report:
     kind = "bf16" if options.bf16 else "float32"
-    names = ("student", "teacher", "teachers", "batch", "image_size", "rounds", "steps")
+    names = ("student", "teacher", "teachers", "batch", "image_size", "channels_last", "rounds", "steps")
     setting = {**{name: getattr(options, name) for name in names}, "precision": kind}
     slug = f"step_{options.student}_{harness.device_slug(device)}"
     report = Report(slug, f"Whole step, student {options.student}", setting)

@@ -6,14 +6,16 @@
 #   benchmarks/gpu_check.sh OUT_FOLDER tests loss+step_t   # some: of loss, jitter, step_t, step_s, step_b, trainer,
 #                                                          # family, rates, tests, heart, study
 #
-# What is joined by + is built and compiled side by side, which takes most of the time, and then timed one after the
-# other, alone on the device. The three whole steps together want some 60 GB of the device and 16 cores.
+# What is joined by + (loss, jitter, step_*, trainer, family) is built and compiled side by side, which takes most of the
+# time, and then timed one after the other, alone on the device. The three whole steps together want some 60 GB of the
+# device and 16 cores.
 #
 # `study` is not among them unless asked for: the small study of docs/small_study.md on the images in PHOTOS (a parquet
 # folder), goes on where it was ended, and leaves its runs in OUT_FOLDER/study. `heart` needs the photographs of
 # DMT_DS_SHARED.
 #
-# A stage is ended after STAGE_SECONDS (400; photographs learned by heart, 600); the others go on, and the code says it.
+# A stage is ended after STAGE_SECONDS (400; photographs learned by heart, 600; joined ones, once for each of them); the
+# others go on, and the code says it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
@@ -24,11 +26,12 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 failed=0
+trap 'kill $(jobs -p) 2>/dev/null' INT TERM EXIT
 
 stage() { # name, command...; its log is OUT_FOLDER/name.log
     local name=$1
     shift
-    timeout "${STAGE_SECONDS:-400}" "$@" >"$out/$name.log" 2>&1
+    timeout -k 30 "${STAGE_SECONDS:-400}" "$@" >"$out/$name.log" 2>&1
     local code=$?
     echo "== $name"
     tail -n 14 "$out/$name.log"
@@ -81,11 +84,19 @@ run() { # stage
 
 side_by_side() { # stages...
     local turns one running=()
+    for one in "$@"; do
+        if [[ ! $one =~ ^(loss|jitter|step_[tsb]|trainer|family)$ || $(printf '%s\n' "$@" | grep -cx "$one") != 1 ]]; then
+            echo "$one takes no turns, or stands twice in $*"
+            failed=1
+            return
+        fi
+    done
     turns=$(mktemp -d)
     echo $# >"$turns/expected"
     for one in "$@"; do
         (
-            TURN=$turns/$one run "$one"
+            trap - INT TERM EXIT
+            STAGE_SECONDS=$((${STAGE_SECONDS:-400} * $#)) TURN=$turns/$one run "$one"
             code=$?
             touch "$turns/$one.ready" # also where it ended before it was
             exit $code

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student
@@ -88,7 +89,7 @@ def build_trainer(config: RunConfig, tasks: Sequence[PretrainingTask], folder: P
         fused = fusing_pays(device.type, precision(ds_config) == "bf16")
         optimizer = build_optimizer(task.module, config.optim, size, fused=fused)
         engine = ds_engine.build_student(task.module, optimizer, lambda step: 1.0, ds_config)
-        if config.train.compile:
+        if compiles(config.train.compile, "student", device):
             engine.compile()
         learners.append(Learner(task, engine, checkpoints, no_record, no_export, NullTracker()))
     return Trainer(learners, CheckpointGroup([checkpoints]), loader, plan, around)

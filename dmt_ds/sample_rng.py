@@ -46,7 +46,7 @@ def _one_op(seeds: Tensor, stream: str, count: int) -> Tensor:
 
 @_one_op.register_fake
 def _shape(seeds: Tensor, stream: str, count: int) -> Tensor:
-    return seeds.new_empty(len(seeds), count, dtype=torch.float32)
+    return seeds.new_empty(seeds.shape[0], count, dtype=torch.float32)
 
 
 def _stream_number(stream: str) -> int:

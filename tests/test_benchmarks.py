@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +54,38 @@ def test_a_side_is_faster_only_where_all_rounds_say_so(harness: ModuleType) -> N
     assert harness.verdict(harness.ratios(base, [1.0, 4.0, 2.0])) == "no difference seen"
     assert harness.verdict(harness.ratios(base, [1.0, 1.9, 1.0])) == "faster"
     assert harness.verdict(harness.ratios(base, [4.0, 2.1, 4.0])) == "slower"
+
+
+TURNS = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import harness
+begin = time.monotonic()
+with harness.turn():
+    print(begin, time.monotonic(), end=" ")
+    time.sleep(0.5)
+    print(time.monotonic())
+"""
+
+
+def test_programs_that_start_together_wait_for_each_other_and_take_turns(tmp_path: Path) -> None:
+    """Two are set up at different times; the third ends before it is, for which whoever started it answers."""
+    (tmp_path / "expected").write_text("3")
+
+    def start(name: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "TURN": str(tmp_path / name), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-c", TURNS, str(BENCHMARKS)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    both = [start("one"), start("two")]
+    while len(list(tmp_path.glob("*.ready"))) < 2 and None in [one.poll() for one in both]:
+        time.sleep(0.1)
+    answered = time.monotonic()
+    (tmp_path / "three.ready").touch()
+    times = sorted([float(word) for word in one.communicate(timeout=120)[0].split()] for one in both)
+    turns = sorted((entered, left) for _, entered, left in times)
+    assert answered <= turns[0][0] and turns[0][1] <= turns[1][0]
+    assert [one.returncode for one in both] == [0, 0]
 
 
 def test_peak_memory_counts_what_lives_at_once(harness: ModuleType) -> None:

@@ -131,3 +131,13 @@ def test_a_compiler_takes_it_as_one_op_and_the_numbers_stay() -> None:
     found = torch.compile(lambda x: uniform(x, "drop_path", 24), backend=backend, fullgraph=True)(seeds)
     assert torch.equal(found, uniform(seeds, "drop_path", 24))
     assert seen == ["dmt_ds.uniform.default"]  # no 64-bit arithmetic that a compiler might make 32-bit
+
+
+def test_a_compiler_takes_batches_of_all_sizes_at_once() -> None:
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = torch.compile(lambda x: uniform(x, "drop_path", 4), backend="aot_eager", fullgraph=True)
+    for size in range(5, 10):
+        assert compiled(torch.arange(size)).shape == (size, 4)
+    assert counters["stats"]["unique_graphs"] <= 2

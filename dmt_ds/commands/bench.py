@@ -85,8 +85,11 @@ def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
         if device.type == "cuda" and dtype is torch.bfloat16:
             fuse_gelu(vit)
         forward: Callable[[Tensor], Tensor] = partial(tokens_of, vit)
-        if compiles(config.teachers.compile, "teachers", device):
-            forward = torch.compile(forward)
+        if compiles(config.teachers.compile, "teachers", device, read_inside=config.task == "tinymim"):
+            if config.teachers.sharding == "zero3" and dist.world_size() > 1:
+                ds_teachers.compile_blocks(vit, "inductor")
+            else:
+                forward = torch.compile(forward)
         images = torch.randn(micro_batch, 3, size.image_size, size.image_size, device=device, dtype=dtype)
         with torch.no_grad():
             seconds += _median_seconds(partial(forward, images), device)
@@ -104,7 +107,7 @@ def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     student.to(device, _dtype(config.train.deepspeed)).train()
     if device.type == "cpu":
         prefer_written_attention(student)  # as `pretrain` does there
-    if compiles(config.train.compile, "student", device):
+    if compiles(config.train.compile, "student", device, read_inside=config.task == "tinymim"):
         student.compile()
     images = torch.randn(micro_batch, 3, size.image_size, size.image_size, device=device)
     seeds = torch.arange(micro_batch, device=device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class PatchProduct(nn.Conv2d):
     """A convolution whose windows neither overlap nor leave a gap: one product of all patches with the weight.
 
-    cuDNN takes ten times as long for it (ViT-B, bf16, an H200), as it changes the images' layout first.
+    cuDNN takes several times as long for it (ViT-B, bf16, an H200), and changes the layout of images first.
     """
 
     def forward(self, images: Tensor) -> Tensor:

@@ -42,17 +42,20 @@ def relation_facts(images: Tensor, device: torch.device) -> dict[str, object]:
 
 
 def compiled_facts(images: Tensor, device: torch.device) -> dict[str, object]:
-    """Two ViT-T compiled inside their blocks, one cut over ranks and one whole, beside the plain one."""
+    """A ViT-T cut over ranks and compiled inside its blocks, two whole ones compiled in one piece, and a plain one."""
     config = resolve_teacher(find_ds_config("teacher_zero3_inference_fp32"), 192)
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     cut = ds_teachers.build_teacher(
         teacher("vit_tiny"), config, device, shard_over="world", compile_backend="aot_eager"
     )
-    whole = ds_teachers.replicate_teacher(teacher("vit_tiny"), config, device, compile_backend="aot_eager")
+    whole, another = (
+        ds_teachers.replicate_teacher(teacher("vit_tiny"), config, device, compile_backend="aot_eager")
+        for _ in range(2)
+    )
     plain = ds_teachers.replicate_teacher(teacher("vit_tiny"), config, device)
     with torch.no_grad():
         expected = plain(images)
-        differences = [(made(images) - expected).abs().max().item() for made in (cut, cut, whole)]
+        differences = [(made(images) - expected).abs().max().item() for made in (cut, cut, whole, another)]
     counters = torch._dynamo.utils.counters
     return {
         "compiled_differences": differences,

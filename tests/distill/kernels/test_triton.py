@@ -92,7 +92,7 @@ as_launched = (
     (dual_triton._rows, [dual_triton._ROWS, dual_triton._WIDTH, True], dual_triton._ROW_WARPS),
 )
 for kernel, own, num_warps in (*as_launched, scale):
-    for student_first in (True, False):
+    for student_first in (True, False):  # of the scaling: Hopper, and Ampere
         given = own if kernel is dual_triton._scale else [student_first, *own]
         constants = dict(zip(kernel.arg_names[-len(given):], given, strict=True))
         signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
