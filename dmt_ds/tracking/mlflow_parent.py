@@ -44,8 +44,9 @@ def parent_id(client: "MlflowClient", experiment_id: str, name: str, alone: bool
     time.sleep(_SETTLE_SECONDS + _SETTLE_FACTOR * (time.monotonic() - began))
     seen = _candidates(client, experiment_id, name)
     kept = str(seen[0].info.run_id) if seen else own
-    client.set_tag(kept, SETTLED_TAG, "true")
-    if kept != own:
+    if kept == own:  # its maker alone marks it: a server refuses a tag that many give at the same moment
+        client.set_tag(own, SETTLED_TAG, "true")
+    else:
         client.delete_run(own)
     return kept
 
