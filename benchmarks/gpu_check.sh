@@ -26,7 +26,17 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 failed=0
-trap 'kill $(jobs -p) 2>/dev/null' INT TERM EXIT
+
+# shellcheck disable=SC2329  # the trap calls it
+end_programs() { # that were set up in the background
+    local job
+    for job in $(jobs -p); do
+        pkill -P "$job"
+        kill "$job" 2>/dev/null
+    done
+}
+trap 'exit 130' INT TERM
+trap end_programs EXIT
 
 stage() { # name, command...; its log is OUT_FOLDER/name.log
     local name=$1
