@@ -20,7 +20,7 @@ from dmt_ds.data.sources import open_source
 from dmt_ds.data.views import CropSpec
 from dmt_ds.engine import dist, ds_engine, ds_teachers, rates
 from dmt_ds.errors import ConfigError, DmtError
-from dmt_ds.models.products import fuse_gelu
+from dmt_ds.models.products import fuse_gelu, fusing_gelu_pays
 from dmt_ds.models.student import Student
 from dmt_ds.models.vit import build_vit, prefer_written_attention, tokens_of
 from dmt_ds.planning.layout import adapter_widths, student_size, teacher_sizes
@@ -82,7 +82,7 @@ def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
         vit: nn.Module = build_vit(_section(size), size.image_size).requires_grad_(False).eval()
         ds_teachers.cast_parameters(vit, dtype)
         vit.to(device)
-        if device.type == "cuda" and dtype is torch.bfloat16:
+        if fusing_gelu_pays(device, dtype):
             fuse_gelu(vit)
         forward: Callable[[Tensor], Tensor] = partial(tokens_of, vit)
         if compiles(config.teachers.compile, "teachers", device, read_inside=config.task == "tinymim"):

@@ -14,7 +14,7 @@ from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import ds_teachers
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.errors import ConfigError
-from dmt_ds.models.products import fuse_gelu
+from dmt_ds.models.products import fuse_gelu, fusing_gelu_pays
 from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, load_teacher
 from dmt_ds.models.vit import VitShape
@@ -71,7 +71,7 @@ def start_teachers(
     sharding = choose_sharding(teachers, section, device, dtype, micro_batch_size)
     forwards: dict[str, Callable[..., Tensor]] = {}
     for name, teacher in teachers.items():
-        if device.type == "cuda" and dtype is torch.bfloat16:
+        if fusing_gelu_pays(device, dtype):
             fuse_gelu(teacher)
         if sharding == "zero3":
             engine = ds_teachers.build_teacher(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dmt_ds.config.schema import StudentConfig
-from dmt_ds.models.products import GeluLinear, PatchProduct, fuse_gelu, patches_as_product
+from dmt_ds.models.products import GeluLinear, PatchProduct, fuse_gelu, fusing_gelu_pays, patches_as_product
 from dmt_ds.models.vit import build_vit, tokens_of
 
 
@@ -59,6 +59,11 @@ def test_frozen_mlps_take_gelu_with_their_product_and_tokens_stay() -> None:
     torch.testing.assert_close(tokens_of(vit, images), expected, atol=2e-3, rtol=0)  # tanh's form on CUDA
     compiled = torch.compile(tokens_of, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(vit, images), tokens_of(vit, images), atol=1e-6, rtol=0)
+
+
+def test_gelu_is_fused_for_bfloat16_on_cuda_alone() -> None:
+    kinds = [(device, dtype) for device in ("cpu", "cuda") for dtype in (torch.float32, torch.bfloat16)]
+    assert [kind for kind in kinds if fusing_gelu_pays(torch.device(kind[0]), kind[1])] == [("cuda", torch.bfloat16)]
 
 
 def test_a_trained_mlp_stays_as_it_is() -> None:
