@@ -9,20 +9,22 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 
 from dmt_ds.commands.compiling import compiles
+from dmt_ds.commands.teacher_engines import start_teachers
 from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
 from dmt_ds.data.views import CropSpec
 from dmt_ds.engine import dist, ds_engine, ds_teachers, rates
 from dmt_ds.errors import ConfigError, DmtError
-from dmt_ds.models.products import fuse_gelu, fusing_gelu_pays
+from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.student import Student
-from dmt_ds.models.vit import build_vit, prefer_written_attention, tokens_of
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord
+from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
 from dmt_ds.planning.layout import adapter_widths, student_size, teacher_sizes
 from dmt_ds.planning.rates import Calibration
 from dmt_ds.planning.vit_cost import VitSize, linear_training_flops
@@ -75,26 +77,24 @@ def render(found: Calibration) -> str:
 
 
 def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) -> float:
+    """Whole copies, made ready as `pretrain` does it; what cutting them costs is the gather's."""
     sizes, _ = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
-    dtype = _dtype(config.teachers.deepspeed)
-    flops, seconds = 0.0, 0.0
-    for size in sizes.values():
-        vit: nn.Module = build_vit(_section(size), size.image_size).requires_grad_(False).eval()
-        ds_teachers.cast_parameters(vit, dtype)
-        vit.to(device)
-        if fusing_gelu_pays(device, dtype):
-            fuse_gelu(vit)
-        forward: Callable[[Tensor], Tensor] = partial(tokens_of, vit)
-        if compiles(config.teachers.compile, "teachers", device, read_inside=config.task == "tinymim"):
-            if config.teachers.sharding == "zero3" and dist.world_size() > 1:
-                ds_teachers.compile_blocks(vit, "inductor")
-            else:
-                forward = torch.compile(forward)
-        images = torch.randn(micro_batch, 3, size.image_size, size.image_size, device=device, dtype=dtype)
+    models = {name: _random_teacher(size) for name, size in sizes.items()}
+    if config.task == "tinymim":
+        models = {name: RelationTeacher(model) for name, model in models.items()}
+    whole = config.teachers.model_copy(update={"sharding": "replicate"})
+    forwards = start_teachers(models, whole, device, micro_batch).forwards
+    seconds = 0.0
+    for name, size in sizes.items():
+        images = torch.randint(0, 256, (micro_batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
         with torch.no_grad():
-            seconds += _median_seconds(partial(forward, images), device)
-        flops += micro_batch * size.forward_flops()
-    return flops / seconds
+            seconds += _median_seconds(partial(forwards[name], images.to(device)), device)
+    return micro_batch * sum(size.forward_flops() for size in sizes.values()) / seconds
+
+
+def _random_teacher(size: VitSize) -> TeacherModel:
+    vit = build_vit(_section(size), size.image_size)
+    return TeacherModel(vit, TeacherRecord("random", "timm", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) -> float:
