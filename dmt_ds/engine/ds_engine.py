@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmt_ds.engine import dist
+from dmt_ds.engine.bucket_reduction import reduce_at_once
 from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
@@ -240,6 +241,7 @@ def build_student(
     )
     if alone:
         spare_copies(engine)
+    reduce_at_once(engine)
     return StudentEngine(engine, DeviceSkip(engine, optimizer) if skips else None)
 
 

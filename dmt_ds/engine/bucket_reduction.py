@@ -1,0 +1,46 @@
+"""A bucket of averaged gradients, added to this rank's part at once; knows no training loop.
+
+For ZeRO-2 in bf16 with float32 sums. DeepSpeed adds one gradient after the other, and copies each back to where it came
+from, where nobody looks before it is dropped: two launches a parameter, with the host's work around them, while the
+device has nothing else to do. The sums are the same bit for bit.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_OF_DEEPSPEED = "_allreduce_noncontiguous_bucket_preserving_fp32"
+
+
+def reduce_at_once(engine: Any) -> None:
+    """Have a DeepSpeed engine reduce so; one that does not reduce whole buckets of bf16 gradients stays as it is."""
+    zero = engine.optimizer
+    # Another stream's copies need marks of their own (`overlap_comm`).
+    if hasattr(zero, _OF_DEEPSPEED) and not zero.overlap_comm:
+        setattr(zero, _OF_DEEPSPEED, partial(_reduce, zero))
+
+
+def _reduce(zero: Any, gradients: Sequence[Tensor], places: Sequence[tuple[int, int, int]], dtype: torch.dtype) -> None:
+    """Average gradients over ranks, and add what is of this rank's part to `zero.averaged_gradients`.
+
+    Args:
+        places: of each gradient: (parameter group, number in it, DeepSpeed's id of the parameter).
+        dtype: of what is sent.
+    """
+    averaged = zero.unflatten(zero.allreduce_bucket(gradients, dtype), gradients)
+    ranks = [torch.distributed.get_rank(members) for members in zero.real_dp_process_group]
+    parts, shares = [], []
+    for gradient, (group, _, parameter) in zip(averaged, places, strict=True):
+        begin = zero.grad_start_offset[group][ranks[group]].get(parameter)
+        if begin is None:  # all of it is other ranks'
+            continue
+        place = int(zero.grad_partition_insertion_offset[group][ranks[group]][parameter])
+        part = zero._get_compact_grad_partition_buffer(group).flat_partition[place:]
+        share = gradient.flatten()[int(begin) :][: len(part)]
+        parts.append(part[: len(share)])
+        shares.append(share)
+    if parts:
+        torch._foreach_add_(parts, shares)

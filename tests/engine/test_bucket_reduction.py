@@ -1,0 +1,20 @@
+"""A bucket added up at once gives the sums of DeepSpeed's own way."""
+
+import json
+
+import pytest
+
+from tests import processes
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_masters_are_those_of_deepspeeds_own_way_bit_for_bit(ranks: int) -> None:
+    """On three ranks a parameter lies on two of them."""
+    done = processes.run(["-m", "tests.engine.bucket_reduction"], processes=ranks)
+    facts = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))[len("FACTS ") :])
+    first, second, _ = facts["at once"]
+    assert facts["at once"] == facts["by deepspeed"]
+    assert all(first[name] != second[name] for name in first), "all move: else this shows nothing"
+    assert facts["calls"] == facts["calls of both"] >= 2 * 2 * 3, "buckets of micro-batches of updates"
