@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one go, on a GPU machine without network: GPU tests, the losses, whole steps
-# beside those of others, the trainer's overhead. Figures go to the folder given, as JSON and Markdown.
+# beside those of others, the teachers' pass, the trainer's overhead. Figures go to the folder given, as JSON and Markdown.
 #
 #   benchmarks/gpu_check.sh OUT_FOLDER                     # all; PYTHON=/path/to/python chooses the interpreter
-#   benchmarks/gpu_check.sh OUT_FOLDER tests loss+step_t   # some: of loss, jitter, step_t, step_s, step_b, trainer,
-#                                                          # family, rates, tests, heart, study
+#   benchmarks/gpu_check.sh OUT_FOLDER tests loss+step_t   # some: of loss, step_t, step_s, step_b, teachers, jitter,
+#                                                          # trainer, family, rates, tests, heart, study
 #
-# What is joined by + (loss, jitter, step_*, trainer, family) is built and compiled side by side, which takes most of the
-# time, and then timed one after the other, alone on the device. The three whole steps together want some 60 GB of the
-# device and 16 cores.
+# What is joined by + (loss, step_*, teachers, jitter, trainer, family) is built and compiled side by side, which takes
+# most of the time, and then timed one after the other, alone on the device. The three whole steps together want some
+# 60 GB of the device and 16 cores.
 #
 # `study` is not among them unless asked for: the small study of docs/small_study.md on the images in PHOTOS (a parquet
 # folder), goes on where it was ended, and leaves its runs in OUT_FOLDER/study. `heart` needs the photographs of
@@ -20,7 +20,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
 shift
-stages=${*:-loss+step_t+step_s+step_b jitter+trainer+family rates tests heart}
+stages=${*:-loss+step_t+step_s+step_b teachers+jitter+trainer+family rates tests heart}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -61,6 +61,7 @@ bench() { # name, script, options...
 run() { # stage
     case $1 in
     loss) bench loss loss ;;
+    teachers) bench teachers teachers ;;
     jitter) bench jitter jitter ;;
     step_t) bench step_t step --student vit_tiny --rounds 7 --steps 4 ;;
     step_s) bench step_s step --student vit_small --rounds 7 --steps 4 ;;
@@ -86,7 +87,7 @@ run() { # stage
         stage study "$python" -m dmt_ds suite small_study data.path="$photos" -o "$out/study" --jobs "${JOBS:-8}"
         ;;
     *)
-        echo "no stage $1: loss, jitter, step_t, step_s, step_b, trainer, family, rates, tests, heart, study"
+        echo "no stage $1: loss, step_t, step_s, step_b, teachers, jitter, trainer, family, rates, tests, heart, study"
         return 2
         ;;
     esac
@@ -95,7 +96,7 @@ run() { # stage
 side_by_side() { # stages...
     local turns one running=()
     for one in "$@"; do
-        if [[ ! $one =~ ^(loss|jitter|step_[tsb]|trainer|family)$ || $(printf '%s\n' "$@" | grep -cx "$one") != 1 ]]; then
+        if [[ ! $one =~ ^(loss|step_[tsb]|teachers|jitter|trainer|family)$ || $(printf '%s\n' "$@" | grep -cx "$one") != 1 ]]; then
             echo "$one takes no turns, or stands twice in $*"
             failed=1
             return

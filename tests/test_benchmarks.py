@@ -127,6 +127,13 @@ def test_whole_steps_of_ours_and_of_all_peers_start_with_equal_losses_and_gradie
     assert len({round(found["raw"]["checked"][name]["loss"], 3) for name in sides}) == 1
 
 
+def test_the_teachers_pass_gives_timms_sum(tmp_path: Path) -> None:
+    sizes = ["--teacher", "vit_tiny", "--teachers", "2", "--batch", "2", "--image-size", "32", "--no-mlflow"]
+    found = run("bench_teachers.py", tmp_path, *sizes)
+    assert set(found["raw"]["seconds"]) == {"timm", "ours"}
+    assert found["raw"]["errors"]["timm"] == 0 and found["raw"]["errors"]["ours"] < 1e-5
+
+
 def test_the_trainer_is_measured_beside_bare_steps(tmp_path: Path) -> None:
     sizes = ["--teacher", "vit_tiny", "--teachers", "1", "--batch", "2", "--image-size", "32", "--no-mlflow"]
     found = run("bench_trainer.py", tmp_path, *sizes)

@@ -1,0 +1,169 @@
+"""The teachers' pass of a step, from bytes to the sum of tokens: timm's ViTs, ours, compiled, as CUDA graphs.
+
+    python benchmarks/bench_teachers.py                         # 4 images in float32 on a CPU, 256 in bf16 on a GPU
+    python benchmarks/bench_teachers.py --teacher vit_tiny --batch 2 --image-size 64 # to see it run
+
+`host` is how long the host takes to queue a pass on an idle device; where it is near the whole time, the device waits
+for launches. CUDA graphs replace a teacher's launches by one: whether `pretrain` should use them is what this is for.
+Sums are held against timm's before any timing.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import harness
+import torch
+from bench_step import as_timm_has_it, dense_rate, flops_an_image, our_config
+from harness import Report, Spread
+from ours import local_teachers, make_teachers
+from torch import Tensor
+
+from dmt_ds.commands.compiling import compiles
+from dmt_ds.commands.teacher_engines import load_teachers, start_teachers
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
+from dmt_ds.config.teachers import TeacherConfig
+from dmt_ds.distill.fusion import FUSED, TokenFusion
+from dmt_ds.engine import ds_engine
+
+Teach = Callable[[Tensor], Tensor]
+
+
+def ours(
+    options: argparse.Namespace, models: dict[str, TeacherConfig], device: torch.device, *, compiled: bool
+) -> Teach:
+    """As `pretrain` has it."""
+    config = our_config(options, models, compiled=compiled)
+    loaded = load_teachers(config.teachers, options.image_size)
+    return fused(start_teachers(loaded, config.teachers, device, options.batch).forwards)
+
+
+def as_graphs(options: argparse.Namespace, models: dict[str, TeacherConfig], device: torch.device) -> Teach:
+    """Compiled, and each teacher's kernels recorded once and replayed."""
+    config = our_config(options, models, compiled=False)
+    loaded = load_teachers(config.teachers, options.image_size)
+    start_teachers(loaded, config.teachers, device, options.batch)
+    replay = {"triton.cudagraphs": True}
+    teach = fused({name: torch.compile(model.forward, options=replay) for name, model in loaded.items()})
+
+    def begun(images: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # what the pass before gave may be overwritten
+        return teach(images)
+
+    return begun
+
+
+def fused(forwards: Mapping[str, Teach]) -> Teach:
+    fusion = TokenFusion("sum", dict.fromkeys(forwards, 1.0), class_token={})
+    return lambda images: fusion((name, forward(images)) for name, forward in forwards.items())[FUSED]
+
+
+def as_timm_does(options: argparse.Namespace, models: dict[str, TeacherConfig], device: torch.device) -> Teach:
+    """As plain PyTorch (P1) has it."""
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    vits = [
+        as_timm_has_it(vit).to(device, dtype) for vit in local_teachers(our_config(options, models, compiled=False))
+    ]
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def teach(images: Tensor) -> Tensor:
+        pixels = ((images.float() / 255 - mean) / std).to(dtype)
+        target = vits[0].forward_features(pixels).float()
+        for vit in vits[1:]:
+            target += vit.forward_features(pixels)
+        return target
+
+    return teach
+
+
+def host_seconds(act: Callable[[], object], device: torch.device) -> float:
+    """Until the last launch is queued."""
+    harness.wait_for(device)
+    begin = time.perf_counter()
+    act()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    parser = harness.parser(__doc__, rounds=9 if on_gpu else 5, steps=10 if on_gpu else 1)
+    parser.add_argument("--teacher", default="vit_base")
+    parser.add_argument("--teachers", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=256 if on_gpu else 4)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=on_gpu)
+    options = parser.parse_args()
+    options.student = "vit_tiny"  # of the config; none is built
+    device = ds_engine.start(600)
+    harness.start(options)
+    images = torch.randint(0, 256, (options.batch, 3, options.image_size, options.image_size), dtype=torch.uint8)
+    images = images.to(device)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        models = make_teachers(Path(folder), options.teacher, options.teachers, options.image_size)
+        sides = {"timm": as_timm_does(options, models, device), "ours": ours(options, models, device, compiled=False)}
+        if compiles(True, "teachers", device):
+            sides["ours, compiled"] = ours(options, models, device, compiled=True)
+            sides["ours, compiled, as CUDA graphs"] = as_graphs(options, models, device)
+        errors = check(sides, images, 3e-2 if options.bf16 else 1e-4)
+        acts = {name: lambda teach=teach: teach(images) for name, teach in sides.items()}
+        with harness.turn():
+            times = harness.alternate(acts, options.rounds, options.steps, device)
+            hosts = {name: [host_seconds(act, device) for _ in range(options.rounds)] for name, act in acts.items()}
+            rate = dense_rate(device, bf16=options.bf16)
+    make_report(options, device, times, hosts, errors, rate).publish(options)
+    ds_engine.stop()
+
+
+def check(sides: Mapping[str, Teach], images: Tensor, tolerance: float) -> dict[str, float]:
+    """Relative distance of each sum from timm's; CUDA graphs are recorded on the way.
+
+    Raises:
+        SystemExit: it is too large to compare times.
+    """
+    wanted = sides["timm"](images)
+    errors: dict[str, float] = {}
+    for name, teach in sides.items():
+        for _ in range(3):
+            found = teach(images)
+        errors[name] = ((found - wanted).norm() / wanted.norm()).item()
+        if errors[name] > tolerance:
+            raise SystemExit(f"{name}: the sum of tokens differs from timm's by {errors[name]:.1e}")
+    return errors
+
+
+def make_report(
+    options: argparse.Namespace,
+    device: torch.device,
+    times: dict[str, list[float]],
+    hosts: dict[str, list[float]],
+    errors: dict[str, float],
+    rate: float,
+) -> Report:
+    names = ("teacher", "teachers", "batch", "image_size", "bf16", "rounds", "steps")
+    setting = {name: getattr(options, name) for name in names}
+    report = Report(f"teachers_{harness.device_slug(device)}", "The teachers' pass", setting)
+    flops = flops_an_image(options)["teachers"] * options.batch
+    for name, seconds in times.items():
+        ratio = harness.ratios(times["timm"], seconds)
+        report.rows.append(
+            {
+                "": name,
+                "ms a pass": Spread.of(seconds).text(1e3, 1),
+                "host, ms": Spread.of(hosts[name]).text(1e3, 1),
+                "times faster than timm": "1" if name == "timm" else ratio.text(),
+                "seen": "" if name == "timm" else harness.verdict(ratio),
+                "FLOP/s of a matrix product's": f"{100 * flops / Spread.of(seconds).median / rate:.0f} %",
+                "error": f"{errors[name]:.0e}",
+            }
+        )
+        report.metrics[f"{name.replace(',', '').replace(' ', '_')}/ms"] = 1e3 * Spread.of(seconds).median
+    clock = "CPU seconds" if device.type == "cpu" else "wall seconds until the device is done"
+    report.notes = [f"Times are {clock}; a matrix product runs at {rate / 1e12:.2f} TFLOP/s here."]
+    report.raw = {"seconds": times, "host_seconds": hosts, "errors": errors, "rate": rate}
+    return report
+
+
+if __name__ == "__main__":
+    main()
