@@ -6,6 +6,7 @@ scaling), so the same question stays on the device. It holds for ZeRO-2 in bf16 
 DeepSpeed's update waits. In all other cases DeepSpeed's own check stays.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,9 +53,13 @@ class DeviceSkip:
 
         Call it between the last backward and the update.
         """
-        gradients = [part for group in self._zero.averaged_gradients.values() for part in group if part is not None]
         # A norm is a sum of squares: not finite as soon as one number is not, in a few kernels for all parameters.
-        return ~torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        return ~torch.stack(torch._foreach_norm(list(self._gradients()))).isfinite().all()
+
+    def _gradients(self) -> Iterator[Tensor]:
+        for group in self._zero.averaged_gradients.values():
+            whole = getattr(group, "flat_partition", None)  # where the group's gradients lie in one piece
+            yield from (part for part in (group if whole is None else [whole]) if part is not None)
 
     def arm(self, unsound: Tensor, measure_norm: bool) -> None:
         """The next update is left out where `unsound` (scalar bool, the same on all ranks).
