@@ -12,7 +12,7 @@ import torch
 
 from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.teacher_engines import start_teachers
-from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
+from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.loader import TrainLoader
@@ -104,7 +104,7 @@ def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     targets = adapter_widths(size, config.student, config.distill, teachers)
     widths = {str(number): width for number, width in enumerate(targets or (size.embed_dim,))}
     student = Student(build_vit(config.student, size.image_size), widths, config.student.adapter)
-    student.to(device, _dtype(config.train.deepspeed)).train()
+    student.to(device, ds_teachers.weights_dtype(read_ds_config(find_ds_config(config.train.deepspeed)))).train()
     if device.type == "cpu":
         prefer_written_attention(student)  # as `pretrain` does there
     if compiles(config.train.compile, "student", device, read_inside=config.task == "tinymim"):
@@ -167,10 +167,6 @@ def _section(size: VitSize) -> StudentConfig:
         num_heads=max(1, size.embed_dim // _HEAD_WIDTH),
         drop_path=0.0,
     )
-
-
-def _dtype(ds_config: str) -> torch.dtype:
-    return torch.bfloat16 if precision(read_ds_config(find_ds_config(ds_config))) == "bf16" else torch.float32
 
 
 def _median_seconds(act: Callable[[], object], device: torch.device) -> float:

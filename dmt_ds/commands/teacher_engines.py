@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.teacher_sharding import choose_sharding
-from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config, resolve_teacher
+from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_teacher
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import ds_teachers
 from dmt_ds.engine.ds_engine import DsConfig
@@ -67,7 +67,7 @@ def start_teachers(
     path = find_ds_config(section.deepspeed)
     records = {name: teacher.record for name, teacher in teachers.items()}
     ds_configs = {name: resolve_teacher(path, record.shape.embed_dim) for name, record in records.items()}
-    dtype = torch.bfloat16 if precision(read_ds_config(path)) == "bf16" else torch.float32
+    dtype = ds_teachers.weights_dtype(read_ds_config(path))
     sharding = choose_sharding(teachers, section, device, dtype, micro_batch_size)
     forwards: dict[str, Callable[..., Tensor]] = {}
     for name, teacher in teachers.items():

@@ -107,7 +107,8 @@ def resolve_teacher(path: Path, embed_dim: int) -> Json:
 
 def precision(ds_config: Json) -> Literal["bf16", "fp32"]:
     """Number format of an engine's weights and tokens."""
-    return "bf16" if _bf16(ds_config).get("enabled", False) else "fp32"
+    section = ds_config.get("bf16", {})
+    return "bf16" if isinstance(section, dict) and section.get("enabled", False) else "fp32"
 
 
 def zero_stage(ds_config: Json) -> int:
@@ -115,13 +116,8 @@ def zero_stage(ds_config: Json) -> int:
     return int(ds_config.get("zero_optimization", {}).get("stage", 0))
 
 
-def _bf16(ds_config: Json) -> Json:
-    section = ds_config.get("bf16", ds_config.get("bfloat16", {}))
-    return section if isinstance(section, dict) else {}
-
-
 def read_ds_config(path: Path) -> Json:
-    """A DeepSpeed JSON as it is written.
+    """A DeepSpeed JSON as it is written, but that `bfloat16`, the older name, becomes `bf16`.
 
     Raises:
         ConfigError: it is no JSON object, or a key stands twice in it.
@@ -138,6 +134,8 @@ def read_ds_config(path: Path) -> Json:
         raise ConfigError(f"{path}: must be a JSON object, {{...}}, not {type(config).__name__}")
     if not isinstance(config.get("zero_optimization", {}), dict):
         raise ConfigError(f'{path}: zero_optimization must be an object such as {{"stage": 2}}')
+    if "bfloat16" in config:
+        config.setdefault("bf16", config.pop("bfloat16"))
     return config
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dmt_ds.config.deepspeed import precision, zero_stage
+
 DsConfig = dict[str, Any]
 
 
@@ -24,8 +26,8 @@ def can_skip(config: DsConfig, optimizer: Optimizer) -> bool:
     zero = config.get("zero_optimization", {})
     return (
         bool(optimizer.defaults.get("fused"))
-        and bool(config.get("bf16", {}).get("enabled"))
-        and zero.get("stage") == 2
+        and precision(config) == "bf16"
+        and zero_stage(config) == 2
         and "offload_optimizer" not in zero
         and not config.get("gradient_clipping")
     )

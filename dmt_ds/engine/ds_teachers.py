@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmt_ds.config.deepspeed import precision
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.ds_engine import DsConfig
 
@@ -34,7 +35,7 @@ def build_teacher(
     group, group_size = shard_group(shard_over)
     if group_size == 1:
         return replicate_teacher(module, config, device, compile_backend=compile_backend)
-    cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
+    cast_parameters(module, weights_dtype(config))
     deepspeed = ds_engine.library()
     linear_before = F.linear
     _move_buffers(module, device)
@@ -58,7 +59,7 @@ def replicate_teacher(
     module: nn.Module, config: DsConfig, device: torch.device, *, compile_backend: str | None = None
 ) -> Callable[..., Tensor]:
     """A whole copy of a frozen teacher on this rank, in the JSON's precision."""
-    cast_parameters(module, torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32)
+    cast_parameters(module, weights_dtype(config))
     module.to(device)
     if compile_backend is None:
         return module
@@ -73,6 +74,11 @@ def compile_blocks(module: nn.Module, backend: str) -> None:
     """
     for block in _blocks(module):
         block.forward = torch.compile(block.forward, backend=backend)
+
+
+def weights_dtype(config: DsConfig) -> torch.dtype:
+    """What a DeepSpeed JSON has weights in."""
+    return torch.bfloat16 if precision(config) == "bf16" else torch.float32
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:

@@ -149,6 +149,13 @@ def test_broken_json_is_located_by_line_and_column(tmp_path: Path) -> None:
         read_ds_config(path)
 
 
+def test_the_older_name_of_bf16_means_the_same(tmp_path: Path) -> None:
+    path = written(tmp_path, {"bfloat16": {"enabled": True}, "zero_optimization": {"stage": 2}})
+    config = resolve_student(path, PLAN, 0.0)
+    assert config["bf16"] == {"enabled": True} and "bfloat16" not in config
+    assert precision(config) == "bf16"
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="key 'stage' is given twice"):
         read_ds_config(written(tmp_path, '{"zero_optimization": {"stage": 2, "stage": 3}}'))

@@ -43,5 +43,3 @@ def test_only_a_rank_alone_in_float32_does_so() -> None:
     )
     assert averages_with_nobody(float32, 1) == (not torch.cuda.is_available())
     assert not averages_with_nobody(float32, 2) and not averages_with_nobody(bf16, 1)
-    bf16["bfloat16"] = bf16.pop("bf16")  # DeepSpeed's older name
-    assert not averages_with_nobody(bf16, 1)
