@@ -41,7 +41,8 @@ trap end_programs EXIT
 stage() { # name, command...; its log is OUT_FOLDER/name.log
     local name=$1
     shift
-    timeout -k 30 "${STAGE_SECONDS:-400}" "$@" >"$out/$name.log" 2>&1
+    timeout -k 30 "${STAGE_SECONDS:-400}" "$@" >"$out/$name.log" 2>&1 &
+    wait $! # a trap does not wait, as it would for a program in the foreground
     local code=$?
     echo "== $name"
     tail -n 14 "$out/$name.log"
@@ -69,7 +70,7 @@ run() { # stage
     trainer) # from JPEG files to the update
         bench trainer trainer --student vit_tiny --workers 14 --pictures 256 --compile --rounds 5 --steps 10
         ;;
-    family) bench family family --rounds 5 --steps 5 ;;
+    family) bench family family --compile --rounds 5 --steps 10 ;;
     rates) # what `dmt-ds plan` assumes of these is in docs/performance.md
         local student
         for student in tiny small base; do
