@@ -1,11 +1,11 @@
 """Several students in one run, which share one pass of the teachers, against a run for each.
 
     python benchmarks/bench_family.py                        # blocks cut to 4 of 12, batch 4 in float32, on a CPU
-    python benchmarks/bench_family.py --batch 256 --bf16     # whole depth, on a GPU
+    python benchmarks/bench_family.py --batch 256 --compile  # whole depth, on a GPU
 
 Both sides are this project's trainer, loader included, from the same weights; before any time is taken, each student's
-first losses must be bit-equal to those of its run alone. Teachers and students are cut to the same number of blocks, so
-that the shares of their operations are those of the whole models.
+first losses must be those of its run alone, on a CPU bit for bit. Teachers and students are cut to the same number of
+blocks, so that the shares of their operations are those of the whole models.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import harness
 import torch
 from harness import Report, Spread
-from ours import build_trainer, make_teachers, teachers_section
+from ours import build_trainer, drain, make_teachers, teachers_section
 
 from dmt_ds.commands.tasks import build_task, build_tasks
 from dmt_ds.config.members import member_runs
@@ -27,6 +27,8 @@ from dmt_ds.engine.trainer import Trainer
 from dmt_ds.tracking.tracker import NullTracker
 
 TOGETHER = "all in one run"
+ROUNDING = 1e-3
+"""Of losses after an update in bf16, whose kernels add up in no fixed order on a GPU."""
 
 
 def main() -> None:
@@ -40,14 +42,15 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--workers", type=int, default=8 if on_gpu else 0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=on_gpu)
+    parser.add_argument("--compile", action="store_true", help="students and teachers")
     options = parser.parse_args()
     device = ds_engine.start(600)
     harness.start(options)
     with tempfile.TemporaryDirectory() as name:
         trainers = build(options, Path(name), device)
-        check_losses(trainers)
+        difference = check_losses(trainers, device)
         times = measure(trainers, options, device)
-    make_report(times, options, device).publish(options)
+    make_report(times, difference, options, device).publish(options)
     ds_engine.stop()
 
 
@@ -56,12 +59,13 @@ def build(options: argparse.Namespace, folder: Path, device: torch.device) -> di
     models = make_teachers(folder, options.teacher, options.teachers, options.image_size, options.depth)
     config = RunConfig(
         data=DataConfig(image_size=options.image_size, num_workers=options.workers),
-        teachers=teachers_section(models, bf16=options.bf16),
+        teachers=teachers_section(models, bf16=options.bf16).model_copy(update={"compile": options.compile}),
         family={arch: FamilyMember(student=StudentConfig(arch=arch, depth=options.depth)) for arch in options.students},
         train=TrainConfig(
             global_batch_size=options.batch,
             micro_batch_size=options.batch,
             deepspeed="student_zero2_bf16" if options.bf16 else "student_zero2_fp32",
+            compile=options.compile,
         ),
         tracking=TrackingConfig(enabled=False),
     )
@@ -83,11 +87,11 @@ class Losses(NullTracker):
         self.values.append(metrics["train/loss"])
 
 
-def check_losses(trainers: dict[str, Trainer]) -> None:
-    """Two updates of each, whose losses must not depend on the company.
+def check_losses(trainers: dict[str, Trainer], device: torch.device) -> float:
+    """Two updates of each, whose losses must not depend on the company: their largest relative difference.
 
     Raises:
-        AssertionError: they do.
+        SystemExit: they do.
     """
     losses: dict[str, list[list[float]]] = {}
     for name, trainer in trainers.items():
@@ -99,23 +103,41 @@ def check_losses(trainers: dict[str, Trainer]) -> None:
             trainer.step = step
             trainer.update(batches)
         losses[name] = [learner.tracker.values for learner in trainer.learners]  # type: ignore[attr-defined]
-    alone = [of_run[0] for name, of_run in losses.items() if name != TOGETHER]
-    assert losses[TOGETHER] == alone, losses
+    alone = torch.tensor([of_run[0] for name, of_run in losses.items() if name != TOGETHER])
+    difference = (torch.tensor(losses[TOGETHER]) / alone - 1).abs().max().item()
+    if difference > (0 if device.type == "cpu" else ROUNDING):
+        raise SystemExit(f"losses depend on the company, by {difference:.1e}: {losses}")
+    return difference
 
 
 def measure(trainers: dict[str, Trainer], options: argparse.Namespace, device: torch.device) -> dict[str, list[float]]:
     """Seconds a step of each."""
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
     sides = {name: lambda name=name: trainers[name].update(batches[name]) for name in trainers}  # type: ignore[misc]
+    before = {name: lambda name=name: drain(batches[name], options.workers) for name in trainers}  # type: ignore[misc]
     with harness.turn():
-        return harness.alternate(sides, options.rounds, options.steps, device)
+        return harness.alternate(sides, options.rounds, options.steps, device, before=before)
 
 
-def make_report(times: dict[str, list[float]], options: argparse.Namespace, device: torch.device) -> Report:
+def make_report(
+    times: dict[str, list[float]], difference: float, options: argparse.Namespace, device: torch.device
+) -> Report:
     together = times.pop(TOGETHER)
     apart = [sum(of_round) for of_round in zip(*times.values(), strict=True)]
     shares = Spread.of([one / three for one, three in zip(together, apart, strict=True)])
-    names = ("students", "teacher", "teachers", "depth", "batch", "image_size", "workers", "bf16", "rounds", "steps")
+    names = (
+        "students",
+        "teacher",
+        "teachers",
+        "depth",
+        "batch",
+        "image_size",
+        "workers",
+        "bf16",
+        "compile",
+        "rounds",
+        "steps",
+    )
     report = Report(
         f"family_{harness.device_slug(device)}",
         "Students that share one pass of the teachers, and a run for each",
@@ -128,7 +150,7 @@ def make_report(times: dict[str, list[float]], options: argparse.Namespace, devi
     report.raw = {"seconds": {**times, TOGETHER: together}}
     report.notes = [
         f"Times are {'CPU' if device.type == 'cpu' else 'wall'} seconds: medians and ranges of the rounds.",
-        "Each student's losses in the one run were bit-equal to those of its own run before times were taken.",
+        f"Before times were taken, each student's losses were those of its run alone, within {difference:.0e}.",
     ]
     return report
 

@@ -193,13 +193,14 @@ def main() -> None:
         sides = build_sides(options, Path(name), device, images.to(device))
         checked = check(sides, options, device)
         steps = {name: side.step for name, side in sides.items()}
+        waits = {name: harness.waits(step, device) for name, step in steps.items()}
         flops = flops_an_image(options)
         with harness.turn():
             # Steps come in a row in training; the first after another side's finds its memory scattered.
             times = harness.alternate(steps, options.rounds, options.steps, device, before=steps)
             memory = {name: harness.peak_bytes(step, device) for name, step in steps.items()}
             rate = dense_rate(device, bf16=options.bf16)
-    make_report(options, device, times, checked, memory, flops, rate).publish(options)
+    make_report(options, device, times, checked, memory, waits, flops, rate).publish(options)
     ds_engine.stop()
 
 
@@ -209,6 +210,7 @@ def make_report(
     times: dict[str, list[float]],
     checked: dict[str, dict[str, float]],
     memory: dict[str, int],
+    waits: dict[str, int],
     flops: dict[str, float],
     rate: float,
 ) -> Report:
@@ -243,7 +245,10 @@ def make_report(
         f"Times are {clock}; a matrix product runs at {rate / 1e12:.2f} TFLOP/s in {kind} here.",
         f"The teachers' forward is {100 * share:.0f} % of the FLOPs.",
     ]
+    if device.type == "cuda":
+        report.notes.append(f"The host waits for the device, times a step: {waits}.")
     report.raw = {"seconds": times, "checked": checked, "peak_bytes": memory, "flops_an_image": flops, "rate": rate}
+    report.raw["waits"] = waits
     return report
 
 

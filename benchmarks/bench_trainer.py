@@ -11,19 +11,19 @@ digits scaled up or of JPEG files.
 
 import argparse
 import tempfile
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
 import harness
 import torch
 from harness import Report, Spread
-from ours import build_trainer, make_teachers, teachers_section
+from ours import build_trainer, drain, make_teachers, teachers_section
 from pictures import make_pictures
 
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig, TrainConfig
 from dmt_ds.config.tracking import TrackingConfig
-from dmt_ds.data.loader import BATCHES_AHEAD
 from dmt_ds.engine import ds_engine
 from dmt_ds.engine.trainer import Trainer
 
@@ -42,7 +42,8 @@ def bare_step(trainer: Trainer, images: torch.Tensor, seeds: torch.Tensor, pixel
 def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device) -> dict[str, list[float]]:
     """Seconds a step of each."""
     batches = trainer.batches()
-    batch = next(trainer.batches()).to(device)
+    made = next(trainer.batches())
+    batch = replace(made.to(device), indices=made.indices, labels=made.labels)  # of which the trainer reads some
     pixels = trainer.learners[0].task._augment(batch.images, batch.seeds)
     trainer.learners[0].start()
     sides = {
@@ -50,16 +51,12 @@ def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device)
         "in memory": lambda: trainer.update(repeat(batch)),
         "trainer": lambda: trainer.update(batches),
     }
-    ready = options.workers * BATCHES_AHEAD
-
-    def drain() -> None:  # what loader processes made while the other sides were timed
-        for _ in range(ready):
-            next(batches)
-
     for act in sides.values():
         act()  # compiles
     with harness.turn():
-        return harness.alternate(sides, options.rounds, options.steps, device, before={"trainer": drain})
+        return harness.alternate(
+            sides, options.rounds, options.steps, device, before={"trainer": lambda: drain(batches, options.workers)}
+        )
 
 
 def main() -> None:

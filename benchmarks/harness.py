@@ -15,6 +15,7 @@ import platform
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -145,6 +146,18 @@ def seconds(act: Act, steps: int, device: torch.device) -> float:
 def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def waits(act: Act, device: torch.device) -> int:
+    """How often the host waits for the device in an act that has run before, as CUDA's sync debug mode sees it."""
+    if device.type == "cpu":
+        return 0
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        act()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in seen)
 
 
 def first_call(act: Act, device: torch.device) -> float:

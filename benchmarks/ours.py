@@ -14,7 +14,7 @@ from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student
 from dmt_ds.config.schema import RunConfig, StudentConfig
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.loader import TrainLoader
+from dmt_ds.data.loader import BATCHES_AHEAD, TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine import dist, ds_engine
@@ -95,6 +95,12 @@ def build_trainer(config: RunConfig, tasks: Sequence[PretrainingTask], folder: P
     return Trainer(learners, CheckpointGroup([checkpoints]), loader, plan, around)
 
 
+def drain(batches: Iterator[Batch], num_workers: int) -> None:
+    """Take away what loader processes made ahead while another side was timed."""
+    for _ in range(num_workers * BATCHES_AHEAD):
+        next(batches)
+
+
 class Ours:
     """The whole trainer, on one batch that lies on the device."""
 
@@ -102,8 +108,8 @@ class Ours:
         """Build the task; `copies` may be taken before `start` hands the student to its engine."""
         self._config, self._folder, self._device = config, folder, device
         self.task = build_task(config, device).task
-        numbers = torch.arange(len(images), device=device)
-        self._batches: Iterator[Batch] = repeat(Batch((images,), numbers, numbers, numbers))
+        numbers = torch.arange(len(images))  # on the host, where the loader has them: the trainer reads rows from there
+        self._batches: Iterator[Batch] = repeat(Batch((images,), numbers.to(device), numbers, numbers))
         self.loss: Tensor | None = None
 
     @property

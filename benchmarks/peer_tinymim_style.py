@@ -40,11 +40,11 @@ class TinyMimStyle:
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
 
-    @staticmethod
-    def views(images: Tensor) -> tuple[Tensor, Tensor]:
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What its loader gives: uint8 [B, 3, H, W] -> the teachers' and the student's view, float32, on the host."""
         pixels = (images.cpu().float() / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-        return pixels, pixels.clone()
+        views = pixels, pixels.clone()
+        return tuple(view.pin_memory() for view in views) if self.device.type == "cuda" else views
 
     def step(self, views: tuple[Tensor, Tensor]) -> float:
         """One update from two views on the host; gives the loss, for which it waits."""
