@@ -78,7 +78,9 @@ def render(found: Calibration) -> str:
 
 def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) -> float:
     """Whole copies, made ready as `pretrain` does it; what cutting them costs is the gather's."""
-    sizes, _ = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
+    sizes, guesses = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
+    if guesses:
+        logger.warning("teacher %s: taken as ViT-B/16: neither its source nor `arch` says", ", ".join(guesses))
     models = {name: _random_teacher(size) for name, size in sizes.items()}
     if config.task == "tinymim":
         models = {name: RelationTeacher(model) for name, model in models.items()}
@@ -98,7 +100,7 @@ def _random_teacher(size: VitSize) -> TeacherModel:
 
 
 def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) -> float:
-    """Forward and backward; the loss is a sum, so that only the ViT and its adapters count."""
+    """Forward and backward without engine or update; the loss is a sum, so that only the ViT and its adapters count."""
     size = student_size(config.student, config.data.image_size)
     teachers, _ = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
     targets = adapter_widths(size, config.student, config.distill, teachers)

@@ -17,13 +17,13 @@ from dmt_ds.planning.rates import Calibration, Rates, assumed, calibrated
 from dmt_ds.planning.sharding import ShardingCost
 from dmt_ds.planning.traffic import step_traffic
 
-IMAGENET_IMAGES = 1_281_167
 _ALWAYS = (
     "each step takes teachers, student, loss, optimizer and communication one after the other; teachers' gathers hide "
     "behind teachers' arithmetic",
     "attention is fused and no activation is computed twice",
     "the loader keeps up, if it has the cores",
 )
+_TINYMIM = "tinymim is counted as dmt is: with an adapter, and the rest of the last block, neither of which it trains"
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
             f"{machines.num_images} images",
             f"the losses are {losses}",
             *(f"teacher {name} is a ViT-B/16: neither its source nor `arch` says" for name in guesses),
+            *([_TINYMIM] if config.task == "tinymim" else []),
             *_ALWAYS,
         ],
     }
