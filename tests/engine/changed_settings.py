@@ -1,0 +1,85 @@
+"""Run by test_changed_settings: what is in force after a restart whose recipe has other settings of the optimizer."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmt_ds.config.batch import plan_batch
+from dmt_ds.config.deepspeed import find_ds_config, resolve_student
+from dmt_ds.config.schema import OptimConfig
+from dmt_ds.engine import ds_engine
+from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule
+
+BATCH, WARMUP, TOTAL = 256, 2, 10
+BEFORE = OptimConfig(base_lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), clip_grad_norm=0.0)
+AFTER = OptimConfig(base_lr=1e-5, weight_decay=0.2, betas=(0.9, 0.999), clip_grad_norm=1.0)
+TAG = "saved"
+
+
+def build(section: OptimConfig, name: str, *, fused: bool, universal: bool = False) -> StudentEngine:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16))
+    config = resolve_student(find_ds_config(name), plan_batch(BATCH, BATCH, 1), section.clip_grad_norm)
+    optimizer = build_optimizer(module, section, BATCH, fused=fused)
+    schedule = learning_rate_schedule(section, BATCH, WARMUP, TOTAL)
+    return ds_engine.build_student(module, optimizer, schedule, config, universal=universal)
+
+
+def update(engine: StudentEngine) -> None:
+    dtype = next(engine.module.parameters()).dtype
+    engine.backward(100 * engine(torch.randn(4, 12).to(dtype)).float().square().mean())
+    engine.prepare_update(engine.unsound_gradient(), measure_norm=False)
+    engine.step()
+
+
+def in_force(engine: StudentEngine) -> dict[str, Any]:
+    groups = engine._groups
+    return {
+        "lr": [group["lr"] for group in groups],
+        "weight_decay": [group["weight_decay"] for group in groups],
+        "betas": [list(group["betas"]) for group in groups],
+        "fused": [group["fused"] for group in groups],
+        "clipping": getattr(engine._engine.optimizer, "clip_grad", engine._engine.gradient_clipping()),
+    }
+
+
+def facts_of(name: str, *, universal: bool = False) -> dict[str, Any]:
+    """Settings of a run that never stopped and had those of AFTER all the time, and of one that changed to them."""
+    with tempfile.TemporaryDirectory() as text:
+        folder, tag = Path(text), TAG
+        first = build(BEFORE, name, fused=False)
+        for _ in range(3):
+            update(first)
+        first.save(folder, tag)
+        if universal:
+            tag = "universal"
+            ds_engine.to_universal(folder / TAG, folder / tag)
+        second = build(AFTER, name, fused=True, universal=universal)
+        second.load(folder, tag)
+    loaded = second.trained_state()
+    unchanged = all(torch.equal(loaded[key], value) for key, value in first.trained_state().items())
+    whole = build(AFTER, name, fused=True)
+    for _ in range(3):
+        update(whole)
+    both = {"wanted": in_force(whole), "found": in_force(second), "weights as saved": unchanged}
+    for engine in (second, whole):
+        update(engine)
+    return both | {"wanted later": in_force(whole), "found later": in_force(second)}
+
+
+def main() -> None:
+    ds_engine.start(60)
+    names = ["student_zero2_bf16", "student_zero2_fp32", "student_zero1_bf16", "student_zero3_bf16"]
+    facts = {name: facts_of(name) for name in names}
+    facts["universal"] = facts_of("student_zero2_bf16", universal=True)
+    print("FACTS " + json.dumps(facts))
+    ds_engine.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""A restart with other settings of the optimizer trains by them, not by those that the checkpoint has."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests import processes
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    done = processes.run(["-m", "tests.engine.changed_settings"])
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))[len("FACTS ") :])
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["student_zero2_bf16", "student_zero2_fp32", "student_zero1_bf16", "student_zero3_bf16", "universal"],
+)
+def test_rates_decay_and_clipping_are_the_new_recipes_and_weights_the_checkpoints(facts, engine: str) -> None:
+    found = facts[engine]
+    assert found["weights as saved"]
+    assert found["found"] == found["wanted"]
+    assert found["found later"] == found["wanted later"], "after one more update"
+    assert found["found"]["clipping"] == 1.0 and found["found"]["lr"] != found["found later"]["lr"]
