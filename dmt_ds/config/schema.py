@@ -173,7 +173,8 @@ class TrainConfig(Section):
     accept_changes: tuple[Literal["code", "recipe", "teachers", "data"], ...] = ()
     """A restart with other code, settings, teachers or data is refused with the difference, but for what is named."""
     stop_after_step: Count | None = None
-    """This start ends, saved, after so many steps of the run, whose schedule stays: for runs in slices."""
+    """This start ends, saved, once so many steps of the run are done, whose schedule stays: for runs in slices. A start
+    that finds them done ends at once."""
     hang_timeout_seconds: Positive = 1800.0
     """A rank that makes no step for so long dumps all stacks and ends the job."""
     compile: bool = False

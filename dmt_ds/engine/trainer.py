@@ -55,6 +55,10 @@ class TrainPlan:
         """Whether a checkpoint follows that update."""
         return step % self.save_every_steps == 0 or step in (self.total_steps, self.stop_after_step)
 
+    def stops_at(self, step: int) -> bool:
+        """Whether a run with so many updates done is to end before its last; also one that starts there or behind."""
+        return self.stop_after_step is not None and step >= self.stop_after_step
+
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows that update; the one at the end is not the loop's."""
         if not self.eval_every_images or step == self.total_steps:
@@ -124,23 +128,24 @@ class Trainer:
         if self._plan.total_steps == 0:
             self.save()  # the encoder as it starts
         batches = self.batches()
+        signalled = False
         while self.step < self._plan.total_steps:
+            if signalled or self._plan.stops_at(self.step):
+                asked = f"train.stop_after_step={self._plan.stop_after_step}"
+                reason = self._around.stop.name if signalled else asked
+                logger.info("%s: saved at step %d of %d", reason, self.step, self._plan.total_steps)
+                return Outcome.STOPPED
             signalled = self._profiled(lambda: self.update(batches))
             self._around.view.advance()
             self._around.watchdog.beat(f"step {self.step}")
             if self._plan.evaluates_at(self.step) and not signalled:
                 self._evaluate()
-            stops = signalled or self.step == self._plan.stop_after_step
             if self._plan.saves_at(self.step) or signalled:
                 self.save()
-            if stops and self.step < self._plan.total_steps:
-                reason = self._around.stop.name if signalled else "train.stop_after_step"
-                logger.info("%s: saved at step %d of %d", reason, self.step, self._plan.total_steps)
-                return Outcome.STOPPED
         return Outcome.FINISHED
 
     def _evaluate(self) -> None:
-        """Before a save of the same step: what was stopped meanwhile is judged again, not skipped."""
+        """Before a save of the same step: if it ends on the way, it is made again. A signal leaves no time for it."""
         if self._around.evaluate is not None:
             self._around.evaluate(self.step)
             self._around.watchdog.beat(f"step {self.step}")

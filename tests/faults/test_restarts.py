@@ -43,6 +43,15 @@ def refused(arguments: list[str], cwd: Path | None = None, **environment: str) -
     return "\n".join(errors(done.stderr))
 
 
+@pytest.mark.parametrize("asked", [2, 3])
+def test_a_slice_that_is_done_is_not_gone_beyond(copy, tmp_path, asked: int) -> None:
+    """The same command once more: a rank died after the save, or somebody submitted it twice."""
+    done = processes.run([*copy[:-1], f"train.stop_after_step={asked}"])
+    assert f"train.stop_after_step={asked}: saved at step 3 of {tiny_run.NUM_STEPS}" in done.stdout + done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text().endswith("3")
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
 def test_other_data_are_refused_with_the_difference_and_taken_where_that_is_said(stopped, copy, tmp_path):
     shutil.copytree(stopped / "images", tmp_path / "images")
     shutil.copy(tmp_path / "images/train/all/000.png", tmp_path / "images/train/all/more.png")
