@@ -14,6 +14,7 @@ from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import ds_teachers
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.errors import ConfigError
+from dmt_ds.models.packed_linear import pack_linear, packing_pays
 from dmt_ds.models.products import fuse_gelu, fusing_gelu_pays
 from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord, load_teacher
@@ -81,5 +82,7 @@ def start_teachers(
             engine = ds_teachers.replicate_teacher(teacher, ds_configs[name], device, compile_backend=backend)
         forwards[name] = engine
         held, full = ds_teachers.held_bytes(teacher)
+        if held == full and packing_pays(device, dtype):
+            pack_linear(teacher, micro_batch_size * teacher.record.shape.all_tokens)
         logger.info("teacher %s: %.1f of %.1f MiB on this rank", name, held / 2**20, full / 2**20)
     return TeacherEngines(forwards, records, ds_configs)
