@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 import torchvision.transforms.v2.functional as tvf
-from torch import Tensor
+from torch import Tensor, nn
 
-from dmt_ds.commands import pretrain, tasks
+from dmt_ds.commands import pretrain, tasks, teacher_engines
 from dmt_ds.config.load import load_config
 from dmt_ds.data import batch_maker
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.views import CropSpec, crop_box
 from dmt_ds.distill.fusion import FUSED, TokenFusion
 from dmt_ds.engine import ds_engine
+from dmt_ds.models.products import PatchProduct
 from tests.data.test_augment import jittered_by_torchvision
 
 SETTINGS = {
@@ -54,6 +55,10 @@ def make_plain() -> None:
     replace(Augment, "__call__", augment_by_torchvision)
     replace(tasks, "prefer_written_attention", lambda module: None)
     replace(pretrain, "fusing_pays", lambda *_, **__: False)
+    replace(ds_engine, "reduce_at_once", lambda engine: None)
+    replace(teacher_engines, "packing_pays", lambda *_: False)
+    replace(teacher_engines, "fusing_gelu_pays", lambda *_: False)
+    replace(PatchProduct, "forward", nn.Conv2d.forward)
 
 
 def make_fast() -> None:

@@ -11,7 +11,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 STEPS = 100
 
 
-def curve(folder: Path, way: str, *overrides: str) -> tuple[dict[int, float], str]:
+def curve(folder: Path, way: str, *overrides: str, ranks: int = 2, **variables: str) -> tuple[dict[int, float], str]:
+    """Step -> loss, and what the run wrote."""
     folder.mkdir()
     recipe = tiny_run.write_recipe(
         folder,
@@ -19,7 +20,8 @@ def curve(folder: Path, way: str, *overrides: str) -> tuple[dict[int, float], st
         optim={"base_lr": 8e-3, "warmup_steps": 10, "clip_grad_norm": 0.0},
         train={"steps": STEPS, "global_batch_size": 16, "micro_batch_size": 4},
     )
-    done = processes.run(["-m", "tests.integration.one_path", way, str(recipe), *overrides], processes=2)
+    arguments = ["-m", "tests.integration.one_path", way, str(recipe), *overrides]
+    done = processes.run(arguments, processes=ranks, **variables)
     return tiny_run.losses(folder / "run"), done.stdout
 
 
