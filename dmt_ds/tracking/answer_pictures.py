@@ -1,13 +1,16 @@
 """Pictures of what a classifier answers: which classes it takes for which, and single images; knows no model."""
 
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dmt_ds.tracking.figures import GREEN, GREY, INK, ORANGE, new_figure, save
+from dmt_ds.tracking.figures import GREEN, GREY, INK, ORANGE, new_figure, new_grid, printable, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NAMED_CLASSES = 40
 _COLUMNS = 8
@@ -48,8 +51,8 @@ def draw_confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> No
     axis.tick_params(labelsize=8, colors=INK, length=0)
     if named:
         labels = [_short(name) for name in class_names]
-        axis.set_xticks(range(num_classes), labels, rotation=60, ha="right")
-        axis.set_yticks(range(num_classes), labels)
+        axis.set_xticks(range(num_classes), labels, rotation=60, ha="right", parse_math=False)
+        axis.set_yticks(range(num_classes), labels, parse_math=False)
         for row, column in (share >= 0.5).nonzero().tolist():
             value = share[row, column].item()
             axis.text(
@@ -68,18 +71,12 @@ def draw_answers(answers: Sequence[Answer], path: Path) -> None:
         answers: at least one.
         path: PNG to write.
     """
-    columns = min(_COLUMNS, len(answers))
-    rows = math.ceil(len(answers) / columns)
-    figure, axes = new_figure(columns, rows, (_CELL_INCHES * columns + 0.2, (_CELL_INCHES + 0.4) * rows))
-    cells = [axis for row in axes for axis in row]
-    for axis in cells:
-        axis.set_axis_off()
-    for axis, (image, label, answer, probability) in zip(cells, answers, strict=False):
-        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    cells = []
+    for image, label, answer, probability in answers:
         is_right = label == answer
         text = f"{_short(answer)} {100 * probability:.0f} %" + ("" if is_right else f"\nis {_short(label)}")
-        axis.set_title(text, fontsize=6.5, color=GREEN if is_right else ORANGE, y=-0.02, va="top", pad=0)
-    save(figure, path)
+        cells.append((image, text, GREEN if is_right else ORANGE))
+    save(_sheet(cells), path)
 
 
 def draw_sheet(pictures: Sequence[tuple[Tensor, str, float, str]], path: Path, title: str) -> None:
@@ -90,24 +87,26 @@ def draw_sheet(pictures: Sequence[tuple[Tensor, str, float, str]], path: Path, t
         path: PNG to write.
         title: above all.
     """
-    columns = min(_COLUMNS, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    figure, axes = new_figure(columns, rows, (_CELL_INCHES * columns + 0.2, (_CELL_INCHES + 0.4) * rows + 0.3))
-    cells = [axis for row in axes for axis in row]
-    for axis in cells:
-        axis.set_axis_off()
-    for axis, (image, answer, probability, name) in zip(cells, pictures, strict=False):
-        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        text = f"{_short(_printable(answer))} {100 * probability:.0f} %\n{_short(_printable(name))}"
-        # A name may have two dollar signs, which are no formula.
-        axis.set_title(text, fontsize=6.5, color=INK, y=-0.02, va="top", pad=0, parse_math=False)
+    cells = [
+        (image, f"{_short(answer)} {100 * probability:.0f} %\n{_short(name)}", INK)
+        for image, answer, probability, name in pictures
+    ]
+    figure = _sheet(cells, title_inches=0.3)
     figure.suptitle(title, fontsize=9, color=GREY)
     save(figure, path)
 
 
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
+def _sheet(cells: Sequence[tuple[Tensor, str, str]], title_inches: float = 0.0) -> "Figure":
+    """Images [3, H, W] uint8, each with the text below it and that text's colour."""
+    size = (_CELL_INCHES, _CELL_INCHES + 0.4)
+    figure, axes = new_grid(len(cells), _COLUMNS, size, margin_inches=(0.2, title_inches))
+    for axis, (image, text, colour) in zip(axes, cells, strict=True):
+        axis.set_axis_off()
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set_title(text, fontsize=6.5, color=colour, y=-0.02, va="top", pad=0, parse_math=False)
+    return figure
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"

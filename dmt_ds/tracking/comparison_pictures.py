@@ -1,6 +1,5 @@
 """Pictures of a comparison: scores as bars, metrics against images seen; draws what it is given and asks no store."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from dmt_ds.tracking.figures import (
     PALETTE,
     name_panel,
     new_figure,
+    new_grid,
     save,
     smoothed,
     style,
@@ -147,20 +147,14 @@ def _make_room(axis: "Axes", rows: Sequence[Row], metric: str) -> None:
 
 
 def _draw_panels(named: Mapping[str, Sequence[Curve]], metric: str, path: Path, comparable: bool) -> None:
-    columns = min(_COLUMNS, len(named))
-    num_rows = math.ceil(len(named) / columns)
-    size = (_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * num_rows + 0.3)
-    figure, axes = new_figure(columns, num_rows, size, share_y=comparable)
-    panels = [axis for line in axes for axis in line]
-    for axis, (title, curves) in zip(panels, named.items(), strict=False):
+    figure, axes = new_grid(len(named), _COLUMNS, _PANEL_INCHES, margin_inches=(0.0, 0.3), share_y=comparable)
+    for axis, (title, curves) in zip(axes, named.items(), strict=True):
         for other in named.values() if comparable else ():
             images, mean, _ = _band(other)
             axis.plot(images, _scale(metric) * mean, color=GREY, linewidth=0.8, alpha=0.3)
         _draw_band(axis, curves, BLUE, metric, title)
         _style_images(axis)
         name_panel(axis, title)
-    for axis in panels[len(named) :]:
-        axis.set_axis_off()
     figure.suptitle(label(metric), fontsize=11, color=INK, x=0.01, ha="left", fontweight="bold")
     save(figure, path)
 

@@ -3,7 +3,6 @@
 What each curve is, stands with the metrics: `distill.diagnostics`.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,7 @@ from dmt_ds.tracking.figures import (
     ORANGE,
     PALETTE,
     name_panel,
-    new_figure,
+    new_grid,
     save,
     style,
 )
@@ -65,15 +64,9 @@ def diagnostic_curves(points: Iterable[Mapping[str, Any]], path: Path, title: st
     panels = [panel for panel in panels_of(set(series)) if panel.curves]
     if not panels:
         return False
-    num_columns = min(_COLUMNS, len(panels))
-    num_rows = math.ceil(len(panels) / num_columns)
-    size = (_PANEL_INCHES[0] * num_columns, _PANEL_INCHES[1] * num_rows)
-    figure, axes = new_figure(num_columns, num_rows, size)
-    flat = [axis for row in axes for axis in row]
-    for axis, panel in zip(flat, panels, strict=False):
+    figure, axes = new_grid(len(panels), _COLUMNS, _PANEL_INCHES)
+    for axis, panel in zip(axes, panels, strict=True):
         _draw(axis, panel, series)
-    for axis in flat[len(panels) :]:
-        axis.set_axis_off()
     if title:
         figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left", fontweight="bold")
     save(figure, path)

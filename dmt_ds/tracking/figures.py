@@ -1,5 +1,6 @@
 """How the project's figures look: their colours, axes and size; knows no run and no metric."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,40 @@ def new_figure(
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, sharex=share_x, sharey=share_y).tolist()
+
+
+def new_grid(
+    num_panels: int,
+    most_columns: int,
+    panel_inches: tuple[float, float],
+    margin_inches: tuple[float, float] = (0.0, 0.0),
+    share_y: bool = False,
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of panels of one size, row after row; what the last row has too many stays empty.
+
+    Args:
+        num_panels: at least one.
+        most_columns: panels beside each other.
+        panel_inches: width and height of one.
+        margin_inches: width and height beside all panels.
+        share_y: all panels have one range of y, written once a row.
+    """
+    num_columns = min(most_columns, num_panels)
+    num_rows = math.ceil(num_panels / num_columns)
+    size = (panel_inches[0] * num_columns + margin_inches[0], panel_inches[1] * num_rows + margin_inches[1])
+    figure, rows = new_figure(num_columns, num_rows, size, share_y=share_y)
+    panels = [axis for row in rows for axis in row]
+    for axis in panels[num_panels:]:
+        axis.set_axis_off()
+    return figure, panels[:num_panels]
+
+
+def printable(text: str) -> str:
+    """A name in letters that a font has: a question mark for each line break or other control character.
+
+    Two dollar signs in it are no formula: draw it with `parse_math=False`.
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def style(axis: "Axes", x_label: str) -> None:

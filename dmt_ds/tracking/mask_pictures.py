@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dmt_ds.tracking.figures import GREY, INK, new_figure, save
+from dmt_ds.tracking.figures import GREY, INK, new_figure, printable, save
 
 _IGNORED = 255
 _LEGEND = 30
@@ -79,9 +79,11 @@ def _name_colours(figure: object, shown: Sequence[Masks], class_names: Sequence[
                 counts += torch.bincount(classes.flatten().long(), minlength=_IGNORED + 1)
     frequent = counts[: len(class_names)].argsort(descending=True, stable=True)[:_LEGEND].tolist()
     patches = [
-        Patch(color=tuple(value / 255 for value in colours[number].tolist()), label=class_names[number][:22])
+        Patch(color=tuple(value / 255 for value in colours[number].tolist()), label=printable(class_names[number])[:22])
         for number in sorted(number for number in frequent if counts[number])
     ]
-    figure.legend(
+    legend = figure.legend(
         handles=patches, loc="outside lower center", ncols=5, fontsize=7, frameon=False, labelcolor=INK, handlelength=1
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dmt_ds.tracking.figures import GREY, PALETTE, new_figure, save
+from dmt_ds.tracking.figures import GREY, PALETTE, new_figure, printable, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,11 +134,7 @@ def _draw(axis: "Axes", image: Tensor, objects: Sequence[PicturedObject], class_
 def _named(thing: PicturedObject, class_names: Sequence[str]) -> str:
     """What it is and, where it was found, how sure that is in percent."""
     score = "" if thing.score is None else f" {100 * thing.score:.0f}"
-    return f"{_printable(class_names[thing.label])}{score}"
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return f"{printable(class_names[thing.label])}{score}"
 
 
 def _rgb(label: int) -> tuple[int, int, int]:

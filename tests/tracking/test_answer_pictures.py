@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmt_ds.tracking.answer_pictures import draw_answers, draw_confusion, write_confusion
+from dmt_ds.tracking.answer_pictures import draw_answers, draw_confusion, draw_sheet, write_confusion
+from dmt_ds.tracking.mask_pictures import draw_masks
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -48,6 +49,19 @@ def test_the_matrix_is_dark_where_the_answers_are(tmp_path: Path, num_classes: i
 def test_a_class_without_images_has_an_empty_row(tmp_path: Path) -> None:
     draw_confusion(torch.tensor([[3, 0], [0, 0]]), ("cat", "dog"), tmp_path / "confusion.png")
     assert dark_blue(tmp_path / "confusion.png") > 0.05
+
+
+@pytest.mark.parametrize("name", ["no formula: $\\frac{$", "two\nlines"])
+def test_a_class_may_have_any_name(tmp_path: Path, name: str) -> None:
+    image, plain = torch.full((3, 16, 16), 128, dtype=torch.uint8), name.replace("\n", "?")
+    classes = torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8)
+    for kind, text in (("as it is", name), ("plain", plain)):
+        draw_answers([(image, text, "cat", 0.5), (image, text, text, 0.5)], tmp_path / f"answers {kind}.png")
+        draw_sheet([(image, text, 0.5, text)], tmp_path / f"sheet {kind}.png", "title")
+        draw_confusion(torch.eye(2).long(), ("cat", text), tmp_path / f"confusion {kind}.png")
+        draw_masks([(image, None, classes)], ("cat", text), tmp_path / f"masks {kind}.png")
+    for picture in ("answers", "sheet", "confusion", "masks"):
+        assert (pixels(tmp_path / f"{picture} as it is.png") == pixels(tmp_path / f"{picture} plain.png")).all()
 
 
 @pytest.mark.parametrize("count", [1, 9])
