@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from dmt_ds.models.forms import FORMS, disagreement, write_form
 from dmt_ds.models.graph_files import check_onnx_packages
 from dmt_ds.models.portable import PortableModel, read_portable
 from dmt_ds.models.teachers import BACKBONE_FOLDER, SEGMENTER_FOLDER
+from dmt_ds.models.whole_folder import whole_folder
 from dmt_ds.tracking.mlflow_registry import check_names, register, run_in_store
 
 logger = logging.getLogger(__name__)
@@ -145,18 +145,13 @@ def _read_back(form: str, model: PortableModel, folder: Path) -> Exported:
 
 
 def _write(form: str, model: PortableModel, record: RunRecord, folder: Path) -> Exported:
-    """All of a form's files under a hidden name, then the rename: a folder is whole or not there."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """All of a form's files, with its card; a folder is whole or not there."""
     try:
-        difference = write_form(form, model, partial)
-        if model.class_names:
-            (partial / CLASSES_FILE).write_text(json.dumps(list(model.class_names), indent=1) + "\n")
-        (partial / CARD_FILE).write_text(model_card(model, form, record, difference), encoding="utf-8")
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            difference = write_form(form, model, partial)
+            if model.class_names:
+                (partial / CLASSES_FILE).write_text(json.dumps(list(model.class_names), indent=1) + "\n")
+            (partial / CARD_FILE).write_text(model_card(model, form, record, difference), encoding="utf-8")
     except OSError as error:
         raise ExportError(f"{folder}: can't be written ({error.strerror}); check the folder and the disk") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Exported(form, folder, difference)

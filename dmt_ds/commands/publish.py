@@ -25,6 +25,7 @@ from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import needs_dmt_ds, provenance_of, save_backbone
 from dmt_ds.models.teachers import BACKBONE_FOLDER
 from dmt_ds.models.vit import describe
+from dmt_ds.models.whole_folder import whole_folder
 from dmt_ds.tracking.tracker import read_points
 
 logger = logging.getLogger(__name__)
@@ -80,11 +81,9 @@ def publish_weights(folder: Path, checkpoint: Path) -> None:
     for name, called in PUBLISHED.items():
         if not (checkpoint / name).is_dir():
             continue
-        partial, target = folder / f".{name}.partial", folder / name
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoint / name, partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        target = folder / name
+        with whole_folder(target) as partial:
+            shutil.copytree(checkpoint / name, partial, dirs_exist_ok=True)
         uses = [] if needs_dmt_ds(target) else ["for timm.create_model('local-dir:...', pretrained=True)"]
         uses += ["as a teacher"] if name == BACKBONE_FOLDER else []
         logger.info("%s: the %s, %s", target, called, " or ".join(uses) or "for dmt_ds")

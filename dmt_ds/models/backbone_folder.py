@@ -1,8 +1,6 @@
 """An encoder as a folder that plain timm loads: written at a run's end, read as a teacher; knows no run, no engine."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.vit import VitShape, build_vit, create, describe, full_name, set_last_block_heads
 from dmt_ds.models.weights import load_strict, read_weights, write_safetensors
+from dmt_ds.models.whole_folder import whole_folder
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -61,13 +60,10 @@ def write_folder(folder: Path, state: Mapping[str, Tensor], described: Mapping[s
     Args:
         described: file name -> what it holds.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_safetensors(partial / WEIGHTS_FILE, state)
-    for name, content in described.items():
-        (partial / name).write_text(json.dumps(content, indent=2) + "\n")
-    _replace(partial, folder)
+    with whole_folder(folder) as partial:
+        write_safetensors(partial / WEIGHTS_FILE, state)
+        for name, content in described.items():
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 class StoredBackbone(NamedTuple):
@@ -210,21 +206,3 @@ def _crop_share(image_size: int, short_side: int) -> float:
     """The share from which timm, which rounds down, gets this short side."""
     share = image_size / short_side
     return share if int(image_size / share) == short_side else image_size / (short_side + 0.5)
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """Puts `new` where `folder` is; an old folder is there until the new one is complete."""
-    _sync(new)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Files reach the disk before the rename does."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
