@@ -1,7 +1,7 @@
 """k-NN accuracy of frozen encoders on the images of a recipe; puts data, encoders and the vote together."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,6 @@ from dmt_ds.downstream.knn import knn_scores
 from dmt_ds.downstream.readouts import Scores, metrics_of
 
 logger = logging.getLogger(__name__)
-
-Log = Callable[[str, float], None]
-"""Takes a metric's name and value, such as `eval/knn_top1`."""
 
 
 class KnnRow(NamedTuple):
@@ -58,7 +55,6 @@ def run_knn(
     knn: KnnConfig,
     encoders: Mapping[str, Encoder],
     device: torch.device,
-    log: Log | None = None,
 ) -> KnnTable:
     """Evaluate encoders one after the other: training images vote, validation images are judged.
 
@@ -67,7 +63,6 @@ def run_knn(
         knn: the protocol.
         encoders: name for the table -> what is judged; one is in memory at a time where they are not modules.
         device: where encoders and votes are computed.
-        log: called with each of `KnnTable.metrics`; with several encoders, `/NAME` follows.
 
     Raises:
         DataError: there are no images, no labels, or the splits have different classes.
@@ -82,9 +77,5 @@ def run_knn(
         voting, judged = train.of(knn.features).to(device), test.of(knn.features)
         scores = knn_scores(voting, train.labels, judged, test.labels, knn.k, knn.temperature, images.num_classes)
         logger.info("%s: k-NN top-1 %.2f %%, top-5 %.2f %%", name, 100 * scores.top1, 100 * scores.top5)
-        row = KnnRow(name, scores)
-        for metric, value in table.metrics(row).items():
-            if log is not None:
-                log(metric + (f"/{name}" if len(encoders) > 1 else ""), value)
-        table = table._replace(rows=(*table.rows, row))
+        table = table._replace(rows=(*table.rows, KnnRow(name, scores)))
     return table

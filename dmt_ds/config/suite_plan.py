@@ -15,8 +15,6 @@ from dmt_ds.config.suite_follow_ups import FOLLOW_UP_KEYS, asked_for, follow_ups
 from dmt_ds.config.suite_run import Layer, Role, SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError
 
-ROLES: tuple[Role, ...] = ("teacher", "tune", "variant")
-"""In the order in which they are made."""
 OWN_KEYS = ("output_dir", "name", "tracking.parent")
 """Settings that the suite gives each of its runs; `seed` is one more, but of a teacher's."""
 
@@ -54,12 +52,6 @@ class SuitePlan:
         """Each variant with each seed; `chosen` has the tuned variants' values (the first of the grid stands in)."""
         suite = self.file.suite
         return [self._variant(name, seed, chosen.get(name)) for name in suite.variants for seed in suite.seeds]
-
-    def of_role(self, role: Role, chosen: Mapping[str, float]) -> list[SuiteRun]:
-        """The runs of one stage."""
-        if role == "teacher":
-            return self.teachers()
-        return self.tuning() if role == "tune" else self.variants(chosen)
 
     def teachers_of(self, run: SuiteRun) -> list[str]:
         """Names of the suite's teachers that a run starts from.

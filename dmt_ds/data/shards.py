@@ -26,6 +26,9 @@ from dmt_ds.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+_NUM_COMPARED = 64
+"""Images, from the first to the last, that are held against their copies."""
+
 
 @dataclass(frozen=True)
 class ShardSettings:
@@ -72,13 +75,13 @@ def shrink(image: Tensor, settings: ShardSettings) -> bytes:
     return file.getvalue()
 
 
-def measure_change(source: ImageSource, settings: ShardSettings, crop: CropSpec, count: int = 64) -> Change:
+def measure_change(source: ImageSource, settings: ShardSettings, crop: CropSpec) -> Change:
     """Draw the same crops of some images and of their copies.
 
     Raises:
         DataError: one of these images, or where bad ones are left out all of them, can't be read.
     """
-    rows = sorted({round(part * (len(source) - 1) / max(1, count - 1)) for part in range(count)})
+    rows = sorted({round(part * (len(source) - 1) / (_NUM_COMPARED - 1)) for part in range(_NUM_COMPARED)})
     difference, enlarged, size, total = 0.0, [0, 0], 0, 0
     for row, numbers in zip(rows, crop_numbers(torch.tensor(rows), 0), strict=True):
         try:

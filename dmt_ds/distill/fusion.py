@@ -13,6 +13,7 @@ FusionMode = Literal["sum", "mean", "unit_std", "centred", "concat"]
 
 FUSED = "fused"
 """Name of the one target of all modes but `concat`."""
+_SMALLEST_STD = 1e-6
 
 
 class TokenFusion:
@@ -151,7 +152,7 @@ class TokenFusion:
         return sum(weight for name, weight in self._weights.items() if self._class_token[name])
 
 
-def unit_std(tokens: Tensor, eps: float = 1e-6) -> Tensor:
+def unit_std(tokens: Tensor) -> Tensor:
     """Each token divided by its standard deviation over channels; its mean stays: [B, 1+N, D] -> the same, float32."""
     tokens = at_least_float32(tokens)
-    return tokens / (tokens.std(dim=-1, keepdim=True, correction=0) + eps)
+    return tokens / (tokens.std(dim=-1, keepdim=True, correction=0) + _SMALLEST_STD)

@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmt_ds.engine import dist
-
 
 class Overlap(NamedTuple):
     """Shares in 0..1."""
@@ -29,11 +27,6 @@ def confusion_of(labels: Tensor, answers: Tensor, num_classes: int) -> Tensor:
     counted = labels < num_classes
     cells = labels[counted].long() * num_classes + answers[counted].long()
     return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def overlap_over_ranks(confusion: Tensor) -> Overlap:
-    """Of the pixels of all ranks, which all call: [C, C] int64 of this one's."""
-    return overlap_of(dist.sum_over_ranks(confusion.clone()))
 
 
 def overlap_of(confusion: Tensor) -> Overlap:

@@ -18,7 +18,7 @@ _DPI = 150
 
 
 def new_figure(
-    num_columns: int, num_rows: int, size: tuple[float, float], share_x: bool = False, share_y: bool = False
+    num_columns: int, num_rows: int, size: tuple[float, float], share_y: bool = False
 ) -> "tuple[Figure, list[list[Axes]]]":
     """A figure that no window system and no global state of pyplot knows of.
 
@@ -26,7 +26,6 @@ def new_figure(
         num_columns: panels beside each other.
         num_rows: panels below each other.
         size: width and height in inches.
-        share_x: all panels have one range of x, written once a column.
         share_y: all panels have one range of y, written once a row.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,7 +33,7 @@ def new_figure(
 
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(num_rows, num_columns, squeeze=False, sharex=share_x, sharey=share_y).tolist()
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False, sharey=share_y).tolist()
 
 
 def new_grid(

@@ -59,7 +59,7 @@ def loss_curves(points: Iterable[Mapping[str, Any]], path: Path, title: str = ""
     save(figure, path)
 
 
-def pca_of_tokens(images: Tensor, named_tokens: Mapping[str, Tensor], path: Path, num_prefix_tokens: int = 1) -> None:
+def pca_of_tokens(images: Tensor, named_tokens: Mapping[str, Tensor], path: Path) -> None:
     """Draw a row an image: the image, then the patch tokens of each model, their first three components as colours.
 
     A column has one basis for all its images, so that equal colours mean equal content within a column. The sign of a
@@ -67,14 +67,13 @@ def pca_of_tokens(images: Tensor, named_tokens: Mapping[str, Tensor], path: Path
 
     Args:
         images: [B, 3, H, W] uint8.
-        named_tokens: title -> [B, 1+N, D]; N is a square number, D may differ between columns.
+        named_tokens: title -> [B, 1+N, D], the class token first; N is a square number, D may differ between columns.
         path: PNG to write.
-        num_prefix_tokens: class and register tokens that stand before the patches.
     """
     columns: dict[str, Tensor] = {}
     previous: Tensor | None = None
     for name, tokens in named_tokens.items():
-        previous = _components(tokens[:, num_prefix_tokens:].detach().float().cpu(), previous)  # [B, N, 3]
+        previous = _components(tokens[:, 1:].detach().float().cpu(), previous)  # [B, N, 3]
         columns[name] = _colours(previous)  # [B, side, side, 3] in [0, 1]
     num_rows = images.shape[0]
     figure, axes = new_figure(

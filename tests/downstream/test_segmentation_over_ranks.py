@@ -12,7 +12,7 @@ from torch import Tensor
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import every_image
 from dmt_ds.data.map_batches import EvalMapMaker, LabelMaps
-from dmt_ds.downstream.region_overlap import overlap_over_ranks
+from dmt_ds.downstream.region_overlap import overlap_of
 from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm2d
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import Progress
@@ -48,7 +48,7 @@ def judged(folder: Path) -> tuple[float, ...]:
     of = segmented.task()
     maker = EvalMapMaker(segmented.images_of(folder).test, segmented.SECTION.short_side, "bilinear")
     batches = every_image(maker, 3, 1, rank=dist.rank(), world_size=dist.world_size())
-    return tuple(overlap_over_ranks(of.confusion(of.module, batches)))
+    return tuple(overlap_of(dist.sum_over_ranks(of.confusion(of.module, batches))))
 
 
 def rank_main(rank: int, folder: Path, scenes: Path) -> None:
