@@ -1,56 +1,14 @@
 """A ViT with a linear head, trained whole or by its head alone; knows no data, no loss and no engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.engine import dist
+from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.vit import tokens_of
-
-
-class SharedBatchNorm(nn.Module):
-    """Batch norm without gain and bias, whose statistics are those of all ranks' images; for inputs without gradient.
-
-    Torch's own needs CUDA to share them. In evaluation it uses running means, kept in float32 beside weights of any
-    type.
-
-    Args:
-        width: of the features.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    momentum, eps = 0.1, 1e-6  # eps as in MAE's probe
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, D] -> [B, D] float32, each feature of mean 0 and variance 1."""
-        features = features.float()
-        mean, variance = self._of_batch(features.detach()) if self.training else (self.running_mean, self.running_var)
-        return (features - mean) * (variance + self.eps).rsqrt()
-
-    def _of_batch(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        count = features.new_full((1,), len(features), dtype=torch.float64)
-        wide = features.double()
-        sums = dist.sum_over_ranks(torch.cat([count, wide.sum(dim=0), wide.square().sum(dim=0)]))
-        total, (mean, square) = sums[0], (sums[1:] / sums[0]).chunk(2)
-        variance = (square - mean.square()).clamp(min=0)
-        self.running_mean.lerp_(mean.float(), self.momentum)
-        self.running_var.lerp_((variance * total / (total - 1).clamp(min=1)).float(), self.momentum)
-        return mean.float(), variance.float()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SharedBatchNorm":
-        """Moves with the weights, but stays in float32: a cast comes before any statistics, when nothing is lost."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.running_mean, self.running_var = self.running_mean.float(), self.running_var.float()
-        return self
 
 
 class Classifier(nn.Module):

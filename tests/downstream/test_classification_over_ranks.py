@@ -12,7 +12,7 @@ from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import open_source
 from dmt_ds.downstream.answers import accuracy_over_ranks, confusion_over_ranks, samples_over_ranks
-from dmt_ds.downstream.classifier import SharedBatchNorm
+from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import Progress
 from tests.downstream import classified
