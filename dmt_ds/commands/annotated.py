@@ -6,7 +6,7 @@ Each is an `AnnotatedKind` in a file of its own, with its line in `annotated_tas
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from dmt_ds.commands.judging import add_to_run, run_of
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker
+from dmt_ds.data.loader import every_image
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.splits import Split
+from dmt_ds.engine import dist
 from dmt_ds.engine.task import AnnotatedTask, Model
 from dmt_ds.errors import DmtError
 from dmt_ds.models.teachers import CHECKPOINTS_FOLDER
@@ -68,6 +71,20 @@ class Scene:
     def pictures(self) -> Path:
         """Folder of the run's pictures."""
         return self.folder / PICTURES_FOLDER
+
+    def batches(self, maker: BatchMaker, num_images: int, batch_size: int, doing: str) -> Iterator[Batch]:
+        """This rank's share of the validation images, every one of them once; a beat after each batch.
+
+        Args:
+            maker: what makes batches of them.
+            num_images: of all ranks.
+            batch_size: of one batch.
+            doing: what the beat is told.
+        """
+        workers, ranks = self.config.data.num_workers, dist.local_world_size()
+        for batch in every_image(maker, num_images, batch_size, workers, ranks, dist.rank(), dist.world_size()):
+            yield batch
+            self.beat(doing)
 
     def say_best(self, metric: str) -> None:
         """Log how a share, such as `eval/top1`, stands at the last step beside its best one; rank 0.

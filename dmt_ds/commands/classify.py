@@ -11,8 +11,8 @@ from torch import Tensor
 from dmt_ds.commands.annotated import AnnotatedKind, Scene
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
+from dmt_ds.data.batch_maker import EvalBatchMaker
 from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled
-from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.views import center_crop
 from dmt_ds.downstream.answers import (
     Answers,
@@ -176,15 +176,5 @@ class ClassificationJudge:
     def _batches(self, doing: str) -> Iterator[Batch]:
         """This rank's share of the validation images."""
         data = self.scene.config.data
-        for batch in eval_batches(
-            self.images.test,
-            data.image_size,
-            self.scene.config.train.micro_batch_size,
-            data.num_workers,
-            data.interpolation,
-            dist.local_world_size(),
-            dist.rank(),
-            dist.world_size(),
-        ):
-            yield batch
-            self.scene.beat(doing)
+        maker = EvalBatchMaker(self.images.test, data.image_size, data.interpolation)
+        return self.scene.batches(maker, len(self.images.test), self.scene.config.train.micro_batch_size, doing)

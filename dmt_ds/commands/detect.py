@@ -16,7 +16,6 @@ from dmt_ds.data.coco import CocoSource, check_judged, check_same_categories, op
 from dmt_ds.data.coco_library import Result, Segmentation, check_installed, mask_of
 from dmt_ds.data.detection_maker import EvalDetectionMaker, TrainDetectionMaker
 from dmt_ds.data.detection_views import ScaleSpec
-from dmt_ds.data.loader import every_image
 from dmt_ds.data.splits import Split
 from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER, save_detector
 from dmt_ds.downstream.detection.results import results_of, scores_over_ranks
@@ -212,17 +211,7 @@ class DetectionJudge:
         section, data = self.scene.config.detect, self.scene.config.data
         spec = ScaleSpec((section.eval_short_side,), section.max_side, 0.0, data.interpolation)
         maker = EvalDetectionMaker(self.images, spec, self.task.module.size_multiple)
-        for batch in every_image(
-            maker,
-            len(self.images),
-            1,
-            data.num_workers,
-            dist.local_world_size(),
-            dist.rank(),
-            dist.world_size(),
-        ):
-            yield batch
-            self.scene.beat(doing)
+        return self.scene.batches(maker, len(self.images), 1, doing)
 
 
 def pictured(result: Result, labels: Mapping[int, int], height: int, width: int) -> PicturedObject:

@@ -17,7 +17,6 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker
 from dmt_ds.data.joint_crop import JointCrop, resized
 from dmt_ds.data.label_maps import LabelMapSource, SegmentedImages, count_pixels, open_label_maps, open_segmented
-from dmt_ds.data.loader import every_image
 from dmt_ds.data.map_batches import EvalMapMaker, LabelMaps, TrainMapMaker
 from dmt_ds.data.splits import Split
 from dmt_ds.downstream.region_overlap import Overlap, class_iou, overlap_of
@@ -189,17 +188,7 @@ class SegmentationJudge:
         """This rank's share of the validation images, one a batch."""
         data = self.scene.config.data
         maker = EvalMapMaker(self.images.test, self.scene.config.segment.short_side, data.interpolation)
-        for batch in every_image(
-            maker,
-            len(self.images.test),
-            1,
-            data.num_workers,
-            dist.local_world_size(),
-            dist.rank(),
-            dist.world_size(),
-        ):
-            yield batch
-            self.scene.beat(doing)
+        return self.scene.batches(maker, len(self.images.test), 1, doing)
 
 
 def majority_of(confusion: Tensor) -> Overlap:
