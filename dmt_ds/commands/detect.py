@@ -20,6 +20,7 @@ from dmt_ds.data.splits import Split
 from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER, save_detector
 from dmt_ds.downstream.detection.results import results_of, scores_over_ranks
 from dmt_ds.engine import dist
+from dmt_ds.engine.masters import state_of
 from dmt_ds.errors import ConfigError
 from dmt_ds.tracking.object_pictures import SHOWN_FROM, PicturedObject, draw_pairs
 
@@ -101,10 +102,9 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
         folder: Path,
     ) -> None:
         """Encoder, pyramid and heads, and the categories as the training JSON has them."""
-        own = task.module.state_dict()
         save_detector(
             folder,
-            {name: masters.get(name, value).detach().float().cpu() for name, value in own.items()},
+            state_of(task.module, masters),
             config.student,
             config.detect,
             config.data,

@@ -19,6 +19,7 @@ from dmt_ds.data.views import center_crop
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
+from dmt_ds.engine.masters import state_of
 from dmt_ds.engine.task import AnnotatedTask
 from dmt_ds.errors import DataError
 from dmt_ds.methods.dmt import DmtTask
@@ -91,12 +92,12 @@ def publish_weights(folder: Path, checkpoint: Path) -> None:
 
 def backbone_state(backbone: nn.Module, module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """float32 weights of the encoder: masters of what was trained, its own values for what was frozen or averaged."""
-    prefix = next((f"{name}." for name, child in module.named_modules() if child is backbone), None)
-    state = {}
-    for key, value in backbone.state_dict().items():
-        master = masters.get(f"{prefix}{key}") if prefix is not None else None
-        state[key] = (value if master is None else master).detach().float().cpu()
-    return state
+    for name, child in module.named_modules():
+        if child is backbone:
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): value for key, value in masters.items() if key.startswith(prefix)}
+            return state_of(backbone, own)
+    return state_of(backbone, {})
 
 
 def publish_pictures(folder: Path, learner: Learner, source: ImageSource, config: RunConfig) -> None:

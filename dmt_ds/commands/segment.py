@@ -23,6 +23,7 @@ from dmt_ds.downstream.region_overlap import Overlap, class_iou, overlap_of
 from dmt_ds.downstream.segmentation import SegmentationTask
 from dmt_ds.downstream.segmenter_folder import save_segmenter
 from dmt_ds.engine import dist
+from dmt_ds.engine.masters import state_of
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.teachers import SEGMENTER_FOLDER
 
@@ -91,10 +92,15 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         folder: Path,
     ) -> None:
         """Encoder, pyramid and heads."""
-        own = task.module.state_dict()
-        state = {key: masters.get(key, value).detach().float().cpu().contiguous() for key, value in own.items()}
         save_segmenter(
-            folder, state, config.student, config.segment, config.data, config.augment, task.class_names, provenance
+            folder,
+            state_of(task.module, masters),
+            config.student,
+            config.segment,
+            config.data,
+            config.augment,
+            task.class_names,
+            provenance,
         )
 
     def stage(self, config: RunConfig) -> str:

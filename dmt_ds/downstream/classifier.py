@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm
+from dmt_ds.engine.masters import state_of
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.vit import tokens_of
 
@@ -79,7 +80,7 @@ class Classifier(nn.Module):
         Args:
             masters: float32 weights of what is trained, by this module's names; they win over its own.
         """
-        own = {key: masters.get(key, value).detach().float().cpu() for key, value in self.state_dict().items()}
+        own = state_of(self, masters)
         if isinstance(self.feature_norm, SharedBatchNorm):
             norm = self.feature_norm
             mean, variance = own.pop("feature_norm.running_mean"), own.pop("feature_norm.running_var")

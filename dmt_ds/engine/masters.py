@@ -41,6 +41,16 @@ def parts_of(module: nn.Module) -> dict[str, Part]:
     return found
 
 
+def state_of(module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A module's whole state as it is published: float32 on the CPU, masters in the place of its own values.
+
+    Args:
+        masters: whole ones, by the module's names.
+    """
+    own = module.state_dict()
+    return {name: masters.get(name, value).detach().float().cpu().contiguous() for name, value in own.items()}
+
+
 def whole_of(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put together what ranks have of each trained parameter, in its shape; all ranks call.
 
