@@ -138,7 +138,7 @@ class Judge(Protocol):
         """
         ...
 
-    def judge(self, step: int) -> object:
+    def evaluate(self, step: int) -> object:
         """Log `eval/*` of all validation images at a step, on the way or at the end."""
         ...
 
@@ -195,7 +195,7 @@ class AnnotatedKind(ABC, Generic[T, Images]):
         return None
 
     @abstractmethod
-    def judge(self, task: T, images: Images, scene: Scene) -> Judge:
+    def build_judge(self, task: T, images: Images, scene: Scene) -> Judge:
         """What judges the task on `images.test`."""
 
     @abstractmethod

@@ -60,7 +60,7 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
             )
         return ClassificationTask(config.student, section, config.data.image_size, config.augment, class_names)
 
-    def judge(self, task: ClassificationTask, images: LabelledImages, scene: Scene) -> "ClassificationJudge":
+    def build_judge(self, task: ClassificationTask, images: LabelledImages, scene: Scene) -> "ClassificationJudge":
         """By top-1 and top-5."""
         return ClassificationJudge(task, images, scene)
 
@@ -129,7 +129,7 @@ class ClassificationJudge:
         for _ in self._batches("looking at the validation images"):
             pass
 
-    def judge(self, step: int) -> dict[str, Answers]:
+    def evaluate(self, step: int) -> dict[str, Answers]:
         """Log `eval/top1` and `eval/top5` of all validation images, and `eval/ema_*` of the running mean."""
         answers = self.task.answers(self.task.judged(self.scene.engine), self._batches(f"judging step {step}"))
         for name, of_model in answers.items():
@@ -144,7 +144,7 @@ class ClassificationJudge:
 
     def finish(self, step: int) -> None:
         """Judge what is published; say how it compares to the best on the way; leave pictures of what is mistaken."""
-        name, of_published = list(self.judge(step).items())[-1]
+        name, of_published = list(self.evaluate(step).items())[-1]
         scores = accuracy_over_ranks(of_published)
         confusion = confusion_over_ranks(of_published, self.task.num_classes)
         samples = samples_over_ranks(of_published, NUM_SAMPLES)

@@ -89,7 +89,7 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
         multiple = size_multiple(config.student.patch_size)
         return TrainDetectionMaker(images.train, spec, multiple, config.seed, data.bad_images)
 
-    def judge(self, task: "DetectionTask", images: CocoImages, scene: Scene) -> "DetectionJudge":
+    def build_judge(self, task: "DetectionTask", images: CocoImages, scene: Scene) -> "DetectionJudge":
         """By COCO's average precision."""
         return DetectionJudge(task, images, scene)
 
@@ -128,17 +128,12 @@ class DetectionJudge:
     """Judges a detector on the validation images, while it trains and at the end; all ranks call all of it.
 
     Attributes:
-        all_images: both splits.
+        images: both splits.
     """
 
     task: "DetectionTask"
-    all_images: CocoImages
+    images: CocoImages
     scene: Scene
-
-    @property
-    def images(self) -> CocoSource:
-        """What is judged on."""
-        return self.all_images.test
 
     def look_at_images(self) -> None:
         """Name categories without objects; decode each validation image once, so that a broken one is known in time.
@@ -146,12 +141,12 @@ class DetectionJudge:
         Raises:
             DataError: one can't be read.
         """
-        for line in self.all_images.train.unseen_categories() if dist.is_main() else ():
+        for line in self.images.train.unseen_categories() if dist.is_main() else ():
             logger.warning("%s", line)
         for _ in self._batches("looking at the validation images"):
             pass
 
-    def judge(self, step: int) -> list[Result]:
+    def evaluate(self, step: int) -> list[Result]:
         """Log `eval/box_ap`, `eval/mask_ap` and their like of all validation images; gives this rank's results."""
         results, _ = self._judged(step)
         return results
@@ -160,7 +155,7 @@ class DetectionJudge:
         """Judge what is published; say how it compares to the best on the way; draw what is found beside the labels."""
         results, scores = self._judged(step)
         pictured = self._pictured_rows()
-        ids = set(self.images.ids[pictured].tolist())
+        ids = set(self.images.test.ids[pictured].tolist())
         shown = dist.gather_objects([result for result in results if result["image_id"] in ids])
         if not dist.is_main():
             return
@@ -170,39 +165,38 @@ class DetectionJudge:
 
     def _judged(self, step: int) -> tuple[list[Result], dict[str, float]]:
         """This rank's results, and the scores of all."""
-        category_ids = [category.id for category in self.images.categories]
+        category_ids = [category.id for category in self.images.test.categories]
         results: list[Result] = []
         for answer in self.task.answers(self.scene.engine, self._batches(f"judging step {step}")):
-            original, image_id = self.images.size(answer.row), int(self.images.ids[answer.row])
+            original, image_id = self.images.test.size(answer.row), int(self.images.test.ids[answer.row])
             results += results_of(answer.found, answer.size, original, image_id, category_ids)
         self.scene.beat("counting what was found")
         masks = self.scene.config.detect.masks
-        scores = scores_over_ranks(results, self.images.truth, masks)
+        scores = scores_over_ranks(results, self.images.test.truth, masks)
         whole = {kind: scores[f"{kind}_ap"] for kind in ("box", "mask") if f"{kind}_ap" in scores}
         told = ", ".join(f"{kind} AP {100 * score:.2f}" for kind, score in whole.items())
-        logger.info("step %d: %s (percent) of %d validation images", step, told, len(self.images))
+        logger.info("step %d: %s (percent) of %d validation images", step, told, len(self.images.test))
         self.scene.tracker.log_metrics({f"eval/{name}": score for name, score in scores.items()}, step)
         return results, scores
 
     def _pictured_rows(self) -> list[int]:
         """Images with objects, evenly spaced over the split."""
-        rows = [row for row in range(len(self.images)) if self.images.objects(row)]
+        rows = [row for row in range(len(self.images.test)) if self.images.test.objects(row)]
         count = min(NUM_PICTURES, len(rows))
         return [rows[turn * len(rows) // count] for turn in range(count)]
 
     def _draw(self, rows: Sequence[int], results: Sequence[Result]) -> None:
-
-        labels = {category.id: label for label, category in enumerate(self.images.categories)}
+        labels = {category.id: label for label, category in enumerate(self.images.test.categories)}
         pairs = []
         for row in rows:
-            height, width = self.images.size(row)
-            own = [result for result in results if result["image_id"] == self.images.ids[row]]
+            height, width = self.images.test.size(row)
+            own = [result for result in results if result["image_id"] == self.images.test.ids[row]]
             labelled = [
                 PicturedObject(thing.box, thing.label, None, _mask(thing.segmentation, height, width))
-                for thing in self.images.objects(row)
+                for thing in self.images.test.objects(row)
             ]
             found = [pictured(result, labels, height, width) for result in own if result["score"] >= SHOWN_FROM]
-            pairs.append((self.images.read(row), labelled, found))
+            pairs.append((self.images.test.read(row), labelled, found))
         if pairs:
             draw_pairs(pairs, self.task.class_names, self.scene.pictures / "objects.png")
 
@@ -210,8 +204,8 @@ class DetectionJudge:
         """This rank's share of the validation images, one a batch."""
         section, data = self.scene.config.detect, self.scene.config.data
         spec = ScaleSpec((section.eval_short_side,), section.max_side, 0.0, data.interpolation)
-        maker = EvalDetectionMaker(self.images, spec, self.task.module.size_multiple)
-        return self.scene.batches(maker, len(self.images), 1, doing)
+        maker = EvalDetectionMaker(self.images.test, spec, self.task.module.size_multiple)
+        return self.scene.batches(maker, len(self.images.test), 1, doing)
 
 
 def pictured(result: Result, labels: Mapping[int, int], height: int, width: int) -> PicturedObject:

@@ -102,8 +102,8 @@ def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge 
         return None
     assert isinstance(learner.task, AnnotatedTask)
     scene = Scene(learner.engine, run.config, run.folder, learner.tracker, around.watchdog.beat)
-    judge = kind.judge(learner.task, run.annotated, scene)
-    around.evaluate = judge.judge
+    judge = kind.build_judge(learner.task, run.annotated, scene)
+    around.evaluate = judge.evaluate
     return judge
 
 

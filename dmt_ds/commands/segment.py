@@ -79,7 +79,7 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         crop = JointCrop.from_sections(config.data, config.segment)
         return TrainMapMaker(images.train, crop, config.seed, config.data.bad_images)
 
-    def judge(self, task: SegmentationTask, images: SegmentedImages, scene: Scene) -> "SegmentationJudge":
+    def build_judge(self, task: SegmentationTask, images: SegmentedImages, scene: Scene) -> "SegmentationJudge":
         """By mIoU, aAcc and mAcc."""
         return SegmentationJudge(task, images, scene)
 
@@ -139,7 +139,7 @@ class SegmentationJudge:
             for line in self.images.test.values.doubts(pixels, "the validation maps"):
                 logger.warning("%s", line)
 
-    def judge(self, step: int) -> Tensor:
+    def evaluate(self, step: int) -> Tensor:
         """Log `eval/miou`, `eval/aacc` and `eval/macc`; gives the pixels of all ranks by class and answer, [C, C]."""
         own = self.task.confusion(self.scene.engine, self._batches(f"judging step {step}"))
         confusion = dist.sum_over_ranks(own).cpu()
@@ -151,7 +151,7 @@ class SegmentationJudge:
 
     def finish(self, step: int) -> None:
         """Judge what is published; say how it compares to the best on the way; leave classes' scores and pictures."""
-        confusion = self.judge(step)
+        confusion = self.evaluate(step)
         overlap = overlap_of(confusion)
         majority = majority_of(confusion)
         logger.info(
