@@ -12,7 +12,7 @@ from dmt_ds.commands.model_card import model_card
 from dmt_ds.commands.model_source import ModelSource, find_model, find_own_form
 from dmt_ds.commands.run_record import RunRecord, read_record
 from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER
-from dmt_ds.errors import ExportError, TrackingError
+from dmt_ds.errors import ExportError, TrackingError, first_line
 from dmt_ds.models.classifier_folder import CLASSES_FILE
 from dmt_ds.models.forms import FORMS, disagreement, write_form
 from dmt_ds.models.graph_files import check_onnx_packages
@@ -134,8 +134,9 @@ def _read_back(form: str, model: PortableModel, folder: Path) -> Exported:
     try:
         difference, allowed = disagreement(form, model, folder)
     except Exception as error:  # of whatever library the form is for
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError(f"{folder}: is there already, and does not load ({reason}); {_ANOTHER_FOLDER}") from error
+        raise ExportError(
+            f"{folder}: is there already, and does not load ({first_line(error)}); {_ANOTHER_FOLDER}"
+        ) from error
     if not difference <= allowed:
         raise ExportError(
             f"{folder}: is there already, and holds another model (answers differ by {difference:.1e}, allowed "

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, first_line
 
 _JPEG = b"\xff\xd8"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segment that says the size
@@ -52,7 +52,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
         raise
     except Exception as error:  # a broken file makes decoders raise whatever they like
         raise DataError(
-            f"{name}: not a readable image ({_one_line(error)}); fetch it again, remove it, or set data.bad_images=skip"
+            f"{name}: not a readable image ({_reason(error)}); fetch it again, remove it, or set data.bad_images=skip"
         ) from None
 
 
@@ -109,6 +109,6 @@ def _decode_pillow(data: bytes) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _one_line(error: Exception) -> str:
-    text = (str(error) or type(error).__name__).splitlines()[0]
-    return re.sub(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>", "", text)[:120]  # Pillow's name for what it was given
+def _reason(error: Exception) -> str:
+    """Without Pillow's name for what it was given."""
+    return re.sub(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>", "", first_line(error))[:120]

@@ -19,7 +19,7 @@ from dmt_ds.data.class_values import ClassValues, class_values
 from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, read_file
 from dmt_ds.data.sources import FirstImages, ImageSource, open_source, open_table
 from dmt_ds.data.splits import Split, split_names
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, first_line
 
 IMAGES, ANNOTATIONS = "images", "annotations"
 """Folders of `data.path`, each with a folder a split."""
@@ -223,5 +223,6 @@ def decode_annotation(data: bytes, name: str) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # a broken file makes decoders raise whatever they like
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise DataError(f"{name}: not a readable annotation ({reason}); make it anew or leave it out") from None
+        raise DataError(
+            f"{name}: not a readable annotation ({first_line(error)[:120]}); make it anew or leave it out"
+        ) from None

@@ -15,7 +15,7 @@ from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.joint_crop import resized
 from dmt_ds.downstream.segmenter import Segmenter, View
-from dmt_ds.errors import WeightsError
+from dmt_ds.errors import WeightsError, first_line
 from dmt_ds.models.backbone_folder import WEIGHTS_FILE, write_folder
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.weights import tensors_of
@@ -93,7 +93,7 @@ def load_segmenter(folder: Path) -> SavedSegmenter:
         names = tuple(told["segment"]["classes"])
         view = View.from_sections(section, image_size, mean, std)
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise WeightsError(f"{file}: no description of a segmenter ({reason}); copy the folder anew") from None
     model = Segmenter(build_vit(student, image_size, any_size=True), len(names), section)
     state = tensors_of(folder / WEIGHTS_FILE)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import multiples_near
-from dmt_ds.errors import ConfigError, WeightsError
+from dmt_ds.errors import ConfigError, WeightsError, first_line
 from dmt_ds.models.drop_path import use_image_drop_path
 from dmt_ds.models.positions import sincos_positions
 from dmt_ds.models.products import patches_as_product
@@ -222,16 +222,15 @@ def pretrained(tag: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _why_not_fetched(tag: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, AssertionError | TypeError | RuntimeError) and "state_dict" in str(error):
         return (
             f"timm:{tag}: has no LayerNorm over all tokens (fine-tuned with mean pooling?); take a self-supervised tag "
             "(`dmt-ds teachers list`)"
         )
     return (
-        f"timm:{tag}: not to be had ({type(error).__name__}: {reason[:120]}); fetch them once where there is "
-        f"a network (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the same HF_HOME, "
-        "or give a file"
+        f"timm:{tag}: not to be had ({type(error).__name__}: {first_line(error)[:120]}); fetch them once where "
+        f"there is a network (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the same "
+        "HF_HOME, or give a file"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.errors import WeightsError
+from dmt_ds.errors import WeightsError, first_line
 from dmt_ds.models.layouts import LICENCES, NORMALISATION, file_key, to_timm_names
 
 _WRAPPED_IN = ("teacher", "model", "state_dict", "module")
@@ -174,7 +174,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged or no safetensors file ({_first_line(error)}); fetch it anew") from error
+        raise WeightsError(
+            f"{path}: damaged or no safetensors file ({first_line(error).rstrip('.')}); fetch it anew"
+        ) from error
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
@@ -190,7 +192,9 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             ) from error
         raise WeightsError(f"{path}: damaged or no PyTorch file; fetch it anew") from error
     except Exception as error:  # what torch raises for a damaged file has no common class
-        raise WeightsError(f"{path}: damaged or no PyTorch file ({_first_line(error)}); fetch it anew") from error
+        raise WeightsError(
+            f"{path}: damaged or no PyTorch file ({first_line(error).rstrip('.')}); fetch it anew"
+        ) from error
     if not isinstance(raw, Mapping):
         raise WeightsError(f"{path}: holds a {type(raw).__name__}, not a dict of tensors; save its state dict")
     return raw
@@ -247,7 +251,3 @@ def _triple(values: list[float] | None) -> tuple[float, float, float] | None:
 def _some(items: list[str]) -> str:
     more = len(items) - _SHOWN_KEYS
     return ", ".join(items[:_SHOWN_KEYS]) + (f" and {more} more" if more > 0 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
