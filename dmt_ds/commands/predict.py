@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from dmt_ds.commands import predict_masks, predict_objects
 from dmt_ds.commands.model_source import find_model, find_own_form
 from dmt_ds.commands.predict_images import check_any, leave_out, read_image, written_whole
 from dmt_ds.commands.predict_progress import PredictProgress
+from dmt_ds.config.schema import Interpolation
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.files import find_images
 from dmt_ds.data.views import center_crop
@@ -42,7 +43,7 @@ class _Model(NamedTuple):
     """Uint8 images [B, 3, H, W] -> scores [B, C], or tokens [B, 1+N, D]."""
     class_names: tuple[str, ...]
     image_size: int
-    interpolation: Literal["bicubic", "bilinear"]
+    interpolation: Interpolation
 
 
 class _Answered(NamedTuple):
@@ -162,8 +163,8 @@ def _open(source: str, device: torch.device) -> _Model:
     return _Model(tokens, (), how.image_size, _known(how.interpolation))
 
 
-def _known(interpolation: str) -> Literal["bicubic", "bilinear"]:
-    return cast(Literal["bicubic", "bilinear"], interpolation if interpolation == "bilinear" else "bicubic")
+def _known(interpolation: str) -> Interpolation:
+    return cast(Interpolation, interpolation if interpolation == "bilinear" else "bicubic")
 
 
 def _answers(model: _Model, files: Sequence[str], batch_size: int, unreadable: dict[str, str]) -> Iterator[_Answered]:

@@ -24,6 +24,8 @@ from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.config.tracking import TrackingConfig
 
+Interpolation = Literal["bicubic", "bilinear"]
+BadImages = Literal["stop", "skip"]
 Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify", "segment", "detect"]
 TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
 """The tasks that learn from teachers."""
@@ -64,7 +66,7 @@ class DataConfig(Section):
     """Range of the crop's share of the image's area."""
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Range of the crop's width over height."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """Resampling, always with antialiasing."""
     horizontal_flip: Fraction = 0.5
     """Probability of a mirrored crop; 0 where left and right mean something (digits)."""
@@ -73,7 +75,7 @@ class DataConfig(Section):
     num_workers: Workers = "auto"
     """Loader processes a rank, never more than its CPU cores; `auto`: one a core, less one for training, 16 at most; 0
     decodes in the training process."""
-    bad_images: Literal["stop", "skip"] = "stop"
+    bad_images: BadImages = "stop"
     """An unreadable image stops the run, or is named in the log and another one takes its place."""
     max_train_images: Count | None = None
     """Use only the first so many training images: for a trial run."""

@@ -6,13 +6,14 @@ An unreadable image is reported, not raised: an exception would cross the proces
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from dmt_ds import sample_rng
+from dmt_ds.config.schema import BadImages, Interpolation
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.rand_augment import RandAugment
 from dmt_ds.data.sources import ImageSource
@@ -52,7 +53,7 @@ class RowReader(Generic[T]):
         bad_images: an unreadable one raises, or another takes its place.
     """
 
-    def __init__(self, read: Callable[[int], T], num_images: int, bad_images: Literal["stop", "skip"]) -> None:
+    def __init__(self, read: Callable[[int], T], num_images: int, bad_images: BadImages) -> None:
         self._read, self._num_images, self._bad_images = read, num_images, bad_images
         self._unreadable: dict[int, str] = {}
 
@@ -82,9 +83,7 @@ class RowReader(Generic[T]):
 class TrainBatchMaker(BatchMaker):
     """Draws the crops of a batch's images."""
 
-    def __init__(
-        self, source: ImageSource, crops: Sequence[CropSpec], run_seed: int, bad_images: Literal["stop", "skip"]
-    ) -> None:
+    def __init__(self, source: ImageSource, crops: Sequence[CropSpec], run_seed: int, bad_images: BadImages) -> None:
         self._source, self._crops, self._run_seed = source, tuple(crops), run_seed
         self._read = RowReader(source.read, len(source), bad_images)
 
@@ -115,7 +114,7 @@ class EvalBatchMaker(BatchMaker):
     A row beyond the last one fills a batch up: an image that was there before, with label -1.
     """
 
-    def __init__(self, source: ImageSource, size: int, interpolation: Literal["bicubic", "bilinear"]) -> None:
+    def __init__(self, source: ImageSource, size: int, interpolation: Interpolation) -> None:
         self._source, self._size, self._interpolation = source, size, interpolation
 
     def __getitem__(self, job: Job) -> Made:

@@ -1,11 +1,10 @@
 """What a loader process does for detection: rows of a COCO source to one batch; knows no order and no process."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from dmt_ds import sample_rng
+from dmt_ds.config.schema import BadImages
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker, Job, Made, RowReader
 from dmt_ds.data.coco import CocoSource
@@ -29,7 +28,7 @@ class TrainDetectionMaker(BatchMaker):
         spec: ScaleSpec,
         size_multiple: int,
         run_seed: int,
-        bad_images: Literal["stop", "skip"],
+        bad_images: BadImages,
     ) -> None:
         self._source, self._spec = source, spec
         self._size_multiple, self._run_seed = size_multiple, run_seed

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dmt_ds import sample_rng
+from dmt_ds.config.schema import Interpolation
 from dmt_ds.data.coco import CocoObject
 from dmt_ds.data.coco_library import Segmentation, mask_of
 from dmt_ds.data.detection_batch import Objects
@@ -32,7 +33,7 @@ class ScaleSpec:
     short_sides: tuple[int, ...]
     max_side: int
     flip: float = 0.0
-    interpolation: Literal["bicubic", "bilinear"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     masks: bool = True
 
 

@@ -1,13 +1,12 @@
 """The same scale, crop and flip of an image and of its label map, from the image's seed; knows no loader, no model."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.schema import DataConfig, Interpolation
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.views import resize_into
 
@@ -35,7 +34,7 @@ class JointCrop:
     scale: tuple[float, float]
     flip: float
     max_class_share: float
-    interpolation: Literal["bicubic", "bilinear"]
+    interpolation: Interpolation
 
     @classmethod
     def from_sections(cls, data: DataConfig, section: SegmentConfig) -> "JointCrop":
@@ -106,7 +105,7 @@ def resized(
     pixels: Tensor,
     short_side: int | None,
     factor: float = 1.0,
-    interpolation: Literal["bicubic", "bilinear"] = "bilinear",
+    interpolation: Interpolation = "bilinear",
 ) -> Tensor:
     """An image [3, h, w], resampled, or a label map [h, w], of the nearest pixels' classes; uint8 both ways."""
     height, width = scaled_size(pixels.shape[-2], pixels.shape[-1], short_side, factor)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
+from dmt_ds.config.schema import BadImages, Interpolation
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker, EvalBatchMaker, Job, Made, TrainBatchMaker
 from dmt_ds.data.cores import cores_of_rank, usable_workers
@@ -42,7 +43,7 @@ class TrainLoader:
         local_world_size: int = 1,
         num_workers: int | Literal["auto"] = 0,
         pin_memory: bool = False,
-        bad_images: Literal["stop", "skip"] = "stop",
+        bad_images: BadImages = "stop",
         maker: BatchMaker | None = None,
     ) -> None:
         """Start what takes seconds (the server that loader processes come from), and return at once.
@@ -100,7 +101,7 @@ def eval_batches(
     image_size: int,
     batch_size: int,
     num_workers: int | Literal["auto"] = 0,
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    interpolation: Interpolation = "bicubic",
     local_world_size: int = 1,
     rank: int = 0,
     world_size: int = 1,

@@ -1,12 +1,12 @@
 """What loader processes do for segmentation: rows of a source to batches of images with label maps."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dmt_ds import sample_rng
+from dmt_ds.config.schema import BadImages, Interpolation
 from dmt_ds.config.segmentation import IGNORED
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker, Job, Made, RowReader, empty_images, in_shared_memory
@@ -40,9 +40,7 @@ class LabelMaps:
 class TrainMapMaker(BatchMaker):
     """Draws one crop of each image and of its label map."""
 
-    def __init__(
-        self, source: LabelMapSource, crop: JointCrop, run_seed: int, bad_images: Literal["stop", "skip"]
-    ) -> None:
+    def __init__(self, source: LabelMapSource, crop: JointCrop, run_seed: int, bad_images: BadImages) -> None:
         self._crop, self._run_seed = crop, run_seed
         self._read = RowReader(source.read_pair, len(source), bad_images)
 
@@ -71,9 +69,7 @@ class EvalMapMaker(BatchMaker):
     A row beyond the last one fills a rank's share up: its map is all 255, its label -1; that of all others is 0.
     """
 
-    def __init__(
-        self, source: LabelMapSource, short_side: int | None, interpolation: Literal["bicubic", "bilinear"]
-    ) -> None:
+    def __init__(self, source: LabelMapSource, short_side: int | None, interpolation: Interpolation) -> None:
         self._source, self._short_side, self._interpolation = source, short_side, interpolation
 
     def __getitem__(self, job: Job) -> Made:

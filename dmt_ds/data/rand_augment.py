@@ -7,7 +7,7 @@ magnitude, 0 to 10. All numbers come from the image's seed. The pixels are Pillo
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from dmt_ds import sample_rng
+from dmt_ds.config.schema import Interpolation
 
 NUM_OPERATIONS = 2
 _PROBABILITY = 0.5
@@ -44,7 +45,7 @@ class RandAugment:
     magnitude: float = 9.0
     std: float = 0.5
     fill: tuple[int, int, int] = (124, 116, 104)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
 
     def draw(self, seeds: Tensor, view: int) -> list[list[Step]]:
         """The steps of each image: [B] int64 -> B lists of none to two.

@@ -12,12 +12,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dmt_ds.config.schema import BadImages
 from dmt_ds.data.decode import decode_image
 from dmt_ds.data.sources import ImageSource, write_parquet
 from dmt_ds.data.views import CropSpec, crop_box, crop_numbers, cut, resize_into
@@ -44,7 +44,7 @@ class ShardSettings:
     short_side: int
     quality: int
     images_a_shard: int = 4096
-    bad_images: Literal["stop", "skip"] = "stop"
+    bad_images: BadImages = "stop"
 
 
 @dataclass(frozen=True)

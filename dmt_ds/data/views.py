@@ -7,14 +7,13 @@ The same crop goes to all teachers and the student: tokens are compared position
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dmt_ds import sample_rng
 from dmt_ds.config.evaluation import eval_short_side
-from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.schema import DataConfig, Interpolation
 from dmt_ds.data.rand_augment import RandAugment
 
 _TRIES = 10  # as many as torchvision's
@@ -38,7 +37,7 @@ class CropSpec:
     size: int
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     flip: float = 0.5
     rotation_degrees: float = 0.0
     rand_augment: RandAugment | None = None
@@ -94,7 +93,7 @@ def cut_into(place: Tensor, image: Tensor, spec: CropSpec, numbers: list[float])
         place.copy_(functional.rotate(place, angle, InterpolationMode.BILINEAR))
 
 
-def resize_into(place: Tensor, image: Tensor, interpolation: Literal["bicubic", "bilinear"]) -> None:
+def resize_into(place: Tensor, image: Tensor, interpolation: Interpolation) -> None:
     """Antialiased, as torchvision resizes, but to where the pixels shall lie: half of its time goes for copies.
 
     Args:
@@ -126,7 +125,7 @@ def crop_box(height: int, width: int, spec: CropSpec, numbers: list[float]) -> t
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def center_crop(image: Tensor, size: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+def center_crop(image: Tensor, size: int, interpolation: Interpolation = "bicubic") -> Tensor:
     """The middle of an image, for evaluation: [3, h, w] uint8 -> [3, size, size] uint8.
 
     The short side is scaled as `eval_short_side` says, and the margin cut off; where that leaves no margin, the whole

@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from dmt_ds.config.methods import AugmentConfig
-from dmt_ds.config.schema import DataConfig, StudentConfig
+from dmt_ds.config.schema import DataConfig, Interpolation, StudentConfig
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.joint_crop import resized
 from dmt_ds.downstream.segmenter import Segmenter, View
@@ -38,7 +38,7 @@ class SavedSegmenter:
     class_names: tuple[str, ...]
     view: View
     short_side: int | None
-    interpolation: Literal["bicubic", "bilinear"]
+    interpolation: Interpolation
 
     def classes(self, image: Tensor, device: torch.device) -> Tensor:
         """Class of each pixel: [3, H, W] uint8 of any size -> [H, W] uint8, on the CPU."""

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dmt_ds.config.detection import DetectConfig
-from dmt_ds.config.schema import DataConfig, StudentConfig
+from dmt_ds.config.schema import DataConfig, Interpolation, StudentConfig
 from dmt_ds.config.section import Triple
 from dmt_ds.data.coco import Category
 from dmt_ds.errors import WeightsError
@@ -33,7 +33,7 @@ class SavedDetector(NamedTuple):
     """In evaluation, on the CPU, in float32."""
     section: DetectConfig
     categories: tuple[Category, ...]
-    interpolation: Literal["bicubic", "bilinear"]
+    interpolation: Interpolation
     mean: Triple
     std: Triple
 
