@@ -15,6 +15,7 @@ from dmt_ds.errors import ConfigError
 from dmt_ds.methods.encoder import build_encoder, encode, patch_embeddings, patch_positions
 from dmt_ds.methods.masking import patch_order, take_rows
 from dmt_ds.models.drop_path import drop_path_seeds
+from dmt_ds.models.student import xavier_linear
 from dmt_ds.models.vit import build_vit
 
 
@@ -77,9 +78,9 @@ class MaeModule(nn.Module):
         )
         self.decoder_blocks, self.decoder_norm = decoder.blocks, decoder.norm
         self.decoder_pos_embed = decoder.pos_embed  # [1, 1+N, D'], fixed
-        self.decoder_embed = _linear(self.encoder.embed_dim, width)
+        self.decoder_embed = xavier_linear(self.encoder.embed_dim, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
-        self.decoder_pred = _linear(width, 3 * student.patch_size**2)
+        self.decoder_pred = xavier_linear(width, 3 * student.patch_size**2)
 
     def forward(self, images: Tensor, order: Tensor, num_kept: int, seeds: Tensor) -> Tensor:
         """Guess all patches from the first `num_kept` of each image's order.
@@ -137,11 +138,3 @@ class MaeTask(AllInModule):
         """The encoder."""
         vit: nn.Module = self.module.encoder
         return vit
-
-
-def _linear(width_in: int, width_out: int) -> nn.Linear:
-    """Xavier uniform and no bias to begin with, as the ViT's own."""
-    linear = nn.Linear(width_in, width_out)
-    nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear

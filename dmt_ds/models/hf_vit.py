@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmt_ds.errors import ExportError, WeightsError
 from dmt_ds.models.portable import Answer, PortableModel, Preprocessing
-from dmt_ds.models.weights import Weights, read_weights, write_safetensors
+from dmt_ds.models.weights import Weights, read_weights, triple, write_safetensors
 
 _MODEL_TYPES = ("vit", "vit_mae", "deit", "beit", "dinov2", "dinov2_with_registers")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -59,8 +59,8 @@ def read_hf(source: str) -> Weights:
         where=f"hf:{source}",
         num_heads=config.num_attention_heads,
         norm_eps=config.layer_norm_eps,
-        mean=(0.0, 0.0, 0.0) if unchanged else _triple(processor.get("image_mean")) or weights.mean,
-        std=(1.0, 1.0, 1.0) if unchanged else _triple(processor.get("image_std")) or weights.std,
+        mean=(0.0, 0.0, 0.0) if unchanged else triple(processor.get("image_mean")) or weights.mean,
+        std=(1.0, 1.0, 1.0) if unchanged else triple(processor.get("image_std")) or weights.std,
     )
 
 
@@ -237,10 +237,6 @@ def _file(source: str, name: str) -> Path | None:
 def _json(source: str, name: str) -> dict[str, Any]:
     path = _file(source, name)
     return {} if path is None else dict(json.loads(path.read_text()))
-
-
-def _triple(values: list[float] | None) -> tuple[float, float, float] | None:
-    return None if values is None else (values[0], values[1], values[2])
 
 
 def _why_not_had(source: str, name: str) -> str:

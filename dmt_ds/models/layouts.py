@@ -29,8 +29,9 @@ NORMALISATION: dict[str, tuple[Triple, Triple]] = {
 """Mean and std, by layout, of the pixels in 0..1 that the authors train with. `beit` is BEiT v1: pretrained weights of
 v2, which has ImageNet's, are refused for the extra blocks in their files, fine-tuned ones for their missing norm."""
 
+MOCO_ENCODERS = ("base_encoder", "momentum_encoder")
+"""The two encoders of a MoCo v3 checkpoint."""
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
-_MOCO_ENCODERS = ("base_encoder", "momentum_encoder")
 _NOT_THE_ENCODER = re.compile(
     r"^(head|head_dist|lm_head|projector|predictor)\.|^decoder_|^(mask_token|masked_embed)$|relative_position_index$"
 )
@@ -100,10 +101,10 @@ def to_timm_names(
     """
     names = {key: _WRAPPERS.sub("", key) for key in state}  # file's key -> without wrappers
     bare = set(names.values())
-    if any(name.startswith(tuple(f"{encoder}." for encoder in _MOCO_ENCODERS)) for name in bare):
-        encoder = part if part in _MOCO_ENCODERS else "base_encoder"
+    if any(name.startswith(tuple(f"{encoder}." for encoder in MOCO_ENCODERS)) for name in bare):
+        encoder = part if part in MOCO_ENCODERS else "base_encoder"
         return _plain(state, _with_prefix(names, f"{encoder}."), "moco_v3")
-    if part in _MOCO_ENCODERS:
+    if part in MOCO_ENCODERS:
         raise WeightsError(f"{where}: checkpoint_key '{part}' is for MoCo v3's layout, and this file has no '{part}.*'")
     if any(name.startswith("backbone.") for name in bare):
         masked = "ibot_loss" in siblings or "backbone.masked_embed" in bare

@@ -54,14 +54,14 @@ def build_adapter(kind: str, in_width: int, out_width: int) -> nn.Module:
     if kind == "identity" or (kind == "auto" and in_width == out_width):
         return nn.Identity()
     if kind in ("auto", "linear"):
-        return _linear(in_width, out_width)
+        return xavier_linear(in_width, out_width)
     if kind == "ln_linear":
-        return nn.Sequential(nn.LayerNorm(in_width, eps=1e-6), _linear(in_width, out_width))
+        return nn.Sequential(nn.LayerNorm(in_width, eps=1e-6), xavier_linear(in_width, out_width))
     assert kind == "mlp", kind
-    return nn.Sequential(_linear(in_width, out_width), nn.GELU(), _linear(out_width, out_width))
+    return nn.Sequential(xavier_linear(in_width, out_width), nn.GELU(), xavier_linear(out_width, out_width))
 
 
-def _linear(in_width: int, out_width: int) -> nn.Linear:
+def xavier_linear(in_width: int, out_width: int) -> nn.Linear:
     """Initialised as the ViT's own linear maps are."""
     linear = nn.Linear(in_width, out_width)
     nn.init.xavier_uniform_(linear.weight)

@@ -18,7 +18,7 @@ from dmt_ds.models.backbone_folder import CONFIG_FILE, load_backbone
 from dmt_ds.models.blueprint import build_from, check_image_size
 from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
-from dmt_ds.models.weights import Weights, read_weights
+from dmt_ds.models.weights import Weights, read_weights, triple
 
 logger = logging.getLogger(__name__)
 
@@ -212,8 +212,8 @@ def _of_timm(section: TeacherConfig, tag: str) -> _Found:
         layout="timm",
         licence=licence.upper().replace("APACHE", "Apache") if licence else None,
         sha256=_hash_of_tensors(vit),
-        mean=_triple(config.get("mean")),
-        std=_triple(config.get("std")),
+        mean=triple(config.get("mean")),
+        std=triple(config.get("std")),
     )
 
 
@@ -231,8 +231,8 @@ def _of_folder(section: TeacherConfig, path: Path) -> _Found:
         layout="dmt_ds" if "dmt_ds" in config else "timm",
         licence=licence.upper().replace("APACHE", "Apache") if licence else None,
         sha256=sha256,
-        mean=_triple(data.get("mean")),
-        std=_triple(data.get("std")),
+        mean=triple(data.get("mean")),
+        std=triple(data.get("std")),
     )
 
 
@@ -273,10 +273,6 @@ def _check_heads(section: TeacherConfig, vit: nn.Module) -> None:
         raise WeightsError(
             f"{section.source}: num_heads {section.num_heads} is asked for, the model has {heads}: leave num_heads out"
         )
-
-
-def _triple(values: Any) -> Triple | None:
-    return None if values is None else (values[0], values[1], values[2])
 
 
 def _hash_of_tensors(vit: nn.Module) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmt_ds.config.section import Triple
 from dmt_ds.errors import WeightsError, first_line
-from dmt_ds.models.layouts import LICENCES, NORMALISATION, file_key, to_timm_names
+from dmt_ds.models.layouts import LICENCES, MOCO_ENCODERS, NORMALISATION, file_key, to_timm_names
 
 _WRAPPED_IN = ("teacher", "model", "state_dict", "module")
-_ENCODERS_OF_MOCO = ("base_encoder", "momentum_encoder")
 _SHOWN_KEYS = 3
 METADATA_KEY = "dmt_ds"
 """Entry of a safetensors header in which `dmt-ds teachers convert` keeps what tensors alone don't tell."""
@@ -93,8 +93,8 @@ def read_weights(path: str | Path, checkpoint_key: str | None = None) -> Weights
         licence=metadata.get("licence", LICENCES.get(found.layout)),
         num_heads=metadata.get("num_heads"),
         norm_eps=metadata.get("norm_eps", 1e-6),
-        mean=_triple(metadata.get("mean")) or mean,
-        std=_triple(metadata.get("std")) or std,
+        mean=triple(metadata.get("mean")) or mean,
+        std=triple(metadata.get("std")) or std,
     )
 
 
@@ -223,7 +223,7 @@ def _offenders(path: Path) -> list[str]:
 def _unwrap(raw: Mapping[str, Any], path: Path, key: str | None) -> tuple[dict[str, Tensor], str | None]:
     """The state dict inside a checkpoint, and the top-level key it lay under."""
     wrapped = [name for name, value in raw.items() if isinstance(value, Mapping) and _tensors(value)]
-    if key is not None and key not in _ENCODERS_OF_MOCO:
+    if key is not None and key not in MOCO_ENCODERS:
         if key not in wrapped:
             there = ", ".join(f"'{name}'" for name in wrapped) or "none: it is a flat state dict; leave the key out"
             raise WeightsError(f"{path}: no state dict under checkpoint_key '{key}'; the file has {there}")
@@ -244,7 +244,8 @@ def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in mapping.items() if isinstance(value, Tensor)}
 
 
-def _triple(values: list[float] | None) -> tuple[float, float, float] | None:
+def triple(values: Sequence[float] | None) -> Triple | None:
+    """Three numbers, a colour each, as a file's JSON or metadata has them; None where it has none."""
     return None if values is None else (values[0], values[1], values[2])
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dmt_ds.config.segmentation import IGNORED
 from dmt_ds.tracking.figures import GREY, INK, new_figure, printable, save
 
-_IGNORED = 255
 _LEGEND = 30
 """Classes that the legend names: the most frequent ones in the pictures."""
 _CELL_INCHES = 2.2
@@ -30,7 +30,7 @@ def class_colours(num_classes: int) -> Tensor:
 
 def coloured(classes: Tensor, colours: Tensor) -> Tensor:
     """Class numbers [H, W] uint8 -> [3, H, W] uint8; what has no class is black."""
-    with_black = torch.zeros(_IGNORED + 1, 3, dtype=torch.uint8)
+    with_black = torch.zeros(IGNORED + 1, 3, dtype=torch.uint8)
     with_black[: len(colours)] = colours
     return with_black[classes.long()].permute(2, 0, 1)
 
@@ -72,11 +72,11 @@ def _name_colours(figure: object, shown: Sequence[Masks], class_names: Sequence[
     from matplotlib.patches import Patch
 
     assert isinstance(figure, Figure)
-    counts = torch.zeros(_IGNORED + 1, dtype=torch.int64)
+    counts = torch.zeros(IGNORED + 1, dtype=torch.int64)
     for _, labels, answer in shown:
         for classes in (labels, answer):
             if classes is not None:
-                counts += torch.bincount(classes.flatten().long(), minlength=_IGNORED + 1)
+                counts += torch.bincount(classes.flatten().long(), minlength=IGNORED + 1)
     frequent = counts[: len(class_names)].argsort(descending=True, stable=True)[:_LEGEND].tolist()
     patches = [
         Patch(color=tuple(value / 255 for value in colours[number].tolist()), label=printable(class_names[number])[:22])
