@@ -32,6 +32,13 @@ class AugmentConfig(Section):
     """Share of images whose bright half (>= 0.5) is inverted."""
 
 
+# Two unlike views of an image, as BYOL has them.
+_FIRST_VIEW = AugmentConfig(
+    saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=1.0
+)
+_SECOND_VIEW = _FIRST_VIEW.model_copy(update={"blur_probability": 0.1, "solarize_probability": 0.2})
+
+
 class DistillConfig(Section):
     """The objective: the paper's eq. 2, 3 and 4 and the variants beside them."""
 
@@ -86,18 +93,9 @@ class MocoV3Config(Section):
     """Width of queries and keys."""
     freeze_patch_embed: bool = True
     """Random, fixed patch projection: the paper's remedy for instability."""
-    view_1: AugmentConfig = AugmentConfig(
-        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=1.0
-    )
+    view_1: AugmentConfig = _FIRST_VIEW
     """Augmentation of the first crop."""
-    view_2: AugmentConfig = AugmentConfig(
-        saturation=0.2,
-        hue=0.1,
-        jitter_probability=0.8,
-        grayscale_probability=0.2,
-        blur_probability=0.1,
-        solarize_probability=0.2,
-    )
+    view_2: AugmentConfig = _SECOND_VIEW
     """Augmentation of the second crop."""
 
 
@@ -146,18 +144,9 @@ class IbotConfig(Section):
     """Side of the small crops, in pixels; a multiple of the patch."""
     local_crop_scale: tuple[Fraction, Fraction] = (0.05, 0.25)
     """Area of the small crops."""
-    view_1: AugmentConfig = AugmentConfig(
-        saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=1.0
-    )
+    view_1: AugmentConfig = _FIRST_VIEW
     """Augmentation of the first large crop."""
-    view_2: AugmentConfig = AugmentConfig(
-        saturation=0.2,
-        hue=0.1,
-        jitter_probability=0.8,
-        grayscale_probability=0.2,
-        blur_probability=0.1,
-        solarize_probability=0.2,
-    )
+    view_2: AugmentConfig = _SECOND_VIEW
     """Augmentation of the second large crop."""
     view_local: AugmentConfig = AugmentConfig(
         saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.5
