@@ -114,12 +114,12 @@ class MaskingFormatter(logging.Formatter):
     """Lines of a log, tracebacks too, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As the base's, masked."""
+        """The base's line, masked."""
         return masked(super().format(record))
 
 
 def mask_all_that_is_said() -> None:
-    """From now on no line of any logger and no traceback of this process has a secret in it; for the command's start.
+    """Keep secrets out of every logger's lines and all tracebacks of this process from now on; for the command's start.
 
     Libraries have handlers of their own, which no formatter of ours reaches: the records themselves are masked.
     """

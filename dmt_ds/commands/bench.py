@@ -65,7 +65,7 @@ def run(config: RunConfig) -> Calibration:
 
 
 def render(found: Calibration) -> str:
-    """Lines for people."""
+    """The measured rates in lines for people."""
     rows = {
         "teachers, forward": found.teacher_flops and f"{found.teacher_flops / 1e12:.3g} TFLOP/s",
         "student, both ways": found.student_flops and f"{found.student_flops / 1e12:.3g} TFLOP/s",

@@ -61,7 +61,7 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
         return ClassificationTask(config.student, section, config.data.image_size, config.augment, class_names)
 
     def build_judge(self, task: ClassificationTask, images: LabelledImages, scene: Scene) -> "ClassificationJudge":
-        """By top-1 and top-5."""
+        """The judge by top-1 and top-5."""
         return ClassificationJudge(task, images, scene)
 
     def save(
@@ -88,7 +88,7 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
         )
 
     def averages(self, config: RunConfig) -> bool:
-        """Where it is told to."""
+        """Whether `classify.ema_decay` asks for a running mean."""
         return config.classify.ema_decay > 0
 
     def stage(self, config: RunConfig) -> str:
@@ -98,11 +98,11 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
         return "linear" if config.classify.frozen else "finetune"
 
     def recipe_of(self, size: str) -> str:
-        """Fine-tuning of the whole."""
+        """The recipe that fine-tunes the whole."""
         return f"finetune_vit_{size}"
 
     def suffix(self, config: RunConfig) -> str:
-        """The stage."""
+        """The name of what is trained: `linear` or `finetune`."""
         return "linear" if config.classify.frozen else "finetune"
 
 

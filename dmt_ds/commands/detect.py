@@ -90,7 +90,7 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
         return TrainDetectionMaker(images.train, spec, multiple, config.seed, data.bad_images)
 
     def build_judge(self, task: "DetectionTask", images: CocoImages, scene: Scene) -> "DetectionJudge":
-        """By COCO's average precision."""
+        """The judge by COCO's average precision."""
         return DetectionJudge(task, images, scene)
 
     def save(

@@ -152,7 +152,7 @@ def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
 
 
 def render(plan: dict[str, Any]) -> str:
-    """Lines for people."""
+    """The plan in lines for people."""
     run, machines = plan["run"], plan["machines"]
     stored, sent, times = plan["memory_bytes"], plan["step_bytes_sent"], plan["step_seconds"]
     ranks = machines["nodes"] * machines["gpus_per_node"]
@@ -186,7 +186,7 @@ def render(plan: dict[str, Any]) -> str:
 
 
 def render_json(plan: dict[str, Any]) -> str:
-    """For programs."""
+    """The plan as JSON, for programs."""
     return json.dumps(plan, indent=1)
 
 

@@ -49,7 +49,7 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         return open_segmented(config.data, config.segment)
 
     def source(self, config: RunConfig, split: Split) -> LabelMapSource:
-        """With annotations, so that a look at images is one at both."""
+        """One split with its annotations, so that a look at its images is one at both."""
         return open_label_maps(config.data, config.segment, split)
 
     def meaning(self, images: SegmentedImages) -> list[str]:
@@ -80,7 +80,7 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         return TrainMapMaker(images.train, crop, config.seed, config.data.bad_images)
 
     def build_judge(self, task: SegmentationTask, images: SegmentedImages, scene: Scene) -> "SegmentationJudge":
-        """By mIoU, aAcc and mAcc."""
+        """The judge by mIoU, aAcc and mAcc."""
         return SegmentationJudge(task, images, scene)
 
     def save(
@@ -108,7 +108,7 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         return "segment"
 
     def recipe_of(self, size: str) -> str:
-        """ADE20K's."""
+        """ADE20K's recipe."""
         return f"segment_ade20k_vit_{size}"
 
 

@@ -57,7 +57,7 @@ class RunningStage:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     def poll(self) -> int | None:

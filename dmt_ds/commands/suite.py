@@ -85,7 +85,7 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
 
 
 def note_on_parent(plan: SuitePlan, status: Status | Literal["RUNNING"]) -> None:
-    """On the run in MLflow under which all runs stand; variants of other stores have one there."""
+    """Note the suite in MLflow on the run that all runs stand under; variants of other stores have one there."""
     suite = plan.file.suite
     tags = {"suite": suite.name, "variants": ",".join(suite.variants)}
     if suite.paper is not None:

@@ -75,7 +75,7 @@ class LocalSuite:
         self._seconds: dict[Role, list[float]] = {}
 
     def make_all(self) -> None:
-        """Until all have ended, or a signal asks to save and end.
+        """Make runs until all have ended, or a signal asks to save and end.
 
         Raises:
             KeyboardInterrupt: a second Ctrl-C; everything was ended at once.

@@ -8,7 +8,7 @@ from dmt_ds.config.suite_run import SuiteRun
 
 @dataclass(frozen=True)
 class Phase:
-    """One of them.
+    """One phase of a suite.
 
     Attributes:
         name: of the command.

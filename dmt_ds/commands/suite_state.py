@@ -87,7 +87,7 @@ def _state_of_training(run: SuiteRun) -> str:
 
 
 def changed(run: SuiteRun) -> str | None:
-    """In one line, how a trained run, or what was done with its encoder, differs from what the suite asks for now.
+    """How a trained run, or what was done with its encoder, differs from what the suite asks for now, in one line.
 
     None where nothing does.
 
@@ -99,7 +99,7 @@ def changed(run: SuiteRun) -> str | None:
 
 
 def changed_follow_up(run: SuiteRun) -> str | None:
-    """As `changed`, of what was done with its encoder alone: what the encoder itself gives is not compared."""
+    """How what was done with an encoder differs from what is asked for now; what the encoder gives is not compared."""
     done = (follow_up for follow_up in follow_ups_of(run) if (follow_up.folder / DONE).exists())
     lines = (_changed(follow_up.folder, follow_up.config, follow_up.given_by_encoder) for follow_up in done)
     return next((line for line in lines if line is not None), None)
@@ -173,7 +173,7 @@ class Choice:
         return f"{self.variant}: {self.key}={value_text(self.value)} is best by {self.metric} ({tried}{failed})"
 
     def as_record(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The choice as JSON has it."""
         return {
             "variant": self.variant,
             "key": self.key,

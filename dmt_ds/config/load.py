@@ -56,7 +56,7 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Run
 
 
 def load_layers(recipe: str | Path | None, layers: Sequence[tuple[str, Sequence[str]]]) -> RunConfig:
-    """As `load_config`, with overrides of several origins, each of which wins over the ones before.
+    """Read a run from overrides of several origins, each of which wins over the ones before.
 
     Args:
         recipe: name of a shipped recipe, or a path; None takes the defaults.

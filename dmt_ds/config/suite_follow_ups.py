@@ -55,7 +55,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class FollowUp:
-    """One of them, with the encoder of one run."""
+    """One thing to do with the encoder of one run."""
 
     kind: FollowUpKind
     spec: FollowUpSpec
@@ -63,7 +63,7 @@ class FollowUp:
 
     @property
     def folder(self) -> Path:
-        """Its `output_dir`."""
+        """The `output_dir` of its command."""
         return self.run.folder / self.kind.name
 
     @property
@@ -87,7 +87,7 @@ class FollowUp:
 
     @cached_property
     def arguments(self) -> tuple[str, ...]:
-        """Of its command.
+        """Arguments of its command.
 
         Raises:
             ConfigError: its recipe won't do; one line.

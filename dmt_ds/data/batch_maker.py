@@ -154,7 +154,7 @@ def empty_images(count: int, size: int) -> Tensor:
 
 
 def in_shared_memory(tensor: Tensor) -> Tensor:
-    """In a loader process, moved to where the training process can see it."""
+    """The tensor; in a loader process, moved to where the training process can see it."""
     if get_worker_info() is not None:
         tensor.share_memory_()  # type: ignore[no-untyped-call]
     return tensor

@@ -20,7 +20,7 @@ class Objects(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectionTarget:
-    """Of a batch whose images stand at the top left of one common size, black beyond their own.
+    """What is to be found in a batch's images, which stand at the top left of one common size, black beyond their own.
 
     Attributes:
         sizes: height and width of each image in the batch.

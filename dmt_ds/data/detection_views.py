@@ -45,7 +45,7 @@ class Draw(NamedTuple):
 
 
 def draws(seeds: Tensor, spec: ScaleSpec) -> list[Draw]:
-    """Of each image by its own seed: [B] int64 -> B draws."""
+    """One draw an image, by the image's own seed: [B] int64 -> B draws."""
     numbers: list[list[float]] = sample_rng.uniform(seeds, "detection", 2).tolist()
     sides = spec.short_sides
     return [Draw(sides[int(number * len(sides))], flip < spec.flip) for number, flip in numbers]

@@ -43,5 +43,5 @@ class DigitsSource:
         return int(self._labels[index])
 
     def name(self, index: int) -> str:
-        """For messages."""
+        """The name for messages."""
         return f"digits {self._split} image {index}"

@@ -105,7 +105,7 @@ class LabelMapSource:
 
 
 class SegmentedImages(NamedTuple):
-    """Both splits."""
+    """Both splits of a data set with label maps."""
 
     train: LabelMapSource
     test: LabelMapSource
@@ -131,7 +131,7 @@ def open_segmented(data: DataConfig, section: SegmentConfig) -> SegmentedImages:
 def open_label_maps(
     data: DataConfig, section: SegmentConfig, split: Split, values: ClassValues | None = None
 ) -> LabelMapSource:
-    """One split.
+    """One split with its label maps.
 
     Raises:
         DataError: as `open_segmented`.
@@ -201,7 +201,7 @@ class _FilesBeside:
 
 
 def count_pixels(maps: Tensor) -> Tensor:
-    """Of each class number, and 255, in uint8 maps of any shape: [256] int64."""
+    """Number of pixels of each class number, and of 255, in uint8 maps of any shape: [256] int64."""
     return torch.bincount(maps.flatten().int(), minlength=IGNORED + 1)
 
 

@@ -130,7 +130,7 @@ def every_image(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """As `eval_batches`, by any maker; a row of `num_images` or more fills a batch up, and must not count.
+    """Every image once, in order, by any maker; a row of `num_images` or more fills a batch up, and must not count.
 
     Raises:
         DataError: an image can't be read (named), or a loader process was killed.

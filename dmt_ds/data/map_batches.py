@@ -17,7 +17,7 @@ from dmt_ds.errors import DataError
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """Of a batch's images.
+    """Label maps of a batch's images.
 
     Attributes:
         maps: [B, H, W] uint8, class numbers and 255. In evaluation of the image's own size, which its pixels in the

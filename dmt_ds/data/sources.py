@@ -106,15 +106,15 @@ class FirstImages:
         return self._count
 
     def read(self, index: int) -> Tensor:
-        """As the source's."""
+        """The source's image."""
         return self._source.read(index)
 
     def label(self, index: int) -> int:
-        """As the source's."""
+        """The source's label."""
         return self._source.label(index)
 
     def name(self, index: int) -> str:
-        """As the source's."""
+        """The source's name of the image."""
         return self._source.name(index)
 
 

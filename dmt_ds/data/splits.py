@@ -13,7 +13,7 @@ Split = Literal["train", "val"]
 
 
 def split_name(section: DataConfig, split: Split) -> str:
-    """As the recipe calls it."""
+    """The split's name in the recipe's data set."""
     return section.train_split if split == "train" else section.val_split
 
 

@@ -35,7 +35,7 @@ def start_server() -> ForkServerContext:
 
 
 def obey_trainer(_worker: int) -> None:
-    """In a worker: end it, however stuck it is, when the trainer is gone or sends SIGTERM; nobody else's counts.
+    """End this worker, however stuck it is, when the trainer is gone or sends SIGTERM; nobody else's counts.
 
     torch watches the parent for that, but a worker's parent is the server, which itself lives as long as a worker does.
     """

@@ -88,7 +88,7 @@ class TeacherDiagnostics:
         }
 
     def after_step(self) -> None:
-        """After each update, on all ranks: the means move if that was a log step."""
+        """Move the means if the update was a log step; all ranks call, after each update."""
         self._means.after_step()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ class TokenFusion:
         return {FUSED: self._scaled(fused)}
 
     def after_step(self) -> None:
-        """After each update, on all ranks: the running means of `centred` move."""
+        """Move the running means of `centred`; all ranks call, after each update."""
         self._means.after_step()
 
     def state_dict(self) -> dict[str, Tensor]:

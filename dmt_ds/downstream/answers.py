@@ -43,7 +43,7 @@ def answers_of(logits: Tensor, rows: Tensor, labels: Tensor) -> Answers:
 
 
 def joined(parts: Sequence[Answers]) -> Answers:
-    """Those of several batches, in their order."""
+    """The answers of several batches as one, in their order."""
     return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -19,7 +19,7 @@ WINDOWS_AT_ONCE = 8
 
 
 class Scores(NamedTuple):
-    """Of the classes, before the softmax."""
+    """Scores of the classes, before the softmax."""
 
     main: Tensor
     """[B, C, 4h, 4w], a quarter of a patch each."""
@@ -57,7 +57,7 @@ class Segmenter(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of its weights."""
+        """Device of its weights."""
         return self.pyramid.to_half.weight.device
 
     def forward(self, images: Tensor, seeds: Tensor) -> Scores:
@@ -106,7 +106,7 @@ class View:
 
     @classmethod
     def from_sections(cls, section: SegmentConfig, image_size: int, mean: Triple, std: Triple) -> "View":
-        """As the settings have it; `image_size` is the crop's side."""
+        """The view that the settings ask for; `image_size` is the crop's side."""
         stride = section.test_stride or max(1, 2 * image_size // 3)
         return cls(image_size if section.test_window == "slide" else None, stride, mean, std)
 

@@ -9,7 +9,7 @@ _FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86 with tiles, Arm
 
 
 def has_bf16_instructions(cpuinfo: Path = CPUINFO) -> bool:
-    """By the flags that Linux shows; True where it shows none."""
+    """Whether the CPU multiplies in bf16, by the flags that Linux shows; True where it shows none."""
     if not cpuinfo.is_file():
         return True
     lines = cpuinfo.read_text().splitlines()

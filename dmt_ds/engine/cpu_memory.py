@@ -13,7 +13,7 @@ _GROWS_BY = 64 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """From now on. What a step needs at its peak stays taken; whoever has set glibc's own variables is left alone."""
+    """Keep what a step needs at its peak from now on; whoever has set glibc's own variables is left alone."""
     is_set = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(n.startswith("MALLOC_") for n in os.environ)
     if platform.libc_ver()[0] != "glibc" or is_set:
         return

@@ -29,7 +29,7 @@ class DataWaitAlarm:
         self._said = False
 
     def look(self, metrics: Mapping[str, float]) -> None:
-        """At `perf/data_wait_share` and `perf/images_per_second` of the interval that ends."""
+        """Look at `perf/data_wait_share` and `perf/images_per_second` of the interval that ends."""
         share = metrics["perf/data_wait_share"]
         self._intervals = self._intervals + 1 if self._is_waiting_possible and share > WAIT_SHARE else 0
         if self._intervals < 2 or self._said:

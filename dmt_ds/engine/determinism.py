@@ -9,7 +9,7 @@ import torch
 
 
 def switch_on() -> None:
-    """For this process; call before CUDA is first used."""
+    """Make this process deterministic; call before CUDA is first used."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

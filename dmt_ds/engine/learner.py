@@ -66,7 +66,7 @@ class Learner:
             rng_state.restore(rng_state.path(checkpoint.folder, dist.rank()))
 
     def start(self) -> None:
-        """Before the first update of this process."""
+        """Make ready for the first update of this process."""
         self.engine.train()
         self._skipped_steps = self.engine.skipped_steps
 

@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
 
 def parts_of(module: nn.Module) -> dict[str, Part]:
-    """Of each trained parameter this rank's part, by name; without those of which it has none.
+    """This rank's parts of the masters of all trained parameters, by name; without those of which it has none.
 
     DeepSpeed tells the parameters themselves where their masters are. Those that no engine holds are their own.
     """

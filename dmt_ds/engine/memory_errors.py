@@ -15,7 +15,7 @@ _HAS = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free
 
 @contextmanager
 def explained(remedy: Callable[[], str]) -> Iterator[None]:
-    """Around all that a rank does.
+    """Turn "out of memory" into a line with a remedy, around all that a rank does.
 
     Args:
         remedy: what to lower, as the end of a sentence.

@@ -52,7 +52,7 @@ class Peers:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Around all that a rank does: its failure is announced, and a peer's is recognised.
+        """Announce this rank's failure, and recognise a peer's, around all that a rank does.
 
         Raises:
             PeerFailedError: instead of the error of a collective that broke because a peer left.

@@ -16,7 +16,7 @@ _GATHERED_BYTES = 1 << 24
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Of a large matrix product in this rank, a multiply-add being two: the best of a few."""
+    """Operations a second of a large matrix product in this rank, a multiply-add being two: the best of a few."""
     side = _CUDA_SIDE if device.type == "cuda" else _SIDE
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / _best_seconds(lambda: a @ b, device)

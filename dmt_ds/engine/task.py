@@ -54,7 +54,7 @@ class Task(Protocol):
         ...
 
     def after_step(self, progress: Progress) -> None:
-        """After each update, on all ranks: momentum networks, running means. `progress.step` counts that update."""
+        """Let momentum networks and running means follow an update; all ranks call. `progress.step` counts it."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ def frozen_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 class AllInModule:
-    """For tasks that keep nothing beside `module`: nothing to move, nothing to save, nothing that follows an update."""
+    """A task that keeps nothing beside `module`: nothing to move, nothing to save, nothing that follows an update."""
 
     def after_step(self, progress: Progress) -> None:
         """Nothing moves but the weights."""

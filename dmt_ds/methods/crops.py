@@ -15,6 +15,6 @@ def crop_seeds(seeds: Tensor, num_crops: int) -> Tensor:
 
 
 def augmented_crops(batch: Batch, augments: Sequence[Augment]) -> list[Tensor]:
-    """Each crop by its own augmentation, normalised: [B, 3, H, W] float32 each."""
+    """The crops, each by its own augmentation, normalised: [B, 3, H, W] float32 each."""
     pairs = zip(augments, batch.crops, strict=True)
     return [augment(crop, batch.seeds, view) for view, (augment, crop) in enumerate(pairs)]

@@ -70,7 +70,7 @@ class KeyNetwork(nn.Module):
         self.projector = batch_norm_mlp((self.vit.embed_dim, hidden, hidden, section.output_dim))
 
     def forward(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Both crops at once through the ViT, each alone through the batch norms: [2B, 3, H, W] -> 2 of [B, C]."""
+        """Keys of both crops, together in the ViT, each alone in the batch norms: [2B, 3, H, W] -> 2 of [B, C]."""
         with drop_path_seeds(self.vit, seeds):
             tokens = tokens_of(self.vit, images.to(weights_type(self.vit)))  # [2B, 1+N, D]
         first, second = tokens[:, 0].chunk(2)  # each [B, D]
@@ -110,7 +110,7 @@ class MocoV3Task:
         return (CropSpec.from_section(data), CropSpec.from_section(data))
 
     def losses(self, model: Model, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
-        """Each crop's query against the other crop's keys."""
+        """The loss of each crop's query against the other crop's keys."""
         images = torch.cat(augmented_crops(batch, self._augments))  # [2B, 3, H, W]
         seeds = crop_seeds(batch.seeds, 2)
         query_1, query_2 = model(images, seeds)

@@ -43,7 +43,7 @@ class Preprocessing:
 
     @classmethod
     def of_config(cls, data: dict[str, Any]) -> "Preprocessing":
-        """From timm's `pretrained_cfg`."""
+        """The preprocessing that timm's `pretrained_cfg` says."""
         return cls(
             data["input_size"][-1],
             data.get("crop_pct", 1.0),
@@ -73,12 +73,12 @@ class PortableModel:
 
     @property
     def shape(self) -> VitShape:
-        """Of the ViT."""
+        """Shape of the ViT."""
         return describe(self.vit)
 
     @property
     def output(self) -> str:
-        """What the answer is called."""
+        """Name of what it answers: `logits` or `tokens`."""
         return "logits" if self.class_names else "tokens"
 
     @torch.no_grad()

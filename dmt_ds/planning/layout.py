@@ -34,7 +34,7 @@ class Cluster:
 
     @property
     def num_ranks(self) -> int:
-        """One a GPU."""
+        """Number of ranks, one a GPU."""
         return self.num_nodes * self.gpus_per_node
 
 
@@ -64,27 +64,27 @@ class Layout:
 
     @property
     def student_bytes(self) -> int:
-        """Of a number in the student's weights and tokens."""
+        """Bytes of a number in the student's weights and tokens."""
         return 2 if precision(self.ds_config) == "bf16" else 4
 
     @property
     def zero_stage(self) -> int:
-        """Of the student's engine."""
+        """ZeRO stage of the student's engine."""
         return zero_stage(self.ds_config)
 
     @property
     def adapter_parameters(self) -> int:
-        """Of all adapters."""
+        """Parameters of all adapters."""
         return sum(linear_parameters(self.student.embed_dim, width) for width in self.adapter_widths)
 
     @property
     def trained_parameters(self) -> int:
-        """What has a gradient; fixed positions have none."""
+        """Parameters that have a gradient; fixed positions have none."""
         return self.student.parameters(trained_positions=False) + self.adapter_parameters
 
     @property
     def teacher_copy_bytes(self) -> int:
-        """Of whole copies of all teachers."""
+        """Bytes of whole copies of all teachers."""
         return self.teacher_bytes * sum(size.parameters() for size in self.teachers.values())
 
     @property

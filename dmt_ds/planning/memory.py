@@ -62,7 +62,7 @@ def image_bytes(layouts: Sequence[Layout]) -> dict[str, float]:
 
 
 def total_bytes(layouts: Sequence[Layout], num_ranks: int, micro_batch_size: int) -> float:
-    """Of one GPU."""
+    """Bytes that one GPU needs."""
     each = sum(image_bytes(layouts).values())
     return sum(state_bytes(layouts, num_ranks).values()) + micro_batch_size * each
 

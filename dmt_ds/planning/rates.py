@@ -61,12 +61,12 @@ class Calibration:
     gather_bytes: float | None
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write it as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Calibration":
-        """Inverse of `write`.
+        """Read what `write` wrote.
 
         Raises:
             ConfigError: it is not such a file.
@@ -78,7 +78,7 @@ class Calibration:
 
 
 def assumed(gpu: Gpu, teacher_width: int, student_width: int, network_gbit: float) -> Rates:
-    """From data sheets and the shares above.
+    """Rates by data sheets and the shares above.
 
     Args:
         network_gbit: that a node sends, in 10^9 bits a second.

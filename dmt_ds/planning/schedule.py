@@ -30,7 +30,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """All of them, one after the other."""
+        """Seconds of all parts, one after the other."""
         return self.teachers + self.student + self.loss + self.optimizer + self.communication
 
 
@@ -49,7 +49,7 @@ def student_flops(layout: Layout) -> float:
 def step_time(
     layouts: Sequence[Layout], cluster: Cluster, rates: Sequence[Rates], micro_batch_size: int, grad_accum_steps: int
 ) -> StepTime:
-    """Of one update; several layouts are the students of the same teachers, each with its rates.
+    """Seconds of one update; several layouts are the students of the same teachers, each with its rates.
 
     Teachers' gathers hide behind the teachers' arithmetic as far as that lasts; the gradient's reduction and the
     gather of new weights hide behind nothing (`overlap_comm` is off).

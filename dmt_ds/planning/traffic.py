@@ -19,12 +19,12 @@ class Traffic(NamedTuple):
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Bytes of all parts."""
         return sum(self)
 
 
 def step_traffic(layouts: Sequence[Layout], cluster: Cluster, grad_accum_steps: int) -> Traffic:
-    """Of one update with so many micro-batches; several layouts are the students of the same teachers."""
+    """Bytes of one update with so many micro-batches; several layouts are the students of the same teachers."""
     first = layouts[0]
     teachers = ring_bytes(first.teacher_copy_bytes, first.shard_ranks) if first.sharded_teachers else 0.0
     students = [_student_traffic(layout, cluster, grad_accum_steps) for layout in layouts]

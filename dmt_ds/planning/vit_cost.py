@@ -36,17 +36,17 @@ class VitSize:
 
     @property
     def num_patches(self) -> int:
-        """N."""
+        """Number of patches, N."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def num_tokens(self) -> int:
-        """1 + N."""
+        """Number of tokens, 1 + N."""
         return 1 + self.num_patches
 
     @property
     def block_parameters(self) -> int:
-        """Of one block: attention 4 D^2, MLP 8 D^2, biases 9 D, two norms 4 D."""
+        """Parameters of one block: attention 4 D^2, MLP 8 D^2, biases 9 D, two norms 4 D."""
         return (4 + 2 * MLP_RATIO) * self.embed_dim**2 + (5 + MLP_RATIO + 4) * self.embed_dim
 
     def parameters(self, *, trained_positions: bool = True) -> int:
@@ -67,11 +67,11 @@ class VitSize:
         return 3 * self.forward_flops() - 2 * self._patch_embedding_macs()
 
     def saved_bytes(self, bytes_per_number: int) -> int:
-        """Of one image, kept between forward and backward: blocks only."""
+        """Bytes that one image keeps between forward and backward: blocks only."""
         return self.num_tokens * self.embed_dim * self.depth * SAVED_CHANNELS * bytes_per_number
 
     def alive_bytes(self, bytes_per_number: int) -> int:
-        """Of one image, at the peak of a forward without gradient."""
+        """Bytes of one image at the peak of a forward without gradient."""
         return self.num_tokens * self.embed_dim * ALIVE_CHANNELS * bytes_per_number
 
     def _patch_embedding_macs(self) -> int:
@@ -79,7 +79,7 @@ class VitSize:
 
 
 def linear_parameters(width_in: int, width_out: int) -> int:
-    """Of a linear map with bias, such as an adapter."""
+    """Parameters of a linear map with bias, such as an adapter."""
     return width_in * width_out + width_out
 
 

@@ -10,7 +10,7 @@ IMAGES_SEEN, IMAGES_PER_SECOND, RANKS = "train/images_seen", "perf/images_per_se
 
 @dataclass(frozen=True)
 class Budget:
-    """Of one run.
+    """What one run has cost.
 
     Attributes:
         images_seen: in the steps that count; repeated ones count once.

@@ -26,12 +26,12 @@ class Scores:
 
     @property
     def mean(self) -> float | None:
-        """None where no run has the metric."""
+        """Mean of the runs; None where no run has the metric."""
         return statistics.fmean(self.values) if self.values else None
 
     @property
     def deviation(self) -> float | None:
-        """Of a sample: divided by n - 1; None for fewer than two runs."""
+        """Standard deviation of a sample: divided by n - 1; None for fewer than two runs."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
@@ -52,19 +52,19 @@ class Row:
 
     @property
     def images_seen(self) -> tuple[float, ...]:
-        """Of its runs, rising, equal ones once."""
+        """Images that its runs have seen, rising, equal ones once."""
         seen = {run.budget.images_seen for run in self.runs}
         return tuple(sorted(images for images in seen if images is not None))
 
     @property
     def device_hours(self) -> float | None:
-        """Mean of a run."""
+        """Mean device hours of a run."""
         hours = [run.budget.device_hours for run in self.runs if run.budget.device_hours is not None]
         return statistics.fmean(hours) if hours else None
 
     @property
     def unit(self) -> str:
-        """Of `device_hours`; several where its runs ran on different devices."""
+        """Unit of `device_hours`; several where its runs ran on different devices."""
         return "/".join(dict.fromkeys(run.budget.unit for run in self.runs))
 
 

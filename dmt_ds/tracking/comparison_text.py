@@ -25,7 +25,7 @@ def terminal_table(comparison: Comparison) -> str:
 
 
 def markdown(comparison: Comparison, pictures: Sequence[str]) -> str:
-    """The same as Markdown, with pictures that lie beside the file."""
+    """The comparison as Markdown, with pictures that lie beside the file."""
     parts = [f"# {_heading(comparison)}"]
     parts += [_piped(grid) if name is None else f"## {name}\n\n{_piped(grid)}" for name, grid in _grids(comparison)]
     for name, lines in _remarks(comparison):

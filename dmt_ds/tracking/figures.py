@@ -83,7 +83,7 @@ def style(axis: "Axes", x_label: str) -> None:
 
 
 def name_panel(axis: "Axes", text: str) -> None:
-    """Above the panel, on the left."""
+    """Write a name above the panel, on the left."""
     axis.set_title(text, fontsize=10, color=INK, loc="left")
 
 

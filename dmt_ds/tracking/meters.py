@@ -66,7 +66,7 @@ class Throughput:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the call that fetches a batch."""
+        """Count the time of the call that fetches a batch."""
         start = time.perf_counter()
         try:
             yield

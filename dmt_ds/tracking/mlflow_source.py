@@ -77,7 +77,7 @@ def asking(store: StoreUri) -> Iterator[None]:
 
 @contextmanager
 def answering(store: StoreUri) -> Iterator[None]:
-    """As `asking`, where there is nothing else to go on with.
+    """Ask the store, as `asking` does, where there is nothing else to go on with.
 
     Raises:
         TrackingError: it doesn't answer, or refuses.

@@ -202,7 +202,7 @@ class MlflowRun:
 
 
 def log_datasets(client: "MlflowClient", run_id: str, datasets: list["DatasetInput"]) -> None:
-    """Of two runs that bring a new data set at the same moment one is refused; the second time it is there."""
+    """Log data sets of a run, twice if need be: of two runs that bring a new one at the same moment one is refused."""
     from mlflow.exceptions import MlflowException
 
     try:

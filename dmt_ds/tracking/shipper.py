@@ -89,7 +89,7 @@ class Shipper(threading.Thread):
         return not self.is_alive() and self._all_arrived()
 
     def run(self) -> None:
-        """Until finished."""
+        """Ship until finished."""
         delay = _FIRST_DELAY_SECONDS
         while not self._stopped:
             try:

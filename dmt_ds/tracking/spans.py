@@ -33,7 +33,7 @@ class SpanClock:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """All spans of this process count within, and what lies between them as `REST`. One clock at a time."""
+        """Count all spans of this process within, and what lies between them as `REST`; one clock at a time."""
         global _clock
         assert _clock is None, "two clocks at once"
         _clock = self

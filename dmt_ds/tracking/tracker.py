@@ -59,7 +59,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """For all ranks but 0: keeps nothing."""
+    """The tracker of all ranks but 0: keeps nothing."""
 
     run_id: str | None = None
 

@@ -40,7 +40,7 @@ class CascadeHeads(nn.Module):
     def forward(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Sizes, targets: Targets | None = None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """As `RoIHeads.forward`: detections of each image, or in training the losses by name."""
+        """Detections of each image, or in training the losses by name; arguments as `RoIHeads.forward` has them."""
         if self.training:
             assert targets is not None
             return [], self._losses(features, proposals, image_shapes, targets)

@@ -75,7 +75,7 @@ class Detector(nn.Module):
 
 
 def size_multiple(patch_size: int) -> int:
-    """Of which the sides of a detector's images are multiples, in pixels."""
+    """Number of pixels that the sides of a detector's images must be a multiple of."""
     return COARSEST_STRIDE * patch_size
 
 
