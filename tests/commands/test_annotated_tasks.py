@@ -40,7 +40,6 @@ def test_a_task_among_the_overrides_is_asked_for_as_a_jobs_script_does() -> None
     assert _asked_for(["data.path=x"]) is None and _asked_for(["task=mae"]) is None
 
 
-def test_a_recipe_of_another_task_with_annotations_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dmt_ds.commands.finetune.ANNOTATED_TASKS", ("classify", "mae"))
-    with pytest.raises(ConfigError, match="recipe linear_probe: is of task classify, not mae"):
-        _task_of("linear_probe", "mae")
+def test_a_recipe_of_another_task_with_annotations_is_refused() -> None:
+    with pytest.raises(ConfigError, match="recipe linear_probe: is of task classify, not segment"):
+        _task_of("linear_probe", "segment")

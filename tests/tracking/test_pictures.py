@@ -26,9 +26,12 @@ def test_no_points_yet_is_no_error(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "none.png").exists()
 
 
-def test_a_diverged_run_can_still_be_drawn(tmp_path: Path) -> None:
-    bad = [{"step": step, "metrics": {"train/loss": value}} for step, value in enumerate((1.0, math.inf, math.nan))]
+def test_of_a_diverged_run_the_finite_losses_are_drawn(tmp_path: Path) -> None:
+    values = (1.0, 0.5, math.inf, math.nan)
+    bad = [{"step": step, "metrics": {"train/loss": value}} for step, value in enumerate(values)]
     loss_curves(bad, tmp_path / "bad.png")
+    loss_curves(bad[:2], tmp_path / "finite.png")
+    assert (tmp_path / "bad.png").read_bytes() == (tmp_path / "finite.png").read_bytes()
 
 
 def test_regions_of_equal_tokens_have_one_colour_and_columns_that_agree_look_alike(tmp_path: Path) -> None:
