@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from dmt_ds.downstream.region_overlap import class_iou, confusion_of, overlap_of
 
 
-def test_a_hand_counted_map() -> None:
+def test_the_three_scores_of_a_small_map_are_those_counted_by_hand() -> None:
     labels = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 255, 255], [2, 2, 2, 255]], dtype=torch.uint8)
     answers = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 1], [2, 2, 0, 1], [2, 1, 1, 2]], dtype=torch.uint8)
     confusion = confusion_of(labels, answers, 3)
@@ -34,7 +34,7 @@ def guessed() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("num_classes", [6, 8])  # two of the eight are in no map and no answer
-def test_against_torchmetrics(num_classes: int) -> None:
+def test_the_three_scores_are_those_of_torchmetrics(num_classes: int) -> None:
     labels, answers = guessed()
     found = overlap_of(confusion_of(labels.byte(), answers.byte(), num_classes))
     told = {
@@ -45,7 +45,7 @@ def test_against_torchmetrics(num_classes: int) -> None:
     assert found._asdict() == pytest.approx({name: float(of(answers, labels)) for name, of in told.items()})
 
 
-def test_against_scikit_learn() -> None:
+def test_confusion_and_scores_are_those_of_scikit_learn() -> None:
     labels, answers = guessed()
     true, told = labels[labels != 255].numpy(), answers[labels != 255].numpy()
     confusion = confusion_of(labels.byte(), answers.byte(), 6)

@@ -78,7 +78,7 @@ def test_each_member_is_bit_equal_to_its_run_alone(unbroken: Path, tmp_path: Pat
     assert tiny_run.backbone_difference(run, unbroken / name) == 0.0
 
 
-def test_on_two_processes_too(half: Path, tmp_path: Path) -> None:
+def test_a_member_on_two_processes_is_bit_equal_to_its_run_alone_on_two(half: Path, tmp_path: Path) -> None:
     run = alone(tmp_path, "slim", "train.stop_after_step=4", number=2)
     assert points(run) == points(half / "run" / "slim")
 

@@ -92,7 +92,7 @@ def test_two_ranks_learn_and_are_judged_as_one(folder: Path) -> None:
         assert tiny_run.largest_difference(tiny_run.losses(two, name), tiny_run.losses(one, name)) < 2e-2
 
 
-def test_it_learns(folder: Path) -> None:
+def test_a_trained_segmenter_is_better_than_the_most_frequent_class(folder: Path) -> None:
     run = folder / "whole/run"
     assert tiny_run.losses(run, "eval/miou")[NUM_STEPS] > 1.3 * tiny_run.losses(run, "eval/miou_of_majority")[NUM_STEPS]
 

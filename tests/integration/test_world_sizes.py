@@ -21,7 +21,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_the_loss_falls(unbroken):
+def test_an_unbroken_run_logs_each_step_once_and_its_loss_falls(unbroken):
     curve = tiny_run.losses(unbroken)
     assert list(curve) == list(range(1, tiny_run.NUM_STEPS + 1))
     assert curve[tiny_run.NUM_STEPS] < 0.8 * curve[1]
