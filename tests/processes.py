@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -176,3 +177,15 @@ def start(
             env=environment(**extra),
             start_new_session=True,
         )
+
+
+def errors(log: str) -> list[str]:
+    """The lines by which the command line told its errors."""
+    return [line for line in log.splitlines() if line.startswith("dmt-ds: error:")]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

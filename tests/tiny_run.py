@@ -1,6 +1,7 @@
 """A distillation so small that whole runs fit in a test: digits, random teachers of width 48, a student of width 24."""
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -87,3 +88,13 @@ def backbone_difference(a: Path, b: Path) -> float:
             queries, _, values = differences[key].chunk(3)
             differences[key] = torch.cat([queries, values])
     return max(difference.max().item() for difference in differences.values())
+
+
+def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
+    """Until a run that is under way has logged the step."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and max(losses(run), default=0) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached in {seconds} s")

@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import time
 from multiprocessing.process import BaseProcess
@@ -26,6 +25,7 @@ import sklearn.datasets  # noqa: F401
 import timm  # noqa: F401
 
 from dmt_ds.commands import evaluate, pretrain  # noqa: F401
+from tests.processes import free_port
 
 FORK = multiprocessing.get_context("fork")
 started: dict[int, BaseProcess] = {}
@@ -53,9 +53,7 @@ def rank_of_a_run(rank: int, port: int, told: dict) -> None:
 
 
 def start(told: dict) -> list[BaseProcess]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [FORK.Process(target=rank_of_a_run, args=(rank, port, told)) for rank in range(told["processes"])]
     for rank in ranks:
         rank.start()

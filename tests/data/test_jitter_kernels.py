@@ -16,7 +16,7 @@ from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.data import augment
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.jitter_triton import jitter
-from tests.data.test_augment import random_images
+from tests.data.jittered import random_images
 orders = torch.tensor(list(itertools.permutations(range(4))))
 images = random_images(len(orders), 48)[:, :, :40, :45]
 generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.rand_augment import NAMES, RandAugment, Step
 from dmt_ds.data.sources import open_source
 from dmt_ds.data.views import CropSpec, draw_crop
-from tests.data.test_augment import random_images
+from tests.data.jittered import random_images
 
 TIMM = dict(
     zip(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmt_ds.distill.losses import Direction, Divergence, spatial_fusion_loss, token_fusion_loss
+from tests.distill.loops import kl_by_loop
 
 Loss = Callable[..., Tensor]
 LOSSES = [token_fusion_loss, spatial_fusion_loss]
@@ -18,16 +19,6 @@ DIRECTIONS = ["student_teacher", "teacher_student"]
 def random_tokens(seed: int, *shape: int, scale: float = 2.0, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
-
-
-def kl_by_loop(p_logits: list[float], q_logits: list[float]) -> float:
-    """KL(softmax(p) || softmax(q)) in plain Python."""
-    p_sum, q_sum = (sum(math.exp(x) for x in logits) for logits in (p_logits, q_logits))
-    total = 0.0
-    for p_logit, q_logit in zip(p_logits, q_logits, strict=True):
-        p, q = math.exp(p_logit) / p_sum, math.exp(q_logit) / q_sum
-        total += p * math.log(p / q)
-    return total
 
 
 def tfd_by_loop(student: Tensor, fused: Tensor, direction: Direction) -> float:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmt_ds.distill.relations import Relation, relation_loss
-from tests.distill.test_losses import kl_by_loop
+from tests.distill.loops import kl_by_loop
 
 RELATIONS = ["qk", "vv"]
 each_relation = pytest.mark.parametrize("relation", RELATIONS)

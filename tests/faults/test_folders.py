@@ -13,14 +13,11 @@ import pytest
 
 from tests import processes, tiny_run
 from tests.faults import places
-from tests.faults.test_ranks import errors
-from tests.integration.test_stopping import mlflow_runs, wait_for_step
+from tests.processes import errors
+from tests.tiny_run import wait_for_step
+from tests.tracking.stores import mlflow_runs, tracking_in
 
 pytestmark = pytest.mark.distributed
-
-
-def tracking(folder: Path) -> dict[str, object]:
-    return {"enabled": True, "uri": f"sqlite:///{folder / 'mlflow.db'}", "system_metrics_seconds": 0}
 
 
 def steps_in_mlflow(folder: Path) -> list[int]:
@@ -33,7 +30,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_point_and_no_step(tmp_path: Pa
     (small := tmp_path / "small").mkdir()
     with places.small_disk(small, mib=4):
         recipe = tiny_run.write_recipe(
-            tmp_path, output_dir=str(small / "run"), train={"steps": 25}, tracking=tracking(tmp_path)
+            tmp_path, output_dir=str(small / "run"), train={"steps": 25}, tracking=tracking_in(tmp_path)
         )
         with processes.launched(tiny_run.pretrain(recipe), 1, tmp_path / "log") as ranks:
             wait_for_step(small / "run", 3)
@@ -122,7 +119,7 @@ def test_a_clock_that_jumps_a_day_ahead_and_two_back_costs_nothing(tmp_path: Pat
     library, offset = tmp_path / "clock.so", tmp_path / "offset"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True)
     recipe = tiny_run.write_recipe(
-        tmp_path, train={"steps": 30, "hang_timeout_seconds": 60}, tracking=tracking(tmp_path)
+        tmp_path, train={"steps": 30, "hang_timeout_seconds": 60}, tracking=tracking_in(tmp_path)
     )
     clock = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(offset)}
     trainer = processes.start(tiny_run.pretrain(recipe), log=tmp_path / "log", **clock)

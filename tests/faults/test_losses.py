@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import processes, tiny_run
-from tests.faults.test_ranks import errors
+from tests.processes import errors
 
 pytestmark = pytest.mark.distributed
 HARM = "tests.faults.harm.disturb_loss"

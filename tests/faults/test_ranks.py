@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -12,13 +11,10 @@ import pytest
 from dmt_ds.engine.stopping import HANG_EXIT_CODE
 from tests import processes, tiny_run
 from tests.faults.rounds import helpers_of, still_alive
-from tests.integration.test_stopping import wait_for_step
+from tests.processes import errors
+from tests.tiny_run import wait_for_step
 
 pytestmark = pytest.mark.distributed
-
-
-def errors(log: str) -> list[str]:
-    return [line for line in log.splitlines() if line.startswith("dmt-ds: error:")]
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -100,9 +96,7 @@ def test_out_of_memory_on_one_rank_says_what_to_lower(tmp_path: Path, victim: in
 
 
 def test_a_job_on_the_port_of_another_one_ends_in_one_line_and_does_it_no_harm(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = processes.free_port()
     harm = ("tests.faults.harm.meet_at", [port])
     for name in ("first", "second"):
         (tmp_path / name).mkdir()

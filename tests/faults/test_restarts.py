@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from dmt_ds.engine.checkpoint import read_run_state
 from dmt_ds.tracking.environment import library_versions
 from tests import processes, tiny_run
-from tests.faults.test_ranks import errors
+from tests.processes import errors
 
 pytestmark = pytest.mark.distributed
 

@@ -10,7 +10,7 @@ import pytest
 from dmt_ds.config.load import load_config
 from dmt_ds.errors import ConfigError
 from tests import processes, tiny_run
-from tests.faults.test_ranks import errors
+from tests.processes import errors
 
 pytestmark = pytest.mark.distributed
 SECRETS = {

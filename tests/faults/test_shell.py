@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dmt_ds.commands.suite_slurm import show
 from dmt_ds.config.suite_run import as_overrides
 from dmt_ds.config.yaml_text import parse_value
-from tests.tracking.stores import free_port
+from tests.processes import free_port
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 

@@ -10,9 +10,9 @@ import pytest
 
 from dmt_ds.engine.fence import Fence
 from tests import processes, tiny_run
-from tests.faults.test_folders import tracking
-from tests.faults.test_ranks import errors
-from tests.integration.test_stopping import wait_for_step
+from tests.processes import errors
+from tests.tiny_run import wait_for_step
+from tests.tracking.stores import tracking_in
 
 pytestmark = pytest.mark.distributed
 
@@ -40,7 +40,9 @@ def ranks_stand_still(run: Path, ranks: processes.Launched, moment: str) -> None
 
 @pytest.mark.parametrize("moment", ["step", "save"])
 def test_an_attempt_that_comes_back_writes_nothing_and_names_the_newer_one(tmp_path: Path, moment: str) -> None:
-    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 5000, "save_every_steps": 5}, tracking=tracking(tmp_path))
+    recipe = tiny_run.write_recipe(
+        tmp_path, train={"steps": 5000, "save_every_steps": 5}, tracking=tracking_in(tmp_path)
+    )
     run = tmp_path / "run"
     with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
         ranks_stand_still(run, ranks, moment)
@@ -56,7 +58,7 @@ def test_an_attempt_that_comes_back_writes_nothing_and_names_the_newer_one(tmp_p
 
 
 def test_an_attempt_that_comes_back_after_its_last_step_publishes_nothing(tmp_path: Path) -> None:
-    recipe = tiny_run.write_recipe(tmp_path, tracking=tracking(tmp_path))
+    recipe = tiny_run.write_recipe(tmp_path, tracking=tracking_in(tmp_path))
     run = tmp_path / "run"
     harm = ("tests.faults.harm.lose_the_run_after_the_last_step", [str(run)])
     with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log", harm=harm) as ranks:
@@ -69,7 +71,9 @@ def test_an_attempt_that_comes_back_after_its_last_step_publishes_nothing(tmp_pa
 
 def test_an_attempt_whose_claim_can_not_be_read_ends_with_a_code_that_a_job_tries_again(tmp_path: Path) -> None:
     """The kernel refuses to read a folder as it does a file whose server is away."""
-    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 5000, "save_every_steps": 5}, tracking=tracking(tmp_path))
+    recipe = tiny_run.write_recipe(
+        tmp_path, train={"steps": 5000, "save_every_steps": 5}, tracking=tracking_in(tmp_path)
+    )
     claim = tmp_path / "run" / "attempt.json"
     with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
         wait_for_step(tmp_path / "run", 12)

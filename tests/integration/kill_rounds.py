@@ -9,7 +9,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import deepspeed  # noqa: F401  imported once for all rounds; starts no thread
 from dmt_ds.commands import pretrain
 from dmt_ds.config.load import load_config
 from dmt_ds.engine.checkpoint import CheckpointFolder
+from tests.processes import free_port
 
 WORLD = 2
 
@@ -35,12 +35,6 @@ def fork_rank(rank: int, port: int, recipe: str) -> int:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     os._exit(pretrain.run(load_config(recipe)))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for_a_save(checkpoints: Path, seconds: float) -> bool:

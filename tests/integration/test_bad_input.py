@@ -177,9 +177,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path):
 
 
 def test_an_unreachable_tracking_server_does_not_stop_the_run(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = processes.free_port()
     tracking = {"enabled": True, "uri": f"http://127.0.0.1:{port}", "drain_seconds": 1, "system_metrics_seconds": 0}
     recipe = tiny_run.write_recipe(tmp_path, tracking=tracking)
     processes.run(tiny_run.pretrain(recipe))

@@ -3,32 +3,16 @@
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from dmt_ds.engine.stopping import HANG_EXIT_CODE
 from tests import processes, tiny_run
+from tests.tiny_run import wait_for_step
+from tests.tracking.stores import mlflow_runs
 
 pytestmark = pytest.mark.distributed
-
-
-def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (run / "metrics.jsonl").exists() and max(tiny_run.losses(run), default=0) >= step:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"step {step} was not reached in {seconds} s")
-
-
-def mlflow_runs(folder: Path):
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("dmt_ds")
-    return client, client.search_runs([experiment.experiment_id])
 
 
 def test_term_saves_and_ends_with_0_and_the_next_start_goes_on_in_the_same_mlflow_run(tmp_path):

@@ -55,7 +55,7 @@ def test_a_kill_at_any_rename_loses_neither_the_old_one_nor_the_next_try(tmp_pat
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from tests.models.test_whole_folder import write
+from dmt_ds.models.whole_folder import whole_folder
 left, rename = [{renames}], os.rename
 def killed(source, target):
     if not left[0]:
@@ -63,7 +63,8 @@ def killed(source, target):
     left[0] -= 1
     rename(source, target)
 os.rename = killed
-write(Path(sys.argv[1]), "new")
+with whole_folder(Path(sys.argv[1])) as partial:
+    (partial / "file").write_text("new")
 """
     write(tmp_path / "model", "old")
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "model")])

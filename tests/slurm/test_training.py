@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests import processes, tiny_run
-from tests.integration.test_stopping import mlflow_runs
 from tests.slurm.slurm_cluster import ROOT, SMALL, Cluster, Job, output_of, wait_until
+from tests.tracking.stores import mlflow_runs
 
 STEPS = 120
 SAVE_EVERY = 10

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker
+from tests.processes import free_port
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,12 +65,6 @@ class Server:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def server_environment() -> dict[str, str]:
     """Without the server's seven further processes, which serve other features and take seconds to start."""
     return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -103,3 +98,15 @@ def curve(uri: str, run_id: str | None, key: str = "train/loss") -> list[tuple[i
     assert run_id is not None
     history = mlflow_client(uri).get_metric_history(run_id, key)
     return sorted((metric.step, metric.value) for metric in history)
+
+
+def tracking_in(folder: Path) -> dict[str, object]:
+    """A recipe's section for a store of the folder's own."""
+    return {"enabled": True, "uri": f"sqlite:///{folder / 'mlflow.db'}", "system_metrics_seconds": 0}
+
+
+def mlflow_runs(folder: Path) -> "tuple[MlflowClient, list[Run]]":
+    """The store that `tracking_in` names, and the runs in it."""
+    client = mlflow_client(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dmt_ds")
+    return client, client.search_runs([experiment.experiment_id])

@@ -16,7 +16,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.tracking.stores import free_port, wait_until
+from tests.processes import free_port
+from tests.tracking.stores import wait_until
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "mlflow_server.sh"
 
