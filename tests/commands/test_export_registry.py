@@ -13,7 +13,7 @@ from dmt_ds.cli import main
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from tests import processes
-from tests.commands.test_export import make_run
+from tests.commands.finished_run import make_run
 from tests.models import tiny
 from tests.tracking.stores import Server, mlflow_client
 
