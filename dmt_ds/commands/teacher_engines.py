@@ -83,6 +83,7 @@ def start_teachers(
         forwards[name] = engine
         held, full = ds_teachers.held_bytes(teacher)
         if held == full and packing_pays(device, dtype):
-            pack_linear(teacher, micro_batch_size * teacher.record.shape.all_tokens)
+            shape = teacher.record.shape
+            pack_linear(teacher, micro_batch_size * (shape.num_tokens - 1 + shape.num_prefix_tokens))
         logger.info("teacher %s: %.1f of %.1f MiB on this rank", name, held / 2**20, full / 2**20)
     return TeacherEngines(forwards, records, ds_configs)

@@ -8,7 +8,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from dmt_ds.engine.bucket_reduction import reduce_at_once
 from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
+from dmt_ds.engine.own_settings import settings_kept, torch_optimizer
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.tracking.spans import span
 
@@ -188,46 +189,26 @@ class StudentEngine:
     def load(self, folder: Path, tag: str) -> None:
         """Read what `save` wrote, or its universal form where the engine was built for that; all ranks call.
 
-        Weights, moments and the number of updates come from there; learning rates, decay and clipping stay those that
-        the engine was built with, which a restart may have changed.
+        The engine's settings stay its own (`own_settings`).
 
         Raises:
             CheckpointError: the files do not fit this engine.
         """
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in self._groups]
-        clipping = getattr(self._engine.optimizer, "clip_grad", None)
         try:
-            path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+            with settings_kept(self._engine):
+                path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
         except (RuntimeError, AssertionError, KeyError, ValueError, OSError, EOFError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{folder / tag}: does not load: {reason}") from error
         if path is None:
             raise CheckpointError(f"{folder / tag}: DeepSpeed finds no checkpoint there")
-        if clipping is not None:
-            self._engine.optimizer.clip_grad = clipping
-        self._set_groups(groups)
         self._move_step_counters()
-
-    @property
-    def _optimizer(self) -> Optimizer:
-        """Torch's, inside DeepSpeed's."""
-        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)  # type: ignore[no-any-return]
-
-    @property
-    def _groups(self) -> list[dict[str, Any]]:
-        return self._optimizer.param_groups
-
-    def _set_groups(self, settings: Sequence[dict[str, Any]]) -> None:
-        """Each parameter group's settings, with the learning rate that its own schedule has by now."""
-        scheduler = self._engine.lr_scheduler
-        scheduler.base_lrs = [group["initial_lr"] for group in settings]
-        for group, own, factor in zip(self._groups, settings, scheduler.lr_lambdas, strict=True):
-            group.update(own, lr=own["initial_lr"] * factor(scheduler.last_epoch))
 
     def _move_step_counters(self) -> None:
         """A universal checkpoint leaves AdamW's `step` on the CPU, where the fused update of a GPU can't read it."""
-        if self._optimizer.defaults.get("fused"):
-            for parameter, state in self._optimizer.state.items():
+        optimizer = torch_optimizer(self._engine)
+        if optimizer.defaults.get("fused"):
+            for parameter, state in optimizer.state.items():
                 state["step"] = state["step"].to(parameter.device)
 
 

@@ -50,11 +50,6 @@ class VitShape:
         """1 + N: the class token and the patches; what `tokens_of` gives."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
-    @property
-    def all_tokens(self) -> int:
-        """What its blocks work on: other prefix tokens too."""
-        return self.num_tokens - 1 + self.num_prefix_tokens
-
 
 def build_vit(section: StudentConfig, image_size: int, *, any_size: bool = False) -> "VisionTransformer":
     """A ViT with fresh weights (MAE's initialisation), class token, final LayerNorm and no head.

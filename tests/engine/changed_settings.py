@@ -14,6 +14,7 @@ from dmt_ds.config.schema import OptimConfig
 from dmt_ds.engine import ds_engine
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule
+from dmt_ds.engine.own_settings import torch_optimizer
 
 BATCH, WARMUP, TOTAL = 256, 2, 10
 BEFORE = OptimConfig(base_lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), clip_grad_norm=0.0)
@@ -38,7 +39,7 @@ def update(engine: StudentEngine) -> None:
 
 
 def in_force(engine: StudentEngine) -> dict[str, Any]:
-    groups = engine._groups
+    groups = torch_optimizer(engine._engine).param_groups
     return {
         "lr": [group["lr"] for group in groups],
         "weight_decay": [group["weight_decay"] for group in groups],
