@@ -16,11 +16,9 @@ from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.manifest import (
     hashes_of,
     incompleteness,
-    kernel,
-    share_to_sync,
+    seal,
     sizes_in,
     sync,
-    wait_for_files,
     write_json,
     write_manifest,
 )
@@ -119,19 +117,10 @@ class CheckpointFolder:
         return self.folder / tag
 
     def _seal(self, hidden: Path, tag: str) -> dict[str, str]:
-        """Name -> sha256 of all files of all ranks, which are on the disk then; each rank sees to its share of them."""
-        # Each rank says what it sees: a shared file system may show it other nodes' files late.
         try:
-            kernels, seen = zip(*dist.gather_objects((kernel(), sizes_in(hidden))), strict=True)
-            sizes = {name: size for of_rank in seen for name, size in of_rank.items()}
-            for name in share_to_sync(seen, kernels, dist.rank()):
-                sync(hidden / name)
-            share = sorted(sizes)[dist.rank() :: dist.world_size()]
-            wait_for_files(hidden, {name: sizes[name] for name in share})
-            found = hashes_of(hidden, share)
+            return seal(hidden)
         except OSError as error:
             raise self._failure(tag, error) from error
-        return {name: sha256 for of_rank in dist.gather_objects(found) for name, sha256 in of_rank.items()}
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None; incomplete ones are named in the log and passed over."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dmt_ds import __version__
+from dmt_ds.engine import dist
 
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 22
@@ -33,6 +34,23 @@ def sizes_in(folder: Path) -> dict[str, int]:
     """Path below `folder` -> size in bytes."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def seal(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of all files of all ranks, which are on the disk then; each rank sees to its share of them.
+
+    Raises:
+        OSError: on a rank whose share can't be read or written out, or does not appear there in time.
+    """
+    # Each rank says what it sees: a shared file system may show it other nodes' files late.
+    kernels, seen = zip(*dist.gather_objects((kernel(), sizes_in(folder))), strict=True)
+    sizes = {name: size for of_rank in seen for name, size in of_rank.items()}
+    for name in share_to_sync(seen, kernels, dist.rank()):
+        sync(folder / name)
+    share = sorted(sizes)[dist.rank() :: dist.world_size()]
+    wait_for_files(folder, {name: sizes[name] for name in share})
+    found = hashes_of(folder, share)
+    return {name: sha256 for of_rank in dist.gather_objects(found) for name, sha256 in of_rank.items()}
 
 
 def wait_for_files(folder: Path, sizes: Mapping[str, int], seconds: float = 60.0) -> None:
