@@ -48,6 +48,7 @@ def plan_resume(
     Raises:
         CheckpointError: there is a checkpoint, but of another run, or one that would run a program, or `resume` is
             `never`; nothing was touched.
+        StorageError: one can't be read.
     """
     return dist.decided_by_main(lambda: _plan(checkpoints, now, resume, warns))
 

@@ -14,8 +14,11 @@ from typing import Any, TypeVar
 from dmt_ds.engine import dist
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.manifest import (
+    answering,
     hashes_of,
     incompleteness,
+    num_bytes,
+    saved_in,
     seal,
     sizes_in,
     sync,
@@ -23,6 +26,7 @@ from dmt_ds.engine.manifest import (
     write_manifest,
 )
 from dmt_ds.errors import CheckpointError, DmtError
+from dmt_ds.storage import patiently
 from dmt_ds.tracking.journal import write_atomically
 
 T = TypeVar("T")
@@ -127,15 +131,16 @@ class CheckpointFolder:
         return next((Checkpoint(folder, read_run_state(folder)) for folder in self.complete()), None)
 
     def complete(self) -> Iterator[Path]:
-        """Folders of complete checkpoints, the newest first; incomplete ones are named in the log and passed over."""
-        for folder in sorted(self.folder.glob("step*"), reverse=True):
-            if folder.name.endswith("_universal"):
-                continue
-            problem = unusable(folder)
-            if problem is None:
-                yield folder
-            else:
+        """Folders of complete checkpoints, the newest first; incomplete ones are named in the log and passed over.
+
+        Raises:
+            StorageError: the disk or file server does not say what is there, or whether it is complete.
+        """
+        for folder in reversed(saved_in(self.folder)):
+            if problem := unusable(folder):
                 logger.warning("%s: passed over: %s", folder, problem)
+            else:
+                yield folder
 
     def prune(self, step: int) -> None:
         """On rank 0, after a save: only the newest complete checkpoints up to `step` stay.
@@ -144,7 +149,8 @@ class CheckpointFolder:
         is damaged is of no use any more once a newer one is whole.
 
         Raises:
-            CheckpointError: the folder can't be read or changed, or a newer attempt has taken the run over.
+            CheckpointError: the folder can't be changed, or a newer attempt has taken the run over.
+            StorageError: it can't be read; nothing was removed.
         """
         try:
             self._prune(step)
@@ -156,7 +162,7 @@ class CheckpointFolder:
             ) from error
 
     def _prune(self, step: int) -> None:
-        folders = [folder for folder in sorted(self.folder.glob("step*")) if _TAG.fullmatch(folder.name)]
+        folders = [folder for folder in saved_in(self.folder) if _TAG.fullmatch(folder.name)]
         complete = [folder for folder in folders if unusable(folder) is None]
         self._check_fence()  # after the look: what a newer attempt saves is never seen here
         kept = [folder for folder in complete if folder.name <= tag_of(step)][-self._keep :]
@@ -261,18 +267,24 @@ def tag_of(step: int) -> str:
 
 
 def unusable(folder: Path) -> str | None:
-    """Why a checkpoint folder can't be used, or None: files are looked at by name and size, see `manifest.damage`."""
-    return incompleteness(folder) or (None if (folder / RUN_STATE).is_file() else f"{RUN_STATE} is missing")
+    """Why a checkpoint folder can't be used, or None: files are looked at by name and size, see `manifest.damage`.
+
+    Raises:
+        StorageError: the disk or file server does not say.
+    """
+    return incompleteness(folder) or (f"{RUN_STATE} is missing" if num_bytes(folder / RUN_STATE) is None else None)
 
 
 def read_run_state(folder: Path) -> RunState:
     """What `save` recorded.
 
     Raises:
-        CheckpointError: the record can't be read, or another version of the program wrote it.
+        CheckpointError: the record is none, or another version of the program wrote it.
+        StorageError: it can't be read.
     """
     try:
-        return RunState(**json.loads((folder / RUN_STATE).read_text()))
+        with answering(folder / RUN_STATE):
+            return RunState(**json.loads(patiently((folder / RUN_STATE).read_text)))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{folder / RUN_STATE}: unreadable ({error}); move this checkpoint away to go on from an older one"

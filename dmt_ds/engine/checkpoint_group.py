@@ -7,7 +7,7 @@ from pathlib import Path
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, read_run_state, tag_of, unusable
 from dmt_ds.engine.fence import Fence
-from dmt_ds.engine.manifest import damage
+from dmt_ds.engine.manifest import damage, num_bytes, saved_in
 from dmt_ds.errors import CheckpointError
 from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 
@@ -40,6 +40,7 @@ class CheckpointGroup:
 
         Raises:
             CheckpointError: all had one, as the mark says, and now some member has not; or all were damaged.
+            StorageError: one can't be read: to go on from an older one would give up what may be whole.
         """
         tags = [[folder.name for folder in member.complete()] for member in self._folders]
         common = set(tags[0]).intersection(*tags)
@@ -56,7 +57,7 @@ class CheckpointGroup:
         if not any(tags) or self._mark is None:
             return None
         found = "; ".join(f"{member.folder}: {', '.join(own) or 'none'}" for member, own in self._with(tags))
-        if self._mark.exists():
+        if num_bytes(self._mark) is not None:
             raise CheckpointError(
                 f"no checkpoint that all of the family have: {found}. Bring back what is missing, or choose another "
                 "output_dir (a member that was trained further alone goes on alone)"
@@ -66,10 +67,10 @@ class CheckpointGroup:
 
     def _refuse_to_forget(self, folder: Path) -> None:
         """A kill leaves a hidden folder at most: what has a checkpoint's name and is none was one, and was damaged."""
-        if there := sorted(path.name for path in folder.glob("step*") if not path.name.endswith("_universal")):
+        if there := saved_in(folder):
             raise CheckpointError(
-                f"{folder / there[-1]}: {unusable(folder / there[-1])}, and there is no other checkpoint to go on "
-                "from: bring it back, move it away to start afresh, or choose another output_dir"
+                f"{there[-1]}: {unusable(there[-1])}, and there is no other checkpoint to go on from: bring it back, "
+                "move it away to start afresh, or choose another output_dir"
             )
 
     def _is_sound(self, tag: str) -> bool:
@@ -102,7 +103,7 @@ class CheckpointGroup:
         return list(zip(self._folders, tags, strict=True))
 
     def _read(self, member: CheckpointFolder, tag: str, own: Sequence[str]) -> Checkpoint:
-        if own[0] > tag:
-            logger.warning("%s: passed over: not all of the family have it", member.folder / own[0])
+        if own[0] > tag and len(self._folders) > 1:  # of one that is alone it has been said what was found wrong
+            logger.warning("%s: passed over: not all of the family have it whole", member.folder / own[0])
         folder = member.folder / tag
         return Checkpoint(folder, read_run_state(folder))

@@ -24,8 +24,10 @@ from dmt_ds.engine.bucket_reduction import reduce_at_once
 from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
+from dmt_ds.engine.manifest import unread
 from dmt_ds.engine.own_settings import settings_kept, torch_optimizer
 from dmt_ds.errors import CheckpointError, LaunchError
+from dmt_ds.storage import is_away
 from dmt_ds.tracking.spans import span
 
 logger = logging.getLogger(__name__)
@@ -193,11 +195,14 @@ class StudentEngine:
 
         Raises:
             CheckpointError: the files do not fit this engine.
+            StorageError: they can't be read.
         """
         try:
             with settings_kept(self._engine):
                 path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
         except (RuntimeError, AssertionError, KeyError, ValueError, OSError, EOFError) as error:
+            if is_away(error):
+                raise unread(folder / tag, error) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{folder / tag}: does not load: {reason}") from error
         if path is None:

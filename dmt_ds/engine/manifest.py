@@ -3,23 +3,29 @@
 Sizes tell at once whether a save was cut off; hashes tell whether what lies there is what was written.
 """
 
+import errno
 import hashlib
 import json
 import os
 import socket
+import stat
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from dmt_ds import __version__
 from dmt_ds.engine import dist
+from dmt_ds.errors import StorageError
+from dmt_ds.storage import patiently
 
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 22
 _HASHING_THREADS = 8  # hashing lets go of Python's lock, so several files are read at once
+_NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
 class FileMark(NamedTuple):
@@ -106,25 +112,86 @@ def write_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
     sync(folder)
 
 
+@contextmanager
+def answering(path: Path) -> Iterator[None]:
+    """Around a look at a checkpoint's files: one that fails says nothing of them, unless it says that there are none.
+
+    Raises:
+        OSError: there is no such file.
+        StorageError: it can't be read, so that nobody can tell whether the checkpoint is whole.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SUCH_FILE:
+            raise
+        raise unread(error.filename or path, error) from error
+
+
+def unread(path: Path | str, error: OSError) -> StorageError:
+    """What to raise where a checkpoint's file can't be read for now."""
+    return StorageError(
+        f"{path}: can't be read ({error.strerror}), so that nobody can tell whether this checkpoint is whole: look at "
+        "the disk or file server, then start again; if it stays so, move the checkpoint away to go on from an older one"
+    )
+
+
+def saved_in(folder: Path) -> list[Path]:
+    """All that has a checkpoint's name, whole or not, the oldest first; none where there is no such folder.
+
+    Raises:
+        StorageError: it can't be listed, which must not be taken for an empty one, as `Path.glob` of some Pythons does.
+    """
+    try:
+        with answering(folder):
+            names = sorted(patiently(partial(os.listdir, folder)))
+    except OSError:
+        return []
+    return [folder / name for name in names if name.startswith("step") and not name.endswith("_universal")]
+
+
+def num_bytes(path: Path) -> int | None:
+    """Size of a checkpoint's file; None where there is no such file.
+
+    Raises:
+        StorageError: its disk or file server does not say.
+    """
+    try:
+        with answering(path):
+            status = patiently(path.stat)
+    except (OSError, ValueError):  # also a name that no file can have
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def incompleteness(folder: Path) -> str | None:
-    """Why a checkpoint folder can't be used, or None if all files of its manifest are there with their sizes."""
+    """Why a checkpoint folder can't be used, or None if all files of its manifest are there with their sizes.
+
+    Raises:
+        StorageError: its disk or file server does not say.
+    """
     try:
         files = _read_manifest(folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"no readable {MANIFEST}"
     for name, mark in files.items():
-        path = folder / name
-        if not path.is_file():
+        found = num_bytes(folder / name)
+        if found is None:
             return f"{name} is missing"
-        if path.stat().st_size != mark.num_bytes:
-            return f"{name} has {path.stat().st_size} bytes instead of {mark.num_bytes}"
+        if found != mark.num_bytes:
+            return f"{name} has {found} bytes instead of {mark.num_bytes}"
     return None
 
 
 def damage(folder: Path) -> str | None:
-    """Why a complete folder must not be loaded, or None if every byte is as it was written."""
+    """Why a complete folder must not be loaded, or None if every byte is as it was written.
+
+    Raises:
+        StorageError: a file can't be read, which is no damage: the next look may find it whole.
+    """
     try:
-        return _damage(folder, (folder / MANIFEST).stat().st_mtime_ns)
+        with answering(folder):
+            return _damage(folder, patiently((folder / MANIFEST).stat).st_mtime_ns)
     except OSError as error:
         return f"{error.filename} can't be read ({error.strerror})"
 
@@ -139,7 +206,8 @@ def _damage(folder: Path, _written_at: int) -> str | None:
 
 
 def _read_manifest(folder: Path) -> dict[str, FileMark]:
-    content = json.loads((folder / MANIFEST).read_text())
+    with answering(folder / MANIFEST):
+        content = json.loads(patiently((folder / MANIFEST).read_text))
     files = content.get("files", content)  # of early versions: name -> size
     marks = {
         str(name): FileMark(mark, None) if isinstance(mark, int) else FileMark(int(mark["bytes"]), str(mark["sha256"]))
@@ -171,6 +239,14 @@ def sync(path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
+    try:
+        return patiently(partial(_digest, path))
+    except OSError as error:
+        error.filename = str(path)  # a read that fails does not say of which file
+        raise
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_AT_ONCE):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
+from dmt_ds.engine.manifest import unread
 from dmt_ds.errors import CheckpointError
+from dmt_ds.storage import is_away
 
 _ALLOWED = frozenset(
     {
@@ -26,11 +28,14 @@ def refuse_programs(folder: Path) -> None:
 
     Raises:
         CheckpointError: one would import what no checkpoint needs, or its pickle can't be followed.
+        StorageError: one can't be read.
     """
     for path in sorted(folder.rglob("*.pt")):
         try:
             named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _ALLOWED
         except Exception as error:  # what torch raises for a file that it can't follow has no common class
+            if is_away(error):
+                raise unread(path, error) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
                 f"{path}: refused, it is no PyTorch file that this run can have written ({reason}); move this "

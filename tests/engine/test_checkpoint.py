@@ -2,7 +2,9 @@
 
 import errno
 import json
+import logging
 import os
+import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmt_ds import storage
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, read_run_state, tag_of, unusable
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.manifest import damage, share_to_sync
-from dmt_ds.errors import CheckpointError
+from dmt_ds.errors import CheckpointError, StorageError
 from tests.faults import places
 
 
@@ -267,6 +270,90 @@ def test_a_single_bit_of_any_file_that_has_turned_over_is_noticed(name, place, b
         assert damage(file.parent) == f"{name} is not what was written (its sha256 differs)"
         (newest,) = group(folder).newest()
         assert newest.state.step == 1
+
+
+def test_of_a_run_that_is_alone_nothing_is_said_of_a_family(folder, caplog):
+    for step in (1, 2):
+        folder.save(state(step), write_weights)
+    (folder.folder / tag_of(2) / "weights.pt").write_bytes(b"v" * 1000)
+    with caplog.at_level(logging.WARNING):
+        (newest,) = group(folder).newest()
+    assert newest.state.step == 1
+    (line,) = caplog.messages
+    assert "step00000002: passed over: weights.pt is not what was written" in line
+
+
+# A disk or file server that does not answer
+
+
+def write_empty(folder: Path, tag: str) -> None:
+    """A file that can be taken for as large as it was, though it can't be read."""
+    (folder / tag / "weights.pt").write_bytes(b"")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0.01, 0.01))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.pt"])
+def test_a_checkpoint_that_can_not_be_read_is_not_given_up_for_an_older_one(folder, impatient, name):
+    for step in (1, 2):
+        folder.save(state(step), write_empty)
+    file = folder.folder / tag_of(2) / name
+    content = file.read_bytes()
+    places.without_answer(file)
+    with pytest.raises(
+        StorageError, match=rf"step00000002/{name}: can't be read \(Input/output error\)[^\n]*start again"
+    ) as told:
+        group(folder).newest()
+    assert told.value.exit_code == 75
+    file.unlink()
+    file.write_bytes(content)
+    (newest,) = group(folder).newest()
+    assert newest.state.step == 2
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.pt"])
+def test_a_checkpoint_that_can_be_read_again_within_seconds_costs_nothing(folder, name):
+    for step in (1, 2):
+        folder.save(state(step), write_empty)
+    file, whole = folder.folder / tag_of(2) / name, folder.folder / "whole"
+    whole.write_bytes(file.read_bytes())
+    places.without_answer(file)
+    heals = threading.Timer(0.1, whole.replace, [file])
+    heals.start()
+    (newest,) = group(folder).newest()
+    heals.join()
+    assert newest.state.step == 2
+
+
+def test_nothing_is_removed_while_nobody_can_tell_what_is_whole(folder, impatient):
+    for step in (1, 2, 3):
+        folder.save(state(step), write_weights)
+    places.without_answer(folder.folder / tag_of(2) / "manifest.json")
+    with pytest.raises(StorageError, match=r"step00000002/manifest\.json: can't be read"):
+        folder.prune(3)
+    assert sorted(path.name for path in folder.folder.glob("step*")) == [tag_of(1), tag_of(2), tag_of(3)]
+
+
+def test_a_record_that_can_not_be_read_is_not_told_as_damaged(folder, impatient):
+    folder.save(state(1), write_weights)
+    places.without_answer(folder.folder / tag_of(1) / "run_state.json")
+    with pytest.raises(StorageError, match=r"run_state\.json: can't be read \(Input/output error\)"):
+        read_run_state(folder.folder / tag_of(1))
+
+
+def test_a_folder_that_can_not_be_listed_is_not_taken_for_an_empty_one(folder, impatient, monkeypatch):
+    folder.save(state(1), write_weights)
+
+    def stale(path: Path) -> list[str]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(os, "listdir", stale)
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(StorageError, match=r"checkpoints: can't be read \(Stale file handle\)"):
+        group(folder).newest()
 
 
 @pytest.mark.parametrize("harm", ["emptied", "bit", "no manifest"])

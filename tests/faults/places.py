@@ -61,6 +61,12 @@ def fill(ballast: Path, leave: int = 0) -> None:
                 return
 
 
+def without_answer(file: Path) -> None:
+    """Reads of it fail as those of a file server that is away: the kernel answers them with EIO."""
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+
+
 def is_mount(folder: Path) -> bool:
     return os.path.ismount(folder)
 

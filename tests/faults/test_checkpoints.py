@@ -11,6 +11,7 @@ import torch
 
 from dmt_ds.engine.manifest import hashes_of
 from tests import processes, tiny_run
+from tests.faults import places
 
 pytestmark = pytest.mark.distributed
 OPTIMIZER = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -64,6 +65,22 @@ def test_the_run_goes_on_from_what_is_whole_with_the_losses_of_an_unbroken_one(s
     assert code == 0
     assert ("step00000004: passed over" in said) == (harm != "latest points nowhere")
     assert f"resuming from {copy}/checkpoints/step0000000{2 if 'passed over' in said else 4}" in said
+    assert tiny_run.losses(copy) == unbroken
+
+
+def test_a_checkpoint_that_can_not_be_read_for_a_while_is_the_one_that_the_run_goes_on_from_later(
+    saved, copy, unbroken
+):
+    manifest = copy / "checkpoints" / "step00000004" / "manifest.json"
+    content = manifest.read_bytes()
+    places.without_answer(manifest)
+    code, said = start(saved, copy)
+    (line,) = [line for line in said.splitlines() if line.startswith("dmt-ds: error:")]
+    assert code == 75 and f"{manifest}: can't be read (Input/output error)" in line
+    manifest.unlink()
+    manifest.write_bytes(content)
+    code, said = start(saved, copy)
+    assert code == 0 and f"resuming from {copy}/checkpoints/step00000004" in said
     assert tiny_run.losses(copy) == unbroken
 
 
