@@ -43,7 +43,7 @@ class CheckpointError(DmtError):
 
 
 class StorageError(CheckpointError):
-    """The disk or file server of a run's folder does not answer; nobody has to mend anything, so a job tries again."""
+    """A disk or file server does not answer; nobody has to mend anything in the run, so a job tries again."""
 
     exit_code = 75  # EX_TEMPFAIL
 

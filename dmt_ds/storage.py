@@ -1,15 +1,22 @@
-"""Disks and file servers that do not answer: told from what somebody has to mend, and asked again; knows no file."""
+"""Disks and file servers that do not answer: told from what somebody has to mend, and asked again; knows no run."""
 
 import errno
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeGuard, TypeVar
+
+from dmt_ds.errors import CheckpointError, StorageError
 
 T = TypeVar("T")
 
 WAITS_SECONDS = (0.25, 1.0, 4.0)
 """Between tries: a server fails over, or another node has just renamed what is read."""
 _AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PROBE_BYTES = 1 << 20
 
 
 def is_away(error: BaseException) -> TypeGuard[OSError]:
@@ -31,3 +38,32 @@ def patiently(read: Callable[[], T]) -> T:
                 raise
         time.sleep(seconds)
     return read()
+
+
+def unwritten(told: str, error: OSError) -> CheckpointError:
+    """What to raise where a run's folder can't be written: worth another try, or with the remedy.
+
+    Args:
+        told: which file, and what became of it.
+        error: why.
+    """
+    if is_away(error):
+        return StorageError(f"{told}; look at the disk or file server, then start again")
+    if error.errno in _FULL:
+        return CheckpointError(f"{told}; make room, then start again")
+    return CheckpointError(f"{told}; see to it that this can be written, or set output_dir to a folder of yours")
+
+
+def why_unwritable(path: Path) -> OSError | None:
+    """What the kernel says of a file there that does not stay, None where it takes it: torch keeps that to itself."""
+    try:
+        with path.open("wb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    finally:
+        with suppress(OSError):
+            path.unlink()
+    return None

@@ -1,5 +1,6 @@
 """The command line: what it says, what it returns, and how little it needs."""
 
+import errno
 import json
 import logging
 import shlex
@@ -107,9 +108,18 @@ def test_a_recipes_error_that_all_ranks_find_is_said_by_rank_0_alone() -> None:
     assert (result.exit_code, result.stderr) == (2, "")
 
 
-@pytest.mark.parametrize(("error", "code"), [(StorageError("x"), 75), (PeerFailedError("x"), 1), (DataError("x"), 2)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StorageError("x"), 75),
+        (PeerFailedError("x"), 1),
+        (DataError("x"), 2),
+        (OSError(errno.ESTALE, "Stale file handle", "x"), 75),
+        (OSError(errno.EACCES, "Permission denied", "x"), 2),
+    ],
+)
 def test_the_exit_code_says_whether_another_try_is_worth_it(
-    error: DmtError, code: int, monkeypatch: pytest.MonkeyPatch
+    error: DmtError | OSError, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise error

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmt_ds.errors import ConfigError, DmtError, PeerFailedError
+from dmt_ds.errors import ConfigError, DmtError, PeerFailedError, StorageError
 from dmt_ds.redact import masked
+from dmt_ds.storage import is_away
 
 if TYPE_CHECKING:
     from dmt_ds.config.schema import RunConfig, Task
@@ -27,7 +28,8 @@ class CarefulGroup(click.Group):
         """Run the command.
 
         Raises:
-            click.exceptions.Exit: a `DmtError`'s code, 2 where the user can mend it, 130 after Ctrl-C.
+            click.exceptions.Exit: a `DmtError`'s code, 2 where the user can mend it, 75 where a file server does not
+                answer, 130 after Ctrl-C.
         """
         try:
             return super().invoke(ctx)
@@ -36,7 +38,7 @@ class CarefulGroup(click.Group):
             if ctx.params["debug"] or where is None:
                 raise
             click.echo(masked(f"dmt-ds: error: {where}: {error.strerror}"), err=True)
-            raise click.exceptions.Exit(2) from None
+            raise click.exceptions.Exit(StorageError.exit_code if is_away(error) else 2) from None
         except DmtError as error:
             if ctx.params["debug"]:
                 raise

@@ -18,7 +18,7 @@ from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
 from dmt_ds.engine.fence import Fence
-from dmt_ds.errors import CheckpointError
+from dmt_ds.storage import unwritten
 from dmt_ds.tracking.environment import (
     code_changes,
     code_fingerprint,
@@ -120,13 +120,14 @@ def write_text(path: Path, text: str) -> None:
 
     Raises:
         CheckpointError: the disk is full, or the folder can't be written; what was there still is.
+        StorageError: the disk or file server does not answer.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, f"{path.name}.*.tmp")
         write_atomically(path, text)
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be written ({error.strerror}): make room, or set output_dir") from error
+        raise unwritten(f"{path}: can't be written ({error.strerror})", error) from error
 
 
 def _tags(run: Run, built: BuiltTask) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Checkpoint folders that are complete or not there: hidden name, manifest, rename; knows no engine and no method."""
 
+import errno
 import json
 import logging
 import os
@@ -25,8 +26,8 @@ from dmt_ds.engine.manifest import (
     write_json,
     write_manifest,
 )
-from dmt_ds.errors import CheckpointError, DmtError
-from dmt_ds.storage import patiently
+from dmt_ds.errors import CheckpointError, DmtError, StorageError
+from dmt_ds.storage import is_away, patiently, unwritten, why_unwritable
 from dmt_ds.tracking.journal import write_atomically
 
 T = TypeVar("T")
@@ -105,16 +106,17 @@ class CheckpointFolder:
 
         Raises:
             CheckpointError: the disk is full or can't be written; earlier checkpoints are as they were.
+            StorageError: the disk or file server does not answer, or does not show what another node wrote.
         """
         tag = tag_of(state.step)
         hidden = self._make_room(tag)
         try:
             write(self.folder, hidden.name)
         except (OSError, RuntimeError) as error:
-            failure = self._failure(tag, error)
             if isinstance(error, RuntimeError) and _FILE_WRITER not in str(error):
+                self._check_fence()
                 raise  # a peer has left in the middle of a collective: the disk is not at fault
-            raise failure from error
+            raise self._failure(tag, error) from error
         dist.barrier()  # no rank looks while another one still writes
         hashes = self._seal(hidden, tag)
         self._on_main(lambda: self._publish(hidden, tag, state, hashes), tag)
@@ -150,13 +152,13 @@ class CheckpointFolder:
 
         Raises:
             CheckpointError: the folder can't be changed, or a newer attempt has taken the run over.
-            StorageError: it can't be read; nothing was removed.
+            StorageError: its disk or file server does not answer.
         """
         try:
             self._prune(step)
         except OSError as error:
             self._check_fence()  # a newer attempt removes too, and then the disk is not at fault
-            raise CheckpointError(
+            raise (StorageError if is_away(error) else CheckpointError)(
                 f"{self.folder}: {tag_of(step)} is saved, but older checkpoints can't be removed ({error.strerror}): "
                 "look at the disk, then start again"
             ) from error
@@ -192,7 +194,8 @@ class CheckpointFolder:
             free = shutil.disk_usage(self.folder).free
             if free < needed:
                 hidden.rmdir()
-                raise OSError(28, f"No space left on device: {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} needed")
+                told = f"No space left on device: {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} needed"
+                raise OSError(errno.ENOSPC, told)
 
             return hidden.name
 
@@ -242,15 +245,17 @@ class CheckpointFolder:
 
         return dist.decided_by_main(attempt)
 
-    def _failure(self, tag: str, error: Exception) -> CheckpointError:
+    def _failure(self, tag: str, error: OSError | RuntimeError) -> CheckpointError:
         """On any rank: a newer attempt takes away what this one writes, and then the disk is not at fault."""
         self._check_fence()
-        newest = next((folder.name for folder in self.complete()), "none")
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        return CheckpointError(
-            f"{self.folder / tag}: not saved (rank {dist.rank()}): {reason}. "
-            f"The newest complete checkpoint is {newest}; make room, then start again"
-        )
+        cause = error if isinstance(error, OSError) else why_unwritable(self.folder / f"{_TEMPORARY}probe{self._mark}")
+        if cause is None:  # torch could not write, and there is room now: the trouble has passed
+            cause = OSError(errno.EIO, str(error).splitlines()[0])
+        newest = "not known"
+        with suppress(StorageError):
+            newest = next((folder.name for folder in self.complete()), "none")
+        told = f"{self.folder / tag}: not saved (rank {dist.rank()}): {cause.strerror or cause}"
+        return unwritten(f"{told}. The newest complete checkpoint is {newest}", cause)
 
 
 def _remove_leftover(path: Path) -> None:

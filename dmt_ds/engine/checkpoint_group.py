@@ -9,6 +9,7 @@ from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, read_run_stat
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.manifest import damage, num_bytes, saved_in
 from dmt_ds.errors import CheckpointError
+from dmt_ds.storage import unwritten
 from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -94,8 +95,7 @@ class CheckpointGroup:
                 remove_leftovers(self._mark.parent, f"{self._mark.name}.*.tmp")
                 write_atomically(self._mark, tag_of(step))
             except OSError as error:
-                reason = f"can't be written ({error.strerror}): make room, then start again"
-                raise CheckpointError(f"{self._mark}: {reason}") from error
+                raise unwritten(f"{self._mark}: can't be written ({error.strerror})", error) from error
         for member in self._folders:
             member.prune(step)
 

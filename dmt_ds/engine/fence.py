@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmt_ds.errors import CheckpointError, StorageError
+from dmt_ds.storage import unwritten
 from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 
 CLAIM = "attempt.json"
@@ -40,7 +41,7 @@ class Fence:
 
         Raises:
             CheckpointError: it can't be written.
-            StorageError: the claim that lies there can't be read.
+            StorageError: its disk or file server does not answer, or the claim that lies there can't be read.
         """
         last = _number_of(folder / CLAIM)
         fence = cls(folder, last + 1, secrets.token_hex(8))
@@ -53,9 +54,7 @@ class Fence:
             claim = {"number": fence.number, "owner": owner, "token": fence._token}
             write_atomically(fence._file, json.dumps(claim), partial)
         except OSError as error:
-            raise CheckpointError(
-                f"{folder}: can't be taken over ({error.strerror}): make room, or set output_dir to a folder of yours"
-            ) from error
+            raise unwritten(f"{folder}: can't be taken over ({error.strerror})", error) from error
         return fence
 
     def check(self) -> None:

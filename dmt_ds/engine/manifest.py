@@ -24,6 +24,7 @@ from dmt_ds.storage import patiently
 
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 22
+_SHOWN_SECONDS = 60.0  # within which a shared file system shows a node what another one wrote
 _HASHING_THREADS = 8  # hashing lets go of Python's lock, so several files are read at once
 _NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
@@ -59,16 +60,16 @@ def seal(folder: Path) -> dict[str, str]:
     return {name: sha256 for of_rank in dist.gather_objects(found) for name, sha256 in of_rank.items()}
 
 
-def wait_for_files(folder: Path, sizes: Mapping[str, int], seconds: float = 60.0) -> None:
+def wait_for_files(folder: Path, sizes: Mapping[str, int]) -> None:
     """Until this rank sees what all ranks wrote; shared file systems may show it late.
 
     Raises:
         OSError: a file has not come in time.
     """
-    deadline = time.monotonic() + seconds
-    while missing := {name for name, size in sizes.items() if sizes_in(folder).get(name) != size}:
+    deadline = time.monotonic() + _SHOWN_SECONDS
+    while missing := sorted(dict(sizes.items() - patiently(partial(sizes_in, folder)).items())):
         if time.monotonic() > deadline:
-            raise OSError(5, f"{sorted(missing)[0]} of another rank does not appear on this node")
+            raise OSError(errno.ETIMEDOUT, f"{missing[0]} of another rank does not appear on this node")
         time.sleep(0.2)
 
 

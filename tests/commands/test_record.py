@@ -1,5 +1,7 @@
 """What a run's record is found by, who writes it, and how long its end may take."""
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from dmt_ds.config.load import load_config
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.stopping import Watchdog
-from dmt_ds.errors import CheckpointError
+from dmt_ds.errors import CheckpointError, StorageError
 from dmt_ds.tracking.tracker import JsonlTracker, Status
 from tests.faults import places
 
@@ -74,6 +76,19 @@ def test_a_record_on_a_full_disk_is_what_it_was(tmp_path: Path) -> None:
             keep(tmp_path, "config.yaml", "seed: 2", None)
         (tmp_path / "ballast").unlink()
         assert texts_in(tmp_path) == {"config.yaml": "seed: 1"}
+
+
+def test_a_record_that_a_server_does_not_take_is_what_it_was_and_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(descriptor: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    keep(tmp_path, "config.yaml", "seed: 1", None)
+    monkeypatch.setattr(os, "fsync", stale)
+    with pytest.raises(StorageError, match=r"config\.yaml: can't be written \(Stale file handle\); look at the disk"):
+        keep(tmp_path, "config.yaml", "seed: 2", None)
+    assert texts_in(tmp_path) == {"config.yaml": "seed: 1"}
 
 
 def test_a_failure_that_waits_for_a_store_that_is_away_is_not_ended_as_a_hang(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_ds import storage
+from dmt_ds.engine import manifest
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, read_run_state, tag_of, unusable
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.manifest import damage, share_to_sync
@@ -354,6 +355,80 @@ def test_a_folder_that_can_not_be_listed_is_not_taken_for_an_empty_one(folder, i
     monkeypatch.setattr(os, "scandir", stale)
     with pytest.raises(StorageError, match=r"checkpoints: can't be read \(Stale file handle\)"):
         group(folder).newest()
+
+
+def failing_save(folder: CheckpointFolder, number: int) -> CheckpointError:
+    """What a save raises whose files the kernel does not take."""
+
+    def write(root: Path, tag: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(CheckpointError, match=rf"step00000002: not saved \(rank 0\): {os.strerror(number)}\. ") as told:
+        folder.save(state(2), write)
+    assert "The newest complete checkpoint is step00000001; " in str(told.value)
+    return told.value
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO"])
+def test_a_save_without_an_answer_is_worth_another_try_and_nobody_has_to_make_room(folder, name):
+    folder.save(state(1), write_weights)
+    failure = failing_save(folder, getattr(errno, name))
+    assert failure.exit_code == 75 and str(failure).endswith("look at the disk or file server, then start again")
+    folder.save(state(2), write_weights)
+    assert folder.newest().state.step == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("ENOSPC", "make room"), ("EDQUOT", "make room"), ("EACCES", "see to it that this can be written")],
+)
+def test_what_somebody_has_to_mend_before_a_save_is_not_tried_again(folder, name, remedy):
+    folder.save(state(1), write_weights)
+    failure = failing_save(folder, getattr(errno, name))
+    assert failure.exit_code == 2 and f"; {remedy}" in str(failure)
+
+
+def test_a_write_of_torchs_that_gets_no_answer_is_not_told_as_a_full_disk(folder):
+    folder.save(state(1), write_weights)
+
+    def write(root: Path, tag: str) -> None:
+        write_weights(root, tag)
+        places.without_answer(root / tag / "weights.pt")
+        torch.save({"weights": torch.zeros(100_000)}, root / tag / "weights.pt")
+
+    with pytest.raises(
+        StorageError, match=r"step00000002: not saved .*is step00000001; look at the disk or file server"
+    ):
+        folder.save(state(2), write)
+
+
+def test_a_file_of_another_node_that_does_not_appear_is_worth_another_try(folder, monkeypatch):
+    def gathered(item: object) -> list[object]:
+        """A second rank, on this node too, sees a file that does not come to be seen here."""
+        return [item, (item[0], {"of_rank_1.pt": 5})] if isinstance(item, tuple) else [item]
+
+    monkeypatch.setattr(manifest.dist, "gather_objects", gathered)
+    monkeypatch.setattr(manifest, "_SHOWN_SECONDS", 0.3)
+    with pytest.raises(
+        StorageError, match=r"not saved \(rank 0\): of_rank_1\.pt of another rank does not appear"
+    ) as told:
+        folder.save(state(1), write_weights)
+    assert "make room" not in str(told.value)
+
+
+def test_older_checkpoints_that_a_server_does_not_remove_are_removed_by_another_try(folder, monkeypatch):
+    for step in (1, 2, 3):
+        folder.save(state(step), write_weights)
+
+    def stale(source: Path, target: Path) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as harm:
+        harm.setattr(os, "replace", stale)
+        with pytest.raises(StorageError, match=r"step00000003 is saved, but .*\(Stale file handle\): look at the disk"):
+            folder.prune(3)
+    folder.prune(3)
+    assert sorted(path.name for path in folder.folder.glob("step*")) == [tag_of(2), tag_of(3)]
 
 
 @pytest.mark.parametrize("harm", ["emptied", "bit", "no manifest"])

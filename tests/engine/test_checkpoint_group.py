@@ -1,5 +1,7 @@
 """Checkpoints of a family: what counts is what all members have."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from dmt_ds.engine.checkpoint import CheckpointFolder
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.fence import Fence
-from dmt_ds.errors import CheckpointError
+from dmt_ds.errors import CheckpointError, StorageError
 from tests.engine.test_checkpoint import state, write_weights
 
 
@@ -75,6 +77,22 @@ def test_a_member_that_has_lost_its_checkpoints_is_named_and_nothing_else_is_tou
     with pytest.raises(CheckpointError, match=r"slim/checkpoints: step00000002; .*wide/checkpoints: none"):
         family.newest()
     assert family.steps() == [[2], []]
+
+
+def test_a_mark_that_a_server_does_not_take_is_worth_another_try(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for member in family.members:
+        member.save(state(2), write_weights)
+
+    def stale(descriptor: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "fsync", stale)
+    with pytest.raises(
+        StorageError, match=r"checkpoints/latest: can't be written \(Stale file handle\); look at the disk"
+    ):
+        family.group.saved(2)
 
 
 def test_only_who_holds_the_family_notes_a_save(tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_a_folder_whose_claim_can_not_be_read_is_not_taken_over_as_if_there_was_
         Fence.claim(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "code"), [("ESTALE", 75), ("ENOSPC", 2)])
+def test_a_folder_that_can_not_be_claimed_for_want_of_an_answer_is_worth_another_try(tmp_path, monkeypatch, name, code):
+    def fails(descriptor: int) -> None:
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(CheckpointError, match=r"can't be taken over \([^)]*\); ") as told:
+        Fence.claim(tmp_path)
+    assert told.value.exit_code == code and ("make room" in str(told.value)) == (name == "ENOSPC")
+
+
 def test_the_older_attempt_saves_nothing_any_more(tmp_path):
     older = CheckpointFolder(tmp_path / "checkpoints", 2, Fence.claim(tmp_path))
     older.save(state(1), write_weights)
