@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 from dmt_ds.data.sources import ImageSource
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, StorageError
 
 IMAGES_TO_DECODE = 8
 SHOWN = 20
@@ -38,7 +38,7 @@ def _unreadable(source: ImageSource, rows: list[int]) -> Iterator[str]:
     def problem(row: int) -> str | None:
         try:
             (source.look if isinstance(source, Annotated) else source.read)(row)
-        except DataError as error:
+        except (DataError, StorageError) as error:
             return str(error)
         return None
 

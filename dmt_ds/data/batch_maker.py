@@ -18,7 +18,7 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.data.rand_augment import RandAugment
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import CropSpec, center_crop, crop_numbers, cut_into
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, DmtError
 
 MAX_SUBSTITUTES = 100
 """Unreadable images in a row after which the data set, not an image, is at fault."""
@@ -29,11 +29,11 @@ Job = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Made:
-    """One batch, the unreadable images met on the way, and the message of what ended the work, if anything did."""
+    """One batch, the unreadable images met on the way, and the error that ended the work, if anything did."""
 
     batch: Batch | None
     unreadable: tuple[str, ...] = ()
-    failure: str | None = None
+    failure: DmtError | None = None
 
     def pin_memory(self) -> "Made":
         """Called by torch's pinning thread."""
@@ -65,6 +65,7 @@ class RowReader(Generic[T]):
 
         Raises:
             DataError: it can't be read, or too many in a row can't.
+            StorageError: the disk or file server gives no answer, also where bad images are left out: it may be sound.
         """
         if self._bad_images == "stop":
             return self._read(row), row
@@ -97,8 +98,8 @@ class TrainBatchMaker(BatchMaker):
         for place, row in enumerate(job[1]):
             try:
                 image, rows[place] = self._read(row, int(seeds[place]), met)
-            except DataError as error:
-                return Made(None, failure=str(error))
+            except DmtError as error:
+                return Made(None, failure=error)
             for view, spec in enumerate(self._crops):
                 cut_into(crops[view][place], image, spec, numbers[view][place])
         for view, spec in enumerate(self._crops):
@@ -124,8 +125,8 @@ class EvalBatchMaker(BatchMaker):
         for place, row in enumerate(job[1]):
             try:
                 images[place] = center_crop(self._source.read(row % num_images), self._size, self._interpolation)
-            except DataError as error:
-                return Made(None, failure=str(error))
+            except DmtError as error:
+                return Made(None, failure=error)
         labels = torch.tensor([self._source.label(row) if row < num_images else -1 for row in job[1]])
         return Made(Batch((images,), torch.zeros_like(labels), rows % num_images, labels))
 

@@ -10,7 +10,7 @@ from dmt_ds.data.batch_maker import BatchMaker, Job, Made, RowReader
 from dmt_ds.data.coco import CocoSource
 from dmt_ds.data.detection_batch import DetectionTarget
 from dmt_ds.data.detection_views import Draw, ScaleSpec, draws, padded, scaled_image, scaled_objects
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DmtError
 
 
 class TrainDetectionMaker(BatchMaker):
@@ -47,8 +47,8 @@ class TrainDetectionMaker(BatchMaker):
                 images.append(scaled_image(image, self._spec, draw))
                 size = size_of(images[-1])
                 objects.append(scaled_objects(self._source.objects(row), size_of(image), size, self._spec, draw))
-            except DataError as error:
-                return Made(None, failure=str(error))
+            except DmtError as error:
+                return Made(None, failure=error)
             rows[place] = row
         target = DetectionTarget(tuple(map(size_of, images)), tuple(objects))
         batch = Batch((padded(images, self._size_multiple),), seeds, rows, torch.full_like(rows, -1), target)
@@ -72,8 +72,8 @@ class EvalDetectionMaker(BatchMaker):
             image = scaled_image(
                 self._source.read(row % num_images), self._spec, Draw(self._spec.short_sides[0], False)
             )
-        except DataError as error:
-            return Made(None, failure=str(error))
+        except DmtError as error:
+            return Made(None, failure=error)
         rows = torch.tensor([row % num_images])
         labels = torch.tensor([0 if row < num_images else -1])
         target = DetectionTarget((size_of(image),))

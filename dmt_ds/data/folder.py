@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from dmt_ds.data.decode import decode_image
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, StorageError
+from dmt_ds.storage import is_away, patiently
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LISTING_THREADS = 16
@@ -42,7 +43,7 @@ class FolderSource:
         return len(self._names)
 
     def read(self, index: int) -> Tensor:
-        """[3, H, W] uint8; raises DataError for a file that is gone, unreadable or no image."""
+        """[3, H, W] uint8; raises DataError for a file that is gone or no image, StorageError for want of an answer."""
         path = self.name(index)
         return decode_image(read_file(path), path)
 
@@ -76,10 +77,20 @@ class PackedNames(Sequence[str]):
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of an image file; raises DataError where the file system does not give them."""
+    """The bytes of an image file.
+
+    Raises:
+        DataError: it is gone, or may not be read.
+        StorageError: the disk or file server gives no answer, also not after some seconds.
+    """
     try:
-        return Path(path).read_bytes()
+        return patiently(Path(path).read_bytes)
     except OSError as error:
+        if is_away(error):
+            raise StorageError(
+                f"{path}: can't be read ({error.strerror}): look at the disk or file server, then start again; if it "
+                "is this file alone, fetch it again or remove it"
+            ) from None
         raise DataError(f"{path}: can't be read ({error.strerror}); was it moved while the run was on?") from None
 
 

@@ -75,6 +75,7 @@ class TrainLoader:
 
         Raises:
             DataError: an image can't be read (named), or a loader process was killed.
+            StorageError: the disk or file server of an image gives no answer.
         """
         jobs = self._jobs(start_image, num_micro_steps, grad_accum_steps)
         for made in _made(self._maker, jobs, self.num_workers, self._pin_memory):
@@ -116,6 +117,7 @@ def eval_batches(
 
     Raises:
         DataError: an image can't be read (named), or a loader process was killed.
+        StorageError: the disk or file server of an image gives no answer.
     """
     maker = EvalBatchMaker(source, image_size, interpolation)
     return every_image(maker, len(source), batch_size, num_workers, local_world_size, rank, world_size)
@@ -134,6 +136,7 @@ def every_image(
 
     Raises:
         DataError: an image can't be read (named), or a loader process was killed.
+        StorageError: the disk or file server of an image gives no answer.
     """
     share = [rank + turn * world_size for turn in range(math.ceil(num_images / world_size))]
     rows = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
@@ -159,7 +162,7 @@ def _made(maker: BatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: 
     try:
         for made in loader:
             if made.failure is not None:
-                raise DataError(made.failure)
+                raise made.failure
             yield made
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if not num_workers or not _worker_died(error):

@@ -12,7 +12,7 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker, Job, Made, RowReader, empty_images, in_shared_memory
 from dmt_ds.data.joint_crop import NUMBERS, JointCrop, resized
 from dmt_ds.data.label_maps import LabelMapSource
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DmtError
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class TrainMapMaker(BatchMaker):
         for place, row in enumerate(job[1]):
             try:
                 pair, rows[place] = self._read(row, int(seeds[place]), met)
-            except DataError as error:
-                return Made(None, failure=str(error))
+            except DmtError as error:
+                return Made(None, failure=error)
             sizes.append(self._crop.cut_into(images[place], maps[place], pair, numbers[place]))
         labels = torch.full_like(rows, -1)
         return Made(Batch((images,), seeds, rows, labels, LabelMaps(maps, tuple(sizes))), tuple(met.values()))
@@ -77,8 +77,8 @@ class EvalMapMaker(BatchMaker):
         (row,), num_images = job[1], len(self._source)
         try:
             image, labels = self._source.read_pair(row % num_images)
-        except DataError as error:
-            return Made(None, failure=str(error))
+        except DmtError as error:
+            return Made(None, failure=error)
         fills_up = row >= num_images
         if fills_up:
             labels = torch.full_like(labels, IGNORED)

@@ -40,7 +40,7 @@ class ImageSource(Protocol):
         ...
 
     def read(self, index: int) -> Tensor:
-        """The image, [3, H, W] uint8 RGB; raises DataError naming it when it can't be read."""
+        """The image, [3, H, W] uint8 RGB; raises DataError naming it when it can't be read, StorageError for now."""
         ...
 
     def label(self, index: int) -> int:

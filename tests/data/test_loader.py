@@ -27,7 +27,7 @@ from dmt_ds.data.loader import TrainLoader, eval_batches
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.views import CropSpec, center_crop, draw_crop
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, StorageError
 
 SPECS = (CropSpec(16), CropSpec(8, scale=(0.05, 0.25)))
 
@@ -55,6 +55,15 @@ class GreySource:
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+
+class AwaySource(GreySource):
+    """Image 7 lies on a file server that gives no answer."""
+
+    def read(self, index: int) -> Tensor:
+        if index == 7:
+            raise StorageError(f"{self.name(index)}: can't be read")
+        return super().read(index)
 
 
 class BuggySource(GreySource):
@@ -224,6 +233,15 @@ def test_workers_give_what_the_training_process_would_give(no_limit_on_workers: 
 def test_a_bug_in_a_worker_keeps_its_traceback(no_limit_on_workers: None) -> None:
     with pytest.raises(RuntimeError, match="a bug of ours"):
         next(make_loader(BuggySource(20), num_workers=1).batches(0, 1, 1))
+
+
+@pytest.mark.parametrize("bad_images", ["stop", "skip"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_without_an_answer_is_not_a_bad_one_whoever_reads_it(num_workers: int, bad_images: str) -> None:
+    """Nothing takes its place, and the error that is worth another try comes from a loader process as it is."""
+    batches = make_loader(AwaySource(20), num_workers=num_workers, bad_images=bad_images).batches(0, 5, 1)
+    with pytest.raises(StorageError, match=r"^image 7: can't be read$"):
+        list(batches)
 
 
 class StuckSource(GreySource):

@@ -4,6 +4,7 @@ import io
 import pickle
 import shutil
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from dmt_ds import storage
+from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.folder import PackedNames
 from dmt_ds.data.sources import ImageSource, open_source
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, StorageError
+from tests.faults import places
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,32 @@ def test_a_broken_file_is_named_when_it_is_read(image_folder: Path) -> None:
     Path(source.name(4)).unlink()
     for index in (3, 4):
         assert source.name(index) in one_line(lambda index=index: source.read(index))  # type: ignore[misc]
+
+
+def test_an_image_that_a_server_does_not_give_is_worth_another_try_and_one_that_is_gone_is_not(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0.01, 0.01))
+    source = open_source(DataConfig(source="folder", path=str(image_folder)), "train")
+    Path(source.name(6)).unlink()
+    assert f"{source.name(6)}: can't be read" in one_line(lambda: source.read(6))
+    places.without_answer(Path(source.name(7)))
+    with pytest.raises(StorageError, match=r"\.png: can't be read \(Input/output error\)[^\n]*start again") as told:
+        source.read(7)
+    assert told.value.exit_code == 75 and source.name(7) in str(told.value)
+    broken = look_at_images(source, every_image=True)[1]  # a doctor names both, and goes on
+    assert [source.name(row) in line for row, line in zip((6, 7), broken, strict=True)] == [True, True]
+
+
+def test_an_image_that_can_be_read_again_within_seconds_is_the_same(image_folder: Path) -> None:
+    source = open_source(DataConfig(source="folder", path=str(image_folder)), "train")
+    file, image = Path(source.name(7)), source.read(7)
+    kept = Path(shutil.copy(file, image_folder / "kept"))
+    places.without_answer(file)
+    heals = threading.Timer(0.1, kept.replace, [file])
+    heals.start()
+    assert torch.equal(source.read(7), image)
+    heals.join()
 
 
 def test_the_fingerprint_follows_the_data_not_its_place(

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests import processes, tiny_run
+from tests.faults import places
 from tests.faults.test_ranks import errors
 
 pytestmark = pytest.mark.distributed
@@ -117,6 +118,19 @@ def test_a_picture_that_vanishes_ends_a_run_in_one_line_where_that_is_asked_for(
         assert ranks.wait() == [2], ranks.log
     (line,) = errors(ranks.log)
     assert f"{folder / 'cmyk.jpg'}: can't be read" in line and "Traceback" not in ranks.log
+
+
+@pytest.mark.parametrize("bad_images", ["stop", "skip"])
+def test_a_picture_without_an_answer_ends_a_run_in_one_line_that_is_worth_another_try(
+    tmp_path: Path, folder: Path, bad_images: str
+) -> None:
+    for name in BROKEN:
+        (folder / name).unlink()
+    places.without_answer(folder / "cmyk.jpg")
+    done = processes.run(tiny_run.pretrain(recipe_of(tmp_path, bad_images)), check=False)
+    (line,) = errors(done.stderr)
+    assert done.returncode == 75 and f"{folder / 'cmyk.jpg'}: can't be read (Input/output error)" in line
+    assert "Traceback" not in done.stderr
 
 
 def test_a_data_folder_that_is_gone_as_a_whole_ends_a_run_in_one_line(tmp_path: Path, folder: Path) -> None:
