@@ -47,7 +47,8 @@ def run(config: RunConfig) -> int:
     hang = config.train.hang_timeout_seconds
     if config.train.deterministic:
         determinism.switch_on()
-    device = ds_engine.start(hang + GROUP_SLACK_SECONDS)
+    # At the end all wait in a collective for what rank 0 still sends.
+    device = ds_engine.start(hang + GROUP_SLACK_SECONDS + _store_seconds(config))
     peers = Peers()
     watchdog = Watchdog(hang, dist.rank(), peers).start()
     with peers.together(), explained(partial(what_to_lower, config)):
@@ -65,7 +66,7 @@ def run(config: RunConfig) -> int:
 def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Outcome:
     trackers = [open_record(member.run, member.built, member.resume, member.fence) for member in attempt.members]
     watchdog.last_words = lambda: _record_failure(config, trackers, watchdog)
-    watchdog.last_words_seconds = _store_seconds(config, trackers)
+    watchdog.last_words_seconds = _store_seconds(config)
     try:
         learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
         around = _surroundings(config, attempt, stop, watchdog)
@@ -88,7 +89,7 @@ def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Wat
         _record_failure(config, trackers, watchdog)
         raise
     attempt.check_fences()
-    _allow_for_the_store(config, trackers, watchdog)
+    _allow_for_the_store(config, watchdog)
     for tracker in trackers:
         tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
@@ -107,18 +108,19 @@ def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge 
     return judge
 
 
-def _allow_for_the_store(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog) -> None:
+def _allow_for_the_store(config: RunConfig, watchdog: Watchdog) -> None:
     """Waiting for a store that is away is no hang: a failure before that is what the job must end with."""
-    watchdog.beat("sending the last metrics", _store_seconds(config, trackers))
+    watchdog.beat("sending the last metrics", _store_seconds(config))
 
 
-def _store_seconds(config: RunConfig, trackers: Sequence[Tracker]) -> float:
-    return len(trackers) * config.tracking.drain_seconds
+def _store_seconds(config: RunConfig) -> float:
+    """How long the records of all members may take to their end."""
+    return max(1, len(config.family)) * config.tracking.drain_seconds
 
 
 def _record_failure(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog) -> None:
     """An attempt whose run was taken over leaves the record to the one that has it now."""
-    _allow_for_the_store(config, trackers, watchdog)
+    _allow_for_the_store(config, watchdog)
     for tracker in trackers:
         with suppress(CheckpointError):
             tracker.finish("FAILED")

@@ -42,6 +42,13 @@ def meet_at(rank: int, port: int) -> None:
     os.environ["MASTER_PORT"] = str(port)
 
 
+def hurry_collectives(rank: int, slack_seconds: float) -> None:
+    """They wait so much longer than the watchdog, or less where it is below 0."""
+    from dmt_ds.commands import pretrain
+
+    pretrain.GROUP_SLACK_SECONDS = slack_seconds
+
+
 def lose_the_run_after_the_last_step(rank: int, run: str) -> None:
     """Another attempt claims the folder between training and publishing."""
     from dmt_ds.engine.fence import Fence

@@ -44,6 +44,19 @@ def test_a_job_that_is_suspended_as_a_whole_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "DONE").read_text() == "40\n"
 
 
+def test_a_run_whose_store_is_away_at_its_end_is_finished_on_all_ranks_however_long_it_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    """By itself a collective waits for 10 s here, and rank 0 for its store for 16."""
+    tracking = {"enabled": True, "uri": "http://127.0.0.1:9", "drain_seconds": 16, "system_metrics_seconds": 0}
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2, "hang_timeout_seconds": 30}, tracking=tracking)
+    hurry = ("tests.faults.harm.hurry_collectives", [-20.0])
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log", harm=hurry) as ranks:
+        assert ranks.wait() == [0, 0], ranks.log
+    assert "not all has arrived" in ranks.log and errors(ranks.log) == []
+    assert (tmp_path / "run" / "DONE").read_text() == "2\n"
+
+
 def test_a_running_rank_prints_its_stacks_when_it_is_asked(tmp_path: Path) -> None:
     recipe = tiny_run.write_recipe(tmp_path, train={"steps": 12})
     with processes.launched(tiny_run.pretrain(recipe), 1, tmp_path / "log") as ranks:
