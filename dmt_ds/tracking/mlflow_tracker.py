@@ -62,6 +62,8 @@ class MlflowTracker:
         import_mlflow(store)
         self._section = section
         self._finished = False
+        self._finishing = threading.Lock()
+        self._drained = threading.Event()
         self._spool = Spool(output_dir, section.run_name or run_name)
         if resume_run_id is not None and resume_run_id != self._spool.run_id:
             self._spool.adopt(resume_run_id)
@@ -107,15 +109,30 @@ class MlflowTracker:
         self._spool.sync()
 
     def finish(self, status: Status) -> None:
-        """Set the status, and wait for `drain_seconds` at most (10 s when killed) until everything has arrived."""
-        if self._finished:
-            return
-        if self._sampler is not None:
-            self._sampler.stop()
-        self._put("status", status=status)
-        self._finished = True
+        """Set the status, and wait for `drain_seconds` at most (10 s when killed) until everything has arrived.
+
+        A second call, also of another thread, waits as long for the first one to end: who ends the process after it
+        cuts off nothing.
+        """
         seconds = self._section.drain_seconds
-        _drain(self._shipper, self._spool, min(seconds, _KILLED_DRAIN_SECONDS) if status == "KILLED" else seconds)
+        seconds = min(seconds, _KILLED_DRAIN_SECONDS) if status == "KILLED" else seconds
+        if not self._is_first_to_finish(status):
+            self._drained.wait(seconds)
+            return
+        try:
+            if self._sampler is not None:
+                self._sampler.stop()
+            _drain(self._shipper, self._spool, seconds)
+        finally:
+            self._drained.set()
+
+    def _is_first_to_finish(self, status: Status) -> bool:
+        with self._finishing:
+            if self._finished:
+                return False
+            self._put("status", status=status)
+            self._finished = True
+            return True
 
     def _put(self, kind: str, **content: object) -> None:
         if not self._finished:

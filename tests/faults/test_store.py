@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
+from dmt_ds.engine.peers import Peers
+from dmt_ds.engine.stopping import Watchdog
 from dmt_ds.tracking import mlflow_opening, mlflow_store
 from dmt_ds.tracking.mlflow_errors import translated
 from dmt_ds.tracking.mlflow_opening import import_mlflow
@@ -171,6 +174,40 @@ def test_every_point_arrives_once_though_another_writer_holds_the_file(empty_dat
     tracker.finish("FINISHED")
     assert curve(uri, tracker.run_id) == [(step, 1 / (1 + step)) for step in range(101)]
     assert longest < 0.5
+
+
+def fail_with_a_peer(uri: str, folder: str, begun: Event, go: Event) -> None:
+    """Rank 0 as a failure of its own has it close the record, when it learns that another rank has failed too."""
+
+    class Told(Peers):
+        def reason(self) -> str:
+            return "rank 1: data/x.jpg: truncated"
+
+    tracker = MlflowTracker(settings(uri), Path(folder), "run", None)
+    wait_until(lambda: tracker.run_id is not None)
+    begun.set()
+    go.wait(60)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    watchdog = Watchdog(60, 0, Told())
+    watchdog.last_words, watchdog.last_words_seconds = lambda: tracker.finish("FAILED"), 30
+    watchdog.start()
+    tracker.finish("FAILED")
+    time.sleep(60)
+
+
+def test_a_peers_failure_does_not_cut_off_what_rank_0_still_sends(empty_database: Path, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(empty_database.read_bytes())
+    uri, begun, go = f"sqlite:///{database}", FORKSERVER.Event(), FORKSERVER.Event()
+    rank = FORKSERVER.Process(target=fail_with_a_peer, args=(uri, str(tmp_path / "run"), begun, go))
+    rank.start()
+    assert begun.wait(60)
+    with locked(database):
+        go.set()
+        time.sleep(6)
+    rank.join(60)
+    run_id = (tmp_path / "run" / "tracking" / "mlflow_run_id").read_text().strip()
+    assert (rank.exitcode, run_of(uri, run_id).info.status, curve(uri, run_id)) == (1, "FAILED", [(1, 1.0)])
 
 
 def test_a_database_that_fails_is_one_line_and_no_page_of_traceback(

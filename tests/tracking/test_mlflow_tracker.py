@@ -13,9 +13,10 @@ import pytest
 
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
+from dmt_ds.tracking import mlflow_tracker
 from dmt_ds.tracking.mlflow_store import log_datasets
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics, check_store, open_tracker
-from dmt_ds.tracking.tracker import JsonlTracker, NullTracker
+from dmt_ds.tracking.tracker import JsonlTracker, NullTracker, Status
 from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
 
 
@@ -111,6 +112,25 @@ def test_every_point_arrives_once_though_the_server_dies_and_comes_back(server: 
     assert run_of(server.uri, tracker).info.status == "FINISHED"
     # The median says what a call costs; a busy machine may preempt a few.
     assert sorted(waits)[len(waits) // 2] < 1e-3 and sorted(waits)[-10] < 0.1
+
+
+def test_a_second_finish_waits_for_the_first_one_but_no_longer_than_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_tracker, "_KILLED_DRAIN_SECONDS", 0.5)
+    tracker = MlflowTracker(settings("http://127.0.0.1:9", drain_seconds=4.0), tmp_path / "run", "run", None)
+
+    def seconds(status: Status) -> float:
+        start = time.monotonic()
+        tracker.finish(status)
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(seconds, "FAILED")
+        time.sleep(0.5)
+        second, impatient = pool.submit(seconds, "FAILED"), pool.submit(seconds, "KILLED")
+        assert first.result() > 3.9 and 2.5 < second.result() < 6 and 0.5 <= impatient.result() < 2.5
+    assert seconds("FAILED") < 0.5
 
 
 def test_a_file_reaches_the_servers_store(server: Server, tmp_path: Path) -> None:
