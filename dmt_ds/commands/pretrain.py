@@ -11,7 +11,7 @@ from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
-from dmt_ds.commands.record import open_record, run_state, write_text
+from dmt_ds.commands.record import describe, open_record, run_state, write_text
 from dmt_ds.commands.runs import Run, resolve
 from dmt_ds.commands.take_over import Attempt, ClaimedRun, take_over
 from dmt_ds.commands.tasks import BuiltTask, build_tasks
@@ -64,10 +64,13 @@ def run(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Outcome:
-    trackers = [open_record(member.run, member.built, member.resume, member.fence) for member in attempt.members]
+    trackers: list[Tracker] = []  # all that are open, so that whatever fails closes them
     watchdog.last_words = lambda: _record_failure(config, trackers, watchdog)
     watchdog.last_words_seconds = _store_seconds(config)
     try:
+        for member in attempt.members:
+            trackers.append(open_record(member.run, member.resume, member.fence))
+            describe(trackers[-1], member.run, member.built, member.fence)
         learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
         around = _surroundings(config, attempt, stop, watchdog)
         judge = _judge(attempt.members[0], learners[0], around)

@@ -54,15 +54,26 @@ def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) 
     )
 
 
-def open_record(run: Run, built: BuiltTask, resume: ResumePlan | None, fence: Fence | None) -> Tracker:
-    """The record of the run, on rank 0, with all that describes it; nobody writes it but whoever has the run."""
-    config = run.config
+def open_record(run: Run, resume: ResumePlan | None, fence: Fence | None) -> Tracker:
+    """The record of the run, on rank 0; nobody writes it but whoever has the run, and from now on it is to be closed.
+
+    Raises:
+        TrackingError: the store can't be used at all.
+    """
     run_id = resume.checkpoint.state.mlflow_run_id if resume else None
-    tracker = open_tracker(config.tracking, run.folder, config.name, run_id, dist.is_main())
+    tracker = open_tracker(run.config.tracking, run.folder, run.config.name, run_id, dist.is_main())
+    return tracker if fence is None else FencedTracker(tracker, fence)
+
+
+def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None) -> None:
+    """Put all that describes the run into its record, on rank 0.
+
+    Raises:
+        CheckpointError: a file of it can't be written, or a newer attempt has taken the run over.
+    """
     if not dist.is_main():
-        return tracker
-    if fence is not None:
-        tracker = FencedTracker(tracker, fence)
+        return
+    config = run.config
     attempts = {} if fence is None else {"attempts": str(fence.number)}
     tracker.set_tags({**_tags(run, built), **attempts, **environment_tags(os.environ)})
     records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
@@ -79,7 +90,6 @@ def open_record(run: Run, built: BuiltTask, resume: ResumePlan | None, fence: Fe
     for name, text in texts.items():
         keep(run.folder, name, text, fence)
     _log_files(tracker, run.folder, [*texts, "config.yaml"], fence)
-    return tracker
 
 
 def keep(folder: Path, name: str, text: str, fence: Fence | None) -> None:

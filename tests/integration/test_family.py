@@ -16,6 +16,7 @@ from dmt_ds.models.teachers import load_encoder
 from dmt_ds.tracking.mlflow_compare import read_study
 from dmt_ds.tracking.store_uri import named_store
 from tests import processes, tiny_run
+from tests.integration.test_stopping import mlflow_runs
 
 pytestmark = pytest.mark.distributed
 
@@ -101,6 +102,19 @@ def test_a_member_goes_on_alone(unbroken: Path, half: Path, tmp_path: Path) -> N
     curve, whole = tiny_run.losses(slim), tiny_run.losses(unbroken / "slim")
     assert list(curve) == [1, 2, 3, 4, 5, 6]
     assert all(abs(curve[step] - whole[step]) < 1e-5 * whole[step] for step in curve)
+
+
+def test_a_member_whose_record_can_not_be_opened_ends_the_runs_of_those_before_it_as_failed(
+    tmp_path: Path, empty_database: Path
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    tracking = {"enabled": True, "pictures": False, "system_metrics_seconds": 0}
+    (tmp_path / "run" / "wide" / "environment.json").mkdir(parents=True)
+    done = processes.run(tiny_run.pretrain(recipe_of(tmp_path, tracking=tracking)), check=False)
+    assert done.returncode == 2 and "wide/environment.json: can't be written" in done.stderr
+    _, runs = mlflow_runs(tmp_path)
+    status = {run.info.run_name: run.info.status for run in runs}
+    assert {name: status[name] for name in MEMBERS} == dict.fromkeys(MEMBERS, "FAILED")
 
 
 def test_kills_between_two_members_saves_lose_nothing_that_all_had(unbroken: Path, tmp_path: Path) -> None:

@@ -65,6 +65,16 @@ def test_an_exception_ends_the_mlflow_run_as_failed(tmp_path):
     assert [r.info.status for r in runs] == ["FAILED"]
 
 
+def test_a_failure_while_the_record_is_opened_ends_the_mlflow_run_as_failed(tmp_path):
+    tracking = {"enabled": True, "uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "system_metrics_seconds": 0}
+    recipe = tiny_run.write_recipe(tmp_path, tracking=tracking)
+    (tmp_path / "run" / "environment.json").mkdir(parents=True)  # a file of the record can't be written
+    done = processes.run(tiny_run.pretrain(recipe), check=False)
+    assert done.returncode == 2 and "environment.json: can't be written (Is a directory)" in done.stderr
+    _, runs = mlflow_runs(tmp_path)
+    assert [r.info.status for r in runs] == ["FAILED"]
+
+
 def test_a_rank_that_hangs_ends_the_job_with_stacks(tmp_path):
     recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2000, "hang_timeout_seconds": 30})
     launched = processes.start(tiny_run.pretrain(recipe), processes=2, log=tmp_path / "log")
