@@ -4,13 +4,14 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.slurm_cluster import CLUSTER, Cluster
+from tests.slurm.slurm_cluster import CLUSTER, Cluster, program
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
@@ -50,3 +51,10 @@ def start_cluster() -> Cluster:
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     yield running_cluster
     running_cluster.heal()
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> str:
+    """A program that takes the place of Python in the scripts."""
+    program(tmp_path, "python", f'exec {sys.executable} {Path(__file__).with_name("stand_in.py")} "$@"')
+    return str(tmp_path / "python")

@@ -25,6 +25,13 @@ def output_of(*command: str | Path) -> str:
     return done.stdout.strip()
 
 
+def program(folder: Path, name: str, text: str) -> dict[str, str]:
+    """Environment in which `name` is this shell script."""
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
 def wait_until(holds: Callable[[], object], seconds: float, otherwise: Callable[[], str]) -> None:
     deadline = time.monotonic() + seconds
     while not holds():

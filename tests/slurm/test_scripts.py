@@ -1,12 +1,10 @@
 """What the scripts do with ends, signals and settings; a stand-in takes the trainer's place, so it takes seconds."""
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.slurm_cluster import ROOT, SCRIPTS, SMALL, Cluster, Job, output_of
+from tests.slurm.slurm_cluster import ROOT, SCRIPTS, SMALL, Cluster, Job, output_of, program
 
 TRAINING = [
     "pretrain_vit_t.sh",
@@ -21,15 +19,6 @@ TRAINING = [
     "suite.sh",
 ]
 JOBS = [path.name for path in sorted(SCRIPTS.glob("*.sh")) if "#SBATCH" in path.read_text()]
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path) -> str:
-    """A program that takes the place of Python in the scripts."""
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("stand_in.py")} "$@"\n')
-    program.chmod(0o755)
-    return str(program)
 
 
 @pytest.fixture
@@ -237,13 +226,6 @@ def test_a_site_file_adds_to_srun_and_to_the_environment(submit, tmp_path):
     site.write_text("srun_options+=(--label)\nexport MASTER_PORT=23456\n")
     job = submit("pretrain_vit_t.sh", DMT_DS_SITE=str(site)).ends_as("COMPLETED")
     assert "3: stand-in 3: start at 0" in job.text() and ":23456" in job.text()
-
-
-def program(folder: Path, name: str, text: str) -> dict[str, str]:
-    """Environment in which `name` is this shell script."""
-    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
-    (folder / name).chmod(0o755)
-    return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize(
