@@ -20,6 +20,8 @@ srun_options=() # site.sh may add to it
 if [[ -f ${DMT_DS_SITE:-$home/slurm/site.sh} ]]; then source "${DMT_DS_SITE:-$home/slurm/site.sh}"; fi
 
 : "${DMT_DS_MAX_RESTARTS:=20}"
+: "${DMT_DS_CONTROLLER_SECONDS:=180}" # a backup controller takes over after 120 s as a rule (SlurmctldTimeout)
+: "${DMT_DS_CONTROLLER_RETRY_SECONDS:=5}"
 : "${DMT_DS_DOCTOR:=1}"
 : "${DMT_DS_CPU_BIND=cores}"
 : "${DMT_DS_CONTAINER:=}"
@@ -156,7 +158,6 @@ start_ranks() {
 
 mark_of_done() { stat --format='%y %s' "$output_dir/DONE" 2>/dev/null || true; } # a new DONE has another time
 newest_checkpoint() { cat "$output_dir/checkpoints/latest" 2>/dev/null || true; }
-job_state() { scontrol --oneliner show job "$this_job" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p'; }
 
 # Ranks end with 0 when they have finished and when they have saved: the file DONE tells which.
 end_job() { # CODE of srun
@@ -185,24 +186,53 @@ end_job() { # CODE of srun
     requeue "$code"
 }
 
+# Goes on only where the job still runs, as this attempt: one that was cut off must not end the one that came after it.
 end_if_slurm_ends_it() { # CODE of srun
-    if [[ $(job_state) == RUNNING ]]; then return; fi
-    say "the job was cancelled or its time is over"
-    exit "$1"
+    local state restarts
+    ask_slurm
+    state=$(job_field JobState) restarts=$(job_field Restarts)
+    if [[ -z $state ]]; then
+        say "no answer from Slurm's controller for $DMT_DS_CONTROLLER_SECONDS s: submit again to go on"
+    elif [[ $state != RUNNING ]]; then
+        say "the job was cancelled or its time is over ($state)"
+    elif ((restarts > ${SLURM_RESTART_COUNT:-0})); then
+        say "the job was started again elsewhere"
+    else
+        return 0
+    fi
+    exit "$(($1 ? $1 : 75))" # 0 is for what is finished: jobs that wait for this one would start
 }
 
+# A controller that is restarted, fails over or is too busy gives no answer. That says nothing of the job, so it is asked
+# again; the wait costs nobody anything, for without a controller no time limit ends a job and no other job starts.
+ask_slurm() { # leaves in `job` what Slurm says of it; nothing if it doesn't say it in time
+    local deadline=$((SECONDS + DMT_DS_CONTROLLER_SECONDS))
+    until job=$(scontrol --oneliner show job "$this_job") && [[ -n $(job_field JobState) ]]; do
+        job=''
+        if ((SECONDS >= deadline)); then return; fi
+        sleep "$DMT_DS_CONTROLLER_RETRY_SECONDS"
+    done
+}
+
+job_field() { if [[ $job =~ (^| )$1=([^ ]*) ]]; then printf '%s' "${BASH_REMATCH[2]}"; fi; }
+
 requeue() { # CODE of srun
-    local where
+    local where tries
     where="newest checkpoint: $(newest_checkpoint)"
     if ((${SLURM_RESTART_COUNT:-0} >= DMT_DS_MAX_RESTARTS)); then
         say "not finished after $DMT_DS_MAX_RESTARTS restarts (DMT_DS_MAX_RESTARTS): submit again to go on; $where"
         exit 75
     fi
     say "srun ended with code $1 before the run was finished: back to the queue; $where"
-    if ! scontrol requeue "$this_job"; then
-        say "can't requeue (submitted with --no-requeue?): submit again to go on"
-        exit 75
-    fi
-    sleep 300 # Slurm ends this shell; an exit of its own would race with that
+    for ((tries = 0; tries < 5; tries++)); do
+        if scontrol requeue "$this_job"; then
+            sleep 300 # Slurm ends this shell; an exit of its own would race with that
+            exit 75
+        fi
+        end_if_slurm_ends_it "$1" # was it the controller that was away? then this waits for it
+        if [[ $(job_field Requeue) == 0 ]]; then break; fi
+        sleep "$DMT_DS_CONTROLLER_RETRY_SECONDS"
+    done
+    say "can't requeue (submitted with --no-requeue?): submit again to go on"
     exit 75
 }

@@ -23,9 +23,9 @@ settings.load_profile(os.environ.get("DMT_DS_EXAMPLES", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One Slurm cluster fits a machine: of its files one comes first and one last, so that no worker waits for it."""
+    """One Slurm cluster fits a machine: of its files one comes first and one last, so that no worker waits."""
     places = {"test_training.py": -1, "test_scripts.py": 1}
-    items.sort(key=lambda item: places[item.path.name] if item.path.parent.name == "slurm" else 0)
+    items.sort(key=lambda item: places.get(item.path.name, 0) if item.path.parent.name == "slurm" else 0)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

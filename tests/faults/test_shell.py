@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 PROGRAMS = {
     "python": """if [[ $3 == config ]]; then printf 'run\\nnull\\n'; exit 0; fi
 if [[ $3 == suite ]]; then cat "$LINES_OF_RUN"; exit 0; fi
-printf '%s\\0' "$@" >>"$NOTED"; if [[ $2 == dmt_ds ]]; then mkdir -p run; date +%N >run/DONE; fi""",
+printf '%s\\0' "$@" >>"$NOTED"
+run=run; if [[ ${!#} == output_dir=run-* ]]; then run=${!#}; fi
+if [[ $2 == dmt_ds ]]; then mkdir -p "${run#output_dir=}"; date +%N >"${run#output_dir=}/DONE"; fi""",
     "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 exec "$@"',
     "scontrol": 'if [[ "$*" == *hostnames* ]]; then echo node1; else echo "JobState=RUNNING"; fi',
     "sbatch": """printf '%s\\0' "$@" >>"$NOTED"; echo 7""",

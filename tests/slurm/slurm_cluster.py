@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,12 @@ def wait_until(holds: Callable[[], object], seconds: float, otherwise: Callable[
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s\n{otherwise()}")
         time.sleep(0.1)
+
+
+def is_alive(pid: str) -> bool:
+    """A zombie counts as gone: in a container nobody may reap it."""
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and not re.search(r"^State:\s*[ZX]", status.read_text(), re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,17 @@ class Cluster:
         """start, kill, cut, mend, freeze or thaw a node."""
         output_of(CLUSTER / "node.sh", action, node)
 
+    @contextmanager
+    def without_controller(self) -> Iterator[None]:
+        """As while an administrator restarts it: `scontrol` and the like get no answer, jobs run on."""
+        pid = self._pid_of("slurmctld")
+        os.kill(int(pid), signal.SIGTERM)
+        wait_until(lambda: not is_alive(pid), 30, lambda: "slurmctld doesn't end")
+        try:
+            yield
+        finally:
+            output_of("slurmctld", "-f", os.environ["SLURM_CONF"])
+
     def has_processes(self, node: str) -> bool:
         """Whether something of a job runs on a node, as its own processes say."""
         mark = f"SLURMD_NODENAME={node}".encode()
@@ -149,12 +168,14 @@ class Cluster:
     def _revive(self, node: str) -> None:
         if self.mode == "netns":
             self.node("mend", node)
-        pid_file = Path(os.environ["DMT_CLUSTER_ROOT"]) / "run" / f"slurmd-{node}.pid"
-        pid = pid_file.read_text().strip() if pid_file.exists() else "none"
-        status = Path(f"/proc/{pid}/status")
-        if not status.exists() or re.search(r"^State:\s*[ZX]", status.read_text(), re.MULTILINE):
+        if not is_alive(self._pid_of(f"slurmd-{node}")):
             self.node("start", node)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True)
+
+    @staticmethod
+    def _pid_of(daemon: str) -> str:
+        file = Path(os.environ["DMT_CLUSTER_ROOT"]) / "run" / f"{daemon}.pid"
+        return file.read_text().strip() if file.exists() else "none"
 
     @staticmethod
     def _all_idle() -> bool:

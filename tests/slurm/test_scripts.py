@@ -124,6 +124,25 @@ def test_restarts_are_bounded(submit):
     assert job.field("ExitCode") == "75:0" and "not finished after 1 restarts" in job.text()
 
 
+@pytest.mark.slow  # Slurm tells a controller of the end of ranks again only after a minute
+def test_a_run_that_is_saved_while_the_controller_is_away_goes_back_to_the_queue(submit, cluster):
+    job = submit("pretrain_vit_b.sh", "steps=8", "seconds=2").until_log("0: start at 0")
+    job.scancel("--batch", "--signal=USR1")
+    job.until_log("got USR1")
+    with cluster.without_controller():
+        job.until_log("saved at").until_log("Unable to contact slurm controller")
+    job.ends_as("COMPLETED")
+    assert job.restarts == 1 and int(starts(job)[1]) > 0
+
+
+def test_a_job_that_must_not_be_requeued_is_saved_and_not_taken_for_finished(submit):
+    job = submit("pretrain_vit_b.sh", "steps=1000", options=("--no-requeue",)).until_log("0: start at 0")
+    job.scancel("--batch", "--signal=USR1")
+    job.ends_as("FAILED")
+    assert job.field("ExitCode") == "75:0" and job.restarts == 0
+    assert job.text().count("presently disabled") == 1 and "can't requeue" in job.text()
+
+
 def test_a_run_that_stops_where_it_was_told_to_ends_well(submit):
     job = submit("pretrain_vit_b.sh", "steps=100", "train.stop_after_step=3").ends_as("COMPLETED")
     assert job.restarts == 0 and "stopped at train.stop_after_step=3" in job.text()

@@ -1,0 +1,101 @@
+"""How a training job ends, by what Slurm says of it. `scontrol` and `srun` are stand-ins too: no cluster."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.slurm_cluster import ROOT, SCRIPTS, program
+
+SAVED = ("fail_at=3", "code=0")
+"""The ranks end with 0 at step 3, as they do when they are asked to save."""
+REQUEUED = -9
+"""Slurm ends the job's shell, and so does the stand-in."""
+SCONTROL = """
+show() { echo "JobId=1 JobName=a JobState=RUNNING Reason=None Requeue=1 Restarts=0 BatchFlag=1"; }
+requeue() { kill -KILL $PPID; }
+asked() { grep -c "^$1" "$0.asked"; }
+echo "$@" >>"$0.asked"
+%s
+case $* in
+"show hostnames"*) echo node ;;
+*"show job 1") show ;;
+"requeue 1") requeue ;;
+esac
+"""
+JOB = {
+    "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "DMT_DS_HOME": str(ROOT), "DMT_DS_SITE": "/nothing", "DMT_DS_DOCTOR": "0",
+    "DMT_DS_CONTROLLER_SECONDS": "2", "DMT_DS_CONTROLLER_RETRY_SECONDS": "0.1",
+}  # fmt: skip
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def train(stand_in: str, tmp_path: Path) -> Train:
+    """Runs a training script where `scontrol` does what a piece of bash says; tells how it ended."""
+    program(tmp_path, "srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')
+
+    def train(scontrol: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        path = program(tmp_path, "scontrol", SCONTROL % scontrol)
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MLFLOW_", "DMT_DS_"))}
+        known = {**plain, **JOB, "DMT_DS_PYTHON": stand_in, **path, **environment}
+        command = [SCRIPTS / "pretrain_vit_t.sh", "seconds=0", *words]
+        return subprocess.run(command, env=known, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    return train
+
+
+def asked(folder: Path, words: str) -> int:
+    """How often `scontrol WORDS...` was called."""
+    return (folder / "scontrol.asked").read_text().count(f"{words}\n")
+
+
+@pytest.mark.parametrize(
+    "nothing", ["return 1", "true", "echo", "echo 'slurm_load_jobs error: Unable to contact slurm controller'"]
+)
+def test_a_saved_run_is_not_taken_for_finished_where_slurm_gives_no_answer(train, tmp_path, nothing):
+    ended = train(f"show() {{ {nothing}; }}", *SAVED)
+    assert ended.returncode == 75 and "no answer" in ended.stdout and "cancelled" not in ended.stdout
+    assert asked(tmp_path, "--oneliner show job 1") > 1 and not asked(tmp_path, "requeue 1")
+
+
+def test_a_saved_run_goes_back_to_the_queue_as_soon_as_slurm_answers(train, tmp_path):
+    ended = train("if (($(asked --oneliner) < 4)); then show() { return 1; }; fi", *SAVED)
+    assert ended.returncode == REQUEUED and asked(tmp_path, "--oneliner show job 1") == 4
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "COMPLETING", "PENDING"])
+def test_what_slurm_has_ended_stays_away_and_is_not_taken_for_finished(train, tmp_path, state):
+    ended = train(f"show() {{ echo JobId=1 JobState={state} Requeue=1 Restarts=0; }}", *SAVED)
+    assert ended.returncode == 75 and f"cancelled or its time is over ({state})" in ended.stdout
+    assert asked(tmp_path, "--oneliner show job 1") == 1 and not asked(tmp_path, "requeue 1")
+
+
+def test_a_crash_keeps_its_exit_code_where_slurm_has_ended_the_job(train):
+    assert train("show() { echo JobState=CANCELLED; }", "fail_at=3", "code=7").returncode == 7
+
+
+def test_what_is_finished_asks_nobody(train, tmp_path):
+    assert train("show() { return 1; }").returncode == 0
+    assert not asked(tmp_path, "--oneliner show job 1")
+
+
+def test_a_requeue_that_fails_while_the_controller_is_away_is_tried_again(train, tmp_path):
+    ended = train("if (($(asked requeue) < 3)); then requeue() { return 1; }; fi", *SAVED)
+    assert ended.returncode == REQUEUED and asked(tmp_path, "requeue 1") == 3
+
+
+def test_a_job_that_must_not_be_requeued_is_asked_for_once(train, tmp_path):
+    show = "show() { echo JobState=RUNNING Requeue=0 Restarts=0; }"
+    ended = train(f"{show}; requeue() {{ return 1; }}", *SAVED)
+    assert ended.returncode == 75 and "can't requeue" in ended.stdout and asked(tmp_path, "requeue 1") == 1
+
+
+@pytest.mark.parametrize(("restarts", "code"), [("2", REQUEUED), ("3", 75)])
+def test_an_attempt_that_was_cut_off_does_not_requeue_the_one_that_came_after_it(train, tmp_path, restarts, code):
+    show = f"show() {{ echo JobState=RUNNING Requeue=1 Restarts={restarts}; }}"
+    assert train(show, *SAVED, SLURM_RESTART_COUNT="2").returncode == code
+    assert asked(tmp_path, "requeue 1") == (code == REQUEUED)
