@@ -166,7 +166,7 @@ end_job() { # CODE of srun
         say "finished: $output_dir"
         exit 0
     fi
-    if ((code == 0)) && [[ $stop_after_step != null && -z $asked ]]; then
+    if ((code == 0)) && has_stopped_as_told; then
         say "stopped at train.stop_after_step=$stop_after_step: $output_dir"
         exit 0
     fi
@@ -184,6 +184,17 @@ end_job() { # CODE of srun
         exit "$code"
     fi
     requeue "$code"
+}
+
+# By what is saved, not by who asked: a signal may come in the very step where the run stops anyway, and the signal of a
+# preemption, long before that step, reaches the ranks alone.
+has_stopped_as_told() {
+    local newest
+    if [[ $stop_after_step == null ]]; then return 1; fi
+    newest=$(newest_checkpoint)
+    if [[ -z $asked && $newest == "$checkpoint_before" ]]; then return 0; fi # at once: it stood there at the start
+    newest=${newest##*[!0-9]} # of step00000120
+    ((10#${newest:-0} >= stop_after_step))
 }
 
 # Goes on only where the job still runs, as this attempt: one that was cut off must not end the one that came after it.

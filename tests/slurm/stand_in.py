@@ -29,17 +29,20 @@ def pretrain(settings: dict[str, str]) -> int:
         signal.signal(number, lambda n, frame: asked.append(signal.Signals(n).name))
     run, main = Path(settings["output_dir"]), os.environ["SLURM_PROCID"] == "0"
     latest = run / "checkpoints" / "latest"
-    step = int(latest.read_text()) if latest.exists() else 0
+    step = int(latest.read_text().removeprefix("step")) if latest.exists() else 0
     say(
         f"start at {step}, {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, local {os.environ['SLURM_LOCALID']}"
     )
+    if step >= int(settings.get("train.stop_after_step", step + 1)):
+        say(f"train.stop_after_step: nothing to do at {step}")
+        return 0
     while step < int(settings["steps"]):
         time.sleep(float(settings["seconds"]))
         step += 1
         stops = bool(asked) or str(step) == settings.get("train.stop_after_step")
         if main and (stops or step % int(settings["save_every"]) == 0):
             latest.parent.mkdir(parents=True, exist_ok=True)
-            latest.write_text(str(step))
+            latest.write_text(f"step{step:08d}")
         if str(step) == settings.get("fail_at"):
             return int(settings["code"])
         if stops:

@@ -99,3 +99,26 @@ def test_an_attempt_that_was_cut_off_does_not_requeue_the_one_that_came_after_it
     show = f"show() {{ echo JobState=RUNNING Requeue=1 Restarts={restarts}; }}"
     assert train(show, *SAVED, SLURM_RESTART_COUNT="2").returncode == code
     assert asked(tmp_path, "requeue 1") == (code == REQUEUED)
+
+
+STOPS = "train.stop_after_step={}".format
+
+
+def test_a_run_that_stops_where_it_was_told_to_has_ended_and_so_has_each_later_start_of_it(train, tmp_path):
+    for step in (3, 3, 2):
+        ended = train("", STOPS(step))
+        assert ended.returncode == 0 and f"stopped at train.stop_after_step={step}" in ended.stdout
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step00000003"
+    assert not asked(tmp_path, "--oneliner show job 1")
+
+
+def test_a_start_that_finds_nothing_to_do_has_ended_though_latest_was_not_written_any_more(train, tmp_path):
+    """A node died after the last save had its name; the trainer looks at names, not at `latest`."""
+    train("", STOPS(8), *SAVED)
+    program(tmp_path, "trainer", "if [[ $3 == config ]]; then printf 'run\\n4\\n'; fi")
+    assert train("", STOPS(4), DMT_DS_PYTHON=str(tmp_path / "trainer")).returncode == 0
+
+
+def test_ranks_that_were_preempted_before_the_step_where_they_stop_go_back_to_the_queue(train, tmp_path):
+    assert train("", STOPS(4), *SAVED).returncode == REQUEUED
+    assert asked(tmp_path, "requeue 1") == 1

@@ -148,6 +148,13 @@ def test_a_run_that_stops_where_it_was_told_to_ends_well(submit):
     assert job.restarts == 0 and "stopped at train.stop_after_step=3" in job.text()
 
 
+def test_a_signal_in_the_very_step_where_a_run_stops_does_not_requeue_it(submit):
+    job = submit("pretrain_vit_b.sh", "seconds=5", "train.stop_after_step=1").until_log("0: start at 0")
+    job.scancel("--batch", "--signal=USR1")
+    job.ends_as("COMPLETED")
+    assert job.restarts == 0 and "got USR1" in job.text() and "stopped at train.stop_after_step=1" in job.text()
+
+
 def test_a_mark_of_an_earlier_shorter_run_does_not_end_a_longer_one(submit, tmp_path):
     submit("pretrain_vit_b.sh", "steps=2").ends_as("COMPLETED")
     job = submit("pretrain_vit_b.sh", "steps=40", "save_every=100").until_log("0: start at 2")
