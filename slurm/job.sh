@@ -161,8 +161,9 @@ newest_checkpoint() { cat "$output_dir/checkpoints/latest" 2>/dev/null || true; 
 
 # Ranks end with 0 when they have finished and when they have saved: the file DONE tells which.
 end_job() { # CODE of srun
-    local code=$1
-    if [[ $(mark_of_done) != "$done_before" ]] && { ((code == 0)) || [[ -n $asked ]]; }; then
+    local code=$1 done_now
+    done_now=$(mark_of_done) # nothing where the disk does not answer: that is no new mark
+    if [[ -n $done_now && $done_now != "$done_before" ]] && { ((code == 0)) || [[ -n $asked ]]; }; then
         say "finished: $output_dir"
         exit 0
     fi

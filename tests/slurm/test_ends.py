@@ -13,6 +13,7 @@ SAVED = ("fail_at=3", "code=0")
 """The ranks end with 0 at step 3, as they do when they are asked to save."""
 REQUEUED = -9
 """Slurm ends the job's shell, and so does the stand-in."""
+SRUN = 'while [[ $1 == --* ]]; do shift; done; exec "$@"'
 SCONTROL = """
 show() { echo "JobId=1 JobName=a JobState=RUNNING Reason=None Requeue=1 Restarts=0 BatchFlag=1"; }
 requeue() { kill -KILL $PPID; }
@@ -36,7 +37,7 @@ Train = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def train(stand_in: str, tmp_path: Path) -> Train:
     """Runs a training script where `scontrol` does what a piece of bash says; tells how it ended."""
-    program(tmp_path, "srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')
+    program(tmp_path, "srun", SRUN)
 
     def train(scontrol: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         path = program(tmp_path, "scontrol", SCONTROL % scontrol)
@@ -81,6 +82,13 @@ def test_a_crash_keeps_its_exit_code_where_slurm_has_ended_the_job(train):
 def test_what_is_finished_asks_nobody(train, tmp_path):
     assert train("show() { return 1; }").returncode == 0
     assert not asked(tmp_path, "--oneliner show job 1")
+
+
+def test_a_mark_that_can_not_be_read_any_more_is_no_new_one(train, tmp_path):
+    assert train("", "steps=2").returncode == 0
+    program(tmp_path, "srun", f"touch started; {SRUN}")
+    program(tmp_path, "stat", 'if [[ -e started ]]; then exit 1; fi; exec /usr/bin/stat "$@"')
+    assert train("", "steps=9", *SAVED).returncode == REQUEUED
 
 
 def test_a_requeue_that_fails_while_the_controller_is_away_is_tried_again(train, tmp_path):
