@@ -26,7 +26,11 @@ say() { printf 'mlflow_server: %s\n' "$*"; }
 # ---- Where things are. Slurm runs a copy of this script, which lies elsewhere.
 home=${DMT_DS_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 if [[ ! -f $home/slurm/mlflow_server.sh && -n ${SLURM_JOB_ID:-} ]]; then
-    home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')
+    home=$( # asked again where the controller does not answer
+        for _ in {1..12}; do scontrol show job "$SLURM_JOB_ID" && break; sleep 5; done |
+            sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p' | tail -n 1
+    )
+    [[ -n $home ]] || die "can't tell where the checkout is: set DMT_DS_HOME to it"
 fi
 # shellcheck source=/dev/null
 if [[ -f ${DMT_DS_SITE:-$home/slurm/site.sh} ]]; then source "${DMT_DS_SITE:-$home/slurm/site.sh}"; fi

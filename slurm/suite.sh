@@ -13,8 +13,10 @@
 # One stage of a suite, each run a task of an array; `dmt-ds suite SUITE --submit` submits the stages one after the other:
 #   sbatch --array=0-7 slurm/suite.sh seeds table1_vit_small data.path=/data/imagenet
 # Any line above gives way to the same option of sbatch; one task a GPU. docs/slurm.md has the rest.
-home=${DMT_DS_HOME:-$(scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" |
-    sed -n '/^ *Command=/{s|^ *Command=\([^ ]*\)/slurm/.*|\1|p;q}')}
+home=${DMT_DS_HOME:-$( # asked again where the controller does not answer
+    for _ in {1..12}; do scontrol show job "${SLURM_JOB_ID:?start it with sbatch}" && break; sleep 5; done |
+        sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p' | tail -n 1
+)}
 # shellcheck source=slurm/job.sh
 source "${home:?set DMT_DS_HOME to the checkout}/slurm/job.sh"
 
