@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.device_check import look_at_device
 from dmt_ds.commands.findings import Finding, Status
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.resume import refuse_another_run
@@ -28,6 +29,7 @@ from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.errors import DataError, DmtError, TrackingError
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
@@ -110,16 +112,7 @@ def _version(package: str) -> str:
 
 
 def _check_device(patient: _Patient) -> Iterator[Finding]:
-    count = torch.cuda.device_count()
-    if count == 0:
-        told = ("no CUDA device here: the run would use the CPU and gloo", advice_for_cpu(patient.config))
-        yield from (Finding("warn", "device", text) for text in told if text)
-        return
-    gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-    nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    yield Finding("ok", "device", f"{count} x {torch.cuda.get_device_name(0)}, {gib:.0f} GiB, NCCL {nccl}")
-    if not torch.cuda.is_bf16_supported():
-        yield Finding("warn", "device", "no bf16 on this device: train.deepspeed=student_zero2_fp32")
+    yield from look_at_device(advice_for_cpu(patient.config))
 
 
 def _check_batch(patient: _Patient) -> Iterator[Finding]:
@@ -173,7 +166,7 @@ def _check_teachers(patient: _Patient) -> Iterator[Finding]:
     if config.task not in TEACHER_TASKS:
         return
     ds_path = find_ds_config(config.teachers.deepspeed)
-    resolve_teacher(ds_path, embed_dim=768)
+    check_ds_config(ds_path, resolve_teacher(ds_path, embed_dim=768))
     yield Finding("ok", "deepspeed", f"teachers: {ds_path.name}, sharding {config.teachers.sharding}")
     for name, section in config.teachers.used().items():
         try:
@@ -195,6 +188,7 @@ def _check_engine(patient: _Patient) -> Iterator[Finding]:
         return  # what is wrong with it has been said
     path = find_ds_config(patient.config.train.deepspeed)
     patient.ds_config = resolve_student(path, patient.batch, patient.config.optim.clip_grad_norm)
+    check_ds_config(path, patient.ds_config)
     stage, numbers = zero_stage(patient.ds_config), precision(patient.ds_config)
     yield Finding("ok", "", f"student: {path.name}, ZeRO stage {stage}, {numbers}")
 

@@ -26,7 +26,7 @@ class ResumePlan:
 
     checkpoint: Checkpoint
     universal: bool
-    """The world size changed: the checkpoint goes through DeepSpeed's universal form."""
+    """The world size changed: the checkpoint goes through DeepSpeed's universal form, unless ranks hold it whole."""
 
     @property
     def tag(self) -> str:
@@ -69,7 +69,7 @@ def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str, wa
                 logger.warning("%s: %s", checkpoint.folder, line)
         refuse_programs(checkpoint.folder)
     return [
-        ResumePlan(checkpoint, universal=checkpoint.state.world_size != state.world_size)
+        ResumePlan(checkpoint, universal=checkpoint.state.world_size != state.world_size and state.zero_stage > 0)
         for checkpoint, state in zip(newest, now, strict=True)
     ]
 

@@ -18,6 +18,7 @@ from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine import cpu_bf16, dist
+from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.errors import ConfigError
 from dmt_ds.redact import MaskingFormatter
 
@@ -89,7 +90,9 @@ def advice_for_cpu(config: RunConfig) -> str | None:
 
 
 def _ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
-    ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, config.optim.clip_grad_norm)
+    path = find_ds_config(config.train.deepspeed)
+    ds_config = resolve_student(path, batch, config.optim.clip_grad_norm)
+    check_ds_config(path, ds_config)
     check_zero_stage(config, ds_config)
     return ds_config
 

@@ -12,6 +12,7 @@ from dmt_ds.commands.teacher_sharding import choose_sharding
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_teacher
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import ds_teachers
+from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.packed_linear import pack_linear, packing_pays
@@ -68,6 +69,8 @@ def start_teachers(
     path = find_ds_config(section.deepspeed)
     records = {name: teacher.record for name, teacher in teachers.items()}
     ds_configs = {name: resolve_teacher(path, record.shape.embed_dim) for name, record in records.items()}
+    for ds_config in ds_configs.values():
+        check_ds_config(path, ds_config)
     dtype = ds_teachers.weights_dtype(read_ds_config(path))
     sharding = choose_sharding(teachers, section, device, dtype, micro_batch_size)
     forwards: dict[str, Callable[..., Tensor]] = {}

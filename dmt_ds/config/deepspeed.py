@@ -24,7 +24,19 @@ _OWNED_BY_CODE = {
     "fp16": "needs loss scaling, which is not supported; use bf16, or neither for float32",
     "amp": "needs apex, which is not supported; use bf16, or neither for float32",
 }
+_SECTIONS = {
+    "zero_optimization": '{"stage": 2}',
+    "bf16": '{"enabled": true}',
+    "fp16": '{"enabled": false}',
+    "data_types": '{"grad_accum_dtype": "fp32"}',
+    "checkpoint": '{"tag_validation": "Fail"}',
+}
+_OLD_NAMES = {
+    "cpu_offload": 'is an old name; write "offload_optimizer": {"device": "cpu"}',
+    "cpu_offload_param": 'is an old name; write "offload_param": {"device": "cpu"}',
+}
 _REFUSED_FOR_TEACHERS = {
+    **_OLD_NAMES,
     "zero_hpz_partition_size": "fails in an engine without optimizer; shard within a node by teachers.shard_over=node",
     "zero_quantized_weights": "changes teachers' tokens; take it out",
     "zero_quantized_nontrainable_weights": "changes teachers' tokens; take it out",
@@ -68,7 +80,7 @@ def resolve_student(path: Path, plan: BatchPlan, clip_grad_norm: float) -> Json:
         ),
         "gradient_clipping": (clip_grad_norm, "optim.clip_grad_norm"),
     }
-    findings = _forbidden(config, _OWNED_BY_CODE)
+    findings = _forbidden(config, _OWNED_BY_CODE) + list(_untrainable(config))
     for key, (value, owner) in recipe.items():
         literal = config.get(key, "auto")
         if literal not in ("auto", value):
@@ -89,6 +101,7 @@ def resolve_teacher(path: Path, embed_dim: int) -> Json:
     config = read_ds_config(path)
     zero = config.get("zero_optimization", {})
     findings = _forbidden(config, _OWNED_BY_CODE) + _forbidden(zero, _REFUSED_FOR_TEACHERS, "zero_optimization.")
+    findings += _on_disk(zero)
     if zero.get("stage") != 3:
         findings.append(f"zero_optimization.stage={zero.get('stage', 0)}: teachers are sharded with stage 3; write 3")
     if zero.get("memory_efficient_linear", True) is not False:
@@ -132,11 +145,28 @@ def read_ds_config(path: Path) -> Json:
         raise ConfigError(f"{path}: can't be read: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: must be a JSON object, {{...}}, not {type(config).__name__}")
-    if not isinstance(config.get("zero_optimization", {}), dict):
-        raise ConfigError(f'{path}: zero_optimization must be an object such as {{"stage": 2}}')
     if "bfloat16" in config:
         config.setdefault("bf16", config.pop("bfloat16"))
+    if findings := list(_misshapen(config)):
+        raise ConfigError("\n".join(f"{path}: {finding}" for finding in findings))
     return config
+
+
+def _misshapen(config: Json) -> Iterator[str]:
+    """Values that can't be looked into, where this package does."""
+    for key, example in _SECTIONS.items():
+        if not isinstance(config.get(key, {}), dict):
+            yield f"{key}={json.dumps(config[key])}: must be an object such as {example}"
+    zero, half = config.get("zero_optimization", {}), config.get("bf16", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
+    if type(stage) is not int or stage not in range(4):
+        yield f"zero_optimization.stage={json.dumps(stage)}: must be 0, 1, 2 or 3"
+    enabled = half.get("enabled", False) if isinstance(half, dict) else False
+    if not isinstance(enabled, bool):
+        yield f"bf16.enabled={json.dumps(enabled)}: must be true or false"
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(zero, dict) and not isinstance(zero.get(key) or {}, dict):
+            yield f'zero_optimization.{key}={json.dumps(zero[key])}: must be an object such as {{"device": "cpu"}}'
 
 
 class _Twins(Exception):
@@ -153,6 +183,35 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> Json:
 
 def _forbidden(section: Json, remedies: dict[str, str], prefix: str = "") -> list[str]:
     return [f"{prefix}{key}: {remedies[key]}" for key in section if key in remedies and _is_on(section[key])]
+
+
+def _untrainable(config: Json) -> Iterator[str]:
+    """What DeepSpeed would refuse a student for, or do without float32 masters, with an optimizer of torch's."""
+    zero = config.get("zero_optimization", {})
+    yield from _forbidden(zero, _OLD_NAMES, "zero_optimization.")
+    yield from _on_disk(zero)
+    if zero_stage(config) == 0 and precision(config) == "bf16":
+        yield (
+            "zero_optimization.stage=0: has no float32 masters in bf16; write 1, 2 or 3, or take bf16 out for float32"
+        )
+    offloads = _offload_device(zero, "offload_optimizer") != "none"
+    if offloads and config.get("zero_force_ds_cpu_optimizer", True) is not False:
+        yield (
+            "zero_optimization.offload_optimizer: DeepSpeed wants an AdamW there that it compiles; add "
+            '"zero_force_ds_cpu_optimizer": false at the top to have torch\'s on the CPU, or take it out'
+        )
+
+
+def _on_disk(zero: Json) -> list[str]:
+    return [
+        f'zero_optimization.{key}.device="nvme": needs an op that DeepSpeed compiles, which is not supported; use "cpu"'
+        for key in ("offload_optimizer", "offload_param")
+        if _offload_device(zero, key) == "nvme"
+    ]
+
+
+def _offload_device(zero: Json, key: str) -> str:
+    return str((zero.get(key) or {}).get("device", "none"))
 
 
 def _is_on(value: object) -> bool:

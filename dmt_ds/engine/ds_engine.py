@@ -26,6 +26,7 @@ from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
 from dmt_ds.engine.manifest import unread
 from dmt_ds.engine.own_settings import settings_kept, torch_optimizer
+from dmt_ds.engine.stage_zero import norm_of_gradients, own_master
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.storage import is_away
 from dmt_ds.tracking.spans import span
@@ -105,6 +106,7 @@ class StudentEngine:
     def __init__(self, engine: Any, skip: DeviceSkip | None = None) -> None:
         self._engine = engine
         self._skip = skip
+        self._norm: Tensor | None = None
         self.module: nn.Module = engine.module
         self.device: torch.device = torch.device(engine.device)
 
@@ -144,6 +146,8 @@ class StudentEngine:
     def step(self) -> None:
         """Update the weights where accumulation is complete, else only count the micro-step."""
         with span("optimizer"):
+            if not self._engine.zero_optimization() and self._engine.is_gradient_accumulation_boundary():
+                self._norm = norm_of_gradients(self.module)  # stage 0 measures none
             self._engine.step()
 
     def train(self) -> None:
@@ -156,11 +160,8 @@ class StudentEngine:
         return float(self._engine.get_lr()[0])
 
     def gradient_norm(self) -> float | None:
-        """Global norm of the last update's gradient before clipping; waits for the device.
-
-        None where DeepSpeed does not compute it: ZeRO stage 0 in float32 without clipping, or not asked for.
-        """
-        norm = self._engine.get_global_grad_norm()
+        """Of the last update, global and before clipping; waits for the device. None where it was not asked for."""
+        norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
         return None if norm is None else float(norm)
 
     @property
@@ -180,7 +181,7 @@ class StudentEngine:
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
                 master = safe_get_full_fp32_param(parameter)  # a collective
-                assert master is not None, f"{name} has no master"
+                master = own_master(name, parameter) if master is None else master
                 state[name] = master.detach().float().cpu()
         return state
 

@@ -181,6 +181,16 @@ def test_weights_to_start_from_that_do_not_fit_are_told(tmp_path: Path, images: 
     assert "none.pth: no such file" in failed(findings)["student"]
 
 
+def test_what_deepspeed_does_not_know_is_told_of_student_and_teachers(
+    tmp_path: Path, images: Path, teacher: Path
+) -> None:
+    own = tmp_path / "own.json"
+    own.write_text('{"zero_optimization": {"stage": 3, "memory_efficient_linear": false, "overlap_com": true}}')
+    findings = distillation(tmp_path, images, teacher, f"train.deepspeed={own}", f"teachers.deepspeed={own}")
+    told = [finding.message for finding in findings if finding.status == "fail"]
+    assert told == [f"{own}: zero_optimization.overlap_com: unknown key. Did you mean 'overlap_comm'?"] * 2
+
+
 def test_a_disk_that_is_too_small_is_told(tmp_path: Path, images: Path) -> None:
     findings = teacher_making(tmp_path, images, "train.keep_checkpoints=1000000000")
     assert "choose another output_dir, or train.keep_checkpoints=1" in failed(findings)["output"]

@@ -116,6 +116,55 @@ def test_what_the_code_owns_is_refused_with_the_place_where_it_is_set(tmp_path: 
     assert line.endswith("section optim; take it out")
 
 
+def test_a_section_that_is_no_object_is_refused_with_an_example_and_all_at_once(tmp_path: Path) -> None:
+    assert complaints(written(tmp_path, {"bf16": True, "zero_optimization": 2, "checkpoint": []})) == [
+        'zero_optimization=2: must be an object such as {"stage": 2}',
+        'bf16=true: must be an object such as {"enabled": true}',
+        'checkpoint=[]: must be an object such as {"tag_validation": "Fail"}',
+    ]
+
+
+@pytest.mark.parametrize("stage", [4, -1, "two", None, True, 2.0])
+def test_a_stage_that_there_is_not_is_refused(tmp_path: Path, stage: object) -> None:
+    path = written(tmp_path, {"zero_optimization": {"stage": stage}})
+    assert complaints(path) == [f"zero_optimization.stage={json.dumps(stage)}: must be 0, 1, 2 or 3"]
+
+
+def test_what_is_neither_on_nor_off_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, {"bf16": {"enabled": "false"}, "zero_optimization": {"offload_param": True}})
+    assert complaints(path) == [
+        'bf16.enabled="false": must be true or false',
+        'zero_optimization.offload_param=true: must be an object such as {"device": "cpu"}',
+    ]
+
+
+def test_a_student_in_bf16_without_masters_is_refused_and_in_float32_it_is_not(tmp_path: Path) -> None:
+    (line,) = complaints(written(tmp_path, {"bf16": {"enabled": True}}))
+    assert line.startswith("zero_optimization.stage=0: has no float32 masters in bf16; write 1, 2 or 3")
+    resolve_student(written(tmp_path, {}), PLAN, 0.0)
+
+
+def test_an_offloaded_optimizer_must_be_torchs(tmp_path: Path) -> None:
+    zero = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    (line,) = complaints(written(tmp_path, zero))
+    assert line.startswith("zero_optimization.offload_optimizer: DeepSpeed wants an AdamW there that it compiles; add ")
+    resolve_student(written(tmp_path, {**zero, "zero_force_ds_cpu_optimizer": False}), PLAN, 0.0)
+    resolve_student(
+        written(tmp_path, {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}}), PLAN, 0.0
+    )
+
+
+@pytest.mark.parametrize("embed_dim", [None, 768])
+def test_what_must_be_compiled_and_old_names_are_refused_for_students_and_teachers(
+    tmp_path: Path, embed_dim: int | None
+) -> None:
+    zero = {**ZERO3, "offload_param": {"device": "nvme"}, "cpu_offload_param": True}
+    lines = complaints(written(tmp_path, {"zero_optimization": zero}), embed_dim)
+    assert lines[0].startswith("zero_optimization.cpu_offload_param: is an old name; write ")
+    assert lines[1].startswith('zero_optimization.offload_param.device="nvme": needs an op that DeepSpeed compiles')
+    assert len(lines) == 2
+
+
 def test_half_precision_is_refused_and_switched_off_half_precision_is_not(tmp_path: Path) -> None:
     assert complaints(written(tmp_path, {"fp16": {"enabled": True}}))[0].startswith("fp16: ")
     resolve_student(written(tmp_path, {"fp16": {"enabled": False}}), PLAN, 0.0)

@@ -1,5 +1,6 @@
 """A run is a function of its recipe, not of the number of processes or restarts: real engines, real processes."""
 
+import json
 import socket
 from pathlib import Path
 
@@ -71,6 +72,28 @@ def test_one_two_one_processes_by_resume_equal_the_unbroken_run(unbroken, tmp_pa
         processes.run(tiny_run.pretrain(recipe, *stop), processes=number)
     assert tiny_run.largest_difference(tiny_run.losses(tmp_path / "run"), tiny_run.losses(unbroken)) < 1e-6
     # Weights are looser than losses: Adam's first updates turn rounding of small gradients into parts of a step (2e-3).
+    assert tiny_run.backbone_difference(tmp_path / "run", unbroken) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+        },
+    ],
+    ids=["stage 0", "offloaded optimizer"],
+)
+def test_a_json_of_ones_own_gives_the_same_run_through_other_numbers_of_processes(unbroken, tmp_path, own):
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    recipe = tiny_run.write_recipe(tmp_path, train={"save_every_steps": 4, "deepspeed": str(tmp_path / "own.json")})
+    processes.run(tiny_run.pretrain(recipe, "train.stop_after_step=4"), processes=2)
+    processes.run(tiny_run.pretrain(recipe))
+    for curve in ("train/loss", "train/grad_norm"):
+        curves = [tiny_run.losses(run, curve) for run in (tmp_path / "run", unbroken)]
+        assert tiny_run.largest_difference(*curves) < 1e-4
     assert tiny_run.backbone_difference(tmp_path / "run", unbroken) < 1e-4
 
 
