@@ -18,7 +18,7 @@ from torch import nn
 
 from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.device_check import look_at_device
-from dmt_ds.commands.findings import Finding, Status
+from dmt_ds.commands.findings import Finding
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.resume import refuse_another_run
 from dmt_ds.commands.runs import advice_for_cpu
@@ -30,7 +30,7 @@ from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.engine.ds_check import check_ds_config
-from dmt_ds.errors import DataError, DmtError, TrackingError
+from dmt_ds.errors import DataError, DmtError
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_encoder, load_teacher
@@ -86,8 +86,7 @@ def _examine(what: str, check: Check, patient: _Patient) -> Iterator[Finding]:
     try:
         yield from (replace(finding, what=finding.what or what) for finding in check(patient))
     except DmtError as error:
-        status: Status = "warn" if isinstance(error, TrackingError) else "fail"
-        yield from (Finding(status, what, line) for line in str(error).splitlines())
+        yield from (Finding("fail", what, line) for line in str(error).splitlines())
     except Exception as error:  # a doctor that falls over hides the rest
         yield Finding("fail", what, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
@@ -241,10 +240,10 @@ def _check_tracking(patient: _Patient) -> Iterator[Finding]:
     if not section.enabled:
         yield Finding("ok", "tracking", "off; metrics go to metrics.jsonl")
         return
-    from dmt_ds.tracking.mlflow_tracker import check_store
+    from dmt_ds.tracking.mlflow_look import look_at_store
 
-    answer = check_store(section, Path(patient.config.output_dir))
-    yield Finding("warn" if "no good answer" in answer else "ok", "tracking", answer)
+    answer, is_well = look_at_store(section, Path(patient.config.output_dir))
+    yield Finding("ok" if is_well else "warn", "tracking", answer)
 
 
 def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,14 @@ class StoreUri:
         return masked(self.uri)
 
 
-def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str]) -> StoreUri:
+def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str], makes_folder: bool = True) -> StoreUri:
     """The store of a run: `uri`, else MLFLOW_TRACKING_URI, else an SQLite file beside the run folders.
+
+    Args:
+        uri: as the recipe has it.
+        output_dir: folder of the run.
+        environ: of this process.
+        makes_folder: make the folder of an SQLite file; else only see whether that could be done.
 
     Raises:
         TrackingError: MLflow has no such store, or the SQLite file can't be used.
@@ -52,7 +59,7 @@ def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str]) -> 
             f"use sqlite:///{folder / 'mlflow.db'}"
         )
     if scheme == "sqlite":
-        return _sqlite(uri)
+        return _sqlite(uri, makes_folder)
     if scheme in _DATABASES:
         return StoreUri(uri, None, beside / "mlartifacts")
     if scheme in _SERVERS or scheme in _plugin_schemes():
@@ -82,19 +89,22 @@ def named_store(text: str, must_exist: bool) -> StoreUri:
         raise TrackingError(str(error).removeprefix("tracking.uri ")) from error
 
 
-def _sqlite(uri: str) -> StoreUri:
+def _sqlite(uri: str, makes_folder: bool) -> StoreUri:
     prefix, _, name = uri.partition(":///")
     if not name or name.startswith(":memory:"):
         raise TrackingError(f"tracking.uri {uri}: would be lost with the process; use sqlite:////absolute/mlflow.db")
     database = Path(os.path.abspath(name))
     try:
-        database.parent.mkdir(parents=True, exist_ok=True)
+        if makes_folder:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            tempfile.TemporaryFile(dir=next(path for path in database.parents if path.exists())).close()
         header = _first_bytes(database)
     except OSError as error:
         raise TrackingError(f"tracking.uri {uri}: {error.strerror}: set tracking.uri to a file of yours") from error
     if header and header != b"SQLite format 3\0":
         raise TrackingError(f"tracking.uri {uri}: {database} is no SQLite file; move it away or name another one")
-    if not os.access(database if header else database.parent, os.W_OK):
+    if not os.access(database if header else database.parent, os.W_OK) and (header or database.parent.exists()):
         raise TrackingError(f"tracking.uri {uri}: {database} can't be written; set tracking.uri to a file of yours")
     return StoreUri(f"{prefix}:///{database}", database, database.parent / "mlartifacts")
 

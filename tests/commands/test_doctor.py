@@ -1,6 +1,8 @@
 """What the doctor finds, before a queue does."""
 
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import DataError
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
+from dmt_ds.tracking import mlflow_look
+from dmt_ds.tracking.shipper import StoreAway
 from tests.models import tiny
 from tests.tiny_scenes import CLASSES, write_ade
 
@@ -209,6 +213,64 @@ def test_a_tracking_server_that_is_away_is_only_a_warning(
     findings = teacher_making(tmp_path, images, "tracking.enabled=true", "tracking.uri=http://127.0.0.1:9")
     assert failed(findings) == {}
     assert said(findings, "tracking").startswith("warn: ")
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("foo://bar", "no store has the scheme 'foo'"),
+        ("{folder}/mlruns", "MLflow no longer keeps runs in plain folders; use sqlite:///"),
+        ("sqlite:////proc/nodir/x.db", "set tracking.uri to a file of yours"),
+        ("sqlite:///{folder}/file/x.db", "set tracking.uri to a file of yours"),
+        ("sqlite:///{folder}/file", "is no SQLite file"),
+        ("sqlite:///{folder}/broken.db", "tracking.uri sqlite:///"),
+    ],
+)
+def test_a_store_that_training_would_refuse_fails(tmp_path: Path, images: Path, uri: str, said: str) -> None:
+    (tmp_path / "file").write_text("no folder and no database")
+    (tmp_path / "broken.db").write_bytes(b"SQLite format 3\0" + b"?" * 5000)
+    uri = uri.format(folder=tmp_path)
+    findings = teacher_making(tmp_path, images, "tracking.enabled=true", f"tracking.uri={uri}")
+    assert said in failed(findings)["tracking"]
+
+
+def test_looking_at_a_store_makes_neither_folders_nor_files_nor_an_experiment(
+    tmp_path: Path, images: Path, empty_database: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path / "there.db")
+    sqlite3.connect(tmp_path / "others.db").execute("CREATE TABLE cats (name TEXT)").connection.close()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("new/folder/mlflow.db", "mlflow.db", "there.db", "others.db"):
+        findings = teacher_making(
+            tmp_path, images, "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/{name}"
+        )
+        answer = "experiment dmt_ds is made by the start" if name == "there.db" else "the start of the run makes it"
+        assert answer in said(findings, "tracking") and failed(findings) == {}
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_deleted_experiment_fails_with_its_remedy(tmp_path: Path, images: Path, empty_database: Path) -> None:
+    shutil.copy(empty_database, tmp_path / "there.db")
+    with sqlite3.connect(tmp_path / "there.db") as writer:
+        writer.execute("UPDATE experiments SET lifecycle_stage = 'deleted'")
+    store = ("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/there.db", "tracking.experiment=Default")
+    message = failed(teacher_making(tmp_path, images, *store))["tracking"]
+    assert "experiment Default was deleted; `mlflow experiments restore -x 0`" in message
+
+
+def test_a_store_that_somebody_else_writes_to_is_only_a_warning(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_look, "_is_new", lambda _: False)
+    (tmp_path / "locked.db").write_bytes(b"SQLite format 3\0" + b"?" * 5000)
+
+    def locked(*_: object) -> str:
+        raise StoreAway("OperationalError: database is locked")
+
+    monkeypatch.setattr(mlflow_look, "_state", locked)
+    findings = teacher_making(tmp_path, images, "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/locked.db")
+    assert failed(findings) == {} and "gives no good answer now" in said(findings, "tracking")
 
 
 def test_a_task_that_learns_labels_has_its_head_counted(tmp_path: Path, images: Path) -> None:
