@@ -1,10 +1,12 @@
 """Which device a run would find here, and what slows it there; knows no recipe."""
 
+import os
 from collections.abc import Iterator
 
 import torch
 
 from dmt_ds.commands.findings import Finding
+from dmt_ds.engine.dist import unseen_gpus
 
 
 def look_at_device(advice_for_cpu: str | None) -> Iterator[Finding]:
@@ -14,6 +16,9 @@ def look_at_device(advice_for_cpu: str | None) -> Iterator[Finding]:
         advice_for_cpu: what would make the run faster where there is none.
     """
     count = torch.cuda.device_count()
+    if unseen := unseen_gpus(os.environ):
+        yield Finding("fail", "device", unseen)
+        return
     if count == 0:
         told = ("no CUDA device here: the run would use the CPU and gloo", advice_for_cpu)
         yield from (Finding("warn", "device", text) for text in told if text)

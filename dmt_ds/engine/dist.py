@@ -45,9 +45,11 @@ def local_device(environment: dict[str, str]) -> torch.device:
     """This rank's device. DeepSpeed takes LOCAL_RANK for its index, so that is set to fit.
 
     Raises:
-        LaunchError: there are more ranks on this node than GPUs.
+        LaunchError: there are more ranks on this node than GPUs, or GPUs that torch does not see.
     """
     if not torch.cuda.is_available():
+        if unseen := unseen_gpus(os.environ):
+            raise LaunchError(unseen)
         return torch.device("cpu")
     local_rank, num_gpus = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
     if num_gpus == 1 and "SLURM_STEP_GPUS" in os.environ:
@@ -62,6 +64,23 @@ def local_device(environment: dict[str, str]) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def unseen_gpus(environ: Mapping[str, str]) -> str | None:
+    """What is wrong where SLURM gave this job GPUs and torch has none: hours on a CPU, for the price of GPUs.
+
+    None where there are none, where torch sees them, or where somebody hid them by an empty CUDA_VISIBLE_DEVICES.
+    """
+    on_node, of_step = environ.get("SLURM_GPUS_ON_NODE", ""), environ.get("SLURM_STEP_GPUS", "")
+    count = int(on_node) if on_node.isdigit() else len(of_step.split(",")) if of_step else 0
+    if count == 0 or torch.cuda.is_available() or environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1"):
+        return None
+    cuda = torch.version.cuda
+    wheel = f"torch {torch.__version__} is built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
+    return (
+        f"{count} GPU{'s are' if count > 1 else ' is'} allocated but torch sees none: driver or wheel ({wheel}); "
+        "compare with nvidia-smi on this node, or hide them with CUDA_VISIBLE_DEVICES= to use the CPU"
+    )
 
 
 def slurm_step_tasks(environ: Mapping[str, str]) -> int:

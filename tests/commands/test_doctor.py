@@ -123,6 +123,16 @@ def test_one_failure_hides_no_other(tmp_path: Path, images: Path) -> None:
     assert set(failed(findings)) == {"deepspeed", "data", "teachers"}
 
 
+def test_a_job_whose_gpus_torch_does_not_see_fails(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    message = failed(teacher_making(tmp_path, images))["device"]
+    assert message.startswith("8 GPUs are allocated but torch sees none")
+
+
 def test_a_batch_that_does_not_divide_shows_its_arithmetic(tmp_path: Path, images: Path) -> None:
     message = failed(teacher_making(tmp_path, images, ranks=3))["batch"]
     assert "4 is not divisible by micro_batch_size 2 x 3 ranks = 6; nearest: 6" in message

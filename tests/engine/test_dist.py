@@ -1,8 +1,15 @@
 """Ranks from torchrun, SLURM or nothing."""
 
 import pytest
+import torch
 
-from dmt_ds.engine.dist import launch_environment, local_world_size, slurm_tasks_of_nodes
+from dmt_ds.engine.dist import (
+    launch_environment,
+    local_device,
+    local_world_size,
+    slurm_tasks_of_nodes,
+    unseen_gpus,
+)
 from dmt_ds.errors import LaunchError
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
@@ -28,6 +35,37 @@ BATCH_SHELL = {
 
 def test_torchrun_variables_are_taken_as_they_are():
     assert launch_environment({**TORCHRUN, "HOME": "/root"}) == TORCHRUN
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "8"}, "8 GPUs are"),
+        ({"SLURM_STEP_GPUS": "0"}, "1 GPU is"),
+        ({"SLURM_STEP_GPUS": "2,3"}, "2 GPUs are"),
+        ({"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0,1"}, "8 GPUs are"),
+    ],
+)
+def test_gpus_of_a_job_that_torch_does_not_see_stop_it(monkeypatch, gpus, count):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in gpus.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaunchError) as error:
+        local_device(TORCHRUN)
+    assert str(error.value).startswith(f"{count} allocated but torch sees none: driver or wheel (torch ")
+    assert "is built for CUDA 12.8)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"SLURM_GPUS_ON_NODE": "0"}, {"SLURM_GPUS_ON_NODE": "", "SLURM_STEP_GPUS": ""}]
+    + [{"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": hidden} for hidden in ("", "-1")],
+)
+def test_a_job_without_gpus_or_with_hidden_ones_runs_on_the_cpu(monkeypatch, environ):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert unseen_gpus(environ) is None
 
 
 def test_a_half_set_launcher_environment_names_what_is_missing():
