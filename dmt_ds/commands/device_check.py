@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from dmt_ds.commands.findings import Finding
+from dmt_ds.distill.kernels.terms import obstacle_to_triton
 from dmt_ds.engine.dist import unseen_gpus
 
 
@@ -28,3 +29,10 @@ def look_at_device(advice_for_cpu: str | None) -> Iterator[Finding]:
     yield Finding("ok", "device", f"{count} x {torch.cuda.get_device_name(0)}, {gib:.0f} GiB, NCCL {nccl}")
     if not torch.cuda.is_bf16_supported():
         yield Finding("warn", "device", "no bf16 on this device: train.deepspeed=student_zero2_fp32")
+    yield from slow_paths(torch.device("cuda"))
+
+
+def slow_paths(device: torch.device) -> Iterator[Finding]:
+    """What a run does without on a GPU where Triton's kernels can't be made."""
+    if obstacle := obstacle_to_triton(device):
+        yield Finding("warn", "device", f"losses and jitter take slower code and nothing is compiled: {obstacle}")

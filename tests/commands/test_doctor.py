@@ -3,12 +3,14 @@
 import json
 import shutil
 import sqlite3
+import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from dmt_ds.commands.device_check import slow_paths
 from dmt_ds.commands.doctor import run
 from dmt_ds.commands.findings import Finding, render
 from dmt_ds.commands.image_check import look_at_images
@@ -131,6 +133,26 @@ def test_a_job_whose_gpus_torch_does_not_see_fails(
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
     message = failed(teacher_making(tmp_path, images))["device"]
     assert message.startswith("8 GPUs are allocated but torch sees none")
+
+
+def test_a_gpus_node_without_a_compiler_or_pythons_headers_is_slower_and_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda _: str(tmp_path))
+    monkeypatch.setenv("CC", "/usr/bin/cc")
+    gpu = torch.device("cuda")
+    assert list(slow_paths(gpu)) == []
+    (tmp_path / "Python.h").unlink()
+    (headers,) = slow_paths(gpu)
+    assert headers.status == "warn" and "triton needs Python's headers" in headers.message
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (compiler,) = slow_paths(gpu)
+    assert compiler.message.startswith(
+        "losses and jitter take slower code and nothing is compiled: triton needs a C compiler"
+    )
 
 
 def test_a_batch_that_does_not_divide_shows_its_arithmetic(tmp_path: Path, images: Path) -> None:
