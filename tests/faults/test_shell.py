@@ -138,3 +138,11 @@ def test_a_stores_path_with_a_line_break_is_refused(tmp_path):
     store = tmp_path / "a\nauthorization_function = os:system" / "mlflow.db"
     done = subprocess.run(["bash", str(SCRIPTS / "mlflow_server.sh"), str(store)], capture_output=True, text=True)
     assert done.returncode == 2 and "line break" in done.stderr and not store.parent.exists()
+
+
+@pytest.mark.parametrize("script", [path.name for path in sorted(SCRIPTS.glob("*.sh")) if "job.sh" in path.read_text()])
+def test_a_script_for_sbatch_that_is_run_by_hand_says_so_in_one_line(script: str) -> None:
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "DMT_DS_"))}
+    done = subprocess.run(["bash", SCRIPTS / script], env=outside, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"start it by: sbatch {SCRIPTS / script} ...\n"
