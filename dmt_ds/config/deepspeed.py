@@ -44,17 +44,19 @@ _REFUSED_FOR_TEACHERS = {
 
 
 def find_ds_config(name_or_path: str | Path) -> Path:
-    """File of a DeepSpeed JSON: a bare name is a shipped one, anything with a slash or an ending is a path.
+    """File of a DeepSpeed JSON: a bare name is a shipped one, else a file here; anything with a slash is a path.
 
     Raises:
         ConfigError: there is no such file; the shipped ones are listed.
     """
     text = str(name_or_path)
     is_name = "/" not in text and not text.endswith(".json")
-    candidates = [folder / f"{text}.json" for folder in _FOLDERS] if is_name else [Path(text)]
-    for path in candidates:
+    shipped_files = [folder / f"{text}.json" for folder in _FOLDERS] if is_name else []
+    for path in (*shipped_files, Path(text)):
         if path.is_file():
             return path
+    if Path(text).is_dir():
+        raise ConfigError(f"DeepSpeed JSON '{text}': is a folder; give a file in it")
     shipped = sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.json")})
     close = difflib.get_close_matches(Path(text).stem, shipped, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -125,10 +125,19 @@ def _say_list(field: FieldInfo) -> str:
     kinds = (field.annotation, *get_args(field.annotation))  # of `tuple[...] | None`, each
     inside = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), ())
     if Ellipsis in inside:
-        return "must be a list, such as [a, b]" if str in inside else "must be a list, such as [1, 2]"
+        return f"must be a list, such as [{', '.join(_examples(inside[0], 2))}]"
     default = field.default
-    example = ", ".join(f"{value:g}" for value in default) if isinstance(default, tuple) else "0.5, 0.5, 0.5"
-    return f"must be a list of {len(inside)} values, such as [{example}]"
+    own = [f"{value:g}" for value in default] if isinstance(default, tuple) else _examples(inside[0], len(inside))
+    return f"must be a list of {len(inside)} values, such as [{', '.join(own)}]"
+
+
+def _examples(kind: Any, count: int) -> list[str]:
+    """So many values of a list's kind, as one would write them."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in get_args(kind)[:count]]
+    return list("abcdefgh"[:count]) if kind is str else [str(number) for number in range(1, count + 1)]
 
 
 def _say_choices(given: str, expected: str) -> str:

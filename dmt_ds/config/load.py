@@ -108,22 +108,30 @@ def flatten_tree(tree: Mapping[str, Any]) -> dict[str, object]:
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """File of a recipe: a bare name is a shipped one, anything with a slash or an ending is a path.
+    """File of a recipe: a bare name is a shipped one, else a file here; anything with a slash or an ending is a path.
 
     Raises:
-        ConfigError: there is no such file; the shipped recipes are listed.
+        ConfigError: there is no such file; the shipped recipes are listed, or it is told what is there.
     """
     text = str(recipe)
     is_name = isinstance(recipe, str) and re.fullmatch(r"[A-Za-z0-9_-]+", text) is not None
     path = RECIPES / f"{text}.yaml" if is_name else Path(recipe)
-    if path.is_file():
-        return path
+    for candidate in (path, Path(recipe)):
+        if candidate.is_file():
+            return candidate
+    if Path(recipe).is_dir():
+        raise ConfigError(f"recipe '{text}': {_of_folder(Path(recipe))}")
     shipped = shipped_recipes()
     close = difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     raise ConfigError(
         f"recipe '{text}' is not there. {hint}Shipped recipes: {', '.join(shipped)}; or give a file's path"
     )
+
+
+def _of_folder(folder: Path) -> str:
+    own = folder / "config.yaml"
+    return "is a folder; " + (f"a run's recipe is {own}" if own.is_file() else "give a YAML file in it")
 
 
 def shipped_recipes() -> list[str]:

@@ -18,7 +18,7 @@ from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.class_values import ClassValues, class_values
 from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, read_file
 from dmt_ds.data.sources import FirstImages, ImageSource, open_source, open_table
-from dmt_ds.data.splits import Split, split_names
+from dmt_ds.data.splits import Split, split_files, split_names
 from dmt_ds.errors import DataError, first_line
 
 IMAGES, ANNOTATIONS = "images", "annotations"
@@ -122,7 +122,7 @@ def open_segmented(data: DataConfig, section: SegmentConfig) -> SegmentedImages:
     Raises:
         DataError: images, annotations or the list of classes are not there, or not what the recipe says.
     """
-    values = class_values(section, data.path)
+    values = _values(data, section)
     return SegmentedImages(
         open_label_maps(data, section, "train", values), open_label_maps(data, section, "val", values)
     )
@@ -136,11 +136,7 @@ def open_label_maps(
     Raises:
         DataError: as `open_segmented`.
     """
-    values = values or class_values(section, data.path)
-    if data.source == "digits":
-        raise DataError(
-            "data.source=digits has no annotations: set data.source=folder or parquet, and data.path to where they are"
-        )
+    values = values or _values(data, section)
     if data.source == "folder":
         return _of_folder(data, split, values)
     images = open_source(data.model_copy(update={"label_column": None}), split)
@@ -149,6 +145,19 @@ def open_label_maps(
         return LabelMapSource(images, open_table(annotations, split), values)
     except DataError as error:
         raise DataError(str(error).replace("data.image_column", "segment.annotation_column")) from None
+
+
+def _values(data: DataConfig, section: SegmentConfig) -> ClassValues:
+    """The classes, looked for where the images are once these are known to be there."""
+    if data.source == "digits":
+        raise DataError(
+            "data.source=digits has no annotations: set data.source=folder or parquet, and data.path to where they are"
+        )
+    if data.source == "folder":
+        existing(Path(data.path or "").expanduser().absolute(), "data.path")
+    elif data.source in ("parquet", "webdataset"):
+        split_files(data, "train")
+    return class_values(section, data.path)
 
 
 def _of_folder(data: DataConfig, split: Split, values: ClassValues) -> LabelMapSource:

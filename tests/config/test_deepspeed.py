@@ -222,3 +222,14 @@ def test_a_missing_file_lists_the_shipped_ones() -> None:
 
 def test_a_path_wins_over_names(tmp_path: Path) -> None:
     assert find_ds_config(str(written(tmp_path, {}))) == tmp_path / "ds.json"
+
+
+def test_an_existing_file_is_taken_whatever_its_ending_and_a_folder_is_told_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.conf").write_text("{}")
+    assert find_ds_config("ds.conf") == Path("ds.conf")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="DeepSpeed JSON 'folder': is a folder; give a file in it"):
+        find_ds_config("folder")

@@ -132,6 +132,10 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("train.compile=maybe", "train.compile=maybe: neither true nor false"),
         ("train.log_every_steps=null", "train.log_every_steps=null: null is not allowed here"),
         ("augment.mean=[1, 2]", "augment.mean=[1, 2]: must be a list of 3 values, such as [0.485, 0.456, 0.406]"),
+        ("train.profile_steps=[5]", "train.profile_steps=[5]: must be a list of 2 values, such as [1, 2]"),
+        ("train.profile_steps=5", "train.profile_steps=5: must be a list of 2 values, such as [1, 2]"),
+        ("train.accept_changes=code", "train.accept_changes=code: must be a list, such as [code, recipe]"),
+        ("teachers.use=mae", "teachers.use=mae: must be a list, such as [a, b]"),
         ("data.crop_scale=0.3", "data.crop_scale=0.3: must be a list of 2 values, such as [0.2, 1]"),
         ("optim=3", "optim=3: is a section; set its keys, such as optim.base_lr=..."),
         ("teachers.models=3", "teachers.models=3: must have keys: teachers.models.NAME=..."),
@@ -243,11 +247,6 @@ def test_a_missing_recipe_lists_the_shipped_ones() -> None:
     (line,) = complaints("vit_tny")
     assert line.startswith("recipe 'vit_tny' is not there. Did you mean 'vit_tiny'? Shipped recipes: ")
     assert all(name in line for name in shipped_recipes())
-
-
-def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    (line,) = complaints(tmp_path)
-    assert "is not there" in line
 
 
 def test_recipes_that_stand_on_each_other_in_a_circle_are_refused(tmp_path: Path) -> None:
@@ -377,3 +376,24 @@ def test_the_recipes_of_ade20k_train_by_tinymims_settings_whatever_the_encoder(s
     assert (optim.base_lr * 16 / 256, optim.layer_decay, optim.weight_decay) == pytest.approx((1e-4, 0.75, 0.05))
     assert (optim.warmup_steps, optim.schedule, config.student.drop_path) == (1500, "linear", 0.1)
     assert (section.auxiliary_weight, section.test_window, section.test_stride) == (0.4, "slide", 341)
+
+
+def test_a_folder_is_told_to_be_one_and_a_runs_recipe_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "ok1"
+    run.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"ok1': is a folder; give a YAML file in it$"):
+        load_config(str(run))
+    (run / "config.yaml").write_text("task: mae\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(run))
+    assert str(caught.value) == f"recipe '{run}': is a folder; a run's recipe is {run}/config.yaml"
+
+
+def test_a_file_here_without_an_ending_is_a_recipe_unless_a_shipped_one_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "vit_tiny"):
+        (tmp_path / name).write_text("task: mae\n")
+    assert find_recipe("mine") == Path("mine")
+    assert find_recipe("vit_tiny").parent.name == "recipes"

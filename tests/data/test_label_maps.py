@@ -231,6 +231,15 @@ def test_a_list_of_classes_that_is_none_is_told(tmp_path: Path, text: str, messa
         class_values(SegmentConfig(), str(tmp_path))
 
 
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_images_that_are_not_there_are_told_before_the_list_of_their_classes(tmp_path: Path, source: str) -> None:
+    data = DataConfig(source=source, path=str(tmp_path / "typo" / "ade"))
+    with pytest.raises(DataError, match=r"^data\.path"):
+        open_segmented(data, SegmentConfig())
+    with pytest.raises(DataError, match=r"^data\.path"):
+        open_label_maps(data, SegmentConfig(), "val")
+
+
 def test_without_a_list_the_setting_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"segment.classes: is not set, and there is no classes.json"):
         class_values(SegmentConfig(), str(tmp_path))
