@@ -90,6 +90,22 @@ def test_an_error_of_the_user_is_one_line_a_finding_and_exit_code_two() -> None:
     ]
 
 
+@pytest.mark.parametrize("command", ["knn", "evaluate", "finetune", "segment", "config", "doctor"])
+def test_an_encoder_that_is_not_there_is_called_one_and_the_kinds_there_are_named(command: str) -> None:
+    result = call(command, "-e", "nothere")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "dmt-ds: error: encoder nothere: no such file; name a run's folder, a weights file, timm:TAG or hf:ID "
+        "(`dmt-ds teachers list`)\n"
+    )
+
+
+def test_a_tag_that_is_near_none_points_to_the_list() -> None:
+    result = call("detect", "-e", "timm:nope_model")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("has no such weights; `dmt-ds teachers list` shows some that there are\n")
+
+
 def test_debug_shows_where_an_error_came_from() -> None:
     done = processes.run(["-m", "dmt_ds", "--debug", "config", "seed=x"], check=False)
     assert "Traceback" in done.stderr

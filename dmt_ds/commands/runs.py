@@ -1,5 +1,6 @@
 """A run before anything large is built: its batch, length, images and DeepSpeed JSON, from its recipe."""
 
+import errno
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ from dmt_ds.errors import ConfigError
 from dmt_ds.redact import MaskingFormatter
 
 logger = logging.getLogger(__name__)
+
+
+_NOT_A_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""What the kernel says where files can't be made, whoever tries again."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,15 @@ def _why_no_zero3(config: RunConfig) -> str | None:
 
 def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:
     """On rank 0, before the others look: the folders, the log, and the data set's cache, which is written once."""
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    _log_to_file(Path(config.output_dir) / "train.log")
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        _log_to_file(Path(config.output_dir) / "train.log")
+    except OSError as error:
+        if error.errno not in _NOT_A_PLACE:
+            raise
+        where = f"output_dir={config.output_dir}: {error.filename} can't be made ({error.strerror})"
+        raise ConfigError(f"{where}; choose another output_dir") from error
     open_images(config)
 
 

@@ -20,7 +20,7 @@ def start_from(vit: nn.Module, source: str, image_size: int | None) -> TeacherRe
     Raises:
         WeightsError: the source has another shape; both are named.
     """
-    encoder = load_encoder(source, image_size)
+    encoder = load_encoder(source, image_size, "student.init_from")
     own, theirs = describe(vit), encoder.record.shape
     state = encoder.vit.state_dict()
     if image_size is None and own.patch_size == theirs.patch_size and "pos_embed" in state:

@@ -134,13 +134,33 @@ def load_teacher(name: str, section: TeacherConfig, image_size: int | None = Non
         WeightsError: the weights can't be had, are not complete, or have another patch grid than the images.
         ConfigError: timm does not know the architecture.
     """
+    remedy = f"`dmt-ds teachers list` says where weights are had; or set teachers.models.{name}.source=..."
+    return _load(section, image_size, f"teacher '{name}': ", remedy)
+
+
+def load_encoder(source: str, image_size: int | None = None, who: str = "encoder") -> TeacherModel:
+    """Any encoder by its source alone, with what the source says of itself.
+
+    Args:
+        who: what messages call it, such as the setting that names it.
+
+    Raises:
+        WeightsError: as for `load_teacher`; the message begins with `who`.
+        ConfigError: timm does not know it.
+    """
+    remedy = "name a run's folder, a weights file, timm:TAG or hf:ID (`dmt-ds teachers list`)"
+    return _load(TeacherConfig(source=source), image_size, f"{who} ", remedy)
+
+
+def _load(section: TeacherConfig, image_size: int | None, who: str, remedy: str) -> TeacherModel:
+    """A frozen model; what is wrong is told of `who`, and with the remedy where there is no file."""
     try:
-        found = _find(section)
+        found = _find(section, remedy)
         shape = describe(found.vit)
         if image_size is not None:
             check_image_size(section.source, shape, image_size)
     except WeightsError as error:
-        raise WeightsError(f"teacher '{name}': {error}") from error
+        raise WeightsError(f"{who}{error}") from error
     record = TeacherRecord(
         source=section.source,
         layout=found.layout,
@@ -152,11 +172,6 @@ def load_teacher(name: str, section: TeacherConfig, image_size: int | None = Non
         dropped=found.dropped,
     )
     return TeacherModel(found.vit, record)
-
-
-def load_encoder(source: str, image_size: int | None = None) -> TeacherModel:
-    """Any encoder by its source alone, with what the source says of itself."""
-    return load_teacher(source, TeacherConfig(source=source), image_size)
 
 
 def check_same_tokens(teachers: Mapping[str, TeacherModel], same_width: bool = True) -> None:
@@ -191,7 +206,7 @@ def summary_of(keys: tuple[str, ...]) -> list[str]:
     return [f"{group} ({count})" if group.endswith("*") else group for group, count in groups.items()]
 
 
-def _find(section: TeacherConfig) -> _Found:
+def _find(section: TeacherConfig, remedy: str) -> _Found:
     kind, _, rest = section.source.partition(":")
     if kind == "timm":
         return _of_timm(section, rest)
@@ -200,6 +215,8 @@ def _find(section: TeacherConfig) -> _Found:
     path = Path(section.source).expanduser()
     if path.is_dir():
         return _of_folder(section, path)
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file; {remedy}")
     return _of_weights(read_weights(path, section.checkpoint_key), section)
 
 

@@ -204,7 +204,8 @@ def pretrained(tag: str) -> tuple[nn.Module, dict[str, Any]]:
     known += timm.list_pretrained("beit*")
     if not timm.is_model(arch) or (tag != arch and tag not in known):
         near = difflib.get_close_matches(tag, known, n=3, cutoff=0.5)
-        raise ConfigError(f"timm:{tag}: timm {timm.__version__} has no such weights; near names: {', '.join(near)}")
+        names = f"near names: {', '.join(near)}" if near else "`dmt-ds teachers list` shows some that there are"
+        raise ConfigError(f"timm:{tag}: timm {timm.__version__} has no such weights; {names}")
     try:
         vit = create(tag, pretrained=True, num_classes=0, global_pool="token")
     except Exception as error:  # the hub client's errors have no common class

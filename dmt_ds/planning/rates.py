@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from dmt_ds.errors import ConfigError
@@ -71,10 +71,26 @@ class Calibration:
         Raises:
             ConfigError: it is not such a file.
         """
+        remedy = f"`dmt-ds bench -o {path}` makes one"
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"--calibration {path}: not a file of `dmt-ds bench`: {error}") from None
+            told = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--calibration {path}: not a file of `dmt-ds bench`: {error}; {remedy}") from None
+        if problem := _problem(told):
+            raise ConfigError(f"--calibration {path}: not a file of `dmt-ds bench`: {problem}; {remedy}")
+        return cls(**told)
+
+
+def _problem(told: object) -> str | None:
+    """What keeps a JSON value from being a calibration; None where nothing does."""
+    if not isinstance(told, dict):
+        return "it must be an object, {...}"
+    kinds = {key.name: key.type for key in fields(Calibration)}
+    for keys, what in (([key for key in kinds if key not in told], "missing"), ([*told.keys() - kinds], "not known")):
+        if keys:
+            return f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} {what}"
+    wrong = [f"{key}={json.dumps(told[key])}" for key, kind in kinds.items() if not isinstance(told[key], kind | int)]
+    return f"{', '.join(wrong)} can't be" if wrong else None
 
 
 def assumed(gpu: Gpu, teacher_width: int, student_width: int, network_gbit: float) -> Rates:

@@ -193,6 +193,14 @@ def test_a_damaged_teacher_is_named_with_its_key(tmp_path: Path, images: Path) -
     assert "norm.weight" in message
 
 
+def test_a_teacher_that_is_not_there_is_told_with_its_key_and_where_to_get_it(tmp_path: Path, images: Path) -> None:
+    message = failed(distillation(tmp_path, images, tmp_path / "none.pth"))["teachers"]
+    assert message == (
+        f"teacher 'ibot': {tmp_path}/none.pth: no such file; `dmt-ds teachers list` says where weights are had; "
+        "or set teachers.models.ibot.source=..."
+    )
+
+
 def test_teachers_and_student_of_different_patches_are_told(tmp_path: Path, images: Path, teacher: Path) -> None:
     message = failed(distillation(tmp_path, images, teacher, "student.patch_size=4"))["student"]
     assert message == (
@@ -214,7 +222,7 @@ def test_teachers_whose_heads_do_not_fit_a_student_of_tinymim_are_told(
 @pytest.mark.parametrize("task", ["dmt", "tinymim", "mae"])
 def test_weights_to_start_from_that_do_not_fit_are_told(tmp_path: Path, images: Path, teacher: Path, task: str) -> None:
     findings = distillation(tmp_path, images, teacher, f"task={task}", f"student.init_from={tmp_path}/none.pth")
-    assert "none.pth: no such file" in failed(findings)["student"]
+    assert failed(findings)["student"].startswith(f"student.init_from {tmp_path}/none.pth: no such file; name ")
 
 
 def test_what_deepspeed_does_not_know_is_told_of_student_and_teachers(

@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from dmt_ds.cli import main
+from dmt_ds.errors import ConfigError
+from dmt_ds.planning.rates import Calibration
 from tests import processes, tiny_run
 
 
@@ -134,6 +136,30 @@ def test_the_text_says_that_it_is_a_model_and_what_it_assumes() -> None:
 def test_what_cannot_be_planned_is_said_in_a_line(arguments: list[str], message: str) -> None:
     done = CliRunner().invoke(main, ["plan", "-c", "vit_tiny", *arguments])
     assert done.exit_code == 2 and message in done.output
+
+
+WHOLE = {"device": "CPU", "date": "2026-01-01", "micro_batch_size": 8, "teacher_flops": 1e12, "student_flops": None}
+WHOLE |= {"loader_seconds": 1, "gather_bytes": None}
+
+
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        ({}, "device, date, micro_batch_size, teacher_flops, student_flops, loader_seconds, gather_bytes are missing"),
+        ([1], "it must be an object, {...}"),
+        ({**WHOLE, "cats": 3}, "cats is not known"),
+        ({**WHOLE, "teacher_flops": "fast", "device": None}, 'device=null, teacher_flops="fast" can\'t be'),
+    ],
+)
+def test_a_calibration_that_bench_did_not_write_says_what_is_wrong_with_it(tmp_path, told, problem) -> None:
+    file = tmp_path / "cal.json"
+    file.write_text(json.dumps(WHOLE))
+    Calibration.read(file)
+    file.write_text(json.dumps(told))
+    with pytest.raises(ConfigError) as caught:
+        Calibration.read(file)
+    remedy = f"`dmt-ds bench -o {file}` makes one"
+    assert str(caught.value) == f"--calibration {file}: not a file of `dmt-ds bench`: {problem}; {remedy}"
 
 
 def test_planning_imports_no_torch() -> None:
