@@ -1,6 +1,7 @@
 """The commands on several runs at once: suite, compare."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -25,9 +26,9 @@ STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: 1 here, all in a SLURM array.")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes of each training.")
 @click.option("--only", multiple=True, metavar="VARIANT", help="This one, and what it needs; again for several.")
-@click.option("--list", "action", flag_value="list", help="Say how far each run is, and start nothing.")
-@click.option("--slurm", "action", flag_value="slurm", help="Print the sbatch commands of an array a stage.")
-@click.option("--submit", "action", flag_value="submit", help="Submit these arrays.")
+@click.option("--list", "lists", is_flag=True, help="Say how far each run is, and start nothing.")
+@click.option("--slurm", "prints", is_flag=True, help="Print the sbatch commands of an array a stage.")
+@click.option("--submit", "submits", is_flag=True, help="Submit these arrays.")
 @click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="For sbatch, such as --nodes=2; and again.")
 @click.option("--stage", type=click.Choice(STAGES), default="seeds", hidden=True)
 @click.option("--print-run", "number", type=click.IntRange(min=0), hidden=True)
@@ -38,7 +39,9 @@ def suite(
     jobs: int | None,
     ranks: int,
     only: tuple[str, ...],
-    action: str | None,
+    lists: bool,
+    prints: bool,
+    submits: bool,
     options: tuple[str, ...],
     stage: str,
     number: int | None,
@@ -52,6 +55,7 @@ def suite(
     SUITE is the name of a shipped suite or a YAML file. Called again it keeps what is finished and goes on with what
     was saved. Ctrl-C saves all runs that are under way.
     """
+    action = _action({"--list": lists, "--slurm": prints, "--submit": submits}, options)
     from dmt_ds.commands import suite as command
     from dmt_ds.commands import suite_slurm
 
@@ -59,14 +63,33 @@ def suite(
     runs = command.select(plan, only)
     if number is not None:
         click.echo("\n".join(suite_slurm.arguments_of(plan, runs, stage, number)))
-    elif action == "list":
+    elif action == "--list":
         click.echo(command.table(plan, runs))
     elif action is None:
         command.run(plan, runs, jobs or 1, ranks, say=click.echo)
-    elif action == "slurm":
+    elif action == "--slurm":
         suite_slurm.show(suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
     else:
         suite_slurm.submit(plan, runs, suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
+
+
+def _action(asked_for: Mapping[str, bool], options: tuple[str, ...]) -> str | None:
+    """The one thing to do in place of running the suite here; None for none.
+
+    Args:
+        asked_for: option -> whether it is given.
+        options: of sbatch.
+
+    Raises:
+        click.UsageError: several are asked for, or options of sbatch with none that has a use for them.
+    """
+    actions = [option for option, is_given in asked_for.items() if is_given]
+    if len(actions) > 1:
+        raise click.UsageError(f"{' and '.join(actions)}: choose one of them")
+    action = next(iter(actions), None)
+    if options and action not in ("--slurm", "--submit"):
+        raise click.UsageError(f"--sbatch={options[0]}: is for --slurm or --submit; add one of them, or take it out")
+    return action
 
 
 @click.command(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dmt_ds.commands.suite_check import check_finished, check_follow_ups
+from dmt_ds.commands.suite_check import check_finished, check_follow_ups, check_inputs
 from dmt_ds.commands.suite_local import LocalSuite, Say
 from dmt_ds.commands.suite_state import SCORE, is_finished, scores_of, state_of
 from dmt_ds.config.load import COMMAND_LINE
@@ -63,13 +63,15 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
     """Make what is not finished yet, and end with what failed.
 
     Raises:
-        ConfigError: a finished run has other settings than the suite asks for now, or what follows can't be done.
+        ConfigError: a finished run has other settings than the suite asks for now, what follows can't be done, or
+            images or teachers are not there.
         DmtError: some runs failed; one line each. All others were made.
         KeyboardInterrupt: Ctrl-C or a signal; all runs saved before.
     """
     name = plan.file.suite.name
     check_finished(plan, runs)
     check_follow_ups(runs)
+    check_inputs(plan, runs)
     say(f"{name}: {len(runs)} runs, {sum(map(is_finished, runs))} of them finished, in {plan.output}")
     note_on_parent(plan, "RUNNING")
     local = LocalSuite(plan, runs, jobs, ranks, say)

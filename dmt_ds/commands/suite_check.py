@@ -1,21 +1,30 @@
-"""What a suite refuses before anything is started: looks at settings and folders only.
+"""What a suite refuses before anything is started: looks at settings, folders, images and weights, and trains nothing.
 
-Finished runs that are not what it asks for now, and what would stop its follow-ups at their start, hours later.
+Finished runs that are not what it asks for now, images and teachers that are not there, and what would stop its
+follow-ups at their start, hours later.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from dmt_ds.commands.runs import check_zero_stage
-from dmt_ds.commands.suite_state import changed, changed_follow_up, is_tuned, left_of
+from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.runs import check_zero_stage, open_images
+from dmt_ds.commands.suite_state import changed, changed_follow_up, is_judged, is_tuned, left_of
+from dmt_ds.commands.tasks import image_size_of_start
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
-from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
 from dmt_ds.config.suite_follow_ups import FollowUp
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.data.folder import existing
+from dmt_ds.data.sources import open_source
 from dmt_ds.data.splits import split_files
-from dmt_ds.errors import ConfigError, DataError
+from dmt_ds.errors import ConfigError, DataError, WeightsError
+from dmt_ds.models.teachers import load_encoder, load_teacher
+
+_WHERE_IMAGES_ARE = {"source", "path", "train_split", "val_split", "image_column", "label_column"}
+"""Settings of `data`; runs that differ in others read the same files."""
 
 
 def check_finished(plan: SuitePlan, runs: Sequence[SuiteRun]) -> None:
@@ -27,6 +36,46 @@ def check_finished(plan: SuitePlan, runs: Sequence[SuiteRun]) -> None:
     found = [changed_follow_up(run) if is_tuned(plan, run) else changed(run) for run in runs]
     if lines := [line for line in found if line is not None]:
         raise ConfigError("\n".join(lines))
+
+
+def check_inputs(plan: SuitePlan, runs: Sequence[SuiteRun]) -> None:
+    """Whether images and teachers of what is not done yet can be opened, each once; not the teachers that it makes.
+
+    Raises:
+        ConfigError: one line for each that can't, whatever the number of runs.
+    """
+    looks = {key: look for run in runs if not is_judged(run) for key, look in _inputs(plan, run)}
+    found: list[str] = []
+    for look in looks.values():
+        try:
+            look()
+        except (ConfigError, DataError, WeightsError) as error:
+            found += str(error).splitlines()
+    if found:
+        raise ConfigError("\n".join(f"{plan.file.label}: {line}" for line in dict.fromkeys(found)))
+
+
+def _inputs(plan: SuitePlan, run: SuiteRun) -> Iterator[tuple[object, Callable[[], object]]]:
+    """What a run reads, and how to see whether it can be read."""
+    config, section = run.config, run.config.data
+    kind = kind_of(config)
+    where = section.model_dump_json(include=_WHERE_IMAGES_ARE)
+    yield (where, kind and config.task), partial(_open_images, config)
+    teachers = config.teachers.used() if config.task in TEACHER_TASKS else {}
+    for name, teacher in teachers.items():
+        if not Path(teacher.source).is_relative_to(plan.teachers_folder):
+            key = (name, teacher.model_dump_json(), section.image_size)
+            yield key, partial(load_teacher, name, teacher, section.image_size)
+    start = config.student.init_from
+    if start is not None and not Path(start).is_relative_to(plan.teachers_folder):
+        size = image_size_of_start(config)
+        yield (start, size), partial(load_encoder, start, size, "student.init_from")
+
+
+def _open_images(config: RunConfig) -> None:
+    _, annotated = open_images(config)
+    if annotated is None:
+        open_source(config.data, "val")  # frozen encoders are judged there
 
 
 def check_follow_ups(runs: Sequence[SuiteRun]) -> None:

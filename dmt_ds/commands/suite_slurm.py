@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmt_ds.commands.suite import note_on_parent
-from dmt_ds.commands.suite_check import check_finished, check_follow_ups
+from dmt_ds.commands.suite_check import check_finished, check_follow_ups, check_inputs
 from dmt_ds.commands.suite_local import Say
 from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_judged, is_tuned, left_of
 from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
@@ -38,10 +38,12 @@ def commands(
         options: of sbatch, further ones.
 
     Raises:
-        ConfigError: what is finished has other settings than the suite asks for now.
+        ConfigError: what is finished has other settings than the suite asks for now, or images or teachers are not
+            there.
         LaunchError: the scripts are not there.
     """
     check_finished(plan, runs)
+    check_inputs(plan, runs)
     script = Path(os.environ.get("DMT_DS_HOME", Path(__file__).parents[2])) / "slurm" / "suite.sh"
     if not script.is_file():
         raise LaunchError(f"{script}: is not there; set DMT_DS_HOME to a checkout, which has the scripts for SLURM")

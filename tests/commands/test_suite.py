@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dmt_ds.commands.suite import select
+from dmt_ds.commands.suite_check import check_inputs
 from dmt_ds.commands.suite_local import LocalSuite, share_of
 from dmt_ds.commands.suite_state import changed, choose
 from dmt_ds.config.suite_plan import SuitePlan
@@ -52,7 +53,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
         tune=None,
         variants={
             "dmt": {"set": {"train.steps": 150}},
-            "bad": {"set": {"data.source": "folder", "data.path": "/nowhere"}},
+            "bad": {"set": {"train.global_batch_size": 15}},
         },
     )
     log, out = tmp_path / "log", tmp_path / "out"
@@ -70,7 +71,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
     second = processes.run(command, check=False)
     assert second.returncode == 2
     (error,) = [line for line in second.stderr.splitlines() if line.startswith("dmt-ds: error:")]
-    assert error.startswith("dmt-ds: error: bad seed0: ") and "/nowhere" in error
+    assert error.startswith("dmt-ds: error: bad seed0: ") and "15 is not divisible" in error
     assert stamps(teacher) == before
     assert "resuming from" in (dmt / "train.log").read_text()
     assert sorted(tiny_run.losses(dmt)) == list(range(1, 151))
@@ -80,7 +81,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
         ["dmt", "seed0", "finished"],
         ["bad", "seed0", "failed:"],
     ]
-    assert "/nowhere" in states[3]
+    assert "15 is not divisible" in states[3]
 
 
 @pytest.mark.slow
@@ -111,6 +112,56 @@ def test_a_whole_suite_is_one_parent_run_with_all_runs_under_it(tmp_path: Path) 
 
 
 # What is not started
+
+
+@pytest.mark.parametrize("action", [(), ("--slurm",), ("--submit",)])
+def test_images_and_teachers_that_are_not_there_are_told_once_before_any_run_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    suite = tiny_suite.write_suite(
+        tmp_path,
+        set={"teachers.models.mae.source": "{teachers}/mae", **NO_MLFLOW},
+        variants={
+            "dmt": {},
+            "other": {"set": {"teachers.models.mae.source": "/no/mae.pth"}, "tune": False},
+            "start": {"set": {"student.init_from": "/no/start.pth"}, "tune": False},
+        },
+    )
+    result = call(suite, *action, "data.source=folder", "data.path=/typo")
+    assert result.exit_code == 2 and result.stdout == ""
+    images, teacher, start = result.stderr.splitlines()
+    assert f"{suite}: data.path: /typo does not exist" in images
+    assert "teacher 'mae': /no/mae.pth: no such file; " in teacher
+    assert "student.init_from /no/start.pth: no such file; " in start
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_of_judged_runs_are_not_asked_for(tmp_path: Path) -> None:
+    suite = tiny_suite.write_suite(
+        tmp_path, tune=None, teachers=None, set={"teachers.models.mae.source": "/no/mae.pth", **NO_MLFLOW}
+    )
+    plan = plan_of(suite)
+    with pytest.raises(ConfigError, match=r"mae\.pth: no such file"):
+        check_inputs(plan, select(plan, ()))
+    for run in plan.variants({}):
+        pretend_finished(run)
+    check_inputs(plan, select(plan, ()))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--sbatch=--nodes=2",), "--sbatch=--nodes=2: is for --slurm or --submit; add one of them, or take it out"),
+        (("--list", "--sbatch=--nodes=2"), "--sbatch=--nodes=2: is for --slurm or --submit"),
+        (("--submit", "--slurm"), "--slurm and --submit: choose one of them"),
+        (("--slurm", "--list"), "--list and --slurm: choose one of them"),
+    ],
+)
+def test_options_that_would_be_left_aside_are_refused(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    result = call(tiny_suite.write_suite(tmp_path), *options)
+    assert result.exit_code == 2 and said in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_with_other_settings_is_refused_in_one_line_that_names_the_difference(tmp_path: Path) -> None:
