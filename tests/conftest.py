@@ -57,9 +57,8 @@ def cuda() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store without runs; a copy of the file is there at once, where making one takes seconds."""
-    from dmt_ds.config.tracking import TrackingConfig
-    from dmt_ds.tracking.mlflow_tracker import check_store
+    from tests.tracking.stores import make_store
 
-    folder = tmp_path_factory.mktemp("empty")
-    check_store(TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="Default"), folder / "run")
-    return folder / "mlflow.db"
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    make_store(f"sqlite:///{database}")
+    return database

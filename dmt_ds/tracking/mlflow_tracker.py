@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from dmt_ds.config.tracking import TrackingConfig
-from dmt_ds.errors import TrackingError
 from dmt_ds.redact import masked
 from dmt_ds.tracking import mlflow_parent, mlflow_store
 from dmt_ds.tracking.mlflow_errors import translated
@@ -192,25 +191,6 @@ def describe_parent(
         logger.warning("MLflow at %s: run %s: not noted that it is %s: %s", store, section.parent, status, error)
         return False
     return True
-
-
-def check_store(section: TrackingConfig, output_dir: Path) -> str:
-    """Open the store, make it and its experiment where missing, and say in a line how it stands.
-
-    Raises:
-        TrackingError: it can't be used at all, or refuses us.
-    """
-    store = store_uri(section.uri, output_dir, os.environ)
-    import_mlflow(store)
-    try:
-        mlflow_store.open_store(store, section.experiment)
-    except ItemRefused as refusal:
-        raise TrackingError(f"tracking.uri {store}, experiment {section.experiment}: {refusal}") from refusal
-    except StoreAway as away:
-        if store.database is not None:
-            raise TrackingError(f"tracking.uri {store}: {away}") from away
-        return f"{store} gives no good answer now ({away}); points will be kept and sent later"
-    return f"{store} answers; experiment {section.experiment} is there"
 
 
 class _SystemSampler(threading.Thread):

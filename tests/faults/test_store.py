@@ -18,12 +18,13 @@ from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.stopping import Watchdog
 from dmt_ds.tracking import mlflow_opening, mlflow_store
 from dmt_ds.tracking.mlflow_errors import translated
+from dmt_ds.tracking.mlflow_look import look_at_store
 from dmt_ds.tracking.mlflow_opening import import_mlflow
-from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store
+from dmt_ds.tracking.mlflow_tracker import MlflowTracker
 from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
 from dmt_ds.tracking.spool import Spool
 from dmt_ds.tracking.store_uri import store_uri
-from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
+from tests.tracking.stores import FORKSERVER, Server, curve, make_store, mlflow_client, run_of, settings, wait_until
 
 PASSWORD = "correct-horse-battery"
 
@@ -224,22 +225,19 @@ def test_a_database_that_fails_is_one_line_and_no_page_of_traceback(
     assert capsys.readouterr().err == ""
 
 
-def open_new_store(uri: str, folder: str) -> None:
-    check_store(settings(uri), Path(folder))
-
-
 def test_a_kill_while_the_first_run_makes_the_tables_leaves_a_store_that_works(tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     uri = f"sqlite:///{database}"
     for wait in (0.1, 0.4):
-        maker = FORKSERVER.Process(target=open_new_store, args=(uri, str(tmp_path / "run")))
+        maker = FORKSERVER.Process(target=make_store, args=(uri,))
         maker.start()
         wait_until(lambda: (tmp_path / ".mlflow.db.part").exists())
         time.sleep(wait)
         maker.kill()
         maker.join()
         assert not database.exists()
-    assert "answers" in check_store(settings(uri), tmp_path / "run")
+    make_store(uri)
+    assert "answers" in look_at_store(settings(uri), tmp_path / "run")[0]
     assert not (tmp_path / ".mlflow.db.part").exists()
 
 

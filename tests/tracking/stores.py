@@ -81,6 +81,17 @@ def settings(uri: str, **fields: object) -> TrackingConfig:
     return TrackingConfig.model_validate({"uri": uri, "system_metrics_seconds": 0, "drain_seconds": 30, **fields})
 
 
+def make_store(uri: str) -> None:
+    """Its tables, as the first run makes them."""
+    from dmt_ds.tracking import mlflow_store
+    from dmt_ds.tracking.mlflow_opening import import_mlflow
+    from dmt_ds.tracking.store_uri import store_uri
+
+    store = store_uri(uri, Path(), {})
+    import_mlflow(store)
+    mlflow_store.open_store(store, "Default")
+
+
 def mlflow_client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 

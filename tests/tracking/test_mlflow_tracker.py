@@ -14,10 +14,11 @@ import pytest
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking import mlflow_tracker
+from dmt_ds.tracking.mlflow_look import look_at_store
 from dmt_ds.tracking.mlflow_store import log_datasets
-from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics, check_store, open_tracker
+from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics, open_tracker
 from dmt_ds.tracking.tracker import JsonlTracker, NullTracker, Status
-from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
+from tests.tracking.stores import FORKSERVER, Server, curve, make_store, mlflow_client, run_of, settings, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An SQLite store that several tests share."""
     folder = tmp_path_factory.mktemp("sqlite")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    check_store(TrackingConfig(uri=uri), folder / "run")
+    make_store(uri)
     return uri
 
 
@@ -306,9 +307,13 @@ def test_only_one_rank_tracks_and_tracking_can_be_off(tmp_path: Path) -> None:
 
 def test_a_store_is_checked_before_a_job_needs_it(server: Server, database: str, tmp_path: Path) -> None:
     server.start()
-    assert "answers" in check_store(settings(database), tmp_path / "run")
-    assert "answers" in check_store(settings(server.uri), tmp_path / "run")
-    assert "sent later" in check_store(settings("http://127.0.0.1:9"), tmp_path / "run")
+    for uri, words, answers in (
+        (database, "answers", True),
+        (server.uri, "answers", True),
+        ("http://127.0.0.1:9", "sent later", False),
+    ):
+        line, found = look_at_store(settings(uri), tmp_path / "run")
+        assert words in line and found == answers
     (tmp_path / "broken.db").write_bytes(b"SQLite format 3\0" + b"?" * 5000)
     with pytest.raises(TrackingError, match=r"broken\.db"):
-        check_store(settings(f"sqlite:///{tmp_path / 'broken.db'}"), tmp_path / "run")
+        look_at_store(settings(f"sqlite:///{tmp_path / 'broken.db'}"), tmp_path / "run")
