@@ -1,0 +1,27 @@
+"""Teachers are made ready as their place and number format want it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmt_ds.commands.teacher_engines import load_teachers, start_teachers
+from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
+from dmt_ds.models.packed_linear import PackedLinear, packing_pays
+from tests.tiny_run import make_teacher
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_whole_teachers_in_float32_on_a_cpu_are_laid_out_for_the_micro_batch(tmp_path: Path, precision: str) -> None:
+    name = "teacher_zero3_inference_fp32" if precision == "fp32" else "teacher_zero3_inference"
+    models = {"red": TeacherConfig(source=str(make_teacher(tmp_path / "red", 0)))}
+    section = TeachersConfig(models=models, sharding="replicate", deepspeed=name)
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    teachers, plain = (load_teachers(section, 16) for _ in range(2))
+    ready = start_teachers(teachers, section, CPU, micro_batch_size=3).forwards["red"]
+    rows = {layer.rows for layer in teachers["red"].modules() if isinstance(layer, PackedLinear)}
+    assert rows == ({3 * 17} if precision == "fp32" and packing_pays(CPU, torch.float32) else set())
+    if precision == "fp32":
+        torch.testing.assert_close(ready(images), plain["red"](images), atol=1e-5, rtol=1e-5)
