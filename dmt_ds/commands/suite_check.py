@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.runs import check_zero_stage, open_images
-from dmt_ds.commands.suite_state import changed, changed_follow_up, is_judged, is_tuned, left_of
+from dmt_ds.commands.suite_state import changed, changed_follow_up, is_judged, is_trained, is_tuned, left_of
 from dmt_ds.commands.tasks import image_size_of_start
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
@@ -56,11 +56,13 @@ def check_inputs(plan: SuitePlan, runs: Sequence[SuiteRun]) -> None:
 
 
 def _inputs(plan: SuitePlan, run: SuiteRun) -> Iterator[tuple[object, Callable[[], object]]]:
-    """What a run reads, and how to see whether it can be read."""
+    """What a run still reads, and how to see whether it can be read: one that is trained is judged without teachers."""
     config, section = run.config, run.config.data
     kind = kind_of(config)
     where = section.model_dump_json(include=_WHERE_IMAGES_ARE)
     yield (where, kind and config.task), partial(_open_images, config)
+    if is_trained(run):
+        return
     teachers = config.teachers.used() if config.task in TEACHER_TASKS else {}
     for name, teacher in teachers.items():
         if not Path(teacher.source).is_relative_to(plan.teachers_folder):

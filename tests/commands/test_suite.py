@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from dmt_ds.commands.suite import select
 from dmt_ds.commands.suite_check import check_inputs
 from dmt_ds.commands.suite_local import LocalSuite, share_of
-from dmt_ds.commands.suite_state import changed, choose
+from dmt_ds.commands.suite_state import EVALUATION_FILE, changed, choose
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.errors import ConfigError
@@ -114,7 +115,7 @@ def test_a_whole_suite_is_one_parent_run_with_all_runs_under_it(tmp_path: Path) 
 # What is not started
 
 
-@pytest.mark.parametrize("action", [(), ("--slurm",), ("--submit",)])
+@pytest.mark.parametrize("action", [(), ("--submit",)])
 def test_images_and_teachers_that_are_not_there_are_told_once_before_any_run_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: tuple[str, ...]
 ) -> None:
@@ -135,6 +136,17 @@ def test_images_and_teachers_that_are_not_there_are_told_once_before_any_run_sta
     assert "teacher 'mae': /no/mae.pth: no such file; " in teacher
     assert "student.init_from /no/start.pth: no such file; " in start
     assert not (tmp_path / "out").exists()
+    assert call(suite, "--slurm", "data.source=folder", "data.path=/typo").exit_code == 0, "it looks at nothing"
+
+
+def test_where_compute_nodes_alone_have_the_data_a_suite_is_submitted_without_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 0, "7\n"))
+    monkeypatch.setenv("DMT_DS_DOCTOR", "0")
+    suite = tiny_suite.write_suite(tmp_path, set={"teachers.models.mae.source": "{teachers}/mae", **NO_MLFLOW})
+    assert call(suite, "--submit", "data.source=folder", "data.path=/typo").output.startswith("7  ")
 
 
 def test_inputs_of_judged_runs_are_not_asked_for(tmp_path: Path) -> None:
@@ -147,6 +159,9 @@ def test_inputs_of_judged_runs_are_not_asked_for(tmp_path: Path) -> None:
     for run in plan.variants({}):
         pretend_finished(run)
     check_inputs(plan, select(plan, ()))
+    for run in plan.variants({}):
+        (run.folder / EVALUATION_FILE).unlink()
+    check_inputs(plan, select(plan, ()))  # to be judged, which needs no teacher
 
 
 @pytest.mark.parametrize(
