@@ -14,8 +14,10 @@ from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import Checkpoint, RunState
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
+from dmt_ds.engine.manifest import unread
 from dmt_ds.engine.pickles import refuse_programs
 from dmt_ds.errors import CheckpointError
+from dmt_ds.storage import is_away
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +149,7 @@ def prepare(plan: ResumePlan, world_size: int) -> None:
 
     Raises:
         CheckpointError: DeepSpeed can't convert it.
+        StorageError: it can't be read.
     """
     folder = plan.checkpoint.folder
     logger.info("resuming from %s (step %d)", folder, plan.checkpoint.state.step)
@@ -159,6 +162,8 @@ def prepare(plan: ResumePlan, world_size: int) -> None:
             shutil.rmtree(folder.parent / plan.tag, ignore_errors=True)
             ds_engine.to_universal(folder, folder.parent / plan.tag)
         except Exception as error:
+            if is_away(error):
+                raise unread(folder, error) from error
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{folder}: conversion to {world_size} ranks failed: {reason}") from error
 

@@ -11,6 +11,7 @@ from dmt_ds.data.batch import Batch
 from dmt_ds.engine import dist, rng_state
 from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
 from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine.manifest import answering
 from dmt_ds.engine.task import Progress, Task
 from dmt_ds.engine.untrained import restore_untrained, untrained_state
 from dmt_ds.errors import DivergenceError, DmtError
@@ -57,13 +58,20 @@ class Learner:
         self._skipped_steps = 0
 
     def resume(self, checkpoint: Checkpoint, tag: str) -> None:
-        """Go on from a checkpoint; `tag` is its own, or that of its universal form."""
+        """Go on from a checkpoint; `tag` is its own, or that of its universal form.
+
+        Raises:
+            CheckpointError: it does not fit.
+            StorageError: it can't be read.
+        """
         self.engine.load(checkpoint.folder.parent, tag)
-        state = torch.load(checkpoint.folder / TASK_STATE, map_location=self.engine.device, weights_only=True)
+        with answering(checkpoint.folder):
+            state = torch.load(checkpoint.folder / TASK_STATE, map_location=self.engine.device, weights_only=True)
         restore_untrained(self.engine.module, state["untrained"])
         self.task.load_state_dict(state["task"])
         if checkpoint.state.world_size == dist.world_size():
-            rng_state.restore(rng_state.path(checkpoint.folder, dist.rank()))
+            with answering(checkpoint.folder):
+                rng_state.restore(rng_state.path(checkpoint.folder, dist.rank()))
 
     def start(self) -> None:
         """Make ready for the first update of this process."""

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from dmt_ds import __version__
 from dmt_ds.engine import dist
-from dmt_ds.errors import StorageError
-from dmt_ds.storage import patiently
+from dmt_ds.errors import CheckpointError, StorageError
+from dmt_ds.storage import is_away, patiently
 
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 22
@@ -119,7 +119,8 @@ def answering(path: Path) -> Iterator[None]:
 
     Raises:
         OSError: there is no such file.
-        StorageError: it can't be read, so that nobody can tell whether the checkpoint is whole.
+        CheckpointError: it may not be read.
+        StorageError: it can't be read for now, so that nobody can tell whether the checkpoint is whole.
     """
     try:
         yield
@@ -129,8 +130,10 @@ def answering(path: Path) -> Iterator[None]:
         raise unread(error.filename or path, error) from error
 
 
-def unread(path: Path | str, error: OSError) -> StorageError:
-    """What to raise where a checkpoint's file can't be read for now."""
+def unread(path: Path | str, error: OSError) -> CheckpointError:
+    """What to raise where a checkpoint's file can't be read: worth another try, or with the remedy."""
+    if not is_away(error):
+        return CheckpointError(f"{path}: can't be read ({error.strerror}); see to it that you may read it")
     return StorageError(
         f"{path}: can't be read ({error.strerror}), so that nobody can tell whether this checkpoint is whole: look at "
         "the disk or file server, then start again; if it stays so, move the checkpoint away to go on from an older one"

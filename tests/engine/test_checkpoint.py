@@ -17,7 +17,7 @@ from dmt_ds import storage
 from dmt_ds.engine import manifest
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, read_run_state, tag_of, unusable
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
-from dmt_ds.engine.manifest import damage, share_to_sync
+from dmt_ds.engine.manifest import answering, damage, share_to_sync
 from dmt_ds.errors import CheckpointError, StorageError
 from tests.faults import places
 
@@ -486,3 +486,12 @@ def test_a_checkpoint_of_a_version_that_kept_no_hashes_is_taken_by_its_sizes(fol
     manifest.write_text(json.dumps({name: mark["bytes"] for name, mark in files.items()}))
     (newest,) = group(folder).newest()
     assert newest.state == state(1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"), [("EACCES", CheckpointError), ("EPERM", CheckpointError), ("EIO", StorageError)]
+)
+def test_what_may_not_be_read_is_told_from_what_can_not_be_read_for_now(tmp_path, reason, kind):
+    with pytest.raises(CheckpointError, match=r"weights\.pt: can't be read") as told, answering(tmp_path):
+        raise OSError(getattr(errno, reason), os.strerror(getattr(errno, reason)), str(tmp_path / "weights.pt"))
+    assert type(told.value) is kind
