@@ -21,7 +21,7 @@ from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.masters import state_of
 from dmt_ds.engine.task import AnnotatedTask
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, StorageError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import needs_dmt_ds, provenance_of, save_backbone
 from dmt_ds.models.teachers import BACKBONE_FOLDER
@@ -135,7 +135,7 @@ def _first_images(source: ImageSource, config: RunConfig) -> Tensor | None:
     for index in range(min(len(source), 10 * NUM_PICTURED_IMAGES)):
         try:
             images.append(center_crop(source.read(index), config.data.image_size, config.data.interpolation))
-        except DataError:
+        except (DataError, StorageError):
             continue
         if len(images) == NUM_PICTURED_IMAGES:
             break
