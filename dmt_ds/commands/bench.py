@@ -81,16 +81,15 @@ def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     sizes, guesses = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
     if guesses:
         logger.warning("teacher %s: taken as ViT-B/16: neither its source nor `arch` says", ", ".join(guesses))
-    models = {name: _random_teacher(size) for name, size in sizes.items()}
-    if config.task == "tinymim":
-        models = {name: RelationTeacher(model) for name, model in models.items()}
     whole = config.teachers.model_copy(update={"sharding": "replicate"})
-    forwards = start_teachers(models, whole, device, micro_batch).forwards
     seconds = 0.0
-    for name, size in sizes.items():
+    for name, size in sizes.items():  # one at a time: all of them whole may be more than the device holds
+        teacher = _random_teacher(size)
+        model = RelationTeacher(teacher) if config.task == "tinymim" else teacher
+        forward = start_teachers({name: model}, whole, device, micro_batch).forwards[name]
         images = torch.randint(0, 256, (micro_batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
         with torch.no_grad():
-            seconds += _median_seconds(partial(forwards[name], images.to(device)), device)
+            seconds += _median_seconds(partial(forward, images.to(device)), device)
     return micro_batch * sum(size.forward_flops() for size in sizes.values()) / seconds
 
 
