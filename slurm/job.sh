@@ -226,6 +226,11 @@ ask_slurm() { # leaves in `job` what Slurm says of it; nothing if it doesn't say
     done
 }
 
+is_on_its_way() { # back to the queue: the controller took the request, and only its answer was lost
+    ask_slurm
+    [[ $(job_field JobState) == @(PENDING|REQUEUED|COMPLETING) ]]
+}
+
 job_field() { if [[ $job =~ (^| )$1=([^ ]*) ]]; then printf '%s' "${BASH_REMATCH[2]}"; fi; }
 
 requeue() { # CODE of srun
@@ -237,7 +242,7 @@ requeue() { # CODE of srun
     fi
     say "srun ended with code $1 before the run was finished: back to the queue; $where"
     for ((tries = 0; tries < 5; tries++)); do
-        if scontrol requeue "$this_job"; then
+        if scontrol requeue "$this_job" || is_on_its_way; then
             sleep 300 # Slurm ends this shell; an exit of its own would race with that
             exit 75
         fi

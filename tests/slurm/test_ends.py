@@ -96,6 +96,13 @@ def test_a_requeue_that_fails_while_the_controller_is_away_is_tried_again(train,
     assert ended.returncode == REQUEUED and asked(tmp_path, "requeue 1") == 3
 
 
+def test_a_requeue_whose_answer_was_lost_is_neither_asked_for_again_nor_told_as_a_cancellation(train, tmp_path):
+    program(tmp_path, "sleep", "")
+    show = "if [[ -e taken ]]; then show() { echo JobState=PENDING Restarts=1; }; fi"
+    ended = train(f"requeue() {{ touch taken; return 1; }}; {show}", *SAVED)
+    assert ended.returncode == 75 and "cancelled" not in ended.stdout and asked(tmp_path, "requeue 1") == 1
+
+
 def test_a_job_that_must_not_be_requeued_is_asked_for_once(train, tmp_path):
     show = "show() { echo JobState=RUNNING Requeue=0 Restarts=0; }"
     ended = train(f"{show}; requeue() {{ return 1; }}", *SAVED)
