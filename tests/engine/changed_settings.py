@@ -23,10 +23,12 @@ TAG = "saved"
 
 
 def build(section: OptimConfig, name: str, *, fused: bool, universal: bool = False) -> StudentEngine:
+    """Two layers, whose rates differ where the section has a decay by layers."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16))
+    layers = {parameter: int(parameter[0]) for parameter, _ in module.named_parameters()}
     config = resolve_student(find_ds_config(name), plan_batch(BATCH, BATCH, 1), section.clip_grad_norm)
-    optimizer = build_optimizer(module, section, BATCH, fused=fused)
+    optimizer = build_optimizer(module, section, BATCH, fused=fused, layers=layers)
     schedule = learning_rate_schedule(section, BATCH, WARMUP, TOTAL)
     return ds_engine.build_student(module, optimizer, schedule, config, universal=universal)
 
@@ -43,28 +45,34 @@ def in_force(engine: StudentEngine) -> dict[str, Any]:
     return {
         "lr": [group["lr"] for group in groups],
         "weight_decay": [group["weight_decay"] for group in groups],
-        "betas": [list(group["betas"]) for group in groups],
-        "fused": [group["fused"] for group in groups],
+        "betas": [list(group.get("betas", ())) for group in groups],
+        "fused": [group.get("fused") for group in groups],
+        "momentum": [group.get("momentum") for group in groups],
         "clipping": getattr(engine._engine.optimizer, "clip_grad", engine._engine.gradient_clipping()),
     }
 
 
-def facts_of(name: str, *, universal: bool = False) -> dict[str, Any]:
+def facts_of(json_name: str, *, universal: bool = False, **optimizer: Any) -> dict[str, Any]:
     """Settings of a run that never stopped and had those of AFTER all the time, and of one that changed to them."""
+    before, after = BEFORE.model_copy(update=optimizer), AFTER.model_copy(update=optimizer)
     with tempfile.TemporaryDirectory() as text:
         folder, tag = Path(text), TAG
-        first = build(BEFORE, name, fused=False)
+        name = json_name
+        if name == "stage 0":
+            name = str(folder / "stage_zero.json")
+            Path(name).write_text("{}")
+        first = build(before, name, fused=False)
         for _ in range(3):
             update(first)
         first.save(folder, tag)
         if universal:
             tag = "universal"
             ds_engine.to_universal(folder / TAG, folder / tag)
-        second = build(AFTER, name, fused=True, universal=universal)
+        second = build(after, name, fused=True, universal=universal)
         second.load(folder, tag)
+        whole = build(after, name, fused=True)
     loaded = second.trained_state()
     unchanged = all(torch.equal(loaded[key], value) for key, value in first.trained_state().items())
-    whole = build(AFTER, name, fused=True)
     for _ in range(3):
         update(whole)
     both = {"wanted": in_force(whole), "found": in_force(second), "weights as saved": unchanged}
@@ -77,7 +85,10 @@ def main() -> None:
     ds_engine.start(60)
     names = ["student_zero2_bf16", "student_zero2_fp32", "student_zero1_bf16", "student_zero3_bf16"]
     facts = {name: facts_of(name) for name in names}
+    facts["stage 0"] = facts_of("stage 0")
     facts["universal"] = facts_of("student_zero2_bf16", universal=True)
+    facts["sgd"] = facts_of("student_zero2_fp32", name="sgd", momentum=0.8)
+    facts["layers"] = facts_of("student_zero2_bf16", layer_decay=0.5)
     print("FACTS " + json.dumps(facts))
     ds_engine.stop()
 

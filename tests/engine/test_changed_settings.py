@@ -18,7 +18,10 @@ def facts() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "engine",
-    ["student_zero2_bf16", "student_zero2_fp32", "student_zero1_bf16", "student_zero3_bf16", "universal"],
+    [
+        *("student_zero2_bf16", "student_zero2_fp32", "student_zero1_bf16", "student_zero3_bf16"),
+        *("stage 0", "universal", "sgd", "layers"),
+    ],
 )
 def test_rates_decay_and_clipping_are_the_new_recipes_and_weights_the_checkpoints(facts, engine: str) -> None:
     found = facts[engine]
