@@ -76,7 +76,7 @@ class DataConfig(Section):
     """Loader processes a rank, never more than its CPU cores; `auto`: one a core, less one for training, 16 at most; 0
     decodes in the training process."""
     bad_images: BadImages = "stop"
-    """An unreadable image stops the run, or is named in the log and another one takes its place."""
+    """An unreadable image stops the run, or is named in the log and another takes its place; not if a disk failed."""
     max_train_images: Count | None = None
     """Use only the first so many training images: for a trial run."""
 

@@ -79,7 +79,7 @@ def unseen_gpus(environ: Mapping[str, str]) -> str | None:
     wheel = f"torch {torch.__version__} is built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
     return (
         f"{count} GPU{'s are' if count > 1 else ' is'} allocated but torch sees none: driver or wheel ({wheel}); "
-        "compare with nvidia-smi on this node, or hide them with CUDA_VISIBLE_DEVICES= to use the CPU"
+        "compare with nvidia-smi on this node, or ask for none (--gpus-per-node=0) to use the CPU"
     )
 
 
