@@ -70,7 +70,7 @@ def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Wat
     try:
         for member in attempt.members:
             trackers.append(open_record(member.run, member.resume, member.fence))
-            describe(trackers[-1], member.run, member.built, member.fence)
+            describe(trackers[-1], member.run, member.built, member.fence, member.resume)
         learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
         around = _surroundings(config, attempt, stop, watchdog)
         judge = _judge(attempt.members[0], learners[0], around)

@@ -65,7 +65,7 @@ def open_record(run: Run, resume: ResumePlan | None, fence: Fence | None) -> Tra
     return tracker if fence is None else FencedTracker(tracker, fence)
 
 
-def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None) -> None:
+def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None, resume: ResumePlan | None) -> None:
     """Put all that describes the run into its record, on rank 0.
 
     Raises:
@@ -75,7 +75,9 @@ def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None) 
         return
     config = run.config
     attempts = {} if fence is None else {"attempts": str(fence.number)}
-    tracker.set_tags({**_tags(run, built), **attempts, **environment_tags(os.environ)})
+    # The store has each point once: of steps that are made again by other settings it keeps what they were.
+    changed = {"changed_at_step": str(resume.checkpoint.state.step)} if resume and resume.is_changed else {}
+    tracker.set_tags({**_tags(run, built), **attempts, **changed, **environment_tags(os.environ)})
     records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
     tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
     tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")

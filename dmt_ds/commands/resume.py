@@ -21,6 +21,8 @@ from dmt_ds.storage import is_away
 
 logger = logging.getLogger(__name__)
 
+_ACCEPTED = "goes on though it is of another run (accepted)"
+
 
 @dataclass(frozen=True)
 class ResumePlan:
@@ -29,6 +31,8 @@ class ResumePlan:
     checkpoint: Checkpoint
     universal: bool
     """The world size changed: the checkpoint goes through DeepSpeed's universal form, unless ranks hold it whole."""
+    is_changed: bool = False
+    """It is of another run, and `train.accept_changes` takes it: losses of steps to come are not those of before."""
 
     @property
     def tag(self) -> str:
@@ -64,16 +68,16 @@ def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str, wa
             f"{newest[0].folder}: there is a checkpoint and train.resume is 'never': "
             "choose another output_dir, or train.resume=auto"
         )
+    plans = []
     for checkpoint, state in zip(newest, now, strict=True):
-        accepted = refuse_another_run(checkpoint, state)
+        goes_on = refuse_another_run(checkpoint, state)
         if warns:
-            for line in accepted:
+            for line in goes_on:
                 logger.warning("%s: %s", checkpoint.folder, line)
         refuse_programs(checkpoint.folder)
-    return [
-        ResumePlan(checkpoint, universal=checkpoint.state.world_size != state.world_size and state.zero_stage > 0)
-        for checkpoint, state in zip(newest, now, strict=True)
-    ]
+        universal = checkpoint.state.world_size != state.world_size and state.zero_stage > 0
+        plans.append(ResumePlan(checkpoint, universal, any(_ACCEPTED in line for line in goes_on)))
+    return plans
 
 
 def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> list[str]:
@@ -96,7 +100,7 @@ def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> list[str]:
             found.append(("code", libraries))
         else:
             goes_on.append(f"goes on, though losses may change with {libraries}")
-    goes_on += [f"goes on though it is of another run (accepted): {line}" for kind, line in found if kind in accepted]
+    goes_on += [f"{_ACCEPTED}: {line}" for kind, line in found if kind in accepted]
     refused = [(kind, line) for kind, line in found if kind not in accepted]
     if not refused:
         return goes_on

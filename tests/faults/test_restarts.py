@@ -12,6 +12,7 @@ from dmt_ds.engine.checkpoint import read_run_state
 from dmt_ds.tracking.environment import library_versions
 from tests import processes, tiny_run
 from tests.processes import errors
+from tests.tracking.stores import mlflow_runs
 
 pytestmark = pytest.mark.distributed
 
@@ -74,7 +75,9 @@ def test_other_settings_and_teachers_are_taken_where_that_is_said(copy, tmp_path
     text = refused([*copy, "train.accept_changes=[recipe]"])
     assert "teacher red: weights sha256" in text and "weight_decay" not in text
     assert "train.accept_changes=[recipe,teachers]" in text
-    processes.run([*copy, "train.accept_changes=[recipe,teachers]"])
+    processes.run([*copy, "train.accept_changes=[recipe,teachers]", "tracking.enabled=true"])
+    _, (run,) = mlflow_runs(tmp_path)
+    assert run.data.tags["changed_at_step"] == "3"
 
 
 def test_another_model_is_never_taken(copy):
