@@ -19,22 +19,14 @@ from pathlib import Path
 import harness
 import torch
 from harness import Report, Spread
-from ours import Ours, local_teachers, make_teachers, teachers_section
+from ours import Ours, as_timm_has_it, flops_an_image, local_teachers, make_teachers, our_config
 from peer_deepspeed import DeepSpeedUser
 from peer_pytorch import PlainPyTorch
 from peer_tinymim_style import TinyMimStyle
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dmt_ds.commands.compiling import compiles
-from dmt_ds.config.methods import AugmentConfig
-from dmt_ds.config.schema import DataConfig, OptimConfig, RunConfig, StudentConfig, TrainConfig
-from dmt_ds.config.teachers import TeacherConfig
-from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.engine import ds_engine
-from dmt_ds.models.products import PatchProduct
-
-NO_JITTER = AugmentConfig(brightness=0, contrast=0, saturation=0)
 
 
 class Side:
@@ -47,24 +39,6 @@ class Side:
 
     def _note(self, gradient: Tensor) -> None:
         self.gradient = gradient.detach().float().cpu()
-
-
-def our_config(options: argparse.Namespace, models: dict[str, TeacherConfig], *, compiled: bool) -> RunConfig:
-    teachers = teachers_section(models, bf16=options.bf16)
-    return RunConfig(
-        data=DataConfig(image_size=options.image_size, num_workers=0),
-        augment=NO_JITTER,
-        teachers=teachers.model_copy(update={"compile": compiled}),
-        student=StudentConfig(arch=options.student, drop_path=0.0),
-        optim=OptimConfig(base_lr=1.5e-4 * 256 / options.batch),  # the peers' rate, whatever the batch
-        train=TrainConfig(
-            global_batch_size=options.batch,
-            micro_batch_size=options.batch,
-            deepspeed="student_zero2_bf16" if options.bf16 else "student_zero2_fp32",
-            compile=compiled,
-        ),
-        tracking=TrackingConfig(enabled=False),
-    )
 
 
 def build_sides(options: argparse.Namespace, folder: Path, device: torch.device, images: Tensor) -> dict[str, Side]:
@@ -104,14 +78,6 @@ def build_sides(options: argparse.Namespace, folder: Path, device: torch.device,
     return sides
 
 
-def as_timm_has_it(vit: nn.Module) -> nn.Module:
-    """Without what this project does to its ViTs, for peers."""
-    for layer in vit.modules():
-        if isinstance(layer, PatchProduct):
-            layer.__class__ = nn.Conv2d
-    return vit
-
-
 def check(sides: dict[str, Side], options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
     """The first step of each, with its wall time; then nobody's gradient is looked at any more.
 
@@ -138,33 +104,6 @@ def check(sides: dict[str, Side], options: argparse.Namespace, device: torch.dev
             raise SystemExit(f"{name}: loss {loss} and gradient differ from P1's by {of_loss:.1e}, {of_gradient:.1e}")
         found[name] = {"loss": loss, "loss_error": of_loss, "gradient_error": of_gradient, "first_step_seconds": first}
     return found
-
-
-def flops_an_image(options: argparse.Namespace) -> dict[str, float]:
-    """Of the model, not of the hardware: forward of all teachers; forward and backward of the student and adapter."""
-    from dmt_ds.models.vit import build_vit, prefer_written_attention
-
-    def count(arch: str, *, backward: bool, width: int = 0) -> tuple[float, int]:
-        vit = build_vit(StudentConfig(arch=arch, drop_path=0.0), options.image_size)
-        prefer_written_attention(vit)  # which the counter sees through
-        adapter = nn.Linear(vit.embed_dim, width) if width and width != vit.embed_dim else nn.Identity()
-        with FlopCounterMode(display=False) as counter:
-            tokens = adapter(vit.forward_features(torch.zeros(1, 3, options.image_size, options.image_size)))
-            if backward:
-                tokens.sum().backward()
-        return float(counter.get_total_flops()), vit.embed_dim
-
-    teacher, width = count(options.teacher, backward=False)
-    student, _ = count(options.student, backward=True, width=width)
-    return {"teachers": options.teachers * teacher, "student": student}
-
-
-def dense_rate(device: torch.device, *, bf16: bool) -> float:
-    """FLOP/s of a large matrix product here, the median of several."""
-    size = 8192 if device.type == "cuda" else 1536
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    harness.seconds(lambda: a @ a, 3, device)
-    return 2 * size**3 / Spread.of([harness.seconds(lambda: a @ a, 5, device) for _ in range(5)]).median
 
 
 def main() -> None:
@@ -199,7 +138,7 @@ def main() -> None:
             # Steps come in a row in training; the first after another side's finds its memory scattered.
             times = harness.alternate(steps, options.rounds, options.steps, device, before=steps)
             memory = {name: harness.peak_bytes(step, device) for name, step in steps.items()}
-            rate = dense_rate(device, bf16=options.bf16)
+            rate = harness.dense_rate(device, bf16=options.bf16)
     make_report(options, device, times, checked, memory, waits, flops, rate).publish(options)
     ds_engine.stop()
 

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import harness
 import torch
-from bench_step import as_timm_has_it, dense_rate, flops_an_image, our_config
 from harness import Report, Spread
-from ours import local_teachers, make_teachers
+from ours import as_timm_has_it, flops_an_image, local_teachers, make_teachers, our_config
 from torch import Tensor
 
 from dmt_ds.commands.compiling import compiles
@@ -111,7 +110,7 @@ def main() -> None:
         with harness.turn():
             times = harness.alternate(acts, options.rounds, options.steps, device)
             hosts = {name: [host_seconds(act, device) for _ in range(options.rounds)] for name, act in acts.items()}
-            rate = dense_rate(device, bf16=options.bf16)
+            rate = harness.dense_rate(device, bf16=options.bf16)
     make_report(options, device, times, hosts, errors, rate).publish(options)
     ds_engine.stop()
 

@@ -190,6 +190,14 @@ def peak_bytes(act: Act, device: torch.device) -> int:
     return most
 
 
+def dense_rate(device: torch.device, *, bf16: bool) -> float:
+    """FLOP/s of a large matrix product here, the median of several."""
+    size = 8192 if device.type == "cuda" else 1536
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    seconds(lambda: a @ a, 3, device)
+    return 2 * size**3 / Spread.of([seconds(lambda: a @ a, 5, device) for _ in range(5)]).median
+
+
 def ratios(base: Sequence[float], other: Sequence[float]) -> Spread:
     """How many times faster the other is than the base, round by round."""
     return Spread.of([b / o for b, o in zip(base, other, strict=True)])

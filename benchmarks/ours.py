@@ -1,18 +1,22 @@
 """This project's own side of the benchmarks: a trainer on random teachers, built as `dmt-ds pretrain` builds one."""
 
+import argparse
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student
-from dmt_ds.config.schema import RunConfig, StudentConfig
+from dmt_ds.config.methods import AugmentConfig
+from dmt_ds.config.schema import DataConfig, OptimConfig, RunConfig, StudentConfig, TrainConfig
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
+from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import BATCHES_AHEAD, TrainLoader
 from dmt_ds.data.sampling import SampleStream
@@ -28,8 +32,11 @@ from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import PretrainingTask
 from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
 from dmt_ds.models.backbone_folder import save_backbone
-from dmt_ds.models.vit import build_vit
+from dmt_ds.models.products import PatchProduct
+from dmt_ds.models.vit import build_vit, prefer_written_attention
 from dmt_ds.tracking.tracker import NullTracker
+
+NO_JITTER = AugmentConfig(brightness=0, contrast=0, saturation=0)
 
 
 def make_teachers(
@@ -54,6 +61,24 @@ def teachers_section(models: dict[str, TeacherConfig], *, bf16: bool) -> Teacher
     """Whole copies: on one device there is nothing to cut."""
     name = "teacher_zero3_inference" if bf16 else "teacher_zero3_inference_fp32"
     return TeachersConfig(models=models, sharding="replicate", deepspeed=name)
+
+
+def our_config(options: argparse.Namespace, models: dict[str, TeacherConfig], *, compiled: bool) -> RunConfig:
+    teachers = teachers_section(models, bf16=options.bf16)
+    return RunConfig(
+        data=DataConfig(image_size=options.image_size, num_workers=0),
+        augment=NO_JITTER,
+        teachers=teachers.model_copy(update={"compile": compiled}),
+        student=StudentConfig(arch=options.student, drop_path=0.0),
+        optim=OptimConfig(base_lr=1.5e-4 * 256 / options.batch),  # the peers' rate, whatever the batch
+        train=TrainConfig(
+            global_batch_size=options.batch,
+            micro_batch_size=options.batch,
+            deepspeed="student_zero2_bf16" if options.bf16 else "student_zero2_fp32",
+            compile=compiled,
+        ),
+        tracking=TrackingConfig(enabled=False),
+    )
 
 
 def build_trainer(config: RunConfig, tasks: Sequence[PretrainingTask], folder: Path, device: torch.device) -> Trainer:
@@ -144,3 +169,29 @@ def local_teachers(config: RunConfig) -> list[nn.Module]:
     from dmt_ds.commands.teacher_engines import load_teachers
 
     return [model.vit for model in load_teachers(config.teachers, config.data.image_size).values()]
+
+
+def as_timm_has_it(vit: nn.Module) -> nn.Module:
+    """Without what this project does to its ViTs, for peers."""
+    for layer in vit.modules():
+        if isinstance(layer, PatchProduct):
+            layer.__class__ = nn.Conv2d
+    return vit
+
+
+def flops_an_image(options: argparse.Namespace) -> dict[str, float]:
+    """Of the model, not of the hardware: forward of all teachers; forward and backward of the student and adapter."""
+
+    def count(arch: str, *, backward: bool, width: int = 0) -> tuple[float, int]:
+        vit = build_vit(StudentConfig(arch=arch, drop_path=0.0), options.image_size)
+        prefer_written_attention(vit)  # which the counter sees through
+        adapter = nn.Linear(vit.embed_dim, width) if width and width != vit.embed_dim else nn.Identity()
+        with FlopCounterMode(display=False) as counter:
+            tokens = adapter(vit.forward_features(torch.zeros(1, 3, options.image_size, options.image_size)))
+            if backward:
+                tokens.sum().backward()
+        return float(counter.get_total_flops()), vit.embed_dim
+
+    teacher, width = count(options.teacher, backward=False)
+    student, _ = count(options.student, backward=True, width=width)
+    return {"teachers": options.teachers * teacher, "student": student}
