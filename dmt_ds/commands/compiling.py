@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from dmt_ds.distill.kernels.terms import obstacle_to_triton
+from dmt_ds.triton_support import obstacle_to_triton
 
 logger = logging.getLogger(__name__)
 

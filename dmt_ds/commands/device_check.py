@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 
 from dmt_ds.commands.findings import Finding
-from dmt_ds.distill.kernels.terms import obstacle_to_triton
 from dmt_ds.engine.dist import unseen_gpus
+from dmt_ds.triton_support import obstacle_to_triton
 
 
 def look_at_device(advice_for_cpu: str | None) -> Iterator[Finding]:

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.loss_kernel import choose_kernel
 from dmt_ds.commands.teacher_engines import check_same_grid, load_teachers, start_teachers
 from dmt_ds.config.methods import DistillConfig
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.augment import Augment
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
-from dmt_ds.distill.kernels.terms import Kernel, choose_kernel
+from dmt_ds.distill.kernels.terms import Kernel
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine import dist
 from dmt_ds.engine.ds_engine import DsConfig

@@ -15,7 +15,7 @@ from torch.nn import functional
 from dmt_ds import sample_rng
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.section import Triple
-from dmt_ds.distill.kernels.terms import obstacle_to_triton
+from dmt_ds.triton_support import obstacle_to_triton
 
 logger = logging.getLogger(__name__)
 

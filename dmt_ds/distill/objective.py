@@ -47,7 +47,7 @@ class DistillationObjective:
             sfd_weight: weight of SFD.
             target_weights: target -> weight of its losses; missing means 1.
             without_class_token: targets whose class token has no part in TFD.
-            kernel: how both KL divergences are computed (`kernels.terms.choose_kernel`); the numbers are the same.
+            kernel: how both KL divergences are computed; the numbers are the same.
         """
         assert kernel == "eager" or (divergence == "kl" and tfd_weight and sfd_weight), "no fused form of this"
         self._divergence = divergence

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmt_ds.distill.kernels import terms
-from dmt_ds.distill.kernels.terms import choose_kernel
+from dmt_ds import triton_support
+from dmt_ds.commands.loss_kernel import choose_kernel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -15,9 +15,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A machine that has what Triton needs."""
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(terms.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(terms.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(terms.sysconfig, "get_config_var", lambda name: str(tmp_path))
+    monkeypatch.setattr(triton_support.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(triton_support.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(triton_support.sysconfig, "get_config_var", lambda name: str(tmp_path))
     return monkeypatch
 
 
@@ -43,7 +43,7 @@ def test_a_setting_that_can_be_met_is_met(device: torch.device) -> None:
 def test_triton_where_it_cannot_run_is_refused_and_auto_goes_without(triton: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="kernel triton can't run here: the device is cpu; take auto"):
         choose_kernel("triton", "kl", 1.0, 1.0, CPU)
-    triton.setattr(terms.importlib.util, "find_spec", lambda name: None)
+    triton.setattr(triton_support.importlib.util, "find_spec", lambda name: None)
     assert choose_kernel("auto", "kl", 1.0, 1.0, CUDA) == ("eager", "triton is not installed")
     with pytest.raises(ValueError, match="triton is not installed"):
         choose_kernel("triton", "kl", 1.0, 1.0, CUDA)
@@ -55,7 +55,7 @@ def test_a_node_without_a_compiler_or_headers_goes_without_triton_and_says_so(
     (tmp_path / "Python.h").unlink()
     why = f"triton needs Python's headers, and there are none in {tmp_path}"
     assert choose_kernel("auto", "kl", 1.0, 1.0, CUDA) == ("eager", why)
-    triton.setattr(terms.shutil, "which", lambda name: None)
+    triton.setattr(triton_support.shutil, "which", lambda name: None)
     triton.delenv("CC", raising=False)
     kernel, why = choose_kernel("auto", "kl", 1.0, 1.0, CUDA)
     assert kernel == "eager" and "triton needs a C compiler" in why
