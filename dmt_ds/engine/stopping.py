@@ -103,7 +103,8 @@ class Watchdog:
         self._last = time.monotonic() + seconds
         self._doing = doing
         if not self._ends:
-            faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
+            with suppress(RuntimeError):  # no thread starts where memory is out, which must stay what is told
+                faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
 
     def stop(self) -> None:
         """Watch no longer; the thread has ended when this returns.

@@ -7,9 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+_TAKEN_AT_ONCE = 8 * 2**20  # what is smaller stays for messages
+
 
 def limit_memory(rank: int, of_rank: int, mark: str, more_mib: int) -> None:
-    """Once the file `mark` is there, the rank gets only so much more memory than it has."""
+    """Once the file `mark` is there, the rank gets only so much more memory than it has.
+
+    What it has may be enough for ever, as freed memory stays with it on a CPU: all of that is taken away, too.
+    """
     if rank != of_rank:
         return
 
@@ -19,6 +24,12 @@ def limit_memory(rank: int, of_rank: int, mark: str, more_mib: int) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + more_mib * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        taken = []
+        while True:
+            try:
+                taken.append(bytearray(_TAKEN_AT_ONCE))
+            except MemoryError:
+                time.sleep(0.01)
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -10,18 +10,10 @@ import pytest
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG, parent_id
 from dmt_ds.tracking.mlflow_sync import sync
-from dmt_ds.tracking.mlflow_tracker import MlflowTracker, check_store, describe_parent
+from dmt_ds.tracking.mlflow_tracker import MlflowTracker, describe_parent
 from tests.tracking.stores import FORKSERVER, Server, mlflow_client, run_of, settings, wait_until
 
 NUM_AT_ONCE = 16
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs; a copy of the file is there at once, where making one takes seconds."""
-    folder = tmp_path_factory.mktemp("empty")
-    check_store(TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="Default"), folder / "run")
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
