@@ -1,4 +1,4 @@
-"""Disks and file servers that do not answer: told from what somebody has to mend, and asked again; knows no run."""
+"""Disks and file servers: what one without an answer means, asking again, and writing out; knows no run."""
 
 import errno
 import os
@@ -38,6 +38,15 @@ def patiently(read: Callable[[], T]) -> T:
                 raise
         time.sleep(seconds)
     return read()
+
+
+def sync(path: Path) -> None:
+    """Have the kernel write a file or folder out, so that what says it is there can't reach the disk before it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def unwritten(told: str, error: OSError) -> CheckpointError:

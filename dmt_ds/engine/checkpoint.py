@@ -22,12 +22,11 @@ from dmt_ds.engine.manifest import (
     saved_in,
     seal,
     sizes_in,
-    sync,
     write_json,
     write_manifest,
 )
 from dmt_ds.errors import CheckpointError, DmtError, StorageError
-from dmt_ds.storage import is_away, patiently, unwritten, why_unwritable
+from dmt_ds.storage import is_away, patiently, sync, unwritten, why_unwritable
 from dmt_ds.tracking.journal import write_atomically
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from dmt_ds import __version__
 from dmt_ds.engine import dist
 from dmt_ds.errors import CheckpointError, StorageError
-from dmt_ds.storage import is_away, patiently
+from dmt_ds.storage import is_away, patiently, sync
 
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 22
@@ -231,15 +231,6 @@ def write_json(path: Path, content: object) -> None:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Have the kernel write it out: after a power loss the manifest must not be newer than what it lists."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dmt_ds.storage import sync
+
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
@@ -29,7 +31,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def _replace(new: Path, folder: Path) -> None:
     for path in (*new.rglob("*"), new):
-        _sync(path)
+        sync(path)  # before the rename reaches the disk
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -40,14 +42,5 @@ def _replace(new: Path, folder: Path) -> None:
         if old.exists():
             os.rename(old, folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the kernel write it out: it reaches the disk before the rename does."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
