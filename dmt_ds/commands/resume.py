@@ -21,8 +21,6 @@ from dmt_ds.storage import is_away
 
 logger = logging.getLogger(__name__)
 
-_ACCEPTED = "goes on though it is of another run (accepted)"
-
 
 @dataclass(frozen=True)
 class ResumePlan:
@@ -76,7 +74,7 @@ def _plan(checkpoints: CheckpointGroup, now: Sequence[RunState], resume: str, wa
                 logger.warning("%s: %s", checkpoint.folder, line)
         refuse_programs(checkpoint.folder)
         universal = checkpoint.state.world_size != state.world_size and state.zero_stage > 0
-        plans.append(ResumePlan(checkpoint, universal, any(_ACCEPTED in line for line in goes_on)))
+        plans.append(ResumePlan(checkpoint, universal, bool(_differences(checkpoint.state, state))))
     return plans
 
 
@@ -100,7 +98,7 @@ def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> list[str]:
             found.append(("code", libraries))
         else:
             goes_on.append(f"goes on, though losses may change with {libraries}")
-    goes_on += [f"{_ACCEPTED}: {line}" for kind, line in found if kind in accepted]
+    goes_on += [f"goes on though it is of another run (accepted): {line}" for kind, line in found if kind in accepted]
     refused = [(kind, line) for kind, line in found if kind not in accepted]
     if not refused:
         return goes_on
