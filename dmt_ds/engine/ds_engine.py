@@ -160,7 +160,7 @@ class StudentEngine:
         return float(self._engine.get_lr()[0])
 
     def gradient_norm(self) -> float | None:
-        """Of the last update, global and before clipping; waits for the device. None where it was not asked for."""
+        """Norm of the last update's whole gradient before clipping; waits for the device. None if not asked for."""
         norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
         return None if norm is None else float(norm)
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,8 +141,10 @@ def test_images_and_teachers_that_are_not_there_are_told_once_before_any_run_sta
 def test_where_compute_nodes_alone_have_the_data_a_suite_is_submitted_without_a_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 0, "7\n"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 7\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("DMT_DS_DOCTOR", "0")
     suite = tiny_suite.write_suite(tmp_path, set={"teachers.models.mae.source": "{teachers}/mae", **NO_MLFLOW})
     assert call(suite, "--submit", "data.source=folder", "data.path=/typo").output.startswith("7  ")
