@@ -94,7 +94,9 @@ def cut_into(place: Tensor, image: Tensor, spec: CropSpec, numbers: list[float])
 
 
 def resize_into(place: Tensor, image: Tensor, interpolation: Interpolation) -> None:
-    """Antialiased, as torchvision resizes, but to where the pixels shall lie: half of its time goes for copies.
+    """Antialiased, by torchvision's arithmetic and in Pillow's order, to where the pixels shall lie.
+
+    Half of torchvision's own time goes for copies.
 
     Args:
         place: [3, H, W] uint8 of any strides.
@@ -103,7 +105,19 @@ def resize_into(place: Tensor, image: Tensor, interpolation: Interpolation) -> N
     resize = _RESIZERS[interpolation]
     # torch would make the same copy of a part of a picture; of a whole one whose planes lie apart it fails without
     pixels = image[None].contiguous(memory_format=torch.channels_last)
-    resize.out(pixels, place.shape[-2:], False, None, None, out=place[None])
+    height, width = place.shape[-2:]
+    if _height_first(image, place):
+        pixels = resize(pixels, (height, image.shape[-1]), False, None, None)
+    resize.out(pixels, (height, width), False, None, None, out=place[None])
+
+
+def _height_first(image: Tensor, place: Tensor) -> bool:
+    """Pillow's rule from version 13 on; before it, and in torch, the width always comes first.
+
+    The order shows: between the two, pixels are rounded and clipped to 8 bits.
+    """
+    rows_less, columns_less = (before - after for before, after in zip(image.shape[1:], place.shape[1:], strict=True))
+    return rows_less > max(0, 2 * columns_less)
 
 
 def crop_box(height: int, width: int, spec: CropSpec, numbers: list[float]) -> tuple[int, int, int, int]:
@@ -131,13 +145,13 @@ def center_crop(image: Tensor, size: int, interpolation: Interpolation = "bicubi
     The short side is scaled as `eval_short_side` says, and the margin cut off; where that leaves no margin, the whole
     image is made `size` x `size`.
     """
-    from torchvision.transforms.v2 import InterpolationMode, functional
+    from torchvision.transforms.v2 import functional
 
     height, width = image.shape[-2:]
     short_side = eval_short_side(size)
     factor = short_side / min(height, width)
     scaled = [max(size, round(height * factor)), max(size, round(width * factor))]
-    target = scaled if short_side > size else [size, size]
-    resized = functional.resize(image, target, InterpolationMode(interpolation), antialias=True)
+    resized = torch.empty(3, *(scaled if short_side > size else [size, size]), dtype=torch.uint8)
+    resize_into(resized, image, interpolation)
     middle: Tensor = functional.center_crop(resized, [size, size])
     return middle
