@@ -23,9 +23,8 @@ settings.load_profile(os.environ.get("DMT_DS_EXAMPLES", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One Slurm cluster fits a machine: of its files one comes first and one last, so that no worker waits."""
-    places = {"test_training.py": -1, "test_scripts.py": 1}
-    items.sort(key=lambda item: places.get(item.path.name, 0) if item.path.parent.name == "slurm" else 0)
+    """The longest file comes first, so that no worker ends with it alone."""
+    items.sort(key=lambda item: not item.path.match("slurm/test_training.py"))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
