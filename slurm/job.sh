@@ -137,6 +137,7 @@ train() {
         once doctor "${arguments[@]}" --ranks "$ranks" || exit 2
     fi
     done_before=$(mark_of_done) checkpoint_before=$(newest_checkpoint)
+    await_controller
     if [[ -z $asked ]]; then
         start_ranks "${arguments[@]}"
         wait_for_step || code=$?
@@ -213,6 +214,14 @@ end_if_slurm_ends_it() { # CODE of srun
         return 0
     fi
     exit "$(($1 ? $1 : 75))" # 0 is for what is finished: jobs that wait for this one would start
+}
+
+await_controller() { # srun ends at once where it gives no answer; it says so itself if that is still so at the end
+    local deadline=$((SECONDS + DMT_DS_CONTROLLER_SECONDS))
+    until scontrol ping >/dev/null 2>&1; do
+        if [[ -n $asked ]] || ((SECONDS >= deadline)); then return; fi
+        sleep "$DMT_DS_CONTROLLER_RETRY_SECONDS"
+    done
 }
 
 # A controller that is restarted, fails over or is too busy gives no answer. That says nothing of the job, so it is asked

@@ -17,11 +17,13 @@ SRUN = 'while [[ $1 == --* ]]; do shift; done; exec "$@"'
 SCONTROL = """
 show() { echo "JobId=1 JobName=a JobState=RUNNING Reason=None Requeue=1 Restarts=0 BatchFlag=1"; }
 requeue() { kill -KILL $PPID; }
+ping() { true; }
 asked() { grep -c "^$1" "$0.asked"; }
 echo "$@" >>"$0.asked"
 %s
 case $* in
 "show hostnames"*) echo node ;;
+ping) ping ;;
 *"show job 1") show ;;
 "requeue 1") requeue ;;
 esac
@@ -82,6 +84,16 @@ def test_a_crash_keeps_its_exit_code_where_slurm_has_ended_the_job(train):
 def test_what_is_finished_asks_nobody(train, tmp_path):
     assert train("show() { return 1; }").returncode == 0
     assert not asked(tmp_path, "--oneliner show job 1")
+
+
+@pytest.mark.parametrize(("answers_from", "code"), [(4, 0), (1000, 1)])
+def test_ranks_start_as_soon_as_the_controller_answers_and_srun_says_that_it_does_not(
+    train, tmp_path, answers_from, code
+):
+    ping = f"ping() {{ (($(asked ping) >= {answers_from})); }}"
+    program(tmp_path, "srun", f'"${{0%/*}}/scontrol" ping || {{ echo "no controller" >&2; exit 1; }}; {SRUN}')
+    ended = train(ping)
+    assert ended.returncode == code and ("no controller" in ended.stderr) == bool(code)
 
 
 def test_a_mark_that_can_not_be_read_any_more_is_no_new_one(train, tmp_path):
