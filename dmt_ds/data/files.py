@@ -1,10 +1,11 @@
 """Images that a person names, files and folders of any depth; knows no class and no loader."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from dmt_ds.data.folder import IMAGE_SUFFIXES
+from dmt_ds.data.folder import IMAGE_SUFFIXES, listed, raised
 from dmt_ds.errors import DataError
 
 
@@ -14,29 +15,31 @@ def find_images(paths: Sequence[str]) -> list[str]:
     A file that is named is taken whatever it is called; in folders only image files are, and no hidden ones.
 
     Raises:
-        DataError: a path does not exist, or there is no image.
+        DataError: a path does not exist, a folder may not be read, or there is no image.
+        StorageError: the disk or file server gives no answer.
     """
     found: dict[str, None] = {}
     for text in paths:
         path = Path(text).expanduser()
         if not path.exists():
             raise DataError(f"{text}: no such file or folder")
-        found |= dict.fromkeys(_below(path) if path.is_dir() else [str(path)])
+        found |= dict.fromkeys(listed(partial(_below, path)) if path.is_dir() else [str(path)])
     if not found:
         raise DataError(f"{', '.join(paths)}: there is no image ({', '.join(IMAGE_SUFFIXES)})")
     return list(found)
 
 
-def _below(root: Path) -> Iterator[str]:
+def _below(root: Path) -> list[str]:
     """Image files in the order of their paths; a folder that is met again through a link is left out."""
+    files: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=raised, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.join(folder, name)
+        images = (name for name in sorted(names) if name.lower().endswith(IMAGE_SUFFIXES))
+        files += [os.path.join(folder, name) for name in images if not name.startswith(".")]
+    return files

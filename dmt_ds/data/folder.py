@@ -3,9 +3,11 @@
 import difflib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -14,18 +16,25 @@ from dmt_ds.data.decode import decode_image
 from dmt_ds.errors import DataError, StorageError
 from dmt_ds.storage import is_away, patiently
 
+T = TypeVar("T")
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LISTING_THREADS = 16
 """That look at files at once: each look waits for the file system, on a cluster over the network."""
 
 
 class FolderSource:
-    """The images of ROOT/CLASS/**, classes and files in torchvision's order; a ROOT without folders has no labels."""
+    """The images of ROOT/CLASS/**, classes and files in torchvision's order; a ROOT without folders has no labels.
+
+    Raises:
+        DataError: a folder has no image, or may not be read.
+        StorageError: the disk or file server gives no answer.
+    """
 
     def __init__(self, root: Path) -> None:
-        class_names = _folders(root)
+        class_names = listed(partial(_folders, root))
         with ThreadPoolExecutor(LISTING_THREADS) as threads:
-            files = list(threads.map(lambda name: _image_files(root, name), class_names or [""]))
+            files = list(threads.map(partial(files_below, root), class_names or [""]))
         for name, found in zip(class_names or [""], files, strict=True):
             if not found:
                 raise DataError(
@@ -110,19 +119,39 @@ def existing(path: Path, key: str) -> Path:
     raise DataError(f"{key}: {path} does not exist: no '{missing}' in {parent}; {hint}")
 
 
-def _folders(root: Path) -> list[str]:
+def listed(look: Callable[[], T]) -> T:
+    """What a look into folders gives, repeated where it gets no answer: none must pass for an empty folder.
+
+    Raises:
+        DataError: a folder may not be read.
+        StorageError: the disk or file server gives no answer, also not after some seconds.
+    """
     try:
-        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        return patiently(look)
     except OSError as error:
-        raise DataError(
-            f"{root}: can't be listed ({error.strerror}); data.path must be a folder you may read"
-        ) from None
+        told = f"{error.filename}: can't be listed ({error.strerror})"
+        if is_away(error):
+            raise StorageError(f"{told}: look at the disk or file server, then start again") from None
+        raise DataError(f"{told}; it must be a folder you may read: see to that, or move it away") from None
 
 
-def _image_files(root: Path, class_name: str) -> list[str]:
-    """Image files below root/class_name, relative to root."""
-    files = []
-    for folder, _, names in sorted(os.walk(root / class_name, followlinks=True)):
-        relative = os.path.relpath(folder, root)
-        files += [os.path.join(relative, name) for name in sorted(names) if name.lower().endswith(IMAGE_SUFFIXES)]
-    return files
+def files_below(root: Path, folder: str = "", suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+    """Image files below root/folder, at any depth, in order, relative to root; raises as `listed` does."""
+
+    def look() -> list[str]:
+        files = []
+        for place, _, names in sorted(os.walk(root / folder, onerror=raised, followlinks=True)):
+            relative = os.path.relpath(place, root)
+            files += [os.path.join(relative, name) for name in sorted(names) if name.lower().endswith(suffixes)]
+        return files
+
+    return listed(look)
+
+
+def raised(error: OSError) -> NoReturn:
+    """For `os.walk`, which else leaves out what it can't list."""
+    raise error
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))

@@ -16,7 +16,7 @@ from torch import Tensor
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.class_values import ClassValues, class_values
-from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, read_file
+from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, files_below, read_file
 from dmt_ds.data.sources import FirstImages, ImageSource, open_source, open_table
 from dmt_ds.data.splits import Split, split_files, split_names
 from dmt_ds.errors import DataError, first_line
@@ -182,7 +182,7 @@ class _FilesBeside:
 
     def check(self) -> None:
         """Whether all of them are there."""
-        there = {str(path) for path in self._maps.rglob("*.png")}
+        there = {str(self._maps / name) for name in files_below(self._maps, suffixes=(".png",))}
         missing = [index for index in range(len(self._images)) if self.name(index) not in there]
         if missing:
             more = f"; so are {len(missing) - 1} more" if len(missing) > 1 else ""

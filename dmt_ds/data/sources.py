@@ -16,7 +16,8 @@ from dmt_ds.data.decode import decode_image
 from dmt_ds.data.digits import DigitsSource
 from dmt_ds.data.folder import FolderSource, read_file
 from dmt_ds.data.splits import Split, split_files, split_folder, split_name
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, StorageError
+from dmt_ds.storage import is_away
 
 if TYPE_CHECKING:
     import datasets
@@ -222,9 +223,11 @@ def _load_files(kind: str, files: list[str]) -> "datasets.Dataset":
             f"data.path: {files[0]} holds a PyTorch file that would run a program; it is not read: leave it out"
         ) from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"data.path: {files[0]} can't be opened as {kind}: {_one_line(error.__cause__ or error)}"
-        ) from None
+        cause = error.__cause__ or error
+        told = f"data.path: {files[0]} can't be opened as {kind}: {_one_line(cause)}"
+        if is_away(cause):
+            raise StorageError(f"{told}; look at the disk or file server, then start again") from None
+        raise DataError(told) from None
 
 
 def _load_hub(name: str, split: str) -> "datasets.Dataset":

@@ -1,6 +1,8 @@
 """Every kind of data set opens to the same thing, and a wrong path gets one line with what is there."""
 
+import errno
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -166,6 +169,51 @@ def test_an_image_that_can_be_read_again_within_seconds_is_the_same(image_folder
     heals.start()
     assert torch.equal(source.read(7), image)
     heals.join()
+
+
+def refuse_to_list(monkeypatch: pytest.MonkeyPatch, folder: Path, reason: int, times: int = 99) -> None:
+    """The kernel answers so many looks into the folder with an error."""
+    answers, scandir = iter([reason] * times), os.scandir
+
+    def look(path: str | Path) -> Any:
+        if Path(path) == folder and (reason := next(answers, None)):
+            raise OSError(reason, os.strerror(reason), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", look)
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0, 0, 0))
+
+
+@pytest.mark.parametrize("inner", ["", "digit_3", "digit_3/more"])
+def test_a_folder_without_an_answer_is_asked_again_and_never_taken_for_an_empty_one(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, inner: str
+) -> None:
+    section = DataConfig(source="folder", path=str(image_folder))
+    digit = image_folder / "train" / "digit_3"
+    (digit / "more").mkdir()
+    min(digit.glob("*.png")).rename(digit / "more" / "moved.png")
+    whole = open_source(section, "train").fingerprint
+    with monkeypatch.context() as harm:
+        refuse_to_list(harm, image_folder / "train" / inner, errno.ESTALE, times=2)
+        assert open_source(section, "train").fingerprint == whole
+    with monkeypatch.context() as harm:
+        refuse_to_list(harm, image_folder / "train" / inner, errno.ESTALE)
+        with pytest.raises(StorageError, match=rf"{inner}: can't be listed \(Stale file handle\): look at the disk"):
+            open_source(section, "train")
+    refuse_to_list(monkeypatch, image_folder / "train" / inner, errno.EACCES)
+    assert f"{inner}: can't be listed (Permission denied)" in one_line(lambda: open_source(section, "train"))
+
+
+def test_a_table_without_an_answer_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` hides the kernel's answer behind an error of its own."""
+
+    def load(*words: Any, **named: Any) -> Any:
+        raise datasets.exceptions.DatasetGenerationError("x") from OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (tmp_path / "train.parquet").touch()
+    with pytest.raises(StorageError, match=r"train\.parquet can't be opened .*Input/output error; look at the disk"):
+        open_source(DataConfig(source="parquet", path=str(tmp_path)), "train")
 
 
 def test_the_fingerprint_follows_the_data_not_its_place(
