@@ -35,7 +35,8 @@ def bare_step(trainer: Trainer, images: torch.Tensor, seeds: torch.Tensor, pixel
         targets = task._teachers._fusion(task._teachers._tokens(images, None))
     losses = task._objective(engine(pixels, seeds), targets)
     engine.backward(losses.total)
-    engine.prepare_update(torch.zeros((), dtype=torch.bool, device=images.device), measure_norm=False)
+    nothing = torch.zeros((), device=images.device)
+    engine.prepare_update(nothing > 0, nothing)
     engine.step()
 
 

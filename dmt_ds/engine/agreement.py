@@ -4,13 +4,13 @@ The ranks add their flags up on the device. The host may read the sum at once, o
 arrived while the device already works on the next step.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmt_ds.data.batch import Batch
 from dmt_ds.engine import dist
 
 _NAMED_IMAGES = 4  # of each micro-batch, in messages
@@ -33,24 +33,27 @@ class Agreement:
     """One update's flags on their way; making it is a collective call."""
 
     def __init__(
-        self, step: int, seen: Sequence[Batch], finite: Tensor, unsound_gradient: Tensor, stop_asked: bool
+        self, step: int, rows: Sequence[Tensor], finite: Tensor, squared_norms: Tensor, stop_asked: bool
     ) -> None:
         """Add up over ranks.
 
         Args:
             step: number of the update, from 1.
-            seen: its micro-batches on the host, of which the first images are remembered for messages.
+            rows: of the data set, those of each micro-batch, on the host; the first are remembered for messages.
             finite: whether all losses of this rank are: [L] bool on the device, one a learner.
-            unsound_gradient: of this rank's part: [L] bool on the device.
+            squared_norms: of this rank's part of each learner's gradient: [L] float32 on the device.
             stop_asked: of this rank.
         """
         self.step = step
-        self.images: list[int] = [int(row) for batch in seen for row in batch.indices[:_NAMED_IMAGES]]
+        self.images: list[int] = [int(row) for batch in rows for row in batch[:_NAMED_IMAGES]]
         # torch.full fills on the device; torch.tensor would copy there, and the host would wait.
         asked = torch.full((1,), float(stop_asked), device=finite.device)
         here = (~finite).float()
-        summed = dist.sum_over_ranks(torch.cat([here, unsound_gradient.float(), asked]))  # [2 L + 1]
-        self.unsound = summed[:-1].sum() > 0
+        count = len(here)
+        summed = dist.sum_over_ranks(torch.cat([here, squared_norms, asked]))  # [2 L + 1]
+        self.squared_norms = summed[count : 2 * count]
+        """Of the whole gradients: [L] float32 on the device, the same on all ranks."""
+        self.unsound = (summed[:count].sum() > 0) | ~self.squared_norms.isfinite().all()
         """Whether no learner may make the update: scalar bool on the device, the same on all ranks."""
         flags = torch.cat([summed, here])  # [3 L + 1]
         self._event: torch.cuda.Event | None = None
@@ -66,6 +69,12 @@ class Agreement:
         """Wait until the device has come to this update's flags, and give them."""
         if self._event is not None:
             self._event.synchronize()
-        flags = [flag > 0 for flag in self._host.tolist()]
-        count = len(flags) // 3
-        return Verdict(flags[:count], flags[count : 2 * count], flags[2 * count], flags[2 * count + 1 :])
+        values = self._host.tolist()
+        count = len(values) // 3
+        loss, squared, (asked, *here) = values[:count], values[count : 2 * count], values[2 * count :]
+        return Verdict(
+            loss_unsound=[flag > 0 for flag in loss],
+            gradient_unsound=[not math.isfinite(norm) for norm in squared],
+            stop_asked=asked > 0,
+            loss_unsound_here=[flag > 0 for flag in here],
+        )

@@ -48,26 +48,23 @@ class DeviceSkip:
 
     def __init__(self, engine: Any, optimizer: Optimizer) -> None:
         self._zero = engine.optimizer
+        self._zero.compute_grad_norm = False  # by a copy in float64 of each gradient; and the host would wait for it
         self._optimizer: Any = optimizer
 
-    def unsound_gradient(self) -> Tensor:
-        """Whether this rank's part of the averaged gradient is not finite: scalar bool, on the device.
+    def squared_norm(self) -> Tensor:
+        """Of this rank's part of the averaged gradient: scalar float32 on the device.
 
-        Call it between the last backward and the update.
+        A sum of squares, so it is not finite as soon as one number is not. Call it between the last backward and the
+        update.
         """
-        # A norm is a sum of squares: not finite as soon as one number is not, in a few kernels for all parameters.
-        return ~torch.stack(torch._foreach_norm(list(self._gradients()))).isfinite().all()
+        # a few kernels for all parameters
+        return torch.stack(torch._foreach_norm(list(self._gradients()), dtype=torch.float32)).square().sum()
 
     def _gradients(self) -> Iterator[Tensor]:
         for group in self._zero.averaged_gradients.values():
             whole = getattr(group, "flat_partition", None)  # where the group's gradients lie in one piece
             yield from (part for part in (group if whole is None else [whole]) if part is not None)
 
-    def arm(self, unsound: Tensor, measure_norm: bool) -> None:
-        """The next update is left out where `unsound` (scalar bool, the same on all ranks).
-
-        Args:
-            measure_norm: let DeepSpeed compute the gradient's norm, for the log; the host waits for it.
-        """
+    def arm(self, unsound: Tensor) -> None:
+        """The next update is left out where `unsound`: scalar bool, the same on all ranks."""
         self._optimizer.found_inf = unsound.float()
-        self._zero.compute_grad_norm = measure_norm

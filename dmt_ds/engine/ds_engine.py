@@ -125,23 +125,24 @@ class StudentEngine:
         """Whether an unsound update is left out on the device, so that the host may learn of it later."""
         return self._skip is not None
 
-    def unsound_gradient(self) -> Tensor:
-        """Whether this rank's part of the gradient is not finite, after the last backward: scalar bool, on the device.
+    def squared_gradient_norm(self) -> Tensor:
+        """Of this rank's part of the gradient, after the last backward: scalar float32, on the device.
 
-        False where DeepSpeed looks at it by itself in `step`.
+        Not finite where a number of it is not; 0 where DeepSpeed looks at the gradient by itself in `step`.
         """
         if self._skip is None:
-            return torch.zeros((), dtype=torch.bool, device=self.device)
-        return self._skip.unsound_gradient()
+            return torch.zeros((), device=self.device)
+        return self._skip.squared_norm()
 
-    def prepare_update(self, unsound: Tensor, measure_norm: bool) -> None:
+    def prepare_update(self, unsound: Tensor, squared_norm: Tensor) -> None:
         """Have the device leave the coming update out where `unsound`: scalar bool, the same on all ranks.
 
         Args:
-            measure_norm: whether `gradient_norm` will be asked for.
+            squared_norm: what the ranks' `squared_gradient_norm` are together.
         """
         if self._skip is not None:
-            self._skip.arm(unsound, measure_norm)
+            self._skip.arm(unsound)
+            self._norm = squared_norm.sqrt()
 
     def step(self) -> None:
         """Update the weights where accumulation is complete, else only count the micro-step."""
@@ -160,7 +161,7 @@ class StudentEngine:
         return float(self._engine.get_lr()[0])
 
     def gradient_norm(self) -> float | None:
-        """Norm of the last update's whole gradient before clipping; waits for the device. None if not asked for."""
+        """Norm of the last update's whole gradient before clipping; waits for the device. None before the first."""
         norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
         return None if norm is None else float(norm)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
+from torch import Tensor
 
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
@@ -173,14 +174,15 @@ class Trainer:
         """One optimizer update from `grad_accum_steps` micro-batches; whether some rank was asked to stop."""
         logs = self._plan.logs_at(self.step + 1)
         progress = Progress(self.step, self._plan.total_steps)
-        seen: list[Batch] = []
+        rows: list[Tensor] = []
         for micro_step in range(self._plan.grad_accum_steps):
-            seen.append(self._next(batches))
-            batch = seen[-1].to(self._device)
+            batch = self._next(batches)
+            rows.append(batch.indices)
+            batch = batch.to(self._device)
             for learner in self.learners:
                 learner.learn(batch, progress, logs)
             if micro_step + 1 == self._plan.grad_accum_steps:
-                stop_asked = self._agree(seen, logs)
+                stop_asked = self._agree(rows, logs)
             for learner in self.learners:
                 learner.step()
         looks = logs or stop_asked or self._plan.saves_at(self.step + 1)
@@ -208,7 +210,7 @@ class Trainer:
         with self._throughput.waiting(), span("data wait"):
             return next(batches)
 
-    def _agree(self, seen: Sequence[Batch], logs: bool) -> bool:
+    def _agree(self, rows: Sequence[Tensor], logs: bool) -> bool:
         """All ranks learn whether one has a loss that is not finite, or was asked to stop.
 
         As a rule before the update. Where the device itself leaves an unsound update out, the host reads what it said
@@ -220,10 +222,10 @@ class Trainer:
         """
         engines = [learner.engine for learner in self.learners]
         finite = torch.stack([learner.finite for learner in self.learners])  # [L]
-        gradients = torch.stack([engine.unsound_gradient() for engine in engines])  # [L]
-        newest = Agreement(self.step + 1, seen, finite, gradients, self._around.stop.requested)
-        for engine in engines:
-            engine.prepare_update(newest.unsound, measure_norm=logs)
+        squared_norms = torch.stack([engine.squared_gradient_norm() for engine in engines])  # [L]
+        newest = Agreement(self.step + 1, rows, finite, squared_norms, self._around.stop.requested)
+        for engine, squared_norm in zip(engines, newest.squared_norms, strict=True):
+            engine.prepare_update(newest.unsound, squared_norm)
         self._unread.append(newest)
         deferred = all(engine.skips_on_device for engine in engines)
         looked_at = logs or self._plan.saves_at(newest.step) or self._plan.evaluates_at(newest.step)

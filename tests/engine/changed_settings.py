@@ -36,7 +36,8 @@ def build(section: OptimConfig, name: str, *, fused: bool, universal: bool = Fal
 def update(engine: StudentEngine) -> None:
     dtype = next(engine.module.parameters()).dtype
     engine.backward(100 * engine(torch.randn(4, 12).to(dtype)).float().square().mean())
-    engine.prepare_update(engine.unsound_gradient(), measure_norm=False)
+    squared_norm = engine.squared_gradient_norm()
+    engine.prepare_update(~squared_norm.isfinite(), squared_norm)
     engine.step()
 
 

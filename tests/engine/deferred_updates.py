@@ -70,9 +70,11 @@ class Losses(NullTracker):
 
     def __init__(self) -> None:
         self.points: dict[int, float] = {}
+        self.norms: dict[int, float] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.points[step] = metrics["train/loss"]
+        self.norms[step] = metrics["train/grad_norm"]
 
 
 def train(fused: bool, happens: str = "nothing", at_step: int = 0, **plan: int) -> dict[str, Any]:
@@ -118,6 +120,7 @@ def train(fused: bool, happens: str = "nothing", at_step: int = 0, **plan: int) 
         "steps_done": trainer.step,
         "saved": saved,
         "losses": losses.points,
+        "norms": losses.norms,
         "weights": task.weights[::ACCUMULATION],
         "skips_on_device": engine.skips_on_device,
     }

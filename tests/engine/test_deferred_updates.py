@@ -22,6 +22,8 @@ def test_a_sound_run_is_that_of_deepspeeds_own_check(facts):
     assert (plain["skips_on_device"], deferred["skips_on_device"]) == (False, True)
     assert plain["losses"].keys() == deferred["losses"].keys() == {"1", "5", "8"}
     assert deferred["losses"] == pytest.approx(plain["losses"], rel=1e-3)
+    assert deferred["norms"] == pytest.approx(plain["norms"], rel=1e-3)
+    assert deferred["norms"]["1"] == pytest.approx(plain["norms"]["1"], rel=1e-6)  # of the same gradients
     assert deferred["outcome"] == "FINISHED" and deferred["saved"] == ["step00000008"]
 
 
