@@ -1,8 +1,9 @@
 """A bucket of averaged gradients, added to this rank's part at once; knows no training loop.
 
-For ZeRO-2 in bf16 with float32 sums. DeepSpeed adds one gradient after the other, and copies each back to where it came
-from, where nobody looks before it is dropped: two launches a parameter, with the host's work around them, while the
-device has nothing else to do. The sums are the same bit for bit.
+For ZeRO-2 in bf16 with float32 sums. DeepSpeed adds one gradient after the other, and copies the averaged bucket back
+to bf16 and from there to each gradient, where nobody looks before it is dropped: two launches a parameter, with the
+host's work around them, and two copies of all. A rank that is alone divides by one as well. The sums are the same bit
+for bit.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ def reduce_at_once(engine: Any) -> None:
     """Have a DeepSpeed engine reduce so; one that does not reduce whole buckets of bf16 gradients stays as it is."""
     zero = engine.optimizer
     # Another stream's copies need marks of their own (`overlap_comm`).
-    if hasattr(zero, _OF_DEEPSPEED) and not zero.overlap_comm:
+    if hasattr(zero, _OF_DEEPSPEED) and not zero.overlap_comm and zero.gradient_average:
         setattr(zero, _OF_DEEPSPEED, partial(_reduce, zero))
 
 
@@ -30,7 +31,7 @@ def _reduce(zero: Any, gradients: Sequence[Tensor], places: Sequence[tuple[int, 
         places: of each gradient: (parameter group, number in it, DeepSpeed's id of the parameter).
         dtype: of what is sent.
     """
-    averaged = zero.unflatten(zero.allreduce_bucket(gradients, dtype), gradients)
+    averaged = zero.unflatten(_averaged(zero.flatten(gradients).to(dtype), zero.dp_process_group), gradients)
     ranks = [torch.distributed.get_rank(members) for members in zero.real_dp_process_group]
     parts, shares = [], []
     for gradient, (group, _, parameter) in zip(averaged, places, strict=True):
@@ -44,3 +45,11 @@ def _reduce(zero: Any, gradients: Sequence[Tensor], places: Sequence[tuple[int, 
         shares.append(share)
     if parts:
         torch._foreach_add_(parts, shares)
+
+
+def _averaged(bucket: Tensor, group: Any) -> Tensor:
+    """The bucket's mean over ranks, in place: divided before they are added, as DeepSpeed does."""
+    ranks = torch.distributed.get_world_size(group)
+    if ranks > 1:
+        torch.distributed.all_reduce(bucket.div_(ranks), group=group)
+    return bucket
