@@ -16,6 +16,7 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.agreement import Agreement
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.data_wait import DataWaitAlarm
+from dmt_ds.engine.device_copy import DeviceCopy
 from dmt_ds.engine.learner import Learner, gradient_error
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.step_profile import StepProfile
@@ -108,6 +109,7 @@ class Trainer:
         self._loader = loader
         self._plan = plan
         self._around = around
+        self._to_device = DeviceCopy(self._device)
         self._throughput = Throughput()
         self._data_wait = DataWaitAlarm(loader.num_workers, loader.cores, self._device.type == "cuda")
         self._unread: deque[Agreement] = deque()
@@ -178,7 +180,7 @@ class Trainer:
         for micro_step in range(self._plan.grad_accum_steps):
             batch = self._next(batches)
             rows.append(batch.indices)
-            batch = batch.to(self._device)
+            batch = self._to_device(batch)
             for learner in self.learners:
                 learner.learn(batch, progress, logs)
             if micro_step + 1 == self._plan.grad_accum_steps:
