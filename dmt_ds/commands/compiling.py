@@ -8,6 +8,9 @@ from dmt_ds.triton_support import obstacle_to_triton
 
 logger = logging.getLogger(__name__)
 
+_GRAPHS = 64
+"""Of one function, before torch leaves the rest uncompiled."""
+
 
 def compiles(wanted: bool, what: str, device: torch.device, *, read_inside: bool = False) -> bool:
     """Whether to hand `what` (`teachers`) to torch.compile, which needs all that Triton needs; the log says why not.
@@ -20,4 +23,13 @@ def compiles(wanted: bool, what: str, device: torch.device, *, read_inside: bool
     obstacle = "task tinymim reads inside the last block" if read_inside else obstacle_to_triton(device)
     if obstacle is not None:
         logger.info("%s: not compiled: %s", what, obstacle)
-    return obstacle is None
+        return False
+    _allow_many_graphs()
+    return True
+
+
+def _allow_many_graphs() -> None:
+    """All students and whole teachers count together, and each again where it is judged: torch stops at 8."""
+    import torch._dynamo  # a second, for who compiles anyway
+
+    torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
