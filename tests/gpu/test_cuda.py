@@ -221,7 +221,7 @@ def test_losses_of_a_hundred_steps_with_kernels_and_compiler_are_those_of_the_pl
     fast, _ = test_optimisations.curve(tmp_path / "fast", "fast", *bf16, *recipes, ranks=1, **cuda)
     plain, _ = test_optimisations.curve(tmp_path / "plain", "plain", *bf16, ranks=1, **cuda)
     assert len(plain) == test_optimisations.STEPS and plain[test_optimisations.STEPS] < 0.8 * plain[1]
-    assert tiny_run.largest_difference(fast, plain) < 5e-3  # not seen on a GPU yet; on a CPU 2e-4, without a compiler
+    assert tiny_run.largest_difference(fast, plain) < 2e-3  # not seen on a GPU yet; on a CPU 3e-4, compiled there 7e-4
 
 
 def test_segmentation_on_cuda_has_the_losses_of_the_cpu_and_bf16_stays_near(cuda, tmp_path):

@@ -22,8 +22,8 @@ from dmt_ds.models.products import PatchProduct
 from tests.data.test_augment import jittered_by_torchvision
 
 SETTINGS = {
-    "fast": ("distill.kernel=chunked", "teachers.sharding=zero3"),
-    "plain": ("distill.kernel=eager", "teachers.sharding=replicate"),
+    "fast": {"distill.kernel": "chunked", "teachers.sharding": "zero3"},
+    "plain": {"distill.kernel": "eager", "teachers.sharding": "replicate"},
 }
 
 
@@ -47,6 +47,12 @@ def augment_by_torchvision(augment: Augment, images: Tensor, seeds: Tensor) -> T
 def replace(place: Any, name: str, by: Callable[..., Any]) -> None:
     assert callable(getattr(place, name))
     setattr(place, name, by)
+
+
+def settings(way: str, overrides: Iterable[str]) -> list[str]:
+    """The way's own, but for those that the caller has, as a recipe takes a key once only."""
+    chosen = SETTINGS[way] | dict(override.split("=", 1) for override in overrides)
+    return [f"{key}={value}" for key, value in chosen.items()]
 
 
 def make_plain() -> None:
@@ -77,7 +83,7 @@ def main() -> int:
         return engine
 
     replace(ds_engine, "build_student", build_and_look)
-    code = pretrain.run(load_config(recipe, [*SETTINGS[way], *overrides]))
+    code = pretrain.run(load_config(recipe, settings(way, overrides)))
     sys.stdout.write(f"DEFERRED {deferred}\n")
     return code
 
