@@ -134,6 +134,8 @@ class Ours:
         self._config, self._folder, self._device = config, folder, device
         self.task = build_task(config, device).task
         numbers = torch.arange(len(images))  # on the host, where the loader has them: the trainer reads rows from there
+        if device.type == "cuda":
+            numbers = numbers.pin_memory()  # as the loader has them, too: the host does not wait until they are copied
         self._batches: Iterator[Batch] = repeat(Batch((images,), numbers.to(device), numbers, numbers))
         self.loss: Tensor | None = None
 
