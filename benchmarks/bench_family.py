@@ -16,7 +16,7 @@ from pathlib import Path
 import harness
 import torch
 from harness import Report, Spread
-from ours import build_trainer, drain, make_teachers, teachers_section
+from ours import build_trainer, drain, log_step, make_teachers, teachers_section
 
 from dmt_ds.commands.tasks import build_task, build_tasks
 from dmt_ds.config.members import member_runs
@@ -99,9 +99,8 @@ def check_losses(trainers: dict[str, Trainer], device: torch.device) -> float:
             learner.start()
             learner.tracker = Losses()
         batches = trainer.batches()
-        for step in (0, 19):  # both are before log steps
-            trainer.step = step
-            trainer.update(batches)
+        for _ in range(2):
+            log_step(trainer, batches)
         losses[name] = [learner.tracker.values for learner in trainer.learners]  # type: ignore[attr-defined]
     alone = torch.tensor([of_run[0] for name, of_run in losses.items() if name != TOGETHER])
     difference = (torch.tensor(losses[TOGETHER]) / alone - 1).abs().max().item()

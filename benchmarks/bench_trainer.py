@@ -6,7 +6,9 @@
 
 Bare: uint8 images that lie on the device, teachers, sum, student, both losses, backward, DeepSpeed's step. In memory:
 the trainer on that batch, which adds jitter, agreement between ranks, meters, watchdog. Trainer: the loader, too, of
-digits scaled up or of JPEG files.
+digits scaled up or of JPEG files. None of these is a log step, at which the host waits for what was measured; steps in
+memory that all are log steps come beside them. What one costs more, spread over the usual `train.log_every_steps`, is
+added to the trainer's time in the last row. Writing the record is not in it.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 import harness
 import torch
 from harness import Report, Spread
-from ours import build_trainer, drain, make_teachers, teachers_section
+from ours import build_trainer, drain, log_step, make_teachers, teachers_section
 from pictures import make_pictures
 
 from dmt_ds.commands.tasks import build_task
@@ -50,6 +52,7 @@ def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device)
     sides = {
         "bare": lambda: bare_step(trainer, batch.images, batch.seeds, pixels),
         "in memory": lambda: trainer.update(repeat(batch)),
+        "in memory, log steps": lambda: log_step(trainer, repeat(batch)),
         "trainer": lambda: trainer.update(batches),
     }
     for act in sides.values():
@@ -113,12 +116,20 @@ def make_report(times: dict[str, list[float]], options: argparse.Namespace, devi
     report = Report(f"trainer_{options.student}{fed}_{harness.device_slug(device)}", title, setting)
     for name, seconds in times.items():
         report.rows.append({"": name, "s a step": Spread.of(seconds).text(1, 4)})
-    for name, base in (("in memory", "bare"), ("trainer", "bare"), ("trainer", "in memory")):
-        percents = Spread(*(100 * (value - 1) for value in harness.ratios(times[name], times[base])))
+    more = [logged - plain for logged, plain in zip(times["in memory, log steps"], times["in memory"], strict=True)]
+    report.rows.append({"": "a log step more than a plain one", "s a step": Spread.of(more).text(1, 4)})
+    interval = TrainConfig().log_every_steps
+    with_log = f"trainer with a log step in {interval}"
+    sides = times | {with_log: [step + one / interval for step, one in zip(times["trainer"], more, strict=True)]}
+    for name, base in (("in memory", "bare"), ("trainer", "bare"), ("trainer", "in memory"), (with_log, "bare")):
+        percents = Spread(*(100 * (value - 1) for value in harness.ratios(sides[name], sides[base])))
         report.rows.append({"": f"{name} over {base}", "s a step": f"{percents.text(1, 1)} %"})
         report.metrics[f"{name} over {base}, percent".replace(" ", "_").replace(",", "")] = percents.median
     report.raw = {"seconds": times}
-    report.notes = [f"Times are {'CPU' if device.type == 'cpu' else 'wall'} seconds: medians and ranges of the rounds."]
+    report.notes = [
+        f"Times are {'CPU' if device.type == 'cpu' else 'wall'} seconds: medians and ranges of the rounds.",
+        f"The last row has 1/{interval} of what a log step costs more in each step; writing the record is not in it.",
+    ]
     return report
 
 

@@ -140,8 +140,10 @@ def test_the_trainer_is_measured_beside_bare_steps(tmp_path: Path) -> None:
     assert {name: len(seconds) for name, seconds in found["raw"]["seconds"].items()} == {
         "bare": 2,
         "in memory": 2,
+        "in memory, log steps": 2,
         "trainer": 2,
     }
+    assert found["rows"][-1][""] == "trainer with a log step in 20 over bare"
 
 
 def test_jitter_is_measured_with_and_without_hue(tmp_path: Path) -> None:
