@@ -5,7 +5,8 @@
 
 Both sides are this project's trainer, loader included, from the same weights; before any time is taken, each student's
 first losses must be those of its run alone, on a CPU bit for bit. Teachers and students are cut to the same number of
-blocks, so that the shares of their operations are those of the whole models.
+blocks, so that the shares of their operations are those of the whole models. Loader processes that can't keep up give
+their batches in bursts of one each: let `--steps` be a multiple of `--workers`.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 import harness
 import torch
 from harness import Report, Spread
-from ours import build_trainer, drain, log_step, make_teachers, teachers_section
+from ours import build_trainer, log_step, make_teachers, settle, teachers_section
 
 from dmt_ds.commands.tasks import build_task, build_tasks
 from dmt_ds.config.members import member_runs
@@ -33,7 +34,7 @@ ROUNDING = 1e-3
 
 def main() -> None:
     on_gpu = torch.cuda.is_available()
-    parser = harness.parser(__doc__, rounds=7, steps=10 if on_gpu else 1)
+    parser = harness.parser(__doc__, rounds=7, steps=8 if on_gpu else 1)
     parser.add_argument("--students", nargs="+", default=["vit_tiny", "vit_small", "vit_base"])
     parser.add_argument("--teacher", default="vit_base")
     parser.add_argument("--teachers", type=int, default=3)
@@ -113,7 +114,10 @@ def measure(trainers: dict[str, Trainer], options: argparse.Namespace, device: t
     """Seconds a step of each."""
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
     sides = {name: lambda name=name: trainers[name].update(batches[name]) for name in trainers}  # type: ignore[misc]
-    before = {name: lambda name=name: drain(batches[name], options.workers) for name in trainers}  # type: ignore[misc]
+    before = {
+        name: lambda name=name: settle(sides[name], batches[name], options.workers)  # type: ignore[misc]
+        for name in trainers
+    }
     with harness.turn():
         return harness.alternate(sides, options.rounds, options.steps, device, before=before)
 

@@ -1,14 +1,17 @@
 """What the trainer costs beside the bare forward, backward and step of the same modules in the same process.
 
     python benchmarks/bench_trainer.py                       # three ViT-B teachers, ViT-T student, batch 8
-    python benchmarks/bench_trainer.py --batch 256 --rounds 9 --steps 20 --workers 8      # on a GPU
-    python benchmarks/bench_trainer.py --workers 14 --pictures 256 --compile     # fed with JPEG files, from end to end
+    python benchmarks/bench_trainer.py --batch 256 --rounds 9 --steps 16 --workers 8      # on a GPU
+    python benchmarks/bench_trainer.py --steps 14 --workers 14 --pictures 256 --compile   # fed with JPEG files
 
 Bare: uint8 images that lie on the device, teachers, sum, student, both losses, backward, DeepSpeed's step. In memory:
 the trainer on that batch, which adds jitter, agreement between ranks, meters, watchdog. Trainer: the loader, too, of
 digits scaled up or of JPEG files. None of these is a log step, at which the host waits for what was measured; steps in
 memory that all are log steps come beside them. What one costs more, spread over the usual `train.log_every_steps`, is
 added to the trainer's time in the last row. Writing the record is not in it.
+
+Loader processes that can't keep up give their batches in bursts of one each: let `--steps` be a multiple of
+`--workers`.
 """
 
 import argparse
@@ -20,7 +23,7 @@ from pathlib import Path
 import harness
 import torch
 from harness import Report, Spread
-from ours import build_trainer, drain, log_step, make_teachers, teachers_section
+from ours import build_trainer, log_step, make_teachers, settle, teachers_section
 from pictures import make_pictures
 
 from dmt_ds.commands.tasks import build_task
@@ -57,10 +60,10 @@ def measure(trainer: Trainer, options: argparse.Namespace, device: torch.device)
     }
     for act in sides.values():
         act()  # compiles
+    # Steps come in a row in training; the first after another side's finds its memory scattered, and its loader ahead.
+    before = sides | {"trainer": lambda: settle(sides["trainer"], batches, options.workers)}
     with harness.turn():
-        return harness.alternate(
-            sides, options.rounds, options.steps, device, before={"trainer": lambda: drain(batches, options.workers)}
-        )
+        return harness.alternate(sides, options.rounds, options.steps, device, before=before)
 
 
 def main() -> None:

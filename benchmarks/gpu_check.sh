@@ -68,9 +68,9 @@ run() { # stage
     step_s) bench step_s step --student vit_small --rounds 7 --steps 4 ;;
     step_b) bench step_b step --student vit_base --batch 128 --rounds 7 --steps 4 ;;
     trainer) # from JPEG files to the update
-        bench trainer trainer --student vit_tiny --workers 14 --pictures 256 --compile --rounds 5 --steps 10
+        bench trainer trainer --student vit_tiny --workers 14 --pictures 256 --compile --rounds 5 --steps 14
         ;;
-    family) bench family family --compile --rounds 5 --steps 10 ;;
+    family) bench family family --compile --rounds 5 --steps 8 ;;
     rates) # what `dmt-ds plan` assumes of these is in docs/performance.md
         local student
         for student in tiny small base; do

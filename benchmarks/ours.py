@@ -1,7 +1,7 @@
 """This project's own side of the benchmarks: a trainer on random teachers, built as `dmt-ds pretrain` builds one."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -127,10 +127,18 @@ def log_step(trainer: Trainer, batches: Iterator[Batch]) -> None:
     trainer.update(batches)
 
 
-def drain(batches: Iterator[Batch], num_workers: int) -> None:
-    """Take away what loader processes made ahead while another side was timed."""
-    for _ in range(num_workers * BATCHES_AHEAD):
+def settle(step: Callable[[], object], batches: Iterator[Batch], num_workers: int) -> None:
+    """Untimed steps after which a side's loader is where training has it.
+
+    While others were timed its processes made all that they may make ahead. That is taken away, as it would be had for
+    nothing. But then all of them begin a batch at once, and the next step waits until the first is done, as a run does
+    only at its start. So as many steps follow as batches are in flight.
+    """
+    in_flight = num_workers * BATCHES_AHEAD
+    for _ in range(in_flight):
         next(batches)
+    for _ in range(max(1, in_flight)):  # one at least: the first after another side's finds its memory scattered
+        step()
 
 
 class Ours:
