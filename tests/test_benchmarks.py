@@ -134,6 +134,30 @@ def test_the_teachers_pass_gives_timms_sum(tmp_path: Path) -> None:
     assert found["raw"]["errors"]["timm"] == 0 and found["raw"]["errors"]["ours"] < 1e-5
 
 
+PREPARED = """
+import json, sys, torch
+sys.path.insert(0, sys.argv[1])
+from bench_teachers import prepare
+def fails():
+    raise RuntimeError("no\\n  compiler")
+others = {"near": lambda: lambda x: x + 1e-6, "fails": fails}
+others |= {"far": lambda: lambda x: 2 * x, "odd": lambda: lambda x: x * torch.nan}
+sides, errors, left_out = prepare(lambda x: x, others, torch.ones(3), 1e-4)
+print(json.dumps([list(sides), list(errors), left_out]))
+"""
+
+
+def test_a_way_of_the_teachers_that_fails_or_differs_is_a_note_beside_the_others_times() -> None:
+    done = processes.run(["-c", PREPARED, str(BENCHMARKS)], CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    sides, errors, left_out = json.loads(done.stdout.splitlines()[-1])
+    assert sides == errors == ["timm", "near"]
+    assert left_out == [
+        "fails: not timed: RuntimeError: no compiler",
+        "far: not timed: its sum of tokens differs from timm's by 1.0e+00",
+        "odd: not timed: its sum of tokens differs from timm's by nan",
+    ]
+
+
 def test_the_trainer_is_measured_beside_bare_steps(tmp_path: Path) -> None:
     sizes = ["--teacher", "vit_tiny", "--teachers", "1", "--batch", "2", "--image-size", "32", "--no-mlflow"]
     found = run("bench_trainer.py", tmp_path, *sizes)
