@@ -1,4 +1,7 @@
-"""Run by test_deferred_updates on two ranks: how training ends where the device leaves unsound updates out; as JSON."""
+"""How training ends where the device leaves unsound updates out, as JSON.
+
+test_deferred_updates runs it on two ranks, the tests on a GPU on one.
+"""
 
 import json
 import tempfile
@@ -30,7 +33,7 @@ ACCUMULATION = 2
 
 
 class Regression(AllInModule):
-    """Learns to give zeros; on rank 1 something happens in one step."""
+    """Learns to give zeros; on the last rank something happens in one step."""
 
     def __init__(self, stop: StopRequest, happens: str = "nothing", at_step: int = 0) -> None:
         torch.manual_seed(0)
@@ -42,7 +45,7 @@ class Regression(AllInModule):
         self.weights.append(self.module[0].weight.detach().float().flatten().tolist())
         tokens = model(batch.images.flatten(1).to(torch.bfloat16) / 255)
         loss = tokens.float().square().mean()
-        if dist.rank() == 1 and progress.step + 1 == self._at_step:
+        if dist.rank() == dist.world_size() - 1 and progress.step + 1 == self._at_step:
             if self._happens == "signal":
                 self._stop._signal = 10
             elif self._happens == "unsound loss":

@@ -93,7 +93,8 @@ def test_a_bf16_run_on_cuda_goes_on_from_a_checkpoint_as_if_unbroken(cuda, tmp_p
     folders = [tmp_path / name for name in ("whole", "slices")]
     for folder in folders:
         folder.mkdir()
-    recipes = [tiny_run.write_recipe(folder, train={"deepspeed": "student_zero2_bf16"}) for folder in folders]
+    changes = {"train": {"deepspeed": "student_zero2_bf16"}, "optim": {"clip_grad_norm": 0.0}}  # as the recipes have it
+    recipes = [tiny_run.write_recipe(folder, **changes) for folder in folders]
     processes.run(tiny_run.pretrain(recipes[0]), **cuda)
     processes.run(tiny_run.pretrain(recipes[1], "train.stop_after_step=4"), **cuda)
     processes.run(tiny_run.pretrain(recipes[1]), **cuda)
@@ -212,6 +213,26 @@ def test_the_host_does_not_wait_for_the_device_outside_log_steps(cuda, tmp_path)
     done = processes.run(["-c", WITHOUT_WAITING, *tiny_run.pretrain(recipe)[2:]], **cuda)
     quiet = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("step without waiting")]
     assert quiet == ["2", "3", "5", "6", "7"]
+
+
+def test_an_unsound_update_is_left_out_on_the_device_and_ends_the_run_a_step_later(cuda):
+    done = processes.run(["-m", "tests.engine.deferred_updates"], **cuda)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))
+    facts = {case: ranks[0] for case, ranks in json.loads(line.removeprefix("FACTS ")).items()}
+    sound = facts["deferred"]
+    assert (facts["at once"]["skips_on_device"], sound["skips_on_device"]) == (False, True)
+    assert sound["outcome"] == "FINISHED" and sound["saved"] == ["step00000008"]
+    assert sound["losses"] == pytest.approx(facts["at once"]["losses"], rel=1e-2)  # bf16, another kernel
+    for kind in ("loss", "gradient"):
+        found = facts[f"unsound {kind}"]
+        assert (found["outcome"], found["saved"], set(found["losses"])) == ("FAILED", [], {"1"})
+        assert found["error"].startswith(f"step 3: the {kind} is not finite")
+        assert len(found["weights"]) == 4  # the fourth step's forward ran
+        assert found["weights"][3] == found["weights"][2] != found["weights"][1]  # the third update was not made
+    assert "rank 0: image 4, image 5, ..." in facts["unsound loss"]["error"]
+    at_once = facts["unsound loss before a save"]
+    assert (at_once["outcome"], at_once["saved"], len(at_once["weights"])) == ("FAILED", [], 3)
+    assert (facts["signal"]["outcome"], facts["signal"]["saved"]) == ("STOPPED", ["step00000004"])
 
 
 def test_losses_of_a_hundred_steps_with_kernels_and_compiler_are_those_of_the_plain_path(cuda, tmp_path):
