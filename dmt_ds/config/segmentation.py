@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section
 
@@ -11,13 +11,18 @@ IGNORED = 255
 RawValue = Annotated[int, Field(ge=0, le=255)]
 
 
+def _number_or_file(value: object) -> object:
+    """Digits alone are a number, which recipes and the command line give as text; such a file is `./150`."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 class SegmentConfig(Section):
     """UPerNet (Xiao et al., 2018) on a ViT: what the annotations mean, how training sees them, heads, evaluation."""
 
     annotation_column: str = "annotation"
     """Column with the annotations, images whose pixels are class numbers; `data.source: folder` has them in
     annotations/SPLIT/*.png beside images/SPLIT/*."""
-    classes: str | int | tuple[str, ...] | None = None
+    classes: Annotated[str | int | tuple[str, ...] | None, BeforeValidator(_number_or_file)] = None
     """Names of the classes: a list, a JSON file (a list, or raw value -> name), a text file (a name a line, or ADE20K's
     objectInfo150.txt), or their number; null takes classes.json or objectInfo150.txt that lies with the data."""
     ignored_values: tuple[RawValue, ...] = (0,)

@@ -120,8 +120,7 @@ def class_values(section: SegmentConfig, data_path: str | None) -> ClassValues:
     where = "segment.classes"
     names: Mapping[int, str] | Sequence[str]
     if isinstance(classes, int):
-        free = [value for value in range(256) if value not in ignored][:classes]
-        names = {value: f"class {value}" for value in free}
+        names = {value: f"class {value}" for value in _free_values(classes, ignored, where)}
     elif isinstance(classes, tuple):
         names = classes
     else:
@@ -140,10 +139,17 @@ def class_values(section: SegmentConfig, data_path: str | None) -> ClassValues:
 
 def _numbered(names: Sequence[str], ignored: set[int], where: str) -> dict[int, str]:
     """A plain list names the values that are not ignored, in order."""
+    return dict(zip(_free_values(len(names), ignored, where), names, strict=True))
+
+
+def _free_values(count: int, ignored: set[int], where: str) -> list[int]:
+    """The first so many values that are not ignored."""
     free = [value for value in range(256) if value not in ignored]
-    if len(names) > len(free):
-        raise DataError(f"{where}: {len(names)} classes do not fit an annotation's 8 bits")
-    return dict(zip(free, names, strict=False))
+    if count > len(free):
+        raise DataError(
+            f"{where}: {count} classes do not fit an annotation's 8 bits: {len(free)} values are not ignored"
+        )
+    return free[:count]
 
 
 def _beside(data_path: str | None) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.class_values import ClassValues, class_values
@@ -238,6 +239,17 @@ def test_images_that_are_not_there_are_told_before_the_list_of_their_classes(tmp
         open_segmented(data, SegmentConfig())
     with pytest.raises(DataError, match=r"^data\.path"):
         open_label_maps(data, SegmentConfig(), "val")
+
+
+@pytest.mark.parametrize(("told", "names"), [("2", ("class 1", "class 2")), ('["2"]', ("2",))])
+def test_a_number_of_classes_is_one_on_the_command_line_too(told: str, names: tuple[str, ...]) -> None:
+    section = load_config(None, ["task=segment", f"segment.classes={told}"]).segment
+    assert class_values(section, None).names == names
+
+
+def test_a_number_of_classes_that_8_bits_do_not_hold_is_told() -> None:
+    with pytest.raises(DataError, match=r"segment.classes: 255 classes do not fit an annotation's 8 bits"):
+        class_values(SegmentConfig(classes=255, ignored_values=(0,)), None)
 
 
 def test_without_a_list_the_setting_is_named(tmp_path: Path) -> None:
