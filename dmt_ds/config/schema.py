@@ -78,7 +78,7 @@ class DataConfig(Section):
     bad_images: BadImages = "stop"
     """An unreadable image stops the run, or is named in the log and another takes its place; not if a disk failed."""
     max_train_images: Count | None = None
-    """Use only the first so many training images: for a trial run."""
+    """Use only so many training images, evenly spaced over the split (of COCO the first): for a trial run."""
 
     @model_validator(mode="after")
     def _path_is_there_when_needed(self) -> "DataConfig":

@@ -17,7 +17,7 @@ from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.class_values import ClassValues, class_values
 from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, files_below, read_file
-from dmt_ds.data.sources import FirstImages, ImageSource, open_source, open_table
+from dmt_ds.data.sources import ImageSource, SpacedImages, open_source, open_table
 from dmt_ds.data.splits import Split, split_files, split_names
 from dmt_ds.errors import DataError, first_line
 
@@ -140,11 +140,14 @@ def open_label_maps(
     if data.source == "folder":
         return _of_folder(data, split, values)
     images = open_source(data.model_copy(update={"label_column": None}), split)
-    annotations = data.model_copy(update={"label_column": None, "image_column": section.annotation_column})
+    maps = data.model_copy(update={"label_column": None, "image_column": section.annotation_column})
     try:
-        return LabelMapSource(images, open_table(annotations, split), values)
+        annotations: AnnotationFiles = open_table(maps, split)
     except DataError as error:
         raise DataError(str(error).replace("data.image_column", "segment.annotation_column")) from None
+    if isinstance(images, SpacedImages):
+        annotations = _FilesOfSpaced(images, annotations)
+    return LabelMapSource(images, annotations, values)
 
 
 def _values(data: DataConfig, section: SegmentConfig) -> ClassValues:
@@ -168,10 +171,30 @@ def _of_folder(data: DataConfig, split: Split, values: ClassValues) -> LabelMapS
     images: ImageSource = FolderSource(pictures)
     maps = existing(root / ANNOTATIONS / folder, f"data.{split}_split")
     if split == "train" and data.max_train_images is not None:
-        images = FirstImages(images, data.max_train_images)
+        images = SpacedImages(images, data.max_train_images)
     annotations = _FilesBeside(images, pictures, maps)
     annotations.check()
     return LabelMapSource(images, annotations, values)
+
+
+class _FilesOfSpaced:
+    """A table's annotations of the images that are taken."""
+
+    def __init__(self, images: SpacedImages, annotations: AnnotationFiles) -> None:
+        self._images, self._annotations = images, annotations
+
+    @property
+    def fingerprint(self) -> str:
+        """The table's; which rows are taken, the images' own says."""
+        return self._annotations.fingerprint
+
+    def file(self, index: int) -> bytes:
+        """The row's annotation."""
+        return self._annotations.file(self._images.row(index))
+
+    def name(self, index: int) -> str:
+        """Data set, split and row."""
+        return self._annotations.name(self._images.row(index))
 
 
 class _FilesBeside:

@@ -63,7 +63,7 @@ def open_source(section: DataConfig, split: Split) -> ImageSource:
     if len(source) == 0:
         raise DataError(f"data.path: {section.path} has no image in its {split_name(section, split)} split")
     if split == "train" and section.max_train_images is not None:
-        return FirstImages(source, section.max_train_images)
+        return SpacedImages(source, section.max_train_images)
     return source
 
 
@@ -94,13 +94,17 @@ def open_table(section: DataConfig, split: Split) -> "TableSource":
     return TableSource(table, section, name, _digest(sizes))
 
 
-class FirstImages:
-    """The first so many images of a source."""
+class SpacedImages:
+    """So many images of a source, evenly spaced: folders have class after class, and a trial is to see all of them."""
 
     def __init__(self, source: ImageSource, count: int) -> None:
         self._source, self._count = source, min(count, len(source))
         self.class_names = source.class_names
-        self.fingerprint = f"{source.fingerprint}[:{self._count}]"
+        self.fingerprint = f"{source.fingerprint}[{self._count} spaced]"
+
+    def row(self, index: int) -> int:
+        """The source's number of the image."""
+        return index * len(self._source) // self._count
 
     def __len__(self) -> int:
         """Number of images."""
@@ -108,15 +112,15 @@ class FirstImages:
 
     def read(self, index: int) -> Tensor:
         """The source's image."""
-        return self._source.read(index)
+        return self._source.read(self.row(index))
 
     def label(self, index: int) -> int:
         """The source's label."""
-        return self._source.label(index)
+        return self._source.label(self.row(index))
 
     def name(self, index: int) -> str:
         """The source's name of the image."""
-        return self._source.name(index)
+        return self._source.name(self.row(index))
 
 
 class TableSource:

@@ -44,8 +44,9 @@ def test_ade20ks_folder_gives_pairs_whose_zero_is_ignored_and_whose_one_is_class
     assert torch.equal(labels[raw > 0], torch.from_numpy(raw[raw > 0] - 1))
 
 
-def test_a_table_gives_the_same_pairs_as_the_folder(ade: Path, tmp_path: Path) -> None:
-    (tmp_path / "tables").mkdir()
+def write_tables(ade: Path, folder: Path) -> DataConfig:
+    """The folder's pairs as tables."""
+    folder.mkdir()
     for split in ("training", "validation"):
         names = sorted(path.stem for path in (ade / "images" / split).iterdir())
         rows = {
@@ -57,19 +58,30 @@ def test_a_table_gives_the_same_pairs_as_the_folder(ade: Path, tmp_path: Path) -
             key: [{"bytes": Path(file).read_bytes(), "path": None} for file in files] for key, files in rows.items()
         }
         table = datasets.Dataset.from_dict(rows, features=features)
-        table.to_parquet(tmp_path / "tables" / f"{split}-0.parquet")
-    (tmp_path / "tables/classes.json").write_text(json.dumps(CLASSES))
+        table.to_parquet(folder / f"{split}-0.parquet")
+    (folder / "classes.json").write_text(json.dumps(CLASSES))
+    return folder_data(folder, source="parquet")
+
+
+def test_a_table_gives_the_same_pairs_as_the_folder(ade: Path, tmp_path: Path) -> None:
     of_folder = open_segmented(folder_data(ade), ADE)
-    of_table = open_segmented(folder_data(tmp_path / "tables", source="parquet"), ADE)
+    of_table = open_segmented(write_tables(ade, tmp_path / "tables"), ADE)
     assert of_table.class_names == of_folder.class_names
     for row in range(len(of_folder.test)):
         for one, other in zip(of_folder.test.read_pair(row), of_table.test.read_pair(row), strict=True):
             assert torch.equal(one, other)
 
 
-def test_max_train_images_takes_the_first_pairs(ade: Path) -> None:
-    images = open_segmented(folder_data(ade, max_train_images=2), ADE)
-    assert (len(images.train), len(images.test)) == (2, 3)
+def test_max_train_images_takes_pairs_from_all_over_the_split(ade: Path, tmp_path: Path) -> None:
+    of_table = write_tables(ade, tmp_path / "tables")
+    for data in (folder_data(ade), of_table):
+        whole = open_segmented(data, ADE)
+        some = open_segmented(data.model_copy(update={"max_train_images": 3}), ADE)
+        assert (len(some.train), len(some.test)) == (3, 3)
+        for index, row in enumerate((0, 2, 5)):  # of 8
+            assert some.train.name(index) == whole.train.name(row)
+            for one, other in zip(some.train.read_pair(index), whole.train.read_pair(row), strict=True):
+                assert torch.equal(one, other)
 
 
 def test_a_palette_picture_gives_its_numbers_not_its_colours() -> None:

@@ -101,11 +101,19 @@ def test_a_folder_without_classes_has_no_labels(image_folder: Path) -> None:
     assert source.read(7).shape == (3, 8, 8)
 
 
-def test_only_the_first_images_are_used_when_so_asked(image_folder: Path) -> None:
+def test_a_trial_takes_images_of_all_classes(image_folder: Path) -> None:
     section = DataConfig(source="folder", path=str(image_folder))
-    whole, first = (open_source(section.model_copy(update={"max_train_images": n}), "train") for n in (None, 10))
-    assert len(first) == 10 and first.fingerprint != whole.fingerprint
-    assert [first.name(index) for index in range(10)] == [whole.name(index) for index in range(10)]
+    whole, some = (open_source(section.model_copy(update={"max_train_images": n}), "train") for n in (None, 20))
+    assert len(some) == 20 and some.fingerprint != whole.fingerprint
+    assert [some.name(index) for index in range(20)] == [whole.name(3 * index) for index in range(20)]
+    assert {some.label(index) for index in range(20)} == set(range(len(whole.class_names)))
+
+
+@pytest.mark.parametrize("asked", [60, 1000])
+def test_a_trial_of_more_images_than_there_are_takes_all_of_them(image_folder: Path, asked: int) -> None:
+    section = DataConfig(source="folder", path=str(image_folder))
+    whole, some = (open_source(section.model_copy(update={"max_train_images": n}), "train") for n in (None, asked))
+    assert [some.name(index) for index in range(len(some))] == [whole.name(index) for index in range(60)]
 
 
 def test_an_empty_class_is_named(image_folder: Path) -> None:

@@ -9,7 +9,7 @@ from dmt_ds.config.methods import AugmentConfig, ClassifyConfig
 from dmt_ds.config.schema import DataConfig, StudentConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import TrainBatchMaker
-from dmt_ds.data.sources import FirstImages, ImageSource, open_source
+from dmt_ds.data.sources import ImageSource, SpacedImages, open_source
 from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.answers import accuracy_over_ranks
 from dmt_ds.downstream.classification import ClassificationTask
@@ -44,5 +44,5 @@ def part(whole: Batch, rows: slice) -> Batch:
     return Batch((whole.images[rows],), whole.seeds[rows], whole.indices[rows], whole.labels[rows])
 
 
-def first_images(source: ImageSource, count: int) -> ImageSource:
-    return FirstImages(source, count)
+def spaced_images(source: ImageSource, count: int) -> ImageSource:
+    return SpacedImages(source, count)

@@ -14,7 +14,7 @@ from dmt_ds.data.augment import normalize
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.rand_augment import RandAugment
-from dmt_ds.data.sources import open_source
+from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.downstream.classification import ClassificationTask, soft_cross_entropy, soft_targets
 from dmt_ds.downstream.classifier import Classifier
 from dmt_ds.engine.task import Progress
@@ -27,8 +27,8 @@ from tests.downstream.classified import (
     STUDENT,
     accuracy,
     digits_batch,
-    first_images,
     part,
+    spaced_images,
     task,
 )
 
@@ -167,24 +167,22 @@ def test_a_step_is_the_same_however_the_batch_is_cut_between_pairs() -> None:
         torch.testing.assert_close(torch.stack([each.metrics[name] for each in parts]).mean(), value)
 
 
-def accuracy_by_a_loop(of: ClassificationTask, count: int) -> tuple[float, float]:
-    source, right = open_source(DataConfig(), "val"), [0, 0]
+def accuracy_by_a_loop(of: ClassificationTask, source: ImageSource) -> tuple[float, float]:
+    right = [0, 0]
     for batch in eval_batches(source, IMAGE_SIZE, 1):
-        row = int(batch.indices)
-        if row < count:
-            scores = of.module.eval()(normalize(batch.images, PLAIN.mean, PLAIN.std), batch.seeds)[0].tolist()
-            better = sum(score > scores[source.label(row)] for score in scores)
-            right = [right[0] + (better == 0), right[1] + (better < 5)]
-    return right[0] / count, right[1] / count
+        scores = of.module.eval()(normalize(batch.images, PLAIN.mean, PLAIN.std), batch.seeds)[0].tolist()
+        better = sum(score > scores[source.label(int(batch.indices))] for score in scores)
+        right = [right[0] + (better == 0), right[1] + (better < 5)]
+    return right[0] / len(source), right[1] / len(source)
 
 
 def test_accuracy_counts_every_validation_image_once() -> None:
     of = task()
     of.module.train()
-    source = first_images(open_source(DataConfig(), "val"), 37)
+    source = spaced_images(open_source(DataConfig(), "val"), 37)
     found = accuracy(of, eval_batches(source, IMAGE_SIZE, 8))
     assert of.module.training
-    assert found == pytest.approx(accuracy_by_a_loop(of, 37))
+    assert found == pytest.approx(accuracy_by_a_loop(of, source))
     assert 0 < found.top1 < found.top5 < 1
 
 
@@ -265,7 +263,7 @@ def test_the_running_mean_is_a_loop_over_steps_and_is_what_is_published() -> Non
 def test_weights_and_their_running_mean_are_judged_beside_each_other() -> None:
     of = task(ema_decay=0.9)
     torch.nn.init.normal_(of.module.head.weight)
-    source = first_images(open_source(DataConfig(), "val"), 12)
+    source = spaced_images(open_source(DataConfig(), "val"), 12)
     answers = of.answers(of.judged(of.module), eval_batches(source, IMAGE_SIZE, 5))
     assert list(answers) == ["", "ema_"]
     pixels = normalize(torch.cat([b.images for b in eval_batches(source, IMAGE_SIZE, 5)]), PLAIN.mean, PLAIN.std)

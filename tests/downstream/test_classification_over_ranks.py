@@ -38,7 +38,7 @@ def one_step() -> dict[str, Any]:
 def judged() -> dict[str, Any]:
     """Accuracy, confusion and samples of an odd number of images."""
     of = classified.task()
-    source = classified.first_images(open_source(DataConfig(), "val"), NUM_JUDGED)
+    source = classified.spaced_images(open_source(DataConfig(), "val"), NUM_JUDGED)
     batches = eval_batches(source, classified.IMAGE_SIZE, 5, rank=dist.rank(), world_size=dist.world_size())
     answers = of.answers({"": of.module}, batches)[""]
     return {
