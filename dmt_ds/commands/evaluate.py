@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dmt_ds.commands.judging import Encoder, add_to_run, features_of, is_run, load_judged, step_of_run
+from dmt_ds.commands.judging import Encoder, add_to_run, features_of, is_run, load_judged, open_judged, step_of_run
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.labels import LabelledImages, open_labelled
+from dmt_ds.data.labels import LabelledImages
 from dmt_ds.downstream.readouts import Scores, frozen_readouts
 from dmt_ds.models.teachers import TeacherModel
 from dmt_ds.tracking.journal import write_atomically
@@ -88,7 +88,7 @@ def run(
         DataError: there are no images, no labels, or the splits have different classes.
         WeightsError: an encoder can't be loaded.
     """
-    images = open_labelled(data)
+    images = open_judged(data)
     protocol = _Protocol(images, data, knn, linear)
     rows = []
     for name, encoder in encoders.items():

@@ -10,6 +10,7 @@ from torch import nn
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig
+from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER
@@ -54,6 +55,18 @@ def load_judged(name: str, encoder: Encoder, image_size: int) -> nn.Module | Non
     if isinstance(encoder, TeacherConfig):
         return load_teacher(name, encoder, image_size)
     return load_encoder(encoder, image_size)
+
+
+def open_judged(data: DataConfig) -> LabelledImages:
+    """Both splits; classes without images are named, as scores that lack them are of little worth.
+
+    Raises:
+        DataError: as `open_labelled`.
+    """
+    images = open_labelled(data)
+    for line in empty_classes(images):
+        logger.warning("%s", line)
+    return images
 
 
 def features_of(

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from dmt_ds.commands.judging import Encoder, features_of, load_judged
+from dmt_ds.commands.judging import Encoder, features_of, load_judged, open_judged
 from dmt_ds.config.evaluation import KnnConfig
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.labels import open_labelled
 from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.knn import knn_scores
 from dmt_ds.downstream.readouts import Scores, metrics_of
@@ -68,7 +67,7 @@ def run_knn(
         DataError: there are no images, no labels, or the splits have different classes.
         WeightsError: an encoder can't be loaded.
     """
-    images = open_labelled(data)
+    images = open_judged(data)
     table = KnnTable((), len(images.train), len(images.test), images.num_classes, knn)
     for name, encoder in encoders.items():
         module = load_judged(name, encoder, data.image_size)

@@ -20,6 +20,7 @@ from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.features import FeatureKind, Features
 from dmt_ds.downstream.knn import knn_scores
 from dmt_ds.downstream.linear import linear_scores
+from dmt_ds.errors import DataError
 
 Scores = dict[str, float]
 """Metric name -> share of images, 0 to 1."""
@@ -31,8 +32,13 @@ def frozen_readouts(
     """All of the module's table; votes and fits are made on `device`, and `knn.features` does not matter.
 
     Raises:
-        DataError: an image has no label.
+        DataError: an image has no label, or there is one training image alone.
     """
+    if len(train.labels) == 1:
+        raise DataError(
+            "there is 1 training image, but one half of them must judge the other: take 2 or more "
+            "(data.max_train_images, or the training split of data.path)"
+        )
 
     def judged_by(kind: FeatureKind) -> tuple[Accuracy, Accuracy]:
         features = train.of(kind).to(device), train.labels, test.of(kind), test.labels

@@ -1,13 +1,15 @@
 """The k-NN command on real digits."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_ds.commands import evaluate
 from dmt_ds.commands.knn import run_knn
-from dmt_ds.config.evaluation import KnnConfig
+from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import DataError
@@ -60,6 +62,17 @@ def test_the_table_says_what_was_measured() -> None:
     assert lines[0] == "k-NN (k 5, T 0.07, class features), 1437 training and 360 test images, 10 classes"
     assert lines[2].split()[:2] == ["pixels", percent]
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+@pytest.mark.parametrize("judge", ["knn", "evaluate"])
+def test_classes_without_training_images_are_named(judge: str, caplog: pytest.LogCaptureFixture) -> None:
+    few, pixels = DIGITS.model_copy(update={"max_train_images": 2}), {"pixels": "pixels"}
+    with caplog.at_level(logging.WARNING):
+        if judge == "knn":
+            run_knn(few, KnnConfig(), pixels, CPU)
+        else:
+            evaluate.run(few, KnnConfig(), LinearConfig(), pixels, CPU)
+    assert len([line for line in caplog.messages if line.startswith("no training image of class '")]) == 1
 
 
 def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:

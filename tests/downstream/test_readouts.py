@@ -7,6 +7,7 @@ from torch import Tensor
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.downstream.features import Features
 from dmt_ds.downstream.readouts import Scores, frozen_readouts
+from dmt_ds.errors import DataError
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 7
@@ -67,3 +68,9 @@ def test_one_feature_under_both_names_has_the_same_scores_as_two_equal_ones() ->
     pixels = readouts(Features(train, train, train_labels), Features(test, test, test_labels))
     tokens = readouts(Features(train, train.clone(), train_labels), Features(test, test.clone(), test_labels))
     assert pixels == tokens
+
+
+def test_one_training_image_alone_is_told_to_be_too_few() -> None:
+    one, test = clusters(0, 1), clusters(1, 20)
+    with pytest.raises(DataError, match=r"there is 1 training image, .*: take 2 or more \(data.max_train_images"):
+        readouts(Features(one[0], one[0], one[1]), Features(test[0], test[0], test[1]))
