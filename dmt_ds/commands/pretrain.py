@@ -22,6 +22,7 @@ from dmt_ds.data.sampling import SampleStream
 from dmt_ds.engine import determinism, dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine.held_back import schedules
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.memory_errors import explained
 from dmt_ds.engine.optim import build_optimizer, fusing_pays, learning_rate_schedule
@@ -132,12 +133,13 @@ def _record_failure(config: RunConfig, trackers: Sequence[Tracker], watchdog: Wa
 def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
     config, module = run.config, built.task.module
     fused = fusing_pays(run.device.type, bf16=precision(run.ds_config) == "bf16")
+    size, length = config.train.global_batch_size, run.length
+    optimizer = build_optimizer(module, config.optim, size, fused=fused, layers=built.layers, held_back=built.held_back)
+    schedule = learning_rate_schedule(config.optim, size, length.warmup_steps, length.total_steps)
     engine = ds_engine.build_student(
         module,
-        build_optimizer(module, config.optim, config.train.global_batch_size, fused=fused, layers=built.layers),
-        learning_rate_schedule(
-            config.optim, config.train.global_batch_size, run.length.warmup_steps, run.length.total_steps
-        ),
+        optimizer,
+        schedules(optimizer, schedule, length.total_steps),
         run.ds_config,
         universal=universal,
     )

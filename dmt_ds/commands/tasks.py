@@ -22,7 +22,7 @@ from dmt_ds.distill.kernels.terms import Kernel
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine import dist
 from dmt_ds.engine.ds_engine import DsConfig
-from dmt_ds.engine.task import AnnotatedTask, PretrainingTask
+from dmt_ds.engine.task import AnnotatedTask, HoldingTask, PretrainingTask
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask, FusedTeachers
 from dmt_ds.methods.tinymim import TinyMimTask, relations
@@ -58,6 +58,11 @@ class BuiltTask:
     def layers(self) -> dict[str, int] | None:
         """Parameter name -> its layer, the embedding first, of a task with annotations; None for the others."""
         return self.task.layers() if isinstance(self.task, AnnotatedTask) else None
+
+    @property
+    def held_back(self) -> Mapping[str, float]:
+        """Parameter name -> share of the run that it is not trained yet."""
+        return self.task.held_back if isinstance(self.task, HoldingTask) else {}
 
     @cached_property
     def parameters(self) -> str:

@@ -222,7 +222,7 @@ class StudentEngine:
 def build_student(
     module: nn.Module,
     optimizer: Optimizer,
-    schedule: Callable[[int], float],
+    schedule: Callable[[int], float] | list[Callable[[int], float]],
     config: DsConfig,
     *,
     universal: bool = False,
@@ -230,7 +230,7 @@ def build_student(
     """Wrap what is trained.
 
     Args:
-        schedule: step -> factor of each group's learning rate.
+        schedule: step -> factor of each group's learning rate; one for all, or one a group.
         config: resolved DeepSpeed JSON.
         universal: the engine's `load` will read a checkpoint of another world size.
     """

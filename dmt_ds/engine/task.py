@@ -101,6 +101,16 @@ class AnnotatedTask(PretrainingTask, Protocol):
         ...
 
 
+@runtime_checkable
+class HoldingTask(PretrainingTask, Protocol):
+    """A task that starts to train some of its weights later than the others."""
+
+    @property
+    def held_back(self) -> Mapping[str, float]:
+        """Name of a parameter of `module` -> share of the run that it has no gradient, nor moves."""
+        ...
+
+
 def frozen_weights(module: nn.Module) -> dict[str, Tensor]:
     """What a module does not train, by name: copies in float32 on the CPU, for `AnnotatedTask.untouched`."""
     return {

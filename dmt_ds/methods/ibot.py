@@ -129,6 +129,12 @@ class IbotTask:
         self._augments = (Augment(section.view_1), Augment(section.view_2)) + (local,) * section.local_crops
 
     @property
+    def held_back(self) -> Mapping[str, float]:
+        """The prototypes, so that the optimizer starts with them when they are released."""
+        share = self._section.freeze_last_layer
+        return {"head.prototypes": share} if share and self._section.released_moments == "fresh" else {}
+
+    @property
     def _hides_patches(self) -> bool:
         return self._section.patch_loss_weight > 0
 

@@ -21,7 +21,7 @@ METHODS: dict[str, dict[str, object]] = {
         "hidden_dim": 64,
         "bottleneck_dim": 32,
         "head_batch_norm": False,
-        "freeze_last_layer": 0.2,
+        "freeze_last_layer": 0.6,  # longer than until HALF
         "local_crops": 2,
         "local_crop_size": 8,
         "local_crop_scale": [0.3, 0.5],

@@ -103,6 +103,15 @@ def test_prototypes_are_frozen_for_the_first_share_of_the_run():
         assert (task.module.head.prototypes.grad is None) == frozen
 
 
+def test_the_optimizer_gets_the_prototypes_when_they_are_released():
+    def held(**settings):
+        return IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update=settings), 16).held_back
+
+    assert held(freeze_last_layer=0.2) == {"head.prototypes": 0.2}
+    assert held(freeze_last_layer=0.2, released_moments="counted") == held(freeze_last_layer=0.0) == {}
+    assert "head.prototypes" in dict(IbotTask(tiny.STUDENT, tiny.IBOT, 16).module.named_parameters())
+
+
 def test_the_published_encoder_is_the_momentum_teacher():
     task = tiny.task("ibot")
     start = task.backbone().blocks[0].attn.qkv.weight.clone()
