@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.errors import WeightsError
+from dmt_ds.models.positions import is_moco_v3_table
 
 LICENCES = {
     "mae": "CC-BY-NC-4.0",
@@ -98,6 +99,8 @@ def to_timm_names(
         where: the file, for error messages.
         part: `base_encoder` or `momentum_encoder` of a MoCo v3 checkpoint, or the top-level key that `state` lay under.
         siblings: all top-level keys of the checkpoint; they tell iBOT's from DINO's.
+
+    MoCo v3's own script (`convert_to_deit.py`) leaves timm's names: its fixed positions tell such a file from MAE's.
     """
     names = {key: _WRAPPERS.sub("", key) for key in state}  # file's key -> without wrappers
     bare = set(names.values())
@@ -111,7 +114,8 @@ def to_timm_names(
         return _plain(state, _with_prefix(names, "backbone."), "ibot" if masked else "dino")
     if any(re.search(r"(^|\.)embeddings\.(cls_token$|patch_embeddings\.)", name) for name in bare):
         return _transformers(state, names, where)
-    return _plain(state, names, _layout_of_timm_names(bare, part))
+    moco = any(name == "pos_embed" and is_moco_v3_table(state[key]) for key, name in names.items())
+    return _plain(state, names, "moco_v3" if moco else _layout_of_timm_names(bare, part))
 
 
 def _layout_of_timm_names(bare: Collection[str], part: str | None) -> str:

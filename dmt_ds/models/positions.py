@@ -1,7 +1,11 @@
 """Fixed positions of a ViT's patches; knows no ViT."""
 
+import math
+
 import torch
 from torch import Tensor
+
+_ROUNDING = 1e-2  # of a table in half precision
 
 
 def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:
@@ -16,3 +20,16 @@ def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:
     rows, columns = torch.meshgrid(coordinates, coordinates, indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]  # each [N, D/4]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
+
+
+def is_moco_v3_table(positions: Tensor) -> bool:
+    """Whether [1, 1+N, D] is MoCo v3's fixed table: MAE's with rows and columns exchanged; 0 for the class token."""
+    if positions.ndim != 3 or positions.shape[-1] % 4:
+        return False
+    table = positions[0].float()
+    side = math.isqrt(max(len(table) - 1, 0))
+    if side < 2 or side**2 != len(table) - 1:
+        return False
+    exchanged = sincos_positions(table.shape[1], side).view(side, side, -1).transpose(0, 1).flatten(0, 1)
+    whole = torch.cat([torch.zeros(1, table.shape[1]), exchanged])
+    return torch.allclose(table, whole.to(table.device), rtol=0, atol=_ROUNDING)

@@ -1,6 +1,7 @@
 """Small checkpoints in their authors' layouts, made here: each must give the tokens of the model it was made of."""
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import build_from
 from dmt_ds.models.teachers import load_encoder
-from dmt_ds.models.vit import create, describe
+from dmt_ds.models.vit import build_vit, create, describe
 from dmt_ds.models.weights import read_weights
 from tests.models import tiny
 
@@ -120,6 +121,39 @@ def test_a_moco_v3_vit_small_has_twelve_heads(tmp_path):
     assert torch.equal(tiny.tokens(built.eval()), tiny.tokens(vit))
     with pytest.raises(WeightsError, match=r"num_heads 6 is asked for.*12 heads"):
         build_from(weights, num_heads=6)
+
+
+def _moco_v3_table(width: int, side: int) -> torch.Tensor:
+    """By its authors' formula, a number at a time: the first half of the channels tells the row, the second the column.
+
+    [1, 1 + side^2, width], 0 for the class token.
+    """
+    table, quarter = torch.zeros(1, 1 + side * side, width), width // 4
+    for row in range(side):
+        for column in range(side):
+            for k in range(quarter):
+                waves = [f(place / 10000 ** (k / quarter)) for place in (row, column) for f in (math.sin, math.cos)]
+                table[0, 1 + row * side + column, k::quarter] = torch.tensor(waves)
+    return table
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_moco_v3_file_that_was_converted_to_timms_names_is_told_from_maes(half, tmp_path):
+    vit = tiny.vit(embed_dim=384, num_heads=12, depth=1)
+    with torch.no_grad():
+        vit.pos_embed.copy_(_moco_v3_table(384, tiny.IMAGE_SIZE // tiny.PATCH_SIZE))
+    state = {key: value.half() if half else value for key, value in vit.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "vit-s-300ep-deit.pth")
+    weights = read_weights(tmp_path / "vit-s-300ep-deit.pth")
+    assert (weights.layout, describe(build_from(weights)).num_heads) == ("moco_v3", 12)
+
+
+def test_maes_own_table_does_not_make_a_file_moco_v3s(tmp_path):
+    vit = tiny.vit(positions="sincos")
+    with torch.no_grad():
+        vit.pos_embed.copy_(build_vit(tiny.section(), tiny.IMAGE_SIZE).pos_embed)
+    torch.save({"model": vit.state_dict()}, tmp_path / "mae.pth")
+    assert read_weights(tmp_path / "mae.pth").layout == "mae"
 
 
 def test_a_dino_vit_small_has_six_heads(tmp_path):
