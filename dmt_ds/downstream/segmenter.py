@@ -12,6 +12,7 @@ from dmt_ds.config.section import Triple
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.augment import normalize
 from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm2d
+from dmt_ds.errors import ConfigError
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.uper_heads import ImageDropout2d, Pyramid, build_heads, scores_at
 
@@ -28,8 +29,17 @@ class Scores(NamedTuple):
 
 
 def blocks_of(section: SegmentConfig, depth: int) -> tuple[int, ...]:
-    """The four blocks whose tokens are taken, from 0: those of the settings, else 3, 5, 7, 11 of 12 in proportion."""
+    """The four blocks whose tokens are taken, from 0: those of the settings, else 3, 5, 7, 11 of 12 in proportion.
+
+    Raises:
+        ConfigError: the encoder has fewer blocks.
+    """
     if section.blocks is not None:
+        if section.blocks[-1] >= depth:
+            raise ConfigError(
+                f"segment.blocks {list(section.blocks)}: the encoder has {depth} blocks, 0 to {depth - 1}: take four "
+                "of them, or segment.blocks=null"
+            )
         return section.blocks
     return tuple(max(0, depth * numerator // 6 - 1) for numerator in (2, 3, 4, 6))
 

@@ -15,7 +15,7 @@ from dmt_ds.downstream.segmentation import pixel_loss
 from dmt_ds.downstream.segmenter import Scores, blocks_of, see
 from dmt_ds.downstream.segmenter_folder import SEGMENTER_FILE, load_segmenter, save_segmenter
 from dmt_ds.engine.task import AnnotatedTask, Progress
-from dmt_ds.errors import WeightsError
+from dmt_ds.errors import ConfigError, WeightsError
 from tests.downstream import segmented
 from tests.downstream.segmented import CROP
 from tests.tiny_scenes import CLASSES, write_ade
@@ -31,6 +31,15 @@ def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_blocks_are_those_of_the_papers_in_proportion(depth: int, blocks: tuple[int, ...]) -> None:
     assert blocks_of(SegmentConfig(), depth) == blocks
+
+
+def test_a_block_that_the_encoder_lacks_is_refused_by_name() -> None:
+    section = segmented.SECTION.model_copy(update={"blocks": (3, 5, 7, 11)})
+    with pytest.raises(
+        ConfigError, match=r"segment.blocks \[3, 5, 7, 11\]: the encoder has 6 blocks, 0 to 5: take four"
+    ):
+        segmented.task(blocks=section.blocks)
+    assert blocks_of(section, 12) == section.blocks
 
 
 def test_the_maps_are_the_blocks_patch_tokens_before_any_norm() -> None:
