@@ -141,6 +141,7 @@ def build_box_heads(
     heads.fg_bg_sampler = SeededSampler(section.box_samples, 0.25, f"boxes/{stage}")
     if masks:
         heads.mask_roi_pool = PyramidPool(_MASK_PIXELS, finest_stride)
-        heads.mask_head = InOwnType(MaskRCNNHeads(width, convs, dilation=1, norm_layer=LayerNorm2d))
+        layers = MaskRCNNHeads(width, convs, dilation=1, norm_layer=LayerNorm2d)
+        heads.mask_head = InOwnType(layers) if convs else nn.Identity()
         heads.mask_predictor = InOwnType(MaskRCNNPredictor(width, width, num_classes))
     return heads

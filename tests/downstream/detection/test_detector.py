@@ -42,9 +42,10 @@ def test_the_pyramid_has_maps_of_a_quarter_to_four_patches() -> None:
     }
 
 
+@pytest.mark.parametrize("convs", [0, 1])
 @pytest.mark.parametrize("heads", HEADS)
-def test_all_weights_learn_from_an_image_with_objects_and_one_without(heads: str) -> None:
-    detector = tiny.detector(heads=heads)
+def test_all_weights_learn_from_an_image_with_objects_and_one_without(heads: str, convs: int) -> None:
+    detector = tiny.detector(heads=heads, head_convs=convs)
     losses = losses_of(detector)
     assert losses.keys() == LOSSES
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
