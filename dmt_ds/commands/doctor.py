@@ -21,7 +21,7 @@ from dmt_ds.commands.device_check import look_at_device
 from dmt_ds.commands.findings import Finding
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.resume import refuse_another_run
-from dmt_ds.commands.runs import advice_for_cpu
+from dmt_ds.commands.runs import advice_for_cpu, check_batch_norm
 from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters, image_size_of_start
 from dmt_ds.config.batch import BatchPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
@@ -118,6 +118,7 @@ def _check_batch(patient: _Patient) -> Iterator[Finding]:
     train = patient.config.train
     plan = patient.batch = plan_batch(train.global_batch_size, train.micro_batch_size, patient.ranks)
     arithmetic = f"{plan.micro_batch_size} x {plan.world_size} ranks x {plan.grad_accum_steps} accumulation steps"
+    check_batch_norm(patient.config, plan, over_ranks=True)  # as a GPU has it; this may be a login node
     yield Finding("ok", "batch", f"{plan.global_batch_size} = {arithmetic}")
     if patient.config.task == "moco_v3" and plan.grad_accum_steps > 1:
         keys = plan.micro_batch_size * plan.world_size

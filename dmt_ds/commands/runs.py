@@ -55,6 +55,7 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
         DataError: there are no images.
     """
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
+    check_batch_norm(config, batch, over_ranks=device.type == "cuda")
     members = member_runs(config) or {"": config}
     ds_configs = {name: _ds_config(member, batch) for name, member in members.items()}
     dist.decided_by_main(lambda: _prepare(config, [Path(member.output_dir) for member in members.values()]))
@@ -100,6 +101,23 @@ def _ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
     check_ds_config(path, ds_config)
     check_zero_stage(config, ds_config)
     return ds_config
+
+
+def check_batch_norm(config: RunConfig, batch: BatchPlan, *, over_ranks: bool) -> None:
+    """Whether MoCo v3's batch norm has something to take a mean of.
+
+    Args:
+        over_ranks: it takes that of all ranks, as it does on CUDA.
+
+    Raises:
+        ConfigError: it would see one image alone.
+    """
+    if config.task == "moco_v3" and batch.micro_batch_size * (batch.world_size if over_ranks else 1) < 2:
+        more = "take more, or more ranks" if over_ranks else "take more"
+        raise ConfigError(
+            f"train.micro_batch_size {batch.micro_batch_size}: batch norm in the heads of moco_v3 needs two images at "
+            f"least: {more}"
+        )
 
 
 def check_zero_stage(config: RunConfig, ds_config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import sysconfig
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from dmt_ds.commands.device_check import slow_paths
 from dmt_ds.commands.doctor import run
 from dmt_ds.commands.findings import Finding, render
 from dmt_ds.commands.image_check import look_at_images
+from dmt_ds.commands.runs import check_batch_norm
 from dmt_ds.commands.tasks import build_task
+from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
-from dmt_ds.errors import DataError
+from dmt_ds.errors import ConfigError, DataError
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
 from dmt_ds.tracking import mlflow_look
@@ -166,6 +169,19 @@ def test_moco_v3_with_accumulation_is_told_its_number_of_keys(tmp_path: Path, im
     assert "warn: moco_v3: 4 keys instead of 16: accumulation adds no negatives" in said(findings, "batch")
     assert "keys" not in said(run(small_run(tmp_path, images, *small_heads), ranks=8), "batch")
     assert "keys" not in said(teacher_making(tmp_path, images, "train.global_batch_size=16"), "batch")
+
+
+@pytest.mark.parametrize(("ranks", "over_ranks", "is_refused"), [(1, True, True), (4, True, False), (4, False, True)])
+def test_moco_v3_with_one_image_for_its_batch_norm_is_refused(ranks: int, over_ranks: bool, is_refused: bool) -> None:
+    config, plan = load_config(None, ["task=moco_v3", "train.micro_batch_size=1"]), plan_batch(4, 1, ranks)
+    with pytest.raises(ConfigError, match=r"train.micro_batch_size 1: batch norm") if is_refused else nullcontext():
+        check_batch_norm(config, plan, over_ranks=over_ranks)
+    check_batch_norm(load_config("mae"), plan, over_ranks=over_ranks)
+
+
+def test_doctor_refuses_moco_v3_with_one_image_a_micro_batch(tmp_path: Path, images: Path) -> None:
+    settings = ("task=moco_v3", "moco_v3.hidden_dim=16", "moco_v3.output_dim=8", "train.micro_batch_size=1")
+    assert "batch norm in the heads of moco_v3" in failed(run(small_run(tmp_path, images, *settings), ranks=1))["batch"]
 
 
 def test_a_corrupt_image_among_those_looked_at_is_named(tmp_path: Path, images: Path) -> None:
