@@ -33,6 +33,15 @@ def complaints(text: str, folder: Path) -> list[str]:
     return [line.removeprefix(f"{path}: ") for line in lines]
 
 
+def test_the_guides_example_is_a_suite_and_each_of_its_runs_resolves(tmp_path: Path) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "suites.md"
+    example = tmp_path / "fusions.yaml"
+    example.write_text(guide.read_text().split("```yaml\n")[1].split("```")[0])
+    plan = plan_of(example, **{"data.path": "photos"})
+    runs = all_runs(plan)
+    assert len(runs) == 2 + 3 * 2 + 3 * 3 and not findings(plan, runs)
+
+
 # Which runs there are
 
 
