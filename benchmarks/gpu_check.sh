@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one go, on a GPU machine without network: GPU tests, the losses, whole steps
-# beside those of others, the teachers' pass, the trainer's overhead. Figures go to the folder given, as JSON and Markdown.
+# beside those of others, the teachers' pass, the trainer's overhead, where a step's time goes. Figures go to the folder
+# given, as JSON and Markdown.
 #
 #   benchmarks/gpu_check.sh OUT_FOLDER                     # all; PYTHON=/path/to/python chooses the interpreter
 #   benchmarks/gpu_check.sh OUT_FOLDER tests loss+step_t   # some: of loss, step_t, step_s, step_b, teachers, jitter,
-#                                                          # trainer, family, rates, tests, heart, study
+#                                                          # trainer, family, rates, profile, tests, heart, study
 #
 # What is joined by + (loss, step_*, teachers, jitter, trainer, family) is built and compiled side by side, which takes
 # most of the time, and then timed one after the other, alone on the device. The three whole steps together want some
@@ -20,7 +21,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
 shift
-stages=${*:-loss+step_t+step_s+step_b teachers+jitter+trainer+family rates tests heart}
+stages=${*:-loss+step_t+step_s+step_b teachers+jitter+trainer+family rates profile tests heart}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -79,6 +80,7 @@ run() { # stage
         done
         return $failed
         ;;
+    profile) stage profile "$python" benchmarks/profile_run.py --out "$out" ;;
     tests) stage tests "$python" -m pytest -v -n "${JOBS:-8}" --durations=12 -m gpu -k "not heart" tests/gpu ;;
     heart)
         STAGE_SECONDS=${HEART_SECONDS:-600} stage heart "$python" -m pytest -v -n 2 -m gpu -k heart tests/gpu
@@ -88,7 +90,7 @@ run() { # stage
         stage study "$python" -m dmt_ds suite small_study data.path="$photos" -o "$out/study" --jobs "${JOBS:-8}"
         ;;
     *)
-        echo "no stage $1: loss, step_t, step_s, step_b, teachers, jitter, trainer, family, rates, tests, heart, study"
+        echo "no stage $1: loss, step_t, step_s, step_b, teachers, jitter, trainer, family, rates, profile, tests, heart, study"
         return 2
         ;;
     esac

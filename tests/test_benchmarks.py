@@ -170,6 +170,16 @@ def test_the_trainer_is_measured_beside_bare_steps(tmp_path: Path) -> None:
     assert found["rows"][-1][""] == "trainer with a log step in 20 over bare"
 
 
+def test_a_run_with_profiled_steps_leaves_its_table_and_a_small_trace(tmp_path: Path) -> None:
+    small = ["--teacher", "vit_tiny", "--image-size", "32", "train.global_batch_size=2", "train.micro_batch_size=2"]
+    short = ["data.num_workers=0", "train.steps=3", "train.profile_steps=[2,3]"]
+    arguments = [str(BENCHMARKS / "profile_run.py"), "--out", str(tmp_path), *small, *short]
+    done = processes.run(arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    assert "steps 2 to 3:" in done.stdout
+    assert json.loads((tmp_path / "profile.json").read_text())["steps"] == [2, 3]
+    assert (tmp_path / "profile_trace.json.gz").exists()
+
+
 def test_jitter_is_measured_with_and_without_hue(tmp_path: Path) -> None:
     found = run("bench_jitter.py", tmp_path, "--batch", "2", "--size", "32", "--no-mlflow")
     assert {case: len(of_case["seconds"]) for case, of_case in found["raw"].items()} == {"three": 2, "three and hue": 2}
