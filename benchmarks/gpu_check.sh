@@ -17,6 +17,11 @@
 #
 # A stage is ended after STAGE_SECONDS (400; photographs learned by heart, 600; joined ones, once for each of them); the
 # others go on, and the code says it.
+#
+# All of OUT_FOLDER but a study's runs is in OUT_FOLDER.tar.gz as well: after each stage, and when the script is ended from
+# outside. Everything takes longer than ten minutes, and joined programs publish after their turn only: where time is
+# short, take few stages and bound them,
+#   timeout 540 benchmarks/gpu_check.sh /tmp/out loss+step_t
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
@@ -36,8 +41,30 @@ end_programs() { # that were set up in the background
         kill "$job" 2>/dev/null
     done
 }
-trap 'exit 130' INT TERM
-trap end_programs EXIT
+
+pack() { # a file, for where few come back
+    local name
+    name=$(basename "$out")
+    # tar says 1 where a log grew meanwhile.
+    tar -czf "$out.tar.gz.part" --exclude="$name/study" -C "$(dirname "$out")" "$name" 2>/dev/null || [ $? -eq 1 ] || return
+    mv "$out.tar.gz.part" "$out.tar.gz"
+}
+
+# shellcheck disable=SC2329  # the trap calls it
+finish() {
+    end_programs
+    pack
+}
+
+ending=
+# shellcheck disable=SC2329  # traps call it
+on_signal() { # the second of two, as `timeout` sends them, must not end what the first began
+    [ -n "$ending" ] && return
+    ending=1
+    exit 130
+}
+trap on_signal INT TERM
+trap finish EXIT
 
 stage() { # name, command...; its log is OUT_FOLDER/name.log
     local name=$1
@@ -109,7 +136,8 @@ side_by_side() { # stages...
     echo $# >"$turns/expected"
     for one in "$@"; do
         (
-            trap - INT TERM EXIT
+            trap on_signal INT TERM
+            trap end_programs EXIT # its own: a signal may reach this shell before the one that waits for it
             STAGE_SECONDS=$((${STAGE_SECONDS:-400} * $#)) TURN=$turns/$one run "$one"
             code=$?
             touch "$turns/$one.ready" # also where it ended before it was
@@ -136,5 +164,6 @@ for set in $stages; do
     else
         run "$set" || failed=1
     fi
+    pack
 done
 exit $failed

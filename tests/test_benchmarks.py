@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -183,6 +184,56 @@ def test_a_run_with_profiled_steps_leaves_its_table_and_a_small_trace(tmp_path: 
 def test_jitter_is_measured_with_and_without_hue(tmp_path: Path) -> None:
     found = run("bench_jitter.py", tmp_path, "--batch", "2", "--size", "32", "--no-mlflow")
     assert {case: len(of_case["seconds"]) for case, of_case in found["raw"].items()} == {"three": 2, "three and hue": 2}
+
+
+FAKE_PYTHON = """#!/bin/sh
+[ "$1" = -c ] && exit 0
+echo "runs $1"
+touch "$MARKS/$$"
+exec sleep "$SECONDS_EACH"
+"""
+
+
+def gpu_check(folder: Path, seconds_each: int, limit: int, *words: str) -> tuple[int, set[str]]:
+    """The script with programs that sleep, ended at a limit in seconds: its code, and what the archive holds."""
+    python, marks, out = folder / "python", folder / "marks", folder / "out"
+    marks.mkdir()
+    (out / "study").mkdir(parents=True)
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    told = {"PYTHON": str(python), "MARKS": str(marks), "SECONDS_EACH": str(seconds_each)}
+    command = ["timeout", str(limit), str(BENCHMARKS / "gpu_check.sh"), str(out), *words]
+    done = subprocess.run(command, env={**os.environ, **told}, capture_output=True, timeout=120)
+    with tarfile.open(folder / "out.tar.gz") as archive:
+        return done.returncode, set(archive.getnames())
+
+
+def lives(pid: int) -> bool:
+    """What has ended but nobody waited for does not."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_figures_of_a_gpu_are_one_file_as_well(tmp_path: Path) -> None:
+    code, names = gpu_check(tmp_path, 0, 60, "loss+trainer", "jitter")
+    assert code == 0
+    assert names == {"out", *(f"out/{name}" for name in ("machine.txt", "loss.log", "trainer.log", "jitter.log"))}
+
+
+@pytest.mark.parametrize("stages", ["loss+trainer", "loss"])
+def test_what_a_check_that_is_ended_from_outside_has_is_kept_and_no_program_outlives_it(
+    tmp_path: Path, stages: str
+) -> None:
+    code, names = gpu_check(tmp_path, 300, 5, stages)
+    assert code == 124 and {"out/machine.txt", "out/loss.log"} < names
+    programs = [int(mark.name) for mark in (tmp_path / "marks").iterdir()]
+    assert len(programs) == len(stages.split("+"))
+    deadline = time.monotonic() + 20
+    while alive := [pid for pid in programs if lives(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("peer", ["pytorch", "tinymim_style", "deepspeed"])
