@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Count, Fraction, NonNegative, Positive, Section, Triple
+from dmt_ds.config.section import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Section,
+    Triple,
+    check_range,
+)
 
 
 class AugmentConfig(Section):
@@ -155,6 +165,12 @@ class IbotConfig(Section):
         saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.5
     )
     """Augmentation of the small crops."""
+
+    @model_validator(mode="after")
+    def _ranges_are_in_order(self) -> "IbotConfig":
+        for name in ("mask_ratio", "global_crop_scale", "local_crop_scale"):
+            check_range(name, getattr(self, name))
+        return self
 
 
 class TinyMimConfig(Section):

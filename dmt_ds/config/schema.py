@@ -19,7 +19,7 @@ from dmt_ds.config.methods import (
     MocoV3Config,
     TinyMimConfig,
 )
-from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Workers, multiples_near
+from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Workers, check_range, multiples_near
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.config.tracking import TrackingConfig
@@ -85,9 +85,7 @@ class DataConfig(Section):
         if self.source != "digits" and not self.path:
             raise ValueError(f"path is needed for source '{self.source}': data.path=/where/the/images/are")
         for name in ("crop_scale", "crop_ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} [{low}, {high}] is the wrong way round: [{high}, {low}]")
+            check_range(name, getattr(self, name))
         return self
 
 

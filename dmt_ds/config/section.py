@@ -28,6 +28,19 @@ def multiples_near(number: int, step: int) -> str:
     return " or ".join(str(multiple) for multiple in (below, below + step) if multiple)
 
 
+def check_range(name: str, bounds: tuple[float, float]) -> None:
+    """A range has its lower bound first, and something in it.
+
+    Raises:
+        ValueError: it has not; names the setting.
+    """
+    low, high = bounds
+    if low > high:
+        raise ValueError(f"{name} [{low}, {high}] is the wrong way round: [{high}, {low}]")
+    if high == 0:
+        raise ValueError(f"{name} [{low}, {high}] holds nothing: end it above 0")
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
