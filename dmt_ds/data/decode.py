@@ -27,14 +27,14 @@ def decode_image(data: bytes, name: str) -> Tensor:
     """Decode to [3, H, W] uint8 RGB, upright.
 
     Grey, palette, CMYK and 16-bit pictures become 8-bit RGB; transparency is dropped; of an animation it is the first
-    frame.
+    frame. 32-bit integers in a TIFF are taken for 8 bits where they fit these, else for 16.
 
     Args:
         data: the whole file.
         name: what to call the image in an error.
 
     Raises:
-        DataError: empty, truncated, corrupt, of no known format, or larger than `MAX_PIXELS`.
+        DataError: empty, truncated, corrupt, of no known format, in floating point, or larger than `MAX_PIXELS`.
     """
     if not data:
         raise DataError(f"{name}: the image file is empty (0 bytes); fetch it again or remove it")
@@ -47,7 +47,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
                 return _decode_jpeg(data)
             except (RuntimeError, ImportError):
                 pass  # Pillow knows more variants, and says more plainly what is wrong
-        return _decode_pillow(data)
+        return _decode_pillow(data, name)
     except DataError:
         raise
     except Exception as error:  # a broken file makes decoders raise whatever they like
@@ -96,14 +96,20 @@ def _decode_jpeg(data: bytes) -> Tensor:
     return image
 
 
-def _decode_pillow(data: bytes) -> Tensor:
+def _decode_pillow(data: bytes, name: str) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "F":  # Pillow's own conversion makes 0..1 black
+                raise DataError(
+                    f"{name}: has floating-point pixels, and does not say what is white: save it with 8 or 16 bits"
+                )
+            is_wide = image.mode == "I" and image.format == "TIFF"  # 16 bits of other formats have mode I too
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits to 8
                 grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
-                pixels = np.repeat(((grey + 128) // 257)[..., None], 3, axis=2).astype(np.uint8)
+                grey = grey if is_wide and grey.max() <= 255 else (grey + 128) // 257
+                pixels = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
             else:
                 pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)

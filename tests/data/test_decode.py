@@ -43,6 +43,19 @@ HELD_BY = {
 }
 
 
+@pytest.mark.parametrize("scale", [1, 257])
+def test_a_tiff_of_32_bits_keeps_8_and_16_bit_values(scale: int) -> None:
+    image = decode_image(encode(Image.fromarray(PIXELS[..., 0].astype(np.int32) * scale), "TIFF"), "x")
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.repeat(PIXELS[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_floating_point_pixels_are_refused(scale: int) -> None:
+    data = encode(Image.fromarray(PIXELS[..., 0].astype(np.float32) / scale), "TIFF")
+    with pytest.raises(DataError, match=r"^x: has floating-point pixels, .* save it with 8 or 16 bits$"):
+        decode_image(data, "x")
+
+
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in HELD_BY.items() for mode in modes])
 def test_every_format_and_mode_is_as_pillow_says(kind: str, mode: str) -> None:
     data = encode(RGB.convert(mode), kind)
