@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from dmt_ds.data.coco_checks import check_category, check_image, check_object, check_unique, drawable, visible_box
+from dmt_ds.data.coco_checks import (
+    check_category,
+    check_image,
+    check_object,
+    check_unique,
+    drawable,
+    drop_nulls,
+    visible_box,
+)
 from dmt_ds.data.coco_library import Segmentation, area_of, mask_of
 from dmt_ds.data.decode import decode_image, is_turned
 from dmt_ds.data.folder import PackedNames, existing, read_file
+from dmt_ds.data.packed_records import PackedRecords
 from dmt_ds.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -176,20 +184,6 @@ class CocoSource:
         return found
 
 
-class PackedRecords:
-    """A JSON value a row in two tensors: loader processes share them, where lists of a million polygons are copied."""
-
-    def __init__(self, records: Iterable[object]) -> None:
-        encoded = [json.dumps(record, separators=(",", ":")).encode() for record in records]
-        self._text = torch.frombuffer(bytearray(b"".join(encoded) or b" "), dtype=torch.uint8)
-        self._ends = torch.tensor([0, *(len(text) for text in encoded)]).cumsum(0)
-
-    def __getitem__(self, index: int) -> Any:
-        """The value of a row, read anew each time."""
-        start, end = self._ends[index], self._ends[index + 1]
-        return json.loads(self._text[start:end].numpy().tobytes())
-
-
 def open_coco(
     root: str, split: str, annotations: str, images: str, max_images: int | None = None, masks: bool = True
 ) -> CocoSource:
@@ -265,6 +259,7 @@ def _read(path: Path) -> dict[str, Any]:
         check_unique(path, entries, kind)
     for entry in content["categories"]:
         check_category(path, entry)
+    drop_nulls(content["annotations"])
     return dict(content)
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,14 @@ def check_image(path: Path, entry: Mapping[str, Any]) -> None:
     size = [entry["height"], entry["width"]]
     if not all(isinstance(side, int) and 0 < side <= _FARTHEST for side in size):
         raise DataError(f"{where} has the height and width {size}; both must be whole numbers of pixels")
+
+
+def drop_nulls(objects: Iterable[dict[str, Any]]) -> None:
+    """What an object may leave out, it may also say null to, as tools for boxes alone write it; in place."""
+    for entry in objects:
+        for key in ("area", "iscrowd", "segmentation"):
+            if entry.get(key, 0) is None:
+                del entry[key]
 
 
 def check_object(

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,30 @@ def test_what_an_object_does_not_say_is_filled_in_for_the_judge(tmp_path: Path) 
     assert average_precision(truth, [], "segm")["ap"] == 0  # pycocotools takes a polygon of two corners for a box
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_null_is_as_if_it_did_not_stand_there(tmp_path: Path, masks: bool) -> None:
+    def nulls(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            entry.update(area=None, iscrowd=None)
+        for entry in content["annotations"] if not masks else ():
+            entry.update(segmentation=None)
+
+    def nothing(content: dict[str, Any]) -> None:
+        nulls(content)
+        for entry in content["annotations"]:
+            for key in [key for key, value in entry.items() if value is None]:
+                del entry[key]
+
+    with_nulls, without = (
+        CocoSource(write_split(root, "train", 3, change), root / "train", masks=masks)
+        for root, change in ((tmp_path / "nulls", nulls), (tmp_path / "none", nothing))
+    )
+    assert [with_nulls.objects(row) for row in range(3)] == [without.objects(row) for row in range(3)]
+    assert len(with_nulls.objects(0)) == 2 and with_nulls.num_judged == 6
+    if find_spec("pycocotools"):
+        assert with_nulls.truth()["annotations"] == without.truth()["annotations"]
+
+
 def test_without_an_object_that_is_no_crowd_there_is_nothing_to_judge_by(tmp_path: Path) -> None:
     def crowds_alone(content: dict[str, Any]) -> None:
         for entry in content["annotations"]:
@@ -186,8 +211,8 @@ def size_of_nothing(content: dict[str, Any]) -> None:
     content["images"][1]["height"] = 0
 
 
-def area_of_nothing(content: dict[str, Any]) -> None:
-    content["annotations"][0]["area"] = None
+def area_of_text(content: dict[str, Any]) -> None:
+    content["annotations"][0]["area"] = "12"
 
 
 def crowd_of_text(content: dict[str, Any]) -> None:
@@ -246,7 +271,7 @@ def no_categories(content: dict[str, Any]) -> None:
         (id_of_text, "image id 'eleven' is no whole number"),
         (file_elsewhere, "image 11 has the file_name '../annotations/instances_train.json', which is not below"),
         (size_of_nothing, "image 11 has the height and width [0, 56]"),
-        (area_of_nothing, "annotation 1 has the area None"),
+        (area_of_text, "annotation 1 has the area '12'"),
         (crowd_of_text, "annotation 1 has the iscrowd '0'"),
         (name_of_a_number, "category 7 has the name 8, which is no text"),
         (id_of_many_digits, "is no whole number of 64 bits"),
