@@ -1,5 +1,6 @@
 """Masked autoencoder: three quarters of an image are guessed from the rest (He et al., 2022); knows no engine."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from dmt_ds.config.methods import AugmentConfig, MaeConfig
 from dmt_ds.config.schema import DataConfig, StudentConfig
+from dmt_ds.config.section import multiples_near
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec
@@ -50,6 +52,11 @@ def num_kept_patches(mask_ratio: float, num_patches: int) -> int:
     Raises:
         ConfigError: it would see none, or all.
     """
+    if num_patches < 2:
+        raise ConfigError(
+            "data.image_size is one student.patch_size: an image is a single patch and nothing is left to guess; take "
+            "a larger data.image_size, or a smaller student.patch_size"
+        )
     kept = num_patches - round(mask_ratio * num_patches)
     if not 0 < kept < num_patches:
         raise ConfigError(
@@ -59,11 +66,31 @@ def num_kept_patches(mask_ratio: float, num_patches: int) -> int:
     return kept
 
 
+def check_decoder(section: MaeConfig) -> None:
+    """Whether the decoder can be built.
+
+    Raises:
+        ConfigError: its width fits neither its heads nor its fixed positions; names the setting.
+    """
+    width, heads = section.decoder_embed_dim, section.decoder_num_heads
+    if width % heads:
+        raise ConfigError(
+            f"mae.decoder_embed_dim {width} is not a multiple of mae.decoder_num_heads {heads}: take "
+            f"{multiples_near(width, heads)}"
+        )
+    if width % 4:
+        raise ConfigError(
+            f"mae.decoder_embed_dim {width} is not a multiple of 4, as its sine-cosine positions need: take "
+            f"{multiples_near(width, math.lcm(4, heads))}"
+        )
+
+
 class MaeModule(nn.Module):
     """All that is trained: the encoder, which is kept, and the decoder, which is not."""
 
     def __init__(self, student: StudentConfig, section: MaeConfig, image_size: int) -> None:
         super().__init__()
+        check_decoder(section)
         self.encoder = build_encoder(student, image_size)
         width = section.decoder_embed_dim
         decoder: Any = build_vit(

@@ -102,3 +102,26 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_halves():
         for data in (whole, tiny.part(whole, slice(0, 4)), tiny.part(whole, slice(4, 8)))
     ]
     torch.testing.assert_close(losses[0], (losses[1] + losses[2]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"decoder_embed_dim": 96, "decoder_num_heads": 5},
+            r"mae.decoder_embed_dim 96 is not a multiple of mae.decoder_num_heads 5: take 95 or 100",
+        ),
+        (
+            {"decoder_embed_dim": 30, "decoder_num_heads": 3},
+            r"mae.decoder_embed_dim 30 is not a multiple of 4, as its .*: take 24 or 36",
+        ),
+    ],
+)
+def test_a_decoder_that_can_not_be_built_is_refused_by_its_own_name(settings, told):
+    with pytest.raises(ConfigError, match=told):
+        MaeTask(tiny.STUDENT, tiny.MAE.model_copy(update=settings), 16, tiny.PLAIN)
+
+
+def test_an_image_of_one_patch_is_told_to_be_too_small():
+    with pytest.raises(ConfigError, match=r"an image is a single patch .*; take a larger data.image_size"):
+        num_kept_patches(0.75, 1)
