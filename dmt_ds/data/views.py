@@ -18,6 +18,7 @@ from dmt_ds.data.rand_augment import RandAugment
 
 _TRIES = 10  # as many as torchvision's
 _NUMBERS = 2 * _TRIES + 4  # (area, ratio) a try; top, left, flip, angle
+_LONGEST = 16  # times the short side: what is longer is cut before it is scaled, far from the middle
 _RESIZERS = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa, "bilinear": torch.ops.aten._upsample_bilinear2d_aa}
 
 
@@ -139,6 +140,15 @@ def crop_box(height: int, width: int, spec: CropSpec, numbers: list[float]) -> t
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
+def _without_far_ends(image: Tensor) -> Tensor:
+    """The same middle of a very long image, which would fill the memory if it were scaled as a whole; others as is."""
+    height, width = image.shape[-2:]
+    longest = _LONGEST * min(height, width)
+    rows, columns = (side if side <= longest else longest + (side - longest) % 2 for side in (height, width))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return image[:, top : top + rows, left : left + columns]
+
+
 def center_crop(image: Tensor, size: int, interpolation: Interpolation = "bicubic") -> Tensor:
     """The middle of an image, for evaluation: [3, h, w] uint8 -> [3, size, size] uint8.
 
@@ -147,8 +157,10 @@ def center_crop(image: Tensor, size: int, interpolation: Interpolation = "bicubi
     """
     from torchvision.transforms.v2 import functional
 
-    height, width = image.shape[-2:]
     short_side = eval_short_side(size)
+    if short_side > size:
+        image = _without_far_ends(image)
+    height, width = image.shape[-2:]
     factor = short_side / min(height, width)
     scaled = [max(size, round(height * factor)), max(size, round(width * factor))]
     resized = torch.empty(3, *(scaled if short_side > size else [size, size]), dtype=torch.uint8)

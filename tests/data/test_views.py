@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.views import CropSpec, center_crop, crop_box, crop_numbers, cut_into, draw_crop
+from dmt_ds.data.views import CropSpec, _without_far_ends, center_crop, crop_box, crop_numbers, cut_into, draw_crop
 
 PLAIN = CropSpec(64, flip=0.0)
 
@@ -190,6 +190,29 @@ def test_the_middle_at_224_is_that_of_resize_256_and_crop_224() -> None:
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_the_middle_has_the_size_asked_for(shape: tuple[int, int], size: int) -> None:
     assert center_crop(coordinate_image(*shape), size).shape == (3, size, size)
+
+
+def scaled_as_a_whole(image: torch.Tensor) -> torch.Tensor:
+    return tvf.center_crop(tvf.resize(image, [256], InterpolationMode.BICUBIC, antialias=True), [224, 224])
+
+
+@pytest.mark.parametrize("shape", [(20, 333), (20, 480), (481, 20), (600, 30)])
+def test_the_middle_of_a_very_long_image_is_that_of_the_whole(shape: tuple[int, int]) -> None:
+    image = photograph(*shape)
+    difference = (center_crop(image, 224).float() - scaled_as_a_whole(image).float()).abs()
+    assert difference.mean() < 2 and difference.max() <= 32  # scaled lengths are whole pixels: half of one, at most
+
+
+def test_up_to_sixteen_times_as_long_nothing_is_cut_before_it_is_scaled() -> None:
+    for shape in ((20, 320), (320, 20)):
+        image = photograph(*shape)
+        assert _without_far_ends(image).shape == image.shape
+
+
+def test_an_image_of_few_rows_and_many_columns_is_not_scaled_as_a_whole() -> None:
+    assert _without_far_ends(torch.zeros(3, 4, 8000, dtype=torch.uint8)).shape == (3, 4, 64)
+    assert _without_far_ends(torch.zeros(3, 8001, 4, dtype=torch.uint8)).shape == (3, 65, 4)
+    assert center_crop(torch.zeros(3, 1, 100_000, dtype=torch.uint8), 224).shape == (3, 224, 224)
 
 
 def test_a_small_evaluation_crop_keeps_the_whole_image() -> None:
