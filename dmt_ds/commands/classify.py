@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 24
 """Images with a right answer, and with a wrong one, that are shown."""
+MOST_CONFUSED = 2000
+"""Classes at most of which a confusion matrix is made: of ten times as many it fills gigabytes, and shows nothing."""
 
 
 class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
@@ -146,20 +148,24 @@ class ClassificationJudge:
         """Judge what is published; say how it compares to the best on the way; leave pictures of what is mistaken."""
         name, of_published = list(self.evaluate(step).items())[-1]
         scores = accuracy_over_ranks(of_published)
-        confusion = confusion_over_ranks(of_published, self.task.num_classes)
+        num_classes = self.task.num_classes
+        confusion = confusion_over_ranks(of_published, num_classes) if num_classes <= MOST_CONFUSED else None
         samples = samples_over_ranks(of_published, NUM_SAMPLES)
         if not dist.is_main():
             return
         self.scene.say_best(f"eval/{name}top1")
         self.scene.tell_origin("probe" if self.scene.config.classify.frozen else "finetune", scores._asdict())
+        if confusion is None:
+            logger.info("no confusion matrix of %d classes, as it is for %d at most", num_classes, MOST_CONFUSED)
         self.scene.picture(lambda: self._draw(confusion, *samples))
 
-    def _draw(self, confusion: Tensor, right: list[Sample], wrong: list[Sample]) -> None:
+    def _draw(self, confusion: Tensor | None, right: list[Sample], wrong: list[Sample]) -> None:
         from dmt_ds.tracking import answer_pictures
 
         folder, names = self.scene.pictures, self.task.class_names
-        answer_pictures.write_confusion(confusion, names, folder / "confusion.csv")
-        answer_pictures.draw_confusion(confusion, names, folder / "confusion.png")
+        if confusion is not None:
+            answer_pictures.write_confusion(confusion, names, folder / "confusion.csv")
+            answer_pictures.draw_confusion(confusion, names, folder / "confusion.png")
         for kind, samples in (("right", right), ("wrong", wrong)):
             shown = [
                 (self._picture(sample.row), names[sample.label], names[sample.answer], sample.probability)
