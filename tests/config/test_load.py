@@ -352,7 +352,8 @@ def test_the_recipes_of_coco_hold_the_1x_setting(name: str) -> None:
     optim, train, section = config.optim, config.train, config.detect
     assert (train.epochs, optim.schedule, [12 * share for share in optim.decay_at]) == (12, "steps", [8, 11])
     assert optim.base_lr * train.global_batch_size / 256 == pytest.approx(1e-4) and train.global_batch_size == 16
-    assert (optim.layer_decay, optim.weight_decay, config.student.drop_path) == (0.8, 0.05, 0.1)
+    layer_decay, drop_path = (0.75, 0.2) if name.endswith("base") else (0.8, 0.1)
+    assert (optim.layer_decay, optim.weight_decay, config.student.drop_path) == (layer_decay, 0.05, drop_path)
     assert (section.short_sides[0], section.short_sides[-1], section.max_side) == (480, 800, 1333)
     assert section.heads == ("cascade" if "cascade" in name else "mask_rcnn")
 
