@@ -25,10 +25,16 @@ class Classifier(nn.Module):
         vit: the encoder; all that is kept as the backbone.
         pooling: `class` or `patch_mean`, as `ClassifyConfig.pooling` has it.
         frozen: only the head is trained, behind a batch norm without gain and bias; the ViT stays in evaluation.
+        head_std: of the head's first weights.
     """
 
     def __init__(
-        self, vit: nn.Module, num_classes: int, pooling: Literal["class", "patch_mean"], frozen: bool = False
+        self,
+        vit: nn.Module,
+        num_classes: int,
+        pooling: Literal["class", "patch_mean"],
+        frozen: bool = False,
+        head_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.vit = vit
@@ -41,7 +47,7 @@ class Classifier(nn.Module):
             parts.norm.reset_parameters()
         self.feature_norm = SharedBatchNorm(parts.embed_dim) if frozen else nn.Identity()
         self.head = nn.Linear(parts.embed_dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.01 if frozen else 0.02)
+        nn.init.trunc_normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
 
     @property

@@ -346,6 +346,13 @@ def test_the_label_baselines_hold_deits_settings(size: str) -> None:
     assert (section.rand_augment_magnitude, section.rand_augment_std) == (9, 0.5)
 
 
+def test_what_was_measured_trains_as_it_did() -> None:
+    assert load_config("small_finetune").classify.head_std == 0.02
+    assert load_config("small_linear").classify.head_std == 0.01
+    for name in ("quickstart_ibot", "small_ibot"):
+        assert load_config(name).ibot.released_moments == "counted"
+
+
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("detect_coco_")])
 def test_the_recipes_of_coco_hold_the_1x_setting(name: str) -> None:
     config = load_config(name)

@@ -101,6 +101,24 @@ def test_the_backbone_is_the_vit_without_head_and_loads_as_an_encoder(tmp_path: 
     assert all(torch.equal(again.backbone().state_dict()[key], value) for key, value in state.items())
 
 
+@pytest.mark.parametrize(
+    ("given", "settings", "std"),
+    [
+        (True, {}, 2e-5),
+        (False, {}, 0.02),
+        (True, {"frozen": True}, 0.01),
+        (True, {"head_std": 0.3}, 0.3),
+        (False, {"head_std": 0.3}, 0.3),
+    ],
+)
+def test_a_head_starts_as_small_as_its_authors(tmp_path: Path, given: bool, settings: dict, std: float) -> None:
+    vit = build_vit(STUDENT, IMAGE_SIZE)
+    save_backbone(tmp_path / "backbone", vit.state_dict(), STUDENT, IMAGE_SIZE, provenance={"teachers": {}})
+    student = STUDENT.model_copy(update={"init_from": str(tmp_path) if given else None})
+    of = ClassificationTask(student, ClassifyConfig(**settings), IMAGE_SIZE, PLAIN, CLASS_NAMES)
+    assert of.module.head.weight.std().item() == pytest.approx(std, rel=0.15)
+
+
 def test_a_norm_in_another_place_starts_afresh_and_the_class_tokens_own_is_kept(tmp_path: Path) -> None:
     vit = build_vit(STUDENT, IMAGE_SIZE)
     torch.nn.init.constant_(vit.norm.weight, 3.0)
