@@ -107,7 +107,9 @@ class StudentConfig(Section):
     positions: Literal["sincos", "learned"] = "sincos"
     """Fixed sine-cosine positions, or learned ones."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Probability that a residual branch is dropped for an image: the same in all blocks, 0 in the last."""
+    """Probability that a residual branch is dropped for an image; in which block, `drop_path_rule` says."""
+    drop_path_rule: Literal["constant", "linear"] = "constant"
+    """The same in all blocks and 0 in the last, as TinyMIM distils; or rising from 0 to it in the last, as all else."""
     adapter: Literal["auto", "linear", "ln_linear", "mlp", "identity"] = "auto"
     """Student tokens -> teacher width; `auto` is `linear`, or `identity` where the widths agree."""
     init_from: str | None = None

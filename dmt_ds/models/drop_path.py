@@ -1,6 +1,7 @@
 """Drop path whose masks belong to the image, not to the process; knows no ViT library and no method."""
 
 from types import TracebackType
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -66,11 +67,19 @@ class drop_path_seeds:  # noqa: N801 - reads as a verb: with drop_path_seeds(vit
             drop.scales = None
 
 
-def use_image_drop_path(vit: nn.Module, probability: float) -> None:
-    """Gives the residual branches of the ViT's blocks `ImageDropPath`: one probability for all, 0 in the last block."""
+def probabilities_of(largest: float, depth: int, rule: Literal["constant", "linear"]) -> list[float]:
+    """Of the blocks, the first one first: the same but for the last, which has 0; or evenly rising from 0."""
+    if rule == "constant":
+        return [largest] * (depth - 1) + [0.0]
+    return [largest * index / max(1, depth - 1) for index in range(depth)]
+
+
+def use_image_drop_path(vit: nn.Module, largest: float, rule: Literal["constant", "linear"] = "constant") -> None:
+    """Gives the residual branches of the ViT's blocks `ImageDropPath`, as `probabilities_of` has it."""
     blocks: list[nn.Module] = list(vit.blocks)  # type: ignore[arg-type]
-    for index, block in enumerate(blocks):
+    for index, (block, probability) in enumerate(
+        zip(blocks, probabilities_of(largest, len(blocks), rule), strict=True)
+    ):
         for branch in (0, 1):
-            dropped = probability > 0 and index < len(blocks) - 1
-            drop = ImageDropPath(probability, 2 * index + branch) if dropped else nn.Identity()
+            drop = ImageDropPath(probability, 2 * index + branch) if probability else nn.Identity()
             setattr(block, f"drop_path{branch + 1}", drop)

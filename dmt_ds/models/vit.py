@@ -86,7 +86,7 @@ def build_vit(section: StudentConfig, image_size: int, *, any_size: bool = False
     if section.last_block_num_heads is not None:
         set_last_block_heads(vit, section.last_block_num_heads)
     _initialise(vit, section.positions)
-    use_image_drop_path(vit, section.drop_path)
+    use_image_drop_path(vit, section.drop_path, section.drop_path_rule)
     return vit
 
 

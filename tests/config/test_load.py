@@ -346,6 +346,14 @@ def test_the_label_baselines_hold_deits_settings(size: str) -> None:
     assert (section.rand_augment_magnitude, section.rand_augment_std) == (9, 0.5)
 
 
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_drop_path_is_constant_where_tinymim_or_dmt_distil_and_rises_elsewhere(name: str) -> None:
+    config = load_config(name)
+    students = [member.student for member in config.family.values()] or [config.student]
+    rules = {student.drop_path_rule for student in students if student.drop_path}
+    assert rules <= {"constant" if config.task in ("dmt", "tinymim") else "linear"}
+
+
 def test_what_was_measured_trains_as_it_did() -> None:
     assert load_config("small_finetune").classify.head_std == 0.02
     assert load_config("small_linear").classify.head_std == 0.01

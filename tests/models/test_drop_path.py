@@ -1,3 +1,5 @@
+import pytest
+import timm
 import torch
 from torch import nn
 
@@ -54,6 +56,16 @@ def test_the_probability_is_the_same_in_all_blocks_and_zero_in_the_last():
         [getattr(getattr(block, f"drop_path{branch}"), "probability", 0.0) for branch in (1, 2)] for block in blocks
     ]
     assert probabilities == [[0.4, 0.4]] * 3 + [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 12])
+def test_a_linear_rule_is_timms(depth):
+    ours = tiny.vit(drop_path=0.4, depth=depth, drop_path_rule="linear").blocks
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=depth, drop_path_rate=0.4).blocks
+    for block, other in zip(ours, theirs, strict=True):
+        for branch in ("drop_path1", "drop_path2"):
+            wanted = getattr(getattr(other, branch), "drop_prob", 0.0)
+            assert getattr(getattr(block, branch), "probability", 0.0) == pytest.approx(wanted)
 
 
 def test_drop_path_keeps_the_type_of_its_input():
