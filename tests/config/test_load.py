@@ -18,6 +18,7 @@ from dmt_ds.config.load import (
 )
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.errors import ConfigError
+from dmt_ds.methods.ibot import IbotTask
 
 TEACHER = "teachers.models.mae.source=/weights/mae.pth"
 
@@ -352,6 +353,14 @@ def test_drop_path_is_constant_where_tinymim_or_dmt_distil_and_rises_elsewhere(n
     students = [member.student for member in config.family.values()] or [config.student]
     rules = {student.drop_path_rule for student in students if student.drop_path}
     assert rules <= {"constant" if config.task in ("dmt", "tinymim") else "linear"}
+
+
+@pytest.mark.parametrize("name", ["ibot", "dino"])
+def test_a_gradient_that_the_authors_do_not_clip_is_not_clipped(name: str) -> None:
+    config = load_config(name)
+    module = IbotTask(config.student, config.ibot.model_copy(update={"output_dim": 8}), config.data.image_size).module
+    num_weights = sum(parameter.requires_grad for parameter in module.parameters())
+    assert config.optim.clip_grad_norm == pytest.approx(0.3 * num_weights**0.5, abs=0.05)  # each has a norm of 0.3
 
 
 def test_what_was_measured_trains_as_it_did() -> None:
