@@ -146,9 +146,6 @@ class IbotConfig(Section):
     """Patches are hidden by rectangles, or one by one."""
     freeze_last_layer: Fraction = 0.01
     """Share of the run during which the prototypes stay fixed."""
-    released_moments: Literal["fresh", "counted"] = "fresh"
-    """AdamW starts with the prototypes when they are released, as in the authors' code; `counted`: it has counted the
-    updates before, without a gradient; where these are many, the first ones after move them several times as far."""
     global_crop_scale: tuple[Fraction, Fraction] = (0.25, 1.0)
     """Area of the two large crops."""
     local_crops: Annotated[int, Field(ge=0)] = 10

@@ -132,7 +132,7 @@ class IbotTask:
     def held_back(self) -> Mapping[str, float]:
         """The prototypes, so that the optimizer starts with them when they are released."""
         share = self._section.freeze_last_layer
-        return {"head.prototypes": share} if share and self._section.released_moments == "fresh" else {}
+        return {"head.prototypes": share} if share else {}
 
     @property
     def _hides_patches(self) -> bool:
