@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.default_check import look_at_defaults
 from dmt_ds.commands.device_check import look_at_device
 from dmt_ds.commands.findings import Finding
 from dmt_ds.commands.image_check import look_at_images
@@ -285,6 +286,7 @@ OF_ALL: dict[str, Check] = {
     "software": _check_software,
     "device": _check_device,
     "batch": _check_batch,
+    "defaults": lambda patient: look_at_defaults(patient.config),
     "data": _check_data,
     "teachers": _check_teachers,
 }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dmt_ds.commands.default_check import look_at_defaults
 from dmt_ds.commands.device_check import slow_paths
 from dmt_ds.commands.doctor import run
 from dmt_ds.commands.findings import Finding, render
@@ -18,7 +19,7 @@ from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.runs import check_batch_norm
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.batch import plan_batch
-from dmt_ds.config.load import load_config
+from dmt_ds.config.load import load_config, shipped_recipes
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
@@ -182,6 +183,25 @@ def test_moco_v3_with_one_image_for_its_batch_norm_is_refused(ranks: int, over_r
 def test_doctor_refuses_moco_v3_with_one_image_a_micro_batch(tmp_path: Path, images: Path) -> None:
     settings = ("task=moco_v3", "moco_v3.hidden_dim=16", "moco_v3.output_dim=8", "train.micro_batch_size=1")
     assert "batch norm in the heads of moco_v3" in failed(run(small_run(tmp_path, images, *settings), ranks=1))["batch"]
+
+
+def test_defaults_of_dmts_that_another_task_took_over_are_told() -> None:
+    def told(*overrides: str) -> list[tuple[str, str]]:
+        return [(found.what, found.message) for found in look_at_defaults(load_config(None, overrides))]
+
+    (jitter, drop_path) = told("task=mae")
+    assert jitter[0] == "augment" and jitter[1].endswith(
+        "authors of mae have none: augment.brightness=0 augment.contrast=0 augment.saturation=0"
+    )
+    assert drop_path == ("student", "drop_path 0.1 is DMT's default; authors of mae have none: student.drop_path=0")
+    assert [what for what, _ in told("task=detect")] == ["augment"]
+    assert told("task=mae", "augment.brightness=0.4", "student.drop_path=0.1") == []  # said, so meant
+    assert told("task=ibot") == told("task=segment") == []
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_take_no_default_over_from_another_task(name: str) -> None:
+    assert list(look_at_defaults(load_config(name))) == []
 
 
 def test_a_corrupt_image_among_those_looked_at_is_named(tmp_path: Path, images: Path) -> None:
