@@ -36,16 +36,19 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
 
     SOURCE is written as a teacher's source: timm:TAG, hf:ID, a weights file, the output folder of a run; or pixels, the
     baseline without encoder. Without -e the recipe's teachers are judged. Without -c the settings are those of the
-    first run among the sources. What a run's encoder reaches is added to its MLflow run.
+    first run among the sources. What a run's encoder reaches is added to its MLflow run, if images and settings are
+    those of the run.
     """
     config, judged = _judged(encoders, recipe, overrides)
     from dmt_ds.commands import knn as command
-    from dmt_ds.commands.judging import add_to_run
+    from dmt_ds.commands.judging import add_to_run, is_judged_as_run, is_run
 
     table = command.run_knn(config.data, config.knn, judged, _device())
     click.echo(table)
     for row in table.rows:
-        add_to_run(Path(row.encoder), table.metrics(row))
+        folder = Path(row.encoder)
+        if is_run(folder) and is_judged_as_run(folder, table.train_fingerprint, config.data, config.knn):
+            add_to_run(folder, table.metrics(row))
 
 
 @click.command(
@@ -64,7 +67,7 @@ def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str
     """k-NN and linear probe on class token and mean patch token, from one pass over the images.
 
     SOURCE, -c and the settings are those of `dmt-ds knn`. What a run's encoder reaches is added to its MLflow run and
-    kept in evaluation.json in its folder: called again with the same encoder, images and settings, it only prints.
+    kept in evaluation.json in its folder, if images and settings are those of the run: called again, it only prints.
     """
     config, judged = _judged(encoders, recipe, overrides)
     from dmt_ds.commands import evaluate as command

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dmt_ds.commands.judging import Encoder, add_to_run, features_of, is_run, load_judged, open_judged, step_of_run
+from dmt_ds.commands.judging import (
+    Encoder,
+    add_to_run,
+    features_of,
+    is_judged_as_run,
+    is_run,
+    load_judged,
+    open_judged,
+    step_of_run,
+)
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.labels import LabelledImages
@@ -74,7 +83,9 @@ def run(
     device: torch.device,
     again: bool = False,
 ) -> EvaluationTable:
-    """Judge encoders one after the other; the scores of a run's folder go to its MLflow run and `evaluation.json`.
+    """Judge encoders one after the other; scores of a run's folder go to its MLflow run and `evaluation.json`.
+
+    Those of other images or settings than the run's own are only returned.
 
     Args:
         data: the images; all of the training split is used unless `max_train_images` says less.
@@ -144,6 +155,9 @@ def _judge_run(
         logger.info("%s: evaluated before on the same images with the same settings; --again does it anew", folder)
         return kept
     scores = protocol.judge(module, device)
+    train = protocol.images.train.fingerprint
+    if not is_judged_as_run(folder, train, protocol.data, protocol.knn, protocol.linear):
+        return scores
     add_to_run(folder, scores)  # before the file, which says that all is done
     write_atomically(folder / EVALUATION_FILE, json.dumps({"scores": scores, "made_from": made_from}, indent=1) + "\n")
     return scores

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig
@@ -37,6 +38,16 @@ PUBLISHED = {
     DETECTOR_FOLDER: "detector",
 }
 """Folders with a model that a run, and each of its checkpoints, may hold, and what people call the model."""
+
+_MOVE_SCORES: dict[str, tuple[str, ...]] = {
+    "data": (
+        *("source", "path", "train_split", "val_split", "image_column", "label_column"),
+        *("image_size", "interpolation", "max_train_images"),
+    ),
+    "knn": ("k", "temperature"),
+    "linear": ("weight_decay", "max_iterations"),
+}
+"""Settings, by section, that a frozen encoder's scores depend on."""
 
 Encoder = str | TeacherConfig | nn.Module
 """A teacher's `source`, a whole teacher section, `pixels`, or a module: uint8 [B, 3, H, W] -> tokens [B, 1+N, D]."""
@@ -100,6 +111,32 @@ def step_of_run(folder: Path) -> int:
         return int((folder / DONE).read_text())
     newest = CheckpointFolder(folder / CHECKPOINTS_FOLDER, keep=1).newest()
     return 0 if newest is None else newest.state.step
+
+
+def is_judged_as_run(
+    folder: Path, train_fingerprint: str, data: DataConfig, knn: KnnConfig, linear: LinearConfig | None = None
+) -> bool:
+    """Whether images and settings are those of the run itself; what differs is named in the log.
+
+    Scores of other images under the same name would pass for the run's own in every comparison.
+
+    Args:
+        train_fingerprint: of the training images; where the run's newest checkpoint has it, its folder has only moved.
+        linear: None where no probe is fitted.
+    """
+    config = config_from_yaml((folder / "config.yaml").read_text())
+    newest = CheckpointFolder(folder / CHECKPOINTS_FOLDER, keep=1).newest()
+    has_moved = newest is not None and newest.state.data_fingerprint == train_fingerprint
+    pairs = {"data": (data, config.data), "knn": (knn, config.knn), "linear": (linear or config.linear, config.linear)}
+    others = [
+        f"{section}.{key}={'null' if value is None else value}"
+        for section, (given, own) in pairs.items()
+        for key in _MOVE_SCORES[section]
+        if (value := getattr(given, key)) != getattr(own, key) and not (key == "path" and has_moved)
+    ]
+    if others:
+        logger.warning("%s: not added to the run, which has not %s", folder, ", ".join(others))
+    return not others
 
 
 def add_to_run(folder: Path, metrics: Mapping[str, float]) -> None:

@@ -31,6 +31,7 @@ class KnnTable(NamedTuple):
     num_test_images: int
     num_classes: int
     knn: KnnConfig
+    train_fingerprint: str
 
     def metrics(self, row: KnnRow) -> Scores:
         """A row under the names that the features have everywhere: `eval/knn_top1` or `eval/knn_patch_top1`, ..."""
@@ -68,7 +69,7 @@ def run_knn(
         WeightsError: an encoder can't be loaded.
     """
     images = open_judged(data)
-    table = KnnTable((), len(images.train), len(images.test), images.num_classes, knn)
+    table = KnnTable((), len(images.train), len(images.test), images.num_classes, knn, images.train.fingerprint)
     for name, encoder in encoders.items():
         module = load_judged(name, encoder, data.image_size)
         train = features_of(module, images.train, data, knn.batch_size, device)

@@ -1,19 +1,22 @@
 """`dmt-ds evaluate` on real digits: one pass, all readouts, kept with the run."""
 
 import json
+import logging
 from pathlib import Path
 
+import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
 from dmt_ds.cli import main
 from dmt_ds.commands.evaluate import EVALUATION_FILE, EvaluationTable, run
+from dmt_ds.commands.judging import is_judged_as_run
 from dmt_ds.commands.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.schema import DataConfig, RunConfig
-from dmt_ds.engine.checkpoint import DONE
+from dmt_ds.engine.checkpoint import DONE, Checkpoint, CheckpointFolder, RunState
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import read_points
 from tests import tiny_run
@@ -42,7 +45,10 @@ def make_run(folder: Path, *overrides: str) -> RunConfig:
     tiny_run.make_teacher(folder, seed=0)
     config = load_config(
         None,
-        ("task=mae", "data.image_size=16", "data.num_workers=0", "student.patch_size=4", *overrides),
+        (
+            *("task=mae", "data.image_size=16", "data.num_workers=0", "data.max_train_images=300"),
+            *("student.patch_size=4", *overrides),
+        ),
     )
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / DONE).write_text("400\n")
@@ -93,14 +99,41 @@ def test_called_again_it_evaluates_only_what_has_changed(tmp_path: Path) -> None
     assert evaluate(folder) == first and num_points(folder) == 1
     evaluate(folder, again=True)
     assert num_points(folder) == 2
-    evaluate(folder, k=5)
-    assert num_points(folder) == 3
-    evaluate(folder, k=5, data=DIGITS.model_copy(update={"max_train_images": 200}))
-    assert num_points(folder) == 4
     tiny_run.make_teacher(folder, seed=1)
-    other = evaluate(folder, k=5, data=DIGITS.model_copy(update={"max_train_images": 200}))
-    assert num_points(folder) == 5
+    other = evaluate(folder)
+    assert num_points(folder) == 3
     assert other.rows[0].scores != first.rows[0].scores
+
+
+@pytest.mark.parametrize("setting", ["data.max_train_images=200", "data.interpolation=bilinear", "knn.k=5"])
+@pytest.mark.parametrize("command", ["knn", "evaluate"])
+def test_scores_of_other_images_or_settings_are_not_the_runs(
+    command: str, setting: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    make_run(folder, "tracking.enabled=false")
+    evaluate(folder)
+    kept = (folder / EVALUATION_FILE).read_text()
+    with caplog.at_level(logging.WARNING, "dmt_ds"):
+        result = CliRunner().invoke(main, [command, "-e", str(folder), setting])
+    assert result.exit_code == 0, result.output
+    assert caplog.messages == [f"{folder}: not added to the run, which has not {setting}"]
+    assert num_points(folder) == 1 and (folder / EVALUATION_FILE).read_text() == kept
+
+
+def test_knn_adds_to_a_run_what_is_measured_as_the_run_has_it(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", "tracking.enabled=false")
+    assert CliRunner().invoke(main, ["knn", "-e", str(tmp_path / "run")]).exit_code == 0
+    assert num_points(tmp_path / "run") == 1
+
+
+def test_the_images_of_a_run_may_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run", "tracking.enabled=false", "data.source=folder", "data.path=/was/here")
+    moved = DIGITS.model_copy(update={"source": "folder", "path": "/is/there"})
+    state = RunState(1, 32, 1, 0, "fp32", {}, data_fingerprint="abc")
+    monkeypatch.setattr(CheckpointFolder, "newest", lambda _: Checkpoint(tmp_path, state))
+    assert is_judged_as_run(tmp_path / "run", "abc", moved, KnnConfig())
+    assert not is_judged_as_run(tmp_path / "run", "abcd", moved, KnnConfig())
 
 
 def test_a_runs_scores_reach_its_mlflow_run(tmp_path: Path) -> None:
@@ -115,11 +148,11 @@ def test_a_runs_scores_reach_its_mlflow_run(tmp_path: Path) -> None:
 
 def test_the_command_takes_the_settings_of_the_first_run_and_evaluates_again_when_told(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    make_run(folder, "tracking.enabled=false", "data.max_train_images=100", "knn.k=3")
+    make_run(folder, "tracking.enabled=false", "knn.k=3")
     for number, options in enumerate(([], [], ["--again"])):
         result = CliRunner().invoke(main, ["evaluate", "-e", str(folder), "-e", "pixels", *options])
         assert result.exit_code == 0, result.output
-        assert "k-NN (k 3, " in result.output and "100 training and 360 test images" in result.output
+        assert "k-NN (k 3, " in result.output and "300 training and 360 test images" in result.output
         assert num_points(folder) == max(1, number)
 
 

@@ -11,7 +11,6 @@ import torch
 from dmt_ds.commands import evaluate
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.load import config_from_yaml
-from dmt_ds.config.schema import DataConfig
 from dmt_ds.models.teachers import load_encoder
 from dmt_ds.tracking.mlflow_compare import read_study
 from dmt_ds.tracking.store_uri import named_store
@@ -155,8 +154,7 @@ def test_a_members_folder_is_that_of_a_run(unbroken: Path, tmp_path: Path) -> No
     assert load_encoder(str(folder), 16).record.shape.embed_dim == 24
     config = config_from_yaml((folder / "config.yaml").read_text())
     assert (config.name, config.student.embed_dim, config.family) == ("slim", 24, {})
-    digits = DataConfig(image_size=16, num_workers=0, max_train_images=100)
-    table = evaluate.run(digits, KnnConfig(), LinearConfig(), {"slim": str(folder)}, torch.device("cpu"))
+    table = evaluate.run(config.data, KnnConfig(), LinearConfig(), {"slim": str(folder)}, torch.device("cpu"))
     study = read_study(named_store(str(tmp_path / "all" / "mlflow.db"), must_exist=True), "dmt_ds", "tiny")
     scores = {run.name: run.metrics.get("eval/knn_top1") for run in study.runs}
     assert scores == {"slim": table.rows[0].scores["eval/knn_top1"], "wide": None}
