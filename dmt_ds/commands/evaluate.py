@@ -20,6 +20,7 @@ from dmt_ds.commands.judging import (
     is_judged_as_run,
     is_run,
     load_judged,
+    named_images,
     open_judged,
     step_of_run,
 )
@@ -59,14 +60,16 @@ class EvaluationTable(NamedTuple):
     num_classes: int
     knn: KnnConfig
     linear: LinearConfig
+    images: str
+    """What they are: kind of source, and place."""
 
     def __str__(self) -> str:
         """A line on the protocol, then top-1 of the four readouts, an encoder a line, in percent."""
         width = max(len("encoder"), *(len(row.encoder) for row in self.rows))
         lines = [
             f"top-1 % by k-NN (k {self.knn.k}, T {self.knn.temperature:g}) and linear probe (weight decay "
-            f"{self.linear.weight_decay:g}) on class token and mean patch token; {self.num_train_images} training and "
-            f"{self.num_test_images} test images, {self.num_classes} classes",
+            f"{self.linear.weight_decay:g}) on class token and mean patch token, on {self.images}: "
+            f"{self.num_train_images} training and {self.num_test_images} test images, {self.num_classes} classes",
             "  ".join([f"{'encoder':{width}}", *_COLUMNS]),
         ]
         for name, scores in self.rows:
@@ -111,7 +114,8 @@ def run(
             scores = _judge_run(folder, module, protocol, device, again)
         logger.info("%s: k-NN top-1 %.2f %%", name, 100 * scores["eval/knn_top1"])
         rows.append(EvaluationRow(name, scores))
-    return EvaluationTable(tuple(rows), len(images.train), len(images.test), images.num_classes, knn, linear)
+    sizes = len(images.train), len(images.test), images.num_classes
+    return EvaluationTable(tuple(rows), *sizes, knn, linear, named_images(data))
 
 
 @dataclass(frozen=True)

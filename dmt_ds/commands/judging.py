@@ -80,6 +80,11 @@ def open_judged(data: DataConfig) -> LabelledImages:
     return images
 
 
+def named_images(data: DataConfig) -> str:
+    """Kind of source, and place, as a table's heading has it."""
+    return data.source if data.source == "digits" else f"{data.source} {data.path}"
+
+
 def features_of(
     module: nn.Module | None, source: ImageSource, data: DataConfig, batch_size: int, device: torch.device
 ) -> Features:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from dmt_ds.commands.judging import Encoder, features_of, load_judged, open_judged
+from dmt_ds.commands.judging import Encoder, features_of, load_judged, named_images, open_judged
 from dmt_ds.config.evaluation import KnnConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.downstream.accuracy import Accuracy
@@ -31,6 +31,8 @@ class KnnTable(NamedTuple):
     num_test_images: int
     num_classes: int
     knn: KnnConfig
+    images: str
+    """What they are: kind of source, and place."""
     train_fingerprint: str
 
     def metrics(self, row: KnnRow) -> Scores:
@@ -41,8 +43,8 @@ class KnnTable(NamedTuple):
         """A line on the protocol, then an encoder a line, in percent."""
         width = max(len("encoder"), *(len(row.encoder) for row in self.rows))
         lines = [
-            f"k-NN (k {self.knn.k}, T {self.knn.temperature:g}, {self.knn.features} features), {self.num_train_images} "
-            f"training and {self.num_test_images} test images, {self.num_classes} classes",
+            f"k-NN (k {self.knn.k}, T {self.knn.temperature:g}, {self.knn.features} features) on {self.images}: "
+            f"{self.num_train_images} training and {self.num_test_images} test images, {self.num_classes} classes",
             f"{'encoder':{width}}  top-1 %  top-5 %",
         ]
         for name, scores in self.rows:
@@ -69,7 +71,8 @@ def run_knn(
         WeightsError: an encoder can't be loaded.
     """
     images = open_judged(data)
-    table = KnnTable((), len(images.train), len(images.test), images.num_classes, knn, images.train.fingerprint)
+    sizes = len(images.train), len(images.test), images.num_classes
+    table = KnnTable((), *sizes, knn, named_images(data), images.train.fingerprint)
     for name, encoder in encoders.items():
         module = load_judged(name, encoder, data.image_size)
         train = features_of(module, images.train, data, knn.batch_size, device)

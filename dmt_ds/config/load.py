@@ -213,10 +213,18 @@ def _checked(settings: _Settings, main_origin: str) -> RunConfig:
     except ValidationError as error:
         findings = list(dict.fromkeys(findings + describe(error, settings.origins, main_origin)))
     else:
-        findings = findings + _secrets_in(config, settings, main_origin)
+        findings = findings + _secrets_in(config, settings, main_origin) + _unused_path(config, settings)
     if findings:
         raise ConfigError("\n".join(findings))
     return config.model_copy(update={"output_dir": _fill_output_dir(config, settings)})
+
+
+def _unused_path(config: RunConfig, settings: _Settings) -> list[str]:
+    """Images that somebody names on the command line are not passed over for the digits that nobody named."""
+    data, origin = config.data, settings.origins.get(("data", "path"))
+    if origin != COMMAND_LINE or not data.path or data.source != "digits" or config.task == "detect":
+        return []
+    return [f"{origin}: data.path={data.path}: is not used by data.source=digits: add data.source=folder, or another"]
 
 
 def _secrets_in(config: RunConfig, settings: _Settings, main_origin: str) -> list[str]:

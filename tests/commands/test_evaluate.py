@@ -166,7 +166,7 @@ def test_what_is_no_run_is_judged_and_left_as_it_is(tmp_path: Path) -> None:
 def test_the_table_has_four_columns_in_percent() -> None:
     table = run(DIGITS, KnnConfig(k=5), LinearConfig(), {"pixels": "pixels", "a longer name": CountingTokens()}, CPU)
     lines = str(table).splitlines()
-    assert "300 training and 360 test images, 10 classes" in lines[0]
+    assert "on digits: 300 training and 360 test images, 10 classes" in lines[0]
     scores = table.rows[0].scores
     columns = ("knn_top1", "knn_patch_top1", "linear_top1", "linear_patch_top1")
     assert lines[2].split() == ["pixels", *(f"{100 * scores[f'eval/{name}']:.2f}" for name in columns)]

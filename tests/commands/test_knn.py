@@ -59,7 +59,7 @@ def test_the_table_says_what_was_measured() -> None:
     table = run_knn(DIGITS, KnnConfig(k=5), {"pixels": "pixels", "a longer name": PixelTokens()}, CPU)
     lines = str(table).splitlines()
     percent = f"{100 * table.rows[0].scores.top1:.2f}"
-    assert lines[0] == "k-NN (k 5, T 0.07, class features), 1437 training and 360 test images, 10 classes"
+    assert lines[0] == "k-NN (k 5, T 0.07, class features) on digits: 1437 training and 360 test images, 10 classes"
     assert lines[2].split()[:2] == ["pixels", percent]
     assert len({len(line) for line in lines[1:]}) == 1
 

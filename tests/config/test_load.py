@@ -84,7 +84,7 @@ def test_a_section_with_nothing_under_it_changes_nothing(tmp_path: Path) -> None
         ("tracking.tags.answer=no", "tracking.tags.answer", "no"),
         ("tracking.tags.at=12:30", "tracking.tags.at", "12:30"),
         ("tracking.tags.formula=a=b", "tracking.tags.formula", "a=b"),
-        ("data.path=/a b/c", "data.path", "/a b/c"),
+        ("data.train_split=a b/c", "data.train_split", "a b/c"),
         ("optim={base_lr: 3}", "optim.base_lr", 3.0),
         ("teachers.use=[mae]", "teachers.use", ["mae"]),
     ],
@@ -104,6 +104,14 @@ def test_a_run_is_frozen() -> None:
 
 
 # What is wrong
+
+
+def test_a_path_on_the_command_line_is_not_passed_over_for_the_digits(tmp_path: Path) -> None:
+    unused = "command line: data.path=/photos: is not used by data.source=digits: add data.source=folder, or another"
+    assert complaints(None, "task=mae", "data.path=/photos") == [unused]
+    assert complaints(recipe(tmp_path, "task: mae"), "data.path=/photos") == [unused]
+    assert load_config(None, ["task=mae", "data.path=/photos", "data.source=folder"]).data.path == "/photos"
+    assert load_config("vit_tiny", ["data.source=digits"]).data.path, "a recipe's own path is no wish"
 
 
 def test_a_misspelt_key_names_recipe_path_and_the_likely_key(tmp_path: Path) -> None:
