@@ -1,4 +1,4 @@
-"""What a recipe may say of a family of students, and how its members are completed; knows no section's settings."""
+"""What a recipe may say of a family of students, and how its members are completed; knows a shape's settings alone."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ S = TypeVar("S", bound=Section)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = ("checkpoints", "profile", "tracking")
 """Folders of the family's own beside its members'."""
+_SHAPE = ("embed_dim", "depth", "num_heads")
+"""Settings of a student that win over its architecture."""
 
 
 def members_by_name(family: Any) -> Any:
@@ -44,6 +46,27 @@ def check_family(names: Sequence[str], has_teachers: bool, task: str) -> None:
             raise ValueError(
                 f"family.{name}: names a folder: use letters, digits, '.', '_', '-', and none of {', '.join(_TAKEN)}"
             )
+
+
+def whole_members(members: Mapping[str, Any], own: Any) -> dict[str, Any]:
+    """Name -> member, completed with the run's own sections.
+
+    Raises:
+        ValueError: a member's architecture has no effect, for the run's own shape would win, or two are the same.
+    """
+    for name, member in members.items():
+        student, base = member.student, own.student
+        given = "arch" in student.model_fields_set and student.arch != base.arch
+        won = [key for key in _SHAPE if getattr(student, key) is None and getattr(base, key) is not None]
+        if given and won:
+            nulls = " ".join(f"student.{key}=null" for key in won)
+            raise ValueError(f"family.{name}: its architecture {student.arch} would get the run's shape: set {nulls}")
+    whole: dict[str, Any] = {}
+    for name, member in members.items():
+        whole[name] = completed(member, own)
+        if same := [other for other in whole if other != name and whole[other] == whole[name]]:
+            raise ValueError(f"family.{name}: is the same student as family.{same[0]}: leave one out")
+    return whole
 
 
 def completed(section: S, base: S) -> S:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
-from dmt_ds.config.family import check_family, completed, members_by_name
+from dmt_ds.config.family import check_family, members_by_name, whole_members
 from dmt_ds.config.methods import (
     AugmentConfig,
     ClassifyConfig,
@@ -253,7 +253,7 @@ class RunConfig(Section):
         check_family(list(self.family), self.task in TEACHER_TASKS, self.task)
         own = FamilyMember(student=self.student, optim=self.optim, deepspeed=self.train.deepspeed)
         # What is saved and read again must be the same run, so that members are completed here, and not where used.
-        object.__setattr__(self, "family", {name: completed(member, own) for name, member in self.family.items()})
+        object.__setattr__(self, "family", whole_members(self.family, own))
         return self
 
     @model_validator(mode="after")

@@ -59,6 +59,20 @@ def test_members_stand_under_the_parent_that_the_family_is_given() -> None:
     assert (member.tracking.parent, member.tracking.run_name) == ("study", None)
 
 
+def test_architectures_of_a_list_are_not_hidden_by_the_shape_of_the_recipe() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("small_dmt", ["family=[vit_tiny,vit_small]"])
+    assert str(error.value).endswith(
+        "family.vit_small: its architecture vit_small would get the run's shape: "
+        "set student.embed_dim=null student.depth=null student.num_heads=null"
+    )
+    nulls = ["student.embed_dim=null", "student.depth=null", "student.num_heads=null"]
+    small = load_config("small_dmt", ["family=[vit_tiny,vit_small]", *nulls]).family["vit_small"].student
+    assert (small.arch, small.embed_dim) == ("vit_small", None)
+    own = ["family.wide.student={arch: vit_small, embed_dim: 128, depth: 6, num_heads: 4}"]
+    assert config_from_yaml(to_yaml(load_config("small_dmt", own))).family["wide"].student.embed_dim == 128
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
@@ -70,6 +84,7 @@ def test_members_stand_under_the_parent_that_the_family_is_given() -> None:
         (["family.a.teachers.use=[mae]"], "family.a.teachers: unknown key. Keys here: student, optim, deepspeed"),
         (["family.checkpoints.student.arch=vit_tiny"], "family.checkpoints: names a folder"),
         (["family.a.student.patch_size=15"], "not a multiple of family.a.student.patch_size 15"),
+        (["family={a: {}, b: {}}"], "family.b: is the same student as family.a: leave one out"),
         (["family=[vit_tiny]", "task=mae"], "family: task mae has no teachers that students could share"),
         (["family=[vit_tiny]", "task=classify"], "family: task classify has no teachers"),
     ],
