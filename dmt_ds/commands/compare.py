@@ -10,7 +10,7 @@ from dmt_ds.tracking import comparison_pictures as pictures
 from dmt_ds.tracking import comparison_text as texts
 from dmt_ds.tracking.budget import against_images
 from dmt_ds.tracking.comparison import Comparison, compare
-from dmt_ds.tracking.mlflow_compare import RecordedStudy, find_run, log_files, read_study
+from dmt_ds.tracking.mlflow_compare import SUITE_TAG, RecordedStudy, find_run, log_files, read_study
 from dmt_ds.tracking.store_uri import StoreUri, named_store
 
 logger = logging.getLogger(__name__)
@@ -138,12 +138,14 @@ def _uri(question: Question, folder: Path | None, environ: Mapping[str, str]) ->
 
 
 def _run_to_log_to(question: Question, store: StoreUri, study: RecordedStudy) -> tuple[str, str] | None:
-    """Id and name of the run that keeps the files."""
+    """Id and name of the run that keeps the files; a parent that is no suite's, but a family's, is not asked."""
     if question.log == NOWHERE:
         return None
     if question.log is not None:
         return find_run(store, study, question.log), question.log
-    return None if study.parent is None else (study.parent.run_id, study.parent.name)
+    if study.parent is None or SUITE_TAG not in study.parent.tags:
+        return None
+    return study.parent.run_id, study.parent.name
 
 
 def _log(store: StoreUri, run_id: str, name: str, files: Sequence[Path], say: Callable[[str], None]) -> None:

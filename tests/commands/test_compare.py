@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,16 @@ def test_an_experiment_without_a_suite_is_logged_only_to_a_run_that_was_named(fo
     compare("loose", "--uri", folder / "mlflow.db", "--log", "dmt-seed0", "-o", "there")
     assert sorted(path.name for path in Path("there").iterdir()) == FILES
     assert artifacts(store(folder), "dmt-seed0") == FILES
+
+
+def test_the_parent_of_a_family_is_no_suites_and_is_left_as_it_is(folder: Path) -> None:
+    family = Recorder.of_experiment(store(folder), "loose")
+    client = mlflow_client(store(folder))
+    parent = client.create_run(family.experiment_id, 1, {"dmt_ds.parent_of": "vit_family"}, "vit_family")
+    fill(replace(family, parent_id=parent.info.run_id))
+    for which in ([], ["--suite", "vit_family"]):
+        assert "in MLflow" not in compare("loose", "--uri", store(folder), *which).stdout
+    assert artifacts(store(folder), "vit_family", None) == []
 
 
 def test_nothing_is_logged_where_that_is_asked(folder: Path) -> None:

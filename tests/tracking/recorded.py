@@ -32,7 +32,7 @@ class Recorder:
         client = mlflow_client(uri)
         known = None if experiment is None else client.get_experiment_by_name(experiment)
         number = client.create_experiment(name) if known is None else known.experiment_id
-        parent = client.create_run(number, 1, {"dmt_ds.parent_of": name, **tags}, name)
+        parent = client.create_run(number, 1, {"dmt_ds.parent_of": name, "suite": name, **tags}, name)
         client.set_terminated(parent.info.run_id)
         return cls(uri, number, parent.info.run_id)
 
