@@ -173,4 +173,6 @@ def prepare(plan: ResumePlan, world_size: int) -> None:
 
 
 def _short(value: object) -> str:
-    return "none" if value is None else str(value)[:12]
+    """The beginning of a hash, and in brackets how many images of it are used, as the source's fingerprint has it."""
+    head, bracket, part = ("none" if value is None else str(value)).partition("[")
+    return head[:12] + bracket + part

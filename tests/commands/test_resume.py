@@ -56,3 +56,10 @@ def test_a_run_that_asks_for_the_same_bits_refuses_other_libraries_unless_they_a
         resume(SAVED, NOW, deterministic=True)
     (line,) = resume(SAVED, NOW, deterministic=True, accept_changes=["code"])
     assert "(accepted): libraries: torch 2.8.0 -> 2.9.1" in line
+
+
+def test_other_images_of_the_same_data_set_are_told_apart():
+    state = RunState(5, 40, 1, 2, "fp32", {}, data_fingerprint="31b6fd311a3a0f52[200 spaced]")
+    with pytest.raises(CheckpointError) as error:
+        refuse_another_run(Checkpoint(Path("step5"), state), replace(state, data_fingerprint="31b6fd311a3a0f52"))
+    assert str(error.value).endswith("data_fingerprint: 31b6fd311a3a[200 spaced] -> 31b6fd311a3a")
