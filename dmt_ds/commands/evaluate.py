@@ -22,6 +22,7 @@ from dmt_ds.commands.judging import (
     load_judged,
     named_images,
     open_judged,
+    refuse_missing,
     step_of_run,
 )
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
@@ -102,6 +103,7 @@ def run(
         DataError: there are no images, no labels, or the splits have different classes.
         WeightsError: an encoder can't be loaded.
     """
+    refuse_missing(encoders, data.image_size)
     images = open_judged(data)
     protocol = _Protocol(images, data, knn, linear)
     rows = []

@@ -68,6 +68,20 @@ def load_judged(name: str, encoder: Encoder, image_size: int) -> nn.Module | Non
     return load_encoder(encoder, image_size)
 
 
+def refuse_missing(encoders: Mapping[str, Encoder], image_size: int) -> None:
+    """A mistyped path among several encoders is told before the first is judged, as loading tells it.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    for name, encoder in encoders.items():
+        source = encoder.source if isinstance(encoder, TeacherConfig) else encoder
+        if not isinstance(source, str) or source == PIXELS or source.startswith(("timm:", "hf:")):
+            continue
+        if not Path(source).expanduser().exists():
+            load_judged(name, encoder, image_size)
+
+
 def open_judged(data: DataConfig) -> LabelledImages:
     """Both splits; classes without images are named, as scores that lack them are of little worth.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from dmt_ds.commands.judging import Encoder, features_of, load_judged, named_images, open_judged
+from dmt_ds.commands.judging import Encoder, features_of, load_judged, named_images, open_judged, refuse_missing
 from dmt_ds.config.evaluation import KnnConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.downstream.accuracy import Accuracy
@@ -70,6 +70,7 @@ def run_knn(
         DataError: there are no images, no labels, or the splits have different classes.
         WeightsError: an encoder can't be loaded.
     """
+    refuse_missing(encoders, data.image_size)
     images = open_judged(data)
     sizes = len(images.train), len(images.test), images.num_classes
     table = KnnTable((), *sizes, knn, named_images(data), images.train.fingerprint)

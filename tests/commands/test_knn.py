@@ -1,6 +1,7 @@
 """The k-NN command on real digits."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.commands import evaluate
+from dmt_ds.commands.judging import Encoder
 from dmt_ds.commands.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, WeightsError
 
 DIGITS = DataConfig(source="digits", image_size=8, num_workers=0)
 CPU = torch.device("cpu")
@@ -64,14 +66,30 @@ def test_the_table_says_what_was_measured() -> None:
     assert len({len(line) for line in lines[1:]}) == 1
 
 
+def judged(judge: str, data: DataConfig, encoders: Mapping[str, Encoder]) -> None:
+    if judge == "knn":
+        run_knn(data, KnnConfig(), encoders, CPU)
+    else:
+        evaluate.run(data, KnnConfig(), LinearConfig(), encoders, CPU)
+
+
+@pytest.mark.parametrize("judge", ["knn", "evaluate"])
+def test_an_encoder_that_is_not_there_is_told_before_another_is_judged(judge: str) -> None:
+    class NeverAsked(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError
+
+    for missing in ("nope", TeacherConfig(source="nope")):
+        encoders: dict[str, Encoder] = {"first": NeverAsked(), "second": missing}
+        with pytest.raises(WeightsError, match="nope: no such file"):
+            judged(judge, DIGITS, encoders)
+
+
 @pytest.mark.parametrize("judge", ["knn", "evaluate"])
 def test_classes_without_training_images_are_named(judge: str, caplog: pytest.LogCaptureFixture) -> None:
     few, pixels = DIGITS.model_copy(update={"max_train_images": 2}), {"pixels": "pixels"}
     with caplog.at_level(logging.WARNING):
-        if judge == "knn":
-            run_knn(few, KnnConfig(), pixels, CPU)
-        else:
-            evaluate.run(few, KnnConfig(), LinearConfig(), pixels, CPU)
+        judged(judge, few, pixels)
     assert len([line for line in caplog.messages if line.startswith("no training image of class '")]) == 1
 
 
