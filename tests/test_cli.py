@@ -106,6 +106,16 @@ def test_a_tag_that_is_near_none_points_to_the_list() -> None:
     assert result.stderr.endswith("has no such weights; `dmt-ds teachers list` shows some that there are\n")
 
 
+@pytest.mark.parametrize("arch", ["resnet50", "levit_128", "vit_medium_patch16_gap_240"])
+def test_what_is_no_vit_is_called_that_and_is_not_asked_of_a_network(arch: str) -> None:
+    result = call("finetune", "-e", f"timm:{arch}")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"dmt-ds: error: encoder timm:{arch}: is no ViT with a class token and a LayerNorm over all tokens; "
+        "take another tag\n"
+    )
+
+
 def test_debug_shows_where_an_error_came_from() -> None:
     done = processes.run(["-m", "dmt_ds", "--debug", "config", "seed=x"], check=False)
     assert "Traceback" in done.stderr

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 SHORT_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+_NO_TOKENS = "timm:{}: is no ViT with a class token and a LayerNorm over all tokens; take another tag"
 _PLAIN_VIT_MODULES = ("vision_transformer", "deit")
 
 
@@ -211,9 +212,7 @@ def pretrained(tag: str) -> tuple[nn.Module, dict[str, Any]]:
     except Exception as error:  # the hub client's errors have no common class
         raise WeightsError(_why_not_fetched(tag, error)) from error
     if not hasattr(vit, "blocks") or not getattr(vit, "num_prefix_tokens", 0) or isinstance(vit.norm, nn.Identity):
-        raise WeightsError(
-            f"timm:{tag}: is no ViT with a class token and a LayerNorm over all tokens; take another tag"
-        )
+        raise WeightsError(_NO_TOKENS.format(tag))
     return vit, dict(vit.pretrained_cfg)  # type: ignore[arg-type]
 
 
@@ -223,6 +222,8 @@ def _why_not_fetched(tag: str, error: Exception) -> str:
             f"timm:{tag}: has no LayerNorm over all tokens (fine-tuned with mean pooling?); take a self-supervised tag "
             "(`dmt-ds teachers list`)"
         )
+    if isinstance(error, AssertionError):  # timm's word while it builds the model, before it fetches anything
+        return _NO_TOKENS.format(tag)
     return (
         f"timm:{tag}: not to be had ({type(error).__name__}: {first_line(error)[:120]}); fetch them once where "
         f"there is a network (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the same "
