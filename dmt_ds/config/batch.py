@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from dmt_ds.config.schema import OptimConfig, TrainConfig
+from dmt_ds.config.optim import OptimConfig
+from dmt_ds.config.schema import TrainConfig
 from dmt_ds.errors import ConfigError, DataError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from dmt_ds.config.schema import OptimConfig
+from dmt_ds.config.optim import OptimConfig
 from dmt_ds.engine.held_back import HELD_SHARE, forget_held_updates
 from dmt_ds.engine.momentum_sgd import MomentumSgd
 

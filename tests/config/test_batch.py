@@ -5,7 +5,8 @@ from math import ceil
 import pytest
 
 from dmt_ds.config.batch import plan_batch, plan_length
-from dmt_ds.config.schema import OptimConfig, TrainConfig
+from dmt_ds.config.optim import OptimConfig
+from dmt_ds.config.schema import TrainConfig
 from dmt_ds.errors import ConfigError, DataError
 
 

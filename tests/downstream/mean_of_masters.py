@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
-from dmt_ds.config.schema import OptimConfig
+from dmt_ds.config.optim import OptimConfig
 from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.ds_engine import StudentEngine

@@ -14,7 +14,7 @@ from torch import nn
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
-from dmt_ds.config.schema import OptimConfig
+from dmt_ds.config.optim import OptimConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState

@@ -8,7 +8,8 @@ from torch import nn
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
-from dmt_ds.config.schema import OptimConfig, StudentConfig
+from dmt_ds.config.optim import OptimConfig
+from dmt_ds.config.schema import StudentConfig
 from dmt_ds.downstream.classification import Classifier
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, resolve_teacher
-from dmt_ds.config.schema import OptimConfig, StudentConfig
+from dmt_ds.config.optim import OptimConfig
+from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.engine import dist, ds_engine, ds_teachers
 from dmt_ds.engine.optim import build_optimizer

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dmt_ds.config.schema import OptimConfig, StudentConfig
+from dmt_ds.config.optim import OptimConfig
+from dmt_ds.config.schema import StudentConfig
 from dmt_ds.engine.optim import (
     build_optimizer,
     fusing_pays,

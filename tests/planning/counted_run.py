@@ -33,7 +33,8 @@ count("reduce_scatter_tensor", lambda n: (n - 1) / n, 1)
 # DeepSpeed remembers torch's functions when it is imported: only now.
 from dmt_ds.config.batch import plan_batch  # noqa: E402
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, resolve_teacher  # noqa: E402
-from dmt_ds.config.schema import OptimConfig, StudentConfig  # noqa: E402
+from dmt_ds.config.optim import OptimConfig  # noqa: E402
+from dmt_ds.config.schema import StudentConfig  # noqa: E402
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from dmt_ds.engine import dist, ds_engine, ds_teachers  # noqa: E402
 from dmt_ds.engine.optim import build_optimizer  # noqa: E402

@@ -1,0 +1,40 @@
+"""Settings of the optimizer and of what changes over the steps."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dmt_ds.config.section import Fraction, NonNegative, Positive, Section
+
+
+class OptimConfig(Section):
+    """The optimizer, with a linear warm-up and a fall to `min_lr`, both per step."""
+
+    base_lr: Positive = 1.5e-4
+    """Learning rate for 256 images; the peak is base_lr * global_batch_size / 256."""
+    min_lr: NonNegative = 0.0
+    """Learning rate that the schedule falls towards; `cosine` and `linear` reach it at the last step."""
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    """After the warm-up: half a cosine; a straight line (`poly` of power 1), as segmentation has it; or a tenth from
+    each of `decay_at` on, as detection has it."""
+    decay_at: tuple[Fraction, ...] = (8 / 12, 11 / 12)
+    """Shares of the run, for `schedule: steps`: by default after epochs 8 and 11 of 12 (COCO's 1x)."""
+    warmup_epochs: NonNegative = 15.0
+    """Length of the warm-up, in passes over the data; not used when `warmup_steps` is set."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Length of the warm-up, in steps."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    """AdamW's two decay rates."""
+    eps: Positive = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NonNegative = 0.05
+    """Of matrices; biases, norms, tokens and positions have none."""
+    name: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is for a linear probe: LARS, which MAE probes with, needs whole weights' norms, and ZeRO cuts weights."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer below the head learns so many times more slowly than the one above: head 1, last block
+    `layer_decay`, ..., embedding `layer_decay` ** (depth + 1). For fine-tuning."""
+    clip_grad_norm: NonNegative = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
