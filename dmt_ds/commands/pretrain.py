@@ -25,7 +25,7 @@ from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.held_back import schedules
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.memory_errors import explained
-from dmt_ds.engine.optim import build_optimizer, fusing_pays, learning_rate_schedule
+from dmt_ds.engine.optim import build_optimizer, fusing_pays, learning_rate_schedule, weight_decay_schedule
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.step_profile import FOLDER as PROFILE_FOLDER
@@ -141,6 +141,7 @@ def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
         optimizer,
         schedules(optimizer, schedule, length.total_steps),
         run.ds_config,
+        decay=weight_decay_schedule(config.optim, length.total_steps),
         universal=universal,
     )
     if compiles(config.train.compile, "student", run.device, read_inside=config.task == "tinymim"):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dmt_ds.config.section import Fraction, NonNegative, Positive, Section
 
@@ -29,6 +29,8 @@ class OptimConfig(Section):
     """AdamW's epsilon."""
     weight_decay: NonNegative = 0.05
     """Of matrices; biases, norms, tokens and positions have none."""
+    weight_decay_end: NonNegative | None = None
+    """Weight decay at the last step, on the way there from `weight_decay` by half a cosine; null leaves it as it is."""
     name: Literal["adamw", "sgd"] = "adamw"
     """`sgd` is for a linear probe: LARS, which MAE probes with, needs whole weights' norms, and ZeRO cuts weights."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -38,3 +40,9 @@ class OptimConfig(Section):
     `layer_decay`, ..., embedding `layer_decay` ** (depth + 1). For fine-tuning."""
     clip_grad_norm: NonNegative = 0.0
     """Largest norm of the gradient; 0 does not clip."""
+
+    @model_validator(mode="after")
+    def _decay_has_a_start(self) -> "OptimConfig":
+        if self.weight_decay_end is not None and self.weight_decay == 0:
+            raise ValueError("weight_decay_end: starts from weight_decay, which is 0: give that more, or this null")
+        return self

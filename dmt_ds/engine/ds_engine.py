@@ -8,7 +8,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
 from dmt_ds.engine.manifest import unread
 from dmt_ds.engine.own_settings import settings_kept, torch_optimizer
+from dmt_ds.engine.schedule import ByStep, Schedule
 from dmt_ds.engine.stage_zero import norm_of_gradients, own_master
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.storage import is_away
@@ -222,9 +223,10 @@ class StudentEngine:
 def build_student(
     module: nn.Module,
     optimizer: Optimizer,
-    schedule: Callable[[int], float] | list[Callable[[int], float]],
+    schedule: ByStep | list[ByStep],
     config: DsConfig,
     *,
+    decay: ByStep | None = None,
     universal: bool = False,
 ) -> StudentEngine:
     """Wrap what is trained.
@@ -232,6 +234,7 @@ def build_student(
     Args:
         schedule: step -> factor of each group's learning rate; one for all, or one a group.
         config: resolved DeepSpeed JSON.
+        decay: step -> weight decay of the groups that have some; None leaves it as it is.
         universal: the engine's `load` will read a checkpoint of another world size.
     """
     assert not any(hasattr(p, "ds_id") for p in module.parameters()), "a student must not be built under zero.Init"
@@ -248,7 +251,7 @@ def build_student(
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         optimizer=optimizer,
         config=without_own_check(config) if skips else config,
-        lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, schedule),
+        lr_scheduler=lambda wrapped: Schedule(wrapped, schedule, decay),
     )
     if alone:
         spare_copies(engine)

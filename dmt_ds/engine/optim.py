@@ -114,3 +114,11 @@ def learning_rate_schedule(
         return floor + (1 - floor) * left(step)
 
     return factor
+
+
+def weight_decay_schedule(section: OptimConfig, total_steps: int) -> Callable[[int], float] | None:
+    """Step (from 0) -> weight decay, by half a cosine to `weight_decay_end`; None where it stays as it is."""
+    start, end = section.weight_decay, section.weight_decay_end
+    if end is None:
+        return None
+    return lambda step: end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))

@@ -28,3 +28,4 @@ def settings_kept(engine: Any) -> Iterator[None]:
     schedule.base_lrs = [own["initial_lr"] for own in settings]
     for group, own, factor in zip(torch_optimizer(engine).param_groups, settings, schedule.lr_lambdas, strict=True):
         group.update(own, lr=own["initial_lr"] * factor(schedule.last_epoch))
+    schedule.set_decay()

@@ -13,7 +13,7 @@ from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.config.optim import OptimConfig
 from dmt_ds.engine import ds_engine
 from dmt_ds.engine.ds_engine import StudentEngine
-from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule
+from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule, weight_decay_schedule
 from dmt_ds.engine.own_settings import torch_optimizer
 
 BATCH, WARMUP, TOTAL = 256, 2, 10
@@ -30,7 +30,8 @@ def build(section: OptimConfig, name: str, *, fused: bool, universal: bool = Fal
     config = resolve_student(find_ds_config(name), plan_batch(BATCH, BATCH, 1), section.clip_grad_norm)
     optimizer = build_optimizer(module, section, BATCH, fused=fused, layers=layers)
     schedule = learning_rate_schedule(section, BATCH, WARMUP, TOTAL)
-    return ds_engine.build_student(module, optimizer, schedule, config, universal=universal)
+    decay = weight_decay_schedule(section, TOTAL)
+    return ds_engine.build_student(module, optimizer, schedule, config, decay=decay, universal=universal)
 
 
 def update(engine: StudentEngine) -> None:
@@ -89,6 +90,7 @@ def main() -> None:
     facts["stage 0"] = facts_of("stage 0")
     facts["universal"] = facts_of("student_zero2_bf16", universal=True)
     facts["sgd"] = facts_of("student_zero2_fp32", name="sgd", momentum=0.8)
+    facts["rising decay"] = facts_of("student_zero2_bf16", weight_decay_end=0.4)
     facts["layers"] = facts_of("student_zero2_bf16", layer_decay=0.5)
     print("FACTS " + json.dumps(facts))
     ds_engine.stop()

@@ -20,7 +20,7 @@ def facts() -> dict[str, Any]:
     "engine",
     [
         *("student_zero2_bf16", "student_zero2_fp32", "student_zero1_bf16", "student_zero3_bf16"),
-        *("stage 0", "universal", "sgd", "layers"),
+        *("stage 0", "universal", "sgd", "rising decay", "layers"),
     ],
 )
 def test_rates_decay_and_clipping_are_the_new_recipes_and_weights_the_checkpoints(facts, engine: str) -> None:
@@ -29,3 +29,8 @@ def test_rates_decay_and_clipping_are_the_new_recipes_and_weights_the_checkpoint
     assert found["found"] == found["wanted"]
     assert found["found later"] == found["wanted later"], "after one more update"
     assert found["found"]["clipping"] == 1.0 and found["found"]["lr"] != found["found later"]["lr"]
+
+
+def test_a_decay_that_rises_goes_on_rising(facts) -> None:
+    now, later = (facts["rising decay"][when]["weight_decay"] for when in ("found", "found later"))
+    assert 0.2 < now[0] < later[0] < 0.4 and now[1] == later[1] == 0, "biases have none"

@@ -14,6 +14,7 @@ from dmt_ds.engine.optim import (
     learning_rate_schedule,
     parameter_groups,
     peak_learning_rate,
+    weight_decay_schedule,
 )
 from dmt_ds.models.vit import build_vit
 
@@ -40,6 +41,13 @@ def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_min_lr():
     assert factor(0) == pytest.approx(0.1) and factor(9) == pytest.approx(1.0) and factor(10) == pytest.approx(1.0)
     assert factor(60) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert factor(110) == pytest.approx(0.1)
+
+
+def test_weight_decay_rises_by_half_a_cosine_where_it_has_an_end() -> None:
+    assert weight_decay_schedule(OptimConfig(weight_decay=0.04), 100) is None
+    decay = weight_decay_schedule(OptimConfig(weight_decay=0.04, weight_decay_end=0.4), 100)
+    assert decay is not None
+    assert [decay(step) for step in (0, 50, 100, 120)] == pytest.approx([0.04, 0.22, 0.4, 0.4])
 
 
 def test_a_linear_schedule_falls_in_a_straight_line_to_the_floor() -> None:
