@@ -378,7 +378,8 @@ def test_each_member_of_a_family_is_looked_at_and_their_parameters_add_up(
         assert "million trained parameters" in said(findings, f"student {what.split()[1]}")
     assert said(findings, "teachers").count("ibot: ") == 1 and said(findings, "output").startswith("ok: ")
 
-    findings = run(small_run(tmp_path, images, *overrides, *members, "family.wide.student.arch=vit_tinny"), ranks=2)
+    unknown = tuple(f"family.wide.student.{setting}" for setting in ("arch=vit_tinny", "depth=1", "num_heads=2"))
+    findings = run(small_run(tmp_path, images, *overrides, *members, *unknown), ranks=2)
     assert list(failed(findings)) == ["student wide"]
 
 
