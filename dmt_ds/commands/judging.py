@@ -154,7 +154,7 @@ def is_judged_as_run(
         if (value := getattr(given, key)) != getattr(own, key) and not (key == "path" and has_moved)
     ]
     if others:
-        logger.warning("%s: not added to the run, which has not %s", folder, ", ".join(others))
+        logger.warning("%s: not added to the run, which was not made with %s", folder, ", ".join(others))
     return not others
 
 

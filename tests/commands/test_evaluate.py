@@ -117,7 +117,8 @@ def test_scores_of_other_images_or_settings_are_not_the_runs(
     with caplog.at_level(logging.WARNING, "dmt_ds"):
         result = CliRunner().invoke(main, [command, "-e", str(folder), setting])
     assert result.exit_code == 0, result.output
-    assert caplog.messages == [f"{folder}: not added to the run, which has not {setting}"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [f"{folder}: not added to the run, which was not made with {setting}"]
     assert num_points(folder) == 1 and (folder / EVALUATION_FILE).read_text() == kept
 
 
