@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dmt_ds.commands.suite_check import check_finished, check_follow_ups, check_inputs
+from dmt_ds.commands.suite_check import check_batches, check_finished, check_follow_ups, check_inputs
 from dmt_ds.commands.suite_local import LocalSuite, Say
 from dmt_ds.commands.suite_state import SCORE, is_finished, scores_of, state_of
 from dmt_ds.config.load import COMMAND_LINE
@@ -63,15 +63,12 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
     """Make what is not finished yet, and end with what failed.
 
     Raises:
-        ConfigError: a finished run has other settings than the suite asks for now, what follows can't be done, or
-            images or teachers are not there.
-        DmtError: some runs failed; one line each. All others were made.
+        ConfigError: as `look_before`.
+        DmtError: some runs failed; one line a cause. All others were made.
         KeyboardInterrupt: Ctrl-C or a signal; all runs saved before.
     """
     name = plan.file.suite.name
-    check_finished(plan, runs)
-    check_follow_ups(runs)
-    check_inputs(plan, runs)
+    look_before(plan, runs, ranks)
     say(f"{name}: {len(runs)} runs, {sum(map(is_finished, runs))} of them finished, in {plan.output}")
     note_on_parent(plan, "RUNNING")
     local = LocalSuite(plan, runs, jobs, ranks, say)
@@ -82,8 +79,21 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
     if local.was_stopped:
         raise KeyboardInterrupt
     if local.failures:
-        raise DmtError("\n".join(f"{label}: {why}" for label, why in local.failures.items()))
+        raise DmtError("\n".join(by_cause(local.failures)))
     say(f"{name}: all of it is finished" if not unfinished else f"{name}: {len(unfinished)} runs are left")
+
+
+def look_before(plan: SuitePlan, runs: Sequence[SuiteRun], ranks: int) -> None:
+    """All that can be seen before anything is started.
+
+    Raises:
+        ConfigError: a finished run has other settings than the suite asks for now, a batch can't be shared by so many
+            processes, what follows can't be done, or images or teachers are not there.
+    """
+    check_finished(plan, runs)
+    check_batches(plan, runs, ranks)
+    check_follow_ups(runs)
+    check_inputs(plan, runs)
 
 
 def note_on_parent(plan: SuitePlan, status: Status | Literal["RUNNING"]) -> None:
@@ -106,6 +116,14 @@ def table(plan: SuitePlan, runs: Sequence[SuiteRun]) -> str:
         *(f"{label:{width}}  {score:>6}  {state}" for label, score, state in rows),
     ]
     return "\n".join([*lines, f"{sum(map(is_finished, runs))} of {len(runs)} finished, in {plan.output}"])
+
+
+def by_cause(failures: Mapping[str, str]) -> list[str]:
+    """A line a cause, with the labels of all that failed of it."""
+    labels: dict[str, list[str]] = {}
+    for label, why in failures.items():
+        labels.setdefault(why, []).append(label)
+    return [f"{', '.join(found)}: {why}" for why, found in labels.items()]
 
 
 def _percent(scores: Mapping[str, float]) -> str:

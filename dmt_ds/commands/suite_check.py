@@ -1,7 +1,7 @@
 """What a suite refuses before anything is started: looks at settings, folders, images and weights, and trains nothing.
 
-Finished runs that are not what it asks for now, images and teachers that are not there, and what would stop its
-follow-ups at their start, hours later.
+Finished runs that are not what it asks for now, images and teachers that are not there, batches that its processes
+can't share, and what would stop its follow-ups at their start, hours later.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.runs import check_zero_stage, open_images
 from dmt_ds.commands.suite_state import changed, changed_follow_up, is_judged, is_trained, is_tuned, left_of
 from dmt_ds.commands.tasks import image_size_of_start
+from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
 from dmt_ds.config.suite_follow_ups import FollowUp
@@ -53,6 +54,24 @@ def check_inputs(plan: SuitePlan, runs: Sequence[SuiteRun]) -> None:
             found += str(error).splitlines()
     if found:
         raise ConfigError("\n".join(f"{plan.file.label}: {line}" for line in dict.fromkeys(found)))
+
+
+def check_batches(plan: SuitePlan, runs: Sequence[SuiteRun], ranks: int) -> None:
+    """Whether the global batch of what is to be trained can be cut for so many processes.
+
+    Raises:
+        ConfigError: one line for each batch that can't, whatever the number of runs.
+    """
+    to_train = [run.config for run in runs if not is_trained(run)]
+    to_train += [follow_up.config for run in runs for follow_up in left_of(run)]
+    found = []
+    for train in (config.train for config in to_train):
+        try:
+            plan_batch(train.global_batch_size, train.micro_batch_size, ranks)
+        except ConfigError as error:
+            found.append(f"{plan.file.label}: {error}")
+    if found:
+        raise ConfigError("\n".join(dict.fromkeys(found)))
 
 
 def _inputs(plan: SuitePlan, run: SuiteRun) -> Iterator[tuple[object, Callable[[], object]]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.commands.suite import select
-from dmt_ds.commands.suite_check import check_inputs
+from dmt_ds.commands.suite import by_cause, select
+from dmt_ds.commands.suite_check import check_batches, check_inputs
 from dmt_ds.commands.suite_local import LocalSuite, share_of
 from dmt_ds.commands.suite_state import EVALUATION_FILE, changed, choose
 from dmt_ds.config.suite_plan import SuitePlan
@@ -53,7 +53,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
         tune=None,
         variants={
             "dmt": {"set": {"train.steps": 150}},
-            "bad": {"set": {"train.global_batch_size": 15}},
+            "bad": {"set": {"optim.base_lr": 1e30, "train.steps": 20}},
         },
     )
     log, out = tmp_path / "log", tmp_path / "out"
@@ -71,7 +71,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
     second = processes.run(command, check=False)
     assert second.returncode == 2
     (error,) = [line for line in second.stderr.splitlines() if line.startswith("dmt-ds: error:")]
-    assert error.startswith("dmt-ds: error: bad seed0: ") and "15 is not divisible" in error
+    assert error.startswith("dmt-ds: error: bad seed0: ") and "is not finite" in error
     assert stamps(teacher) == before
     assert "resuming from" in (dmt / "train.log").read_text()
     assert sorted(tiny_run.losses(dmt)) == list(range(1, 151))
@@ -81,7 +81,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
         ["dmt", "seed0", "finished"],
         ["bad", "seed0", "failed:"],
     ]
-    assert "15 is not divisible" in states[3]
+    assert "is not finite" in states[3]
 
 
 @pytest.mark.slow
@@ -136,6 +136,24 @@ def test_images_and_teachers_that_are_not_there_are_told_once_before_any_run_sta
     assert "student.init_from /no/start.pth: no such file; " in start
     assert not (tmp_path / "out").exists()
     assert call(suite, "--slurm", "data.source=folder", "data.path=/typo").exit_code == 0, "it looks at nothing"
+
+
+def test_a_batch_that_the_processes_cannot_share_is_told_once_before_any_run_starts(tmp_path: Path) -> None:
+    suite = tiny_suite.write_suite(tmp_path, set={"teachers.models.mae.source": "{teachers}/mae", **NO_MLFLOW})
+    result = call(suite, "--ranks", "3")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert f"{suite}: train.global_batch_size: 16 is not divisible by micro_batch_size 16 x 3 ranks = 48" in line
+    assert not (tmp_path / "out").exists()
+    for run in select(plan_of(suite), ()):
+        (run.folder).mkdir(parents=True)
+        (run.folder / "DONE").write_text("3\n")
+    check_batches(plan_of(suite), select(plan_of(suite), ()), 3)  # what is trained is not cut again
+
+
+def test_runs_that_failed_alike_are_one_line() -> None:
+    failures = {"dmt seed0": "no room", "dmt seed1": "no room", "mse seed0": "other"}
+    assert by_cause(failures) == ["dmt seed0, dmt seed1: no room", "mse seed0: other"]
 
 
 def test_where_compute_nodes_alone_have_the_data_a_suite_is_submitted_without_a_look(
