@@ -27,6 +27,7 @@ STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes of each training.")
 @click.option("--only", multiple=True, metavar="VARIANT", help="This one, and what it needs; again for several.")
 @click.option("--list", "lists", is_flag=True, help="Say how far each run is, and start nothing.")
+@click.option("--dry-run", "looks", is_flag=True, help="Check all that can be seen before the start, then as --list.")
 @click.option("--slurm", "prints", is_flag=True, help="Print the sbatch commands of an array a stage.")
 @click.option("--submit", "submits", is_flag=True, help="Submit these arrays.")
 @click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="For sbatch, such as --nodes=2; and again.")
@@ -40,6 +41,7 @@ def suite(
     ranks: int,
     only: tuple[str, ...],
     lists: bool,
+    looks: bool,
     prints: bool,
     submits: bool,
     options: tuple[str, ...],
@@ -55,7 +57,7 @@ def suite(
     SUITE is the name of a shipped suite or a YAML file. Called again it keeps what is finished and goes on with what
     was saved. Ctrl-C saves all runs that are under way.
     """
-    action = _action({"--list": lists, "--slurm": prints, "--submit": submits}, options)
+    action = _action({"--list": lists, "--dry-run": looks, "--slurm": prints, "--submit": submits}, options)
     from dmt_ds.commands import suite as command
     from dmt_ds.commands import suite_slurm
 
@@ -63,7 +65,9 @@ def suite(
     runs = command.select(plan, only)
     if number is not None:
         click.echo("\n".join(suite_slurm.arguments_of(plan, runs, stage, number)))
-    elif action == "--list":
+    elif action in ("--list", "--dry-run"):
+        if looks:
+            command.look_before(plan, runs, ranks)
         click.echo(command.table(plan, runs))
     elif action is None:
         command.run(plan, runs, jobs or 1, ranks, say=click.echo)

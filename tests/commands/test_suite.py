@@ -151,6 +151,15 @@ def test_a_batch_that_the_processes_cannot_share_is_told_once_before_any_run_sta
     check_batches(plan_of(suite), select(plan_of(suite), ()), 3)  # what is trained is not cut again
 
 
+def test_a_dry_run_looks_and_starts_nothing(tmp_path: Path) -> None:
+    suite = tiny_suite.write_suite(tmp_path, set={"teachers.models.mae.source": "{teachers}/mae", **NO_MLFLOW})
+    result = call(suite, "--dry-run")
+    assert result.exit_code == 0 and result.stdout == call(suite, "--list").stdout
+    assert call(suite, "--dry-run", "--ranks", "3").exit_code == 2
+    assert "data.path: /typo does not exist" in call(suite, "--dry-run", "data.source=folder", "data.path=/typo").stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_that_failed_alike_are_one_line() -> None:
     failures = {"dmt seed0": "no room", "dmt seed1": "no room", "mse seed0": "other"}
     assert by_cause(failures) == ["dmt seed0, dmt seed1: no room", "mse seed0: other"]
