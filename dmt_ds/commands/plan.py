@@ -66,12 +66,12 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
     total = memory.total_bytes(layouts, ranks, batch.micro_batch_size)
     each = {name: batch.micro_batch_size * size for name, size in memory.image_bytes(layouts).items()}
     teachers = layouts[0].teachers.values()
-    sources = [f"{name}: {source}" for own in rates for name, source in own.sources.items()]
     losses = "fused" if layouts[0].fused_loss else "written out in torch"
     return {
         "model": "formulas, not a measurement",
         "run": {"name": config.name, "steps": length.total_steps, "global_batch_size": train.global_batch_size},
         "machines": {"nodes": cluster.num_nodes, "gpus_per_node": cluster.gpus_per_node, "gpu": machines.gpu},
+        "measured_on": None if machines.calibration is None else Calibration.read(machines.calibration).device,
         "parameters": {
             "trained": sum(layout.trained_parameters for layout in layouts),
             "teachers": sum(size.parameters() for size in teachers),
@@ -95,7 +95,7 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
         "loader_cores_per_node": images_per_second / cluster.num_nodes * rates[0].loader_seconds,
         "assumptions": [
             *sharding,
-            *dict.fromkeys(sources),  # each once: a family's students share most
+            *_sources(config, rates),
             f"{machines.num_images} images",
             f"the losses are {losses}",
             *(f"teacher {name} is a ViT-B/16: neither its source nor `arch` says" for name in guesses),
@@ -113,6 +113,18 @@ def _rates(layout: Layout, gpu: Gpu, machines: Machines, *, is_family: bool) -> 
     found = Calibration.read(machines.calibration)
     # What was measured of one student holds for no other.
     return calibrated(rates, replace(found, student_flops=None) if is_family else found)
+
+
+def _sources(config: RunConfig, rates: list[Rates]) -> list[str]:
+    """Where each rate is from, once: a family's students, which are named, share most."""
+    named = zip(member_runs(config) or [""], rates, strict=True)
+    return list(
+        dict.fromkeys(
+            f"student {member}: {source}" if member and name == "student" else f"{name}: {source}"
+            for member, own in named
+            for name, source in own.sources.items()
+        )
+    )
 
 
 def _layouts(config: RunConfig, cluster: Cluster) -> tuple[list[Layout], list[str]]:
@@ -160,6 +172,7 @@ def render(plan: dict[str, Any]) -> str:
         "A model made of formulas, not a measurement.",
         f"{run['name']}: {run['steps']} steps of {run['global_batch_size']} images on {machines['nodes']} x "
         f"{machines['gpus_per_node']} {machines['gpu']}",
+        *([f"Speeds are those of {plan['measured_on']}: times hold for as many of these."] * bool(plan["measured_on"])),
         "",
         f"memory of a GPU, micro-batch {plan['micro_batch_size']}",
         *(_line(name, f"{size / 1e9:8.2f} GB") for name, size in stored.items() if name not in ("total", "of")),
@@ -203,4 +216,6 @@ def _largest(plan: dict[str, Any], ranks: int) -> str:
     if not largest:
         return "not even one image fits"
     accumulation = plan["run"]["global_batch_size"] // (largest * ranks)
+    if accumulation == 1:
+        return f"{largest} x 1, the whole global batch, fits"
     return f"the largest that fits is {largest} x {accumulation}"

@@ -100,7 +100,8 @@ def test_a_family_costs_its_teachers_once_and_each_student() -> None:
     stored = family["memory_bytes"]
     assert stored["AdamW's moments"] == pytest.approx(sum(one["memory_bytes"]["AdamW's moments"] for one in alone))
     assert stored["student's activations"] == max(one["memory_bytes"]["student's activations"] for one in alone)
-    assert sum(line.startswith("student: assumed") for line in family["assumptions"]) == 3
+    students = [line.split(":")[0] for line in family["assumptions"] if line.startswith("student")]
+    assert students == ["student vit_tiny", "student vit_small", "student vit_base"]
 
 
 def test_more_nodes_make_it_faster_but_not_cheaper() -> None:
@@ -160,6 +161,19 @@ def test_a_calibration_that_bench_did_not_write_says_what_is_wrong_with_it(tmp_p
         Calibration.read(file)
     remedy = f"`dmt-ds bench -o {file}` makes one"
     assert str(caught.value) == f"--calibration {file}: not a file of `dmt-ds bench`: {problem}; {remedy}"
+
+
+def test_rates_of_another_device_are_told_above_the_times(tmp_path) -> None:
+    (file := tmp_path / "cal.json").write_text(json.dumps(WHOLE))
+    lines = CliRunner().invoke(main, ["plan", "-c", "vit_tiny", "--calibration", str(file)]).output.splitlines()
+    assert lines[2] == "Speeds are those of CPU: times hold for as many of these."
+    assert "Speeds" not in CliRunner().invoke(main, ["plan", "-c", "vit_tiny"]).output
+
+
+def test_where_the_global_batch_ends_before_the_memory_it_is_said() -> None:
+    ample = CliRunner().invoke(main, ["plan", "-c", "vit_small", "--nodes", "4", "--gpus-per-node", "8"]).output
+    assert "accumulation; 128 x 1, the whole global batch, fits" in ample and "the largest" not in ample
+    assert "accumulation; the largest that fits is " in CliRunner().invoke(main, ["plan", "-c", "vit_small"]).output
 
 
 def test_planning_imports_no_torch() -> None:
