@@ -12,6 +12,8 @@ from dmt_ds.redact import masked
 
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_OF_SQLITE = (".db", ".sqlite", ".sqlite3")
+"""How names of SQLite files end."""
 _CLAIM = "attempt.json"
 """What `engine.fence` leaves in a run's folder."""
 
@@ -56,7 +58,7 @@ def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str], mak
         folder = Path(os.path.abspath(rest.removeprefix("//") if separator else uri))
         raise TrackingError(
             f"tracking.uri {masked(uri)}: MLflow no longer keeps runs in plain folders; "
-            f"use sqlite:///{folder / 'mlflow.db'}"
+            f"use sqlite:///{folder if folder.suffix in _OF_SQLITE else folder / 'mlflow.db'}"
         )
     if scheme == "sqlite":
         return _sqlite(uri, makes_folder)

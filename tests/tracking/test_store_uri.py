@@ -39,6 +39,7 @@ def test_a_relative_database_stays_where_it_was_when_the_run_started(
     ("uri", "said"),
     [
         ("./mlruns", r"plain folders; use sqlite:///.*/mlruns/mlflow\.db"),
+        ("runs/all.db", r"plain folders; use sqlite:////.*/runs/all\.db$"),
         ("file:///data/mlruns", r"plain folders; use sqlite:////data/mlruns/mlflow\.db"),
         ("sqlite://", "lost with the process"),
         ("sqlite:///:memory:", "lost with the process"),
