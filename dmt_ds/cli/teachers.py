@@ -21,13 +21,13 @@ def teachers_list() -> None:
 
 
 @teachers.command("inspect", epilog=examples("dmt-ds teachers inspect teachers/mae_pretrain_vit_base.pth"))
-@click.argument("file", metavar="FILE")
+@click.argument("source", metavar="SOURCE")
 @click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
-def teachers_inspect(file: str, key: str | None) -> None:
-    """Layout, architecture, sha256 and dropped keys of a weights file."""
+def teachers_inspect(source: str, key: str | None) -> None:
+    """Layout, architecture, sha256 and dropped keys of a weights file, hf:ID, timm:TAG or a run's folder."""
     from dmt_ds.commands import teachers as command
 
-    click.echo(command.inspect_file(file, key))
+    click.echo(command.inspect_file(source, key))
 
 
 @teachers.command(
@@ -39,7 +39,7 @@ def teachers_inspect(file: str, key: str | None) -> None:
 @click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
 @click.option("--num-heads", type=click.IntRange(min=1), help="Attention heads, where the file does not tell.")
 def teachers_convert(source: str, target: Path, key: str | None, num_heads: int | None) -> None:
-    """Write the backbone of a weights file as safetensors, without what is not needed."""
+    """Write the backbone of a weights file, or hf:ID, as safetensors, without what is not needed."""
     from dmt_ds.commands import teachers as command
 
     click.echo(command.convert(source, target, key, num_heads))

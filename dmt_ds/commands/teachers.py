@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import blueprint_of, build_from, heads_of, width_of
 from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.layouts import LICENCES
-from dmt_ds.models.teachers import summary_of
+from dmt_ds.models.teachers import load_encoder, summary_of
 from dmt_ds.models.vit import describe
 from dmt_ds.models.weights import METADATA_KEY, Weights, read_weights, sha256_of
 
@@ -69,15 +70,18 @@ def list_teachers() -> str:
 
 
 def inspect_file(path: str | Path, checkpoint_key: str | None = None) -> str:
-    """What a weights file holds, one `name: value` a line.
+    """What a weights file, or another source of an encoder, holds, one `name: value` a line.
 
     Args:
-        path: weights file, or `hf:FOLDER_OR_ID`.
+        path: weights file, or `hf:FOLDER_OR_ID`; of a folder or `timm:TAG` is told what a run would note of it.
         checkpoint_key: which part of a full checkpoint.
 
     Raises:
         WeightsError: it holds no whole encoder.
+        ConfigError: timm knows no such tag.
     """
+    if Path(path).is_dir() or _is_timm(path):
+        return _lines(load_encoder(str(path)).record.as_params())
     weights = _read(path, checkpoint_key)
     shape = describe(build_from(weights, num_heads=_heads_or_one(weights, None), load=False))
     heads = heads_of(weights)
@@ -99,6 +103,10 @@ def inspect_file(path: str | Path, checkpoint_key: str | None = None) -> str:
         "tensors": len(weights.state),
         "dropped": ", ".join(summary_of(weights.dropped)) or "nothing",
     }
+    return _lines(rows)
+
+
+def _lines(rows: Mapping[str, object]) -> str:
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
@@ -107,7 +115,7 @@ def convert(path: str | Path, out: str | Path, checkpoint_key: str | None = None
     """Writes the encoder alone as safetensors in timm's names; what tensors don't tell goes into the header.
 
     Args:
-        path: as for `inspect_file`.
+        path: weights file, or `hf:FOLDER_OR_ID`.
         out: new file, ending in `.safetensors`.
         checkpoint_key: which part of a full checkpoint.
         num_heads: kept in the header, so that nobody has to say it again.
@@ -144,9 +152,13 @@ def convert(path: str | Path, out: str | Path, checkpoint_key: str | None = None
 def _read(path: str | Path, checkpoint_key: str | None) -> Weights:
     if str(path).startswith("hf:"):
         return read_hf(str(path)[3:])
-    if Path(path).is_dir():
-        raise WeightsError(f"{path}: is a folder; name a file in it, or hf:{path} for a transformers model")
+    if Path(path).is_dir() or _is_timm(path):
+        raise WeightsError(f"{path}: is no weights file; name one, or hf:FOLDER for a transformers model")
     return read_weights(path, checkpoint_key)
+
+
+def _is_timm(path: str | Path) -> bool:
+    return str(path).startswith("timm:")
 
 
 def _heads_or_one(weights: Weights, num_heads: int | None) -> int:

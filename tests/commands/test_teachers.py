@@ -6,6 +6,7 @@ from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.teachers import load_teacher
 from dmt_ds.models.weights import sha256_of
+from tests import tiny_run
 from tests.models import tiny
 
 
@@ -68,6 +69,17 @@ def test_an_incomplete_file_is_not_converted(file, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(WeightsError, match="is a folder"):
+def test_a_run_is_inspected_as_a_teacher(tmp_path):
+    lines = dict(line.split(None, 1) for line in inspect_file(tiny_run.make_teacher(tmp_path, 0)).splitlines())
+    assert (lines["layout"], lines["embed_dim"], lines["patch_size"]) == ("dmt_ds", "48", "4")
+
+
+@pytest.mark.parametrize("source", [".", "timm:vit_base_patch16_224.mae"])
+def test_what_is_no_file_is_not_converted(source, tmp_path):
+    with pytest.raises(WeightsError, match=f"{source}: is no weights file; name one, or hf:FOLDER"):
+        convert(source, tmp_path / "out.safetensors")
+
+
+def test_a_folder_without_an_encoder_says_so(tmp_path):
+    with pytest.raises(WeightsError, match="no encoder in it"):
         inspect_file(tmp_path)
