@@ -89,7 +89,7 @@ def save(comparison: Comparison, folder: Path) -> list[Path]:
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """Bars of the metrics; curves of those that were measured several times, or of the loss."""
     paths = []
-    if any(run.why_not is None for run in comparison.runs):
+    if any(row.runs for row in (*comparison.rows, *comparison.teachers)):
         paths.append(folder / "bars.png")
         pictures.bars(comparison, paths[-1])
     for metric in comparison.metrics:

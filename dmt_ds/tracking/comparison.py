@@ -150,14 +150,20 @@ def _rows(runs: Sequence[ComparedRun], metrics: Sequence[str], by: str, first: S
 
 
 def _left_out(runs: Iterable[ComparedRun], metrics: Sequence[str]) -> Iterable[tuple[str, str]]:
-    for run in runs:
+    found = list(runs)
+    for run in found:
         if run.why_not is not None:
             yield run.run.name, run.why_not
             continue
-        for metric in metrics:
-            if run.score(metric) is None:
-                lack = "is not a number" if metric in run.run.metrics else "was not measured"
-                yield run.run.name, f"{metric} {lack}; counts in the others"
+        missing = [metric for metric in metrics if run.score(metric) is None]
+        no_numbers = [metric for metric in missing if metric in run.run.metrics]
+        # What nobody of its stage has is no gap: a detector has no k-NN, and a dash in the table says it.
+        like_it = [other.run.metrics for other in found if other.run.tags.get("stage") == run.run.tags.get("stage")]
+        gaps = [name for name in missing if name not in no_numbers and any(name in measured for measured in like_it)]
+        for names, lack in ((no_numbers, "not a number"), (gaps, "not measured")):
+            if names:
+                verb = "are" if len(names) > 1 else "is"
+                yield run.run.name, f"{', '.join(names)} {verb} {lack}; counts in the others"
 
 
 def _notes(rows: Sequence[Row], runs: Sequence[ComparedRun], roles: Sequence[str], by: str) -> Iterable[str]:

@@ -40,6 +40,8 @@ _DOTS_SPREAD = 0.36
 def bars(comparison: Comparison, path: Path) -> None:
     """Draw a panel a metric: the mean as bar, its standard deviation, each run as dot; the table's order.
 
+    Metrics that nobody has get none, and four panels stand beside each other.
+
     Teachers stand below in grey. The paper's numbers are not drawn.
 
     Args:
@@ -48,10 +50,11 @@ def bars(comparison: Comparison, path: Path) -> None:
     """
     rows = [*comparison.rows, *comparison.teachers]
     heights = [*range(len(comparison.rows)), *(1 + n for n in range(len(comparison.rows), len(rows)))]
+    metrics = [name for name in comparison.metrics if any(row.scores[name].values for row in rows)]
     letters = max(len(row.title) for row in rows)
-    size = (letters * _LETTER_INCHES + _BARS_INCHES * len(comparison.metrics), 0.9 + _BAR_INCHES * (heights[-1] + 1))
-    figure, axes = new_figure(len(comparison.metrics), 1, size, share_y=True)
-    for axis, metric in zip(axes[0], comparison.metrics, strict=True):
+    panel = (_BARS_INCHES, 0.9 + _BAR_INCHES * (heights[-1] + 1))
+    figure, axes = new_grid(len(metrics), _COLUMNS, panel, (letters * _LETTER_INCHES, 0.0), share_y=True)
+    for axis, metric in zip(axes, metrics, strict=True):
         style(axis, "")
         axis.grid(visible=False, axis="y")
         axis.xaxis.set_major_formatter("{x:g}")
@@ -59,9 +62,9 @@ def bars(comparison: Comparison, path: Path) -> None:
         for height, row in zip(heights, rows, strict=True):
             _draw_bar(axis, height, row.scores[metric], metric, GREY if row in comparison.teachers else BLUE)
         _make_room(axis, rows, metric)
-    first = axes[0][0]
-    first.set_yticks(heights, [row.title for row in rows], color=INK)
-    first.set_ylim(heights[-1] + 0.6, -0.6)
+    for first in axes[::_COLUMNS]:
+        first.set_yticks(heights, [row.title for row in rows], color=INK)
+    axes[0].set_ylim(heights[-1] + 0.6, -0.6)
     save(figure, path)
 
 

@@ -13,7 +13,7 @@ import pytest
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.budget import against_images, budget_of
 from dmt_ds.tracking.comparison import Comparison, Row, compare
-from dmt_ds.tracking.comparison_pictures import band
+from dmt_ds.tracking.comparison_pictures import band, bars
 from dmt_ds.tracking.comparison_text import as_json, markdown, runs_as_csv, terminal_table
 from dmt_ds.tracking.mlflow_compare import RecordedRun, RecordedStudy, read_study
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker
@@ -87,13 +87,35 @@ def test_runs_that_do_not_count_are_named_with_the_reason(uri: str) -> None:
         "dmt-seed3": "was stopped after its first images and not gone on with",
         "dmt-seed4": "finished, but has no number for eval/knn_top1, eval/linear_top1",
         "dmt-seed5": "finished, but has no number for eval/knn_top1, eval/linear_top1",
-        "dmt-seed6": "eval/linear_top1 was not measured; counts in the others",
+        "dmt-seed6": "eval/linear_top1 is not measured; counts in the others",
     }
     assert row(comparison, "dmt").scores[KNN].values == (0.4, 0.3)
     assert row(comparison, "dmt").scores[LINEAR].values == (0.5,)
     for text in (terminal_table(comparison), markdown(comparison, [])):
         assert all(f"{name}: {why}" in text for name, why in comparison.left_out)
         assert "50.00 ± — (1 of 2)" in text
+
+
+def test_what_no_run_of_its_stage_has_is_no_gap_and_gaps_are_one_line_a_run(uri: str) -> None:
+    runs = Recorder.of_experiment(uri, "mixed")
+    runs.add("vit", {KNN: 0.4, LINEAR: 0.5, "eval/knn_patch_top1": 0.5}, stage="distill")
+    runs.add("half", {KNN: 0.3}, stage="distill")
+    runs.add("scenes", {"eval/miou": 0.3}, stage="segment")
+    comparison = compare(study_of(uri), ())
+    gaps = "eval/knn_patch_top1, eval/linear_top1 are not measured; counts in the others"
+    assert comparison.left_out == (("half", gaps),)
+
+
+def test_bars_of_many_metrics_stand_in_rows_of_four(uri: str, tmp_path: Path) -> None:
+    pictures = pytest.importorskip("PIL.Image")
+    names = ("knn", "knn_patch", "linear", "linear_patch", "finetune")
+    Recorder.of_experiment(uri, "many").add("vit", {f"eval/{name}_top1": 0.4 for name in names})
+    comparison = compare(study_of(uri), ())
+    for number, name in ((5, "five"), (4, "four"), (1, "one")):
+        few = replace(comparison, metrics=(*comparison.metrics[:number],))
+        bars(few, tmp_path / f"{name}.png")
+    sizes = {name: pictures.open(tmp_path / f"{name}.png").size for name in ("five", "four", "one")}
+    assert sizes["five"] == (sizes["four"][0], 2 * sizes["one"][1]) and sizes["four"][1] == sizes["one"][1]
 
 
 def test_a_variant_without_any_run_that_counts_keeps_its_row(uri: str) -> None:
