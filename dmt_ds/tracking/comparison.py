@@ -51,6 +51,12 @@ class Row:
     paper: str | None
 
     @property
+    def has_a_seed_twice(self) -> bool:
+        """Whether its runs are of fewer seeds than they are, and a deviation is no seed's doing alone."""
+        seeds = [run.run.params["seed"] for run in self.runs if "seed" in run.run.params]
+        return len(set(seeds)) < len(seeds)
+
+    @property
     def images_seen(self) -> tuple[float, ...]:
         """Images that its runs have seen, rising, equal ones once."""
         seen = {run.budget.images_seen for run in self.runs}
@@ -92,6 +98,11 @@ class Comparison:
     notes: tuple[str, ...]
     paper_metric: str | None
     runs: tuple[ComparedRun, ...]
+
+    @property
+    def repeats(self) -> str:
+        """What the runs of a row are: `seeds`, or plain `runs` where one of its seeds stands in it twice."""
+        return "runs" if any(row.has_a_seed_twice for row in (*self.rows, *self.teachers)) else "seeds"
 
 
 def compare(study: RecordedStudy, metrics: Sequence[str], by: str = VARIANT, roles: Sequence[str] = ()) -> Comparison:

@@ -84,7 +84,7 @@ def _heading(comparison: Comparison) -> str:
     where = "" if comparison.experiment == comparison.name else f" (experiment {comparison.experiment})"
     counted = sum(len(row.runs) for row in (*comparison.rows, *comparison.teachers))
     counts = f"{counted} of {len(comparison.runs)} runs count"
-    return f"{comparison.name}{where}: {counts}; mean ± standard deviation over seeds"
+    return f"{comparison.name}{where}: {counts}; mean ± standard deviation over {comparison.repeats}"
 
 
 def _grids(comparison: Comparison) -> list[tuple[str | None, Grid]]:
@@ -103,7 +103,14 @@ def _grid(rows: Sequence[Row], comparison: Comparison, first: str) -> Grid:
     units = list(dict.fromkeys(run.budget.unit for row in rows for run in row.runs)) or ["device-h"]
     has_paper = any(row.paper for row in rows)
     paper = [f"{PAPER}{comparison.paper_metric or 'its number'}"] if has_paper else []
-    head = [first, "seeds", *map(label, metrics), "images seen", units[0] if len(units) == 1 else "device-h", *paper]
+    head = [
+        first,
+        comparison.repeats,
+        *map(label, metrics),
+        "images seen",
+        units[0] if len(units) == 1 else "device-h",
+        *paper,
+    ]
     grid = [head]
     for row in rows:
         scores = [cell(row.scores[metric], metric, len(row.runs)) for metric in metrics]

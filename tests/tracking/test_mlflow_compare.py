@@ -144,6 +144,15 @@ def test_runs_of_a_row_that_differ_in_more_than_the_seed_are_told(uri: str) -> N
     assert compare(study_of(uri), (), by="optim.base_lr").notes == ()
 
 
+def test_runs_of_one_seed_are_not_called_seeds(uri: str) -> None:
+    runs = Recorder.of_experiment(uri, "loose")
+    for name, rate in (("a", 1), ("b", 2)):
+        runs.add(f"{name}-seed0", {KNN: 0.1}, params={"optim.base_lr": rate, "distill.fusion": "sum"})
+    by_name, by_fusion = (terminal_table(compare(study_of(uri), (), by=by)) for by in ("variant", "distill.fusion"))
+    assert "deviation over seeds" in by_name and "variant  seeds  " in by_name
+    assert "deviation over runs" in by_fusion and "distill.fusion  runs  " in by_fusion
+
+
 def test_runs_of_no_suite_are_grouped_by_name_or_by_a_setting_or_a_tag(uri: str) -> None:
     runs = Recorder.of_experiment(uri, "loose")
     for name, fusion in (("a-seed0", "sum"), ("b_seed1", "centred"), ("a-seed2", "centred"), ("b", "sum")):
