@@ -113,7 +113,9 @@ def _licence(model: PortableModel, record: RunRecord) -> str:
         return f"Licence, from what it derives from: {_text(own)}."
     unknown = [_text(name) for name, licence in licences.items() if not licence]
     reason = (
-        f"nobody said that of {', '.join(unknown)}" if unknown else "no weights bind it, and its maker has not said"
+        f"nobody said that of {', '.join(unknown)} (teachers.models.NAME.licence of the run)"
+        if unknown
+        else "no weights bind it, and its maker has not said"
     )
     return f"Licence: not known; {reason}."
 

@@ -64,8 +64,13 @@ class RunRecord:
         for name in sections:
             only = _SETTINGS.get(name, set(told[name]))
             settings[name] = {key: value for key, value in told[name].items() if key in only and value is not None}
-        if "steps" in settings["train"]:
-            settings["train"].pop("epochs", None)  # steps win
+        optim = self.config.optim
+        unused = [("train", "epochs")] if "steps" in settings["train"] else []  # steps win
+        unused += [("optim", "warmup_epochs")] if optim.warmup_steps is not None else []
+        unused += [("optim", "decay_at")] if optim.schedule != "steps" else []
+        unused += [("optim", key) for key in (("momentum",) if optim.name == "adamw" else ("betas", "eps"))]
+        for section, key in unused:
+            settings[section].pop(key, None)
         for section, key in (("student", "init_from"), ("train", "deepspeed")):
             if key in settings[section]:
                 settings[section][key] = public_name(settings[section][key])

@@ -50,6 +50,19 @@ def test_a_format_is_a_folder_that_loads_by_itself(tmp_path):
     assert torch.equal(tiny.tokens(again), tiny.tokens(original))
 
 
+@pytest.mark.parametrize(
+    ("setting", "told", "left_out"),
+    [
+        ("optim.warmup_steps=40", ["warmup_steps: 40", "betas"], ["warmup_epochs", "decay_at", " momentum:"]),
+        ("optim.schedule=steps", ["warmup_epochs", "decay_at"], ["warmup_steps", " momentum:"]),
+        ("optim.name=sgd", [" momentum:"], ["betas", "eps:"]),
+    ],
+)
+def test_the_card_leaves_out_settings_without_effect(tmp_path, setting, told, left_out):
+    _, text = card_of(make_run(tmp_path / "run", setting))
+    assert all(key in text for key in told) and not any(key in text for key in left_out)
+
+
 def test_another_format_comes_beside_the_first_one_and_nothing_is_overwritten(tmp_path):
     make_run(tmp_path / "run")
     assert call(tmp_path / "run", "-f", "timm", "-o", tmp_path / "out").exit_code == 0
@@ -77,7 +90,11 @@ def test_the_card_of_a_student_of_free_teachers_has_their_licence(tmp_path):
 @pytest.mark.parametrize(
     ("licences", "front_matter", "words"),
     [
-        ((None, "Apache-2.0"), {"license": "unknown"}, "Licence: not known; nobody said that of t0."),
+        (
+            (None, "Apache-2.0"),
+            {"license": "unknown"},
+            "Licence: not known; nobody said that of t0 (teachers.models.NAME.licence of the run).",
+        ),
         (
             ("dinov3-license", "Apache-2.0"),
             {"license": "other", "license_name": "apache-2.0 and dinov3-license"},
