@@ -85,7 +85,7 @@ def _run_training(training: Training, output: Path, position: str, say: Say) -> 
     say(f"{position} {what}: training on {training.processes} process{'es' if training.processes > 1 else ''} ...")
     arguments = ("pretrain", "-c", training.recipe, *training.overrides)
     stage = RunningStage(Stage(arguments, folder / "output.log", _environment(), training.processes))
-    code = stage.wait(SECONDS_BETWEEN_LINES, lambda: _say_newest_step(folder / "train.log", say))
+    code = stage.wait(SECONDS_BETWEEN_LINES, lambda: say_newest_step(folder / "train.log", say))
     if code != 0:
         raise DmtError(
             f"quickstart: {what} ended with code {code}; the whole output is in {stage.log}\n"
@@ -94,10 +94,13 @@ def _run_training(training: Training, output: Path, position: str, say: Say) -> 
     say(f"      done in {stage.seconds:.0f} s; log: {folder / 'train.log'}")
 
 
-def _say_newest_step(log: Path, say: Say) -> None:
+def say_newest_step(log: Path, say: Say) -> None:
+    """How far a training is, as its log has it: step, loss and speed."""
     steps = [line for line in log.read_text().splitlines() if " step " in line] if log.exists() else []
     if steps:
-        say(f"      {steps[-1].split(' INFO ')[-1][:100]}")
+        figures = steps[-1].split(" INFO ")[-1].split("  ")
+        told = [figure for figure in figures if figure.startswith(("step ", "loss ", "images_per_second "))]
+        say(f"      {'  '.join(told)}")
 
 
 def _environment() -> Mapping[str, str]:

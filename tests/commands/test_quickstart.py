@@ -1,0 +1,16 @@
+"""What `dmt-ds quickstart` says while it waits."""
+
+from pathlib import Path
+
+from dmt_ds.commands.quickstart import say_newest_step
+
+
+def test_a_line_of_progress_has_step_loss_and_speed_whole(tmp_path: Path) -> None:
+    figures = "loss 5.9  loss_class 4.53  loss_patch 1.373  teacher_entropy_each 2.973  teacher_entropy_mean 4.808"
+    line = f"2026-11-27 01:44:21,627 INFO step {{}}/250  {figures}  lr 6e-08  images_per_second 368.2  memory_gib 1.0\n"
+    log, said = tmp_path / "train.log", list[str]()
+    say_newest_step(log, said.append)
+    assert said == []
+    log.write_text(line.format(100) + line.format(125) + "2026-11-27 01:44:22,000 INFO saved\n")
+    say_newest_step(log, said.append)
+    assert said == ["      step 125/250  loss 5.9  images_per_second 368.2"]
