@@ -21,6 +21,7 @@ die() {
     printf 'mlflow_server: error: %s\n' "$*" >&2
     exit 2
 }
+case ${1:-} in -h | --help) sed -n '10,17s/^# //p' "${BASH_SOURCE[0]}" && exit 0 ;; esac
 say() { printf 'mlflow_server: %s\n' "$*"; }
 
 # ---- Where things are. Slurm runs a copy of this script, which lies elsewhere.

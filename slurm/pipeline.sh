@@ -15,7 +15,7 @@ case ${1:-} in
 vit_t) recipe=vit_tiny ;;
 vit_s) recipe=vit_small ;;
 vit_b) recipe=vit_base ;;
-*) usage ;;
+*) printf 'pipeline: error: %s: name a student first: vit_t, vit_s or vit_b\n\n' "${1:-no word}" >&2 && usage ;;
 esac
 training=("$here/pretrain_$1.sh")
 parent=pipeline_$1_$(date +%Y%m%d_%H%M%S)

@@ -1,5 +1,6 @@
 """What the scripts do with ends, signals and settings; a stand-in takes the trainer's place, so it takes seconds."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,18 @@ def test_a_site_file_adds_to_srun_and_to_the_environment(submit, tmp_path):
     site.write_text("srun_options+=(--label)\nexport MASTER_PORT=23456\n")
     job = submit("pretrain_vit_t.sh", DMT_DS_SITE=str(site)).ends_as("COMPLETED")
     assert "3: stand-in 3: start at 0" in job.text() and ":23456" in job.text()
+
+
+@pytest.mark.parametrize("word", ["vit_x", "--nodes=2"])
+def test_a_pipeline_without_a_student_says_what_is_wrong_above_its_usage(word):
+    done = subprocess.run(["bash", SCRIPTS / "pipeline.sh", word], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"pipeline: error: {word}: name a student first: vit_t, vit_s or vit_b\n\nSubmits")
+
+
+def test_the_mlflow_page_has_help_though_one_is_running_already():
+    help_text = output_of("bash", SCRIPTS / "mlflow_server.sh", "--help")
+    assert help_text.startswith("The page of an MLflow store:") and "PORT=5000" in help_text
 
 
 @pytest.mark.parametrize(
