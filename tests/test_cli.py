@@ -58,6 +58,12 @@ def test_every_command_shows_examples_that_it_understands(path: tuple[str, ...])
         LEAVES[path].make_context(path[-1], words[start + 1 + len(path) :])
 
 
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_option_says_what_it_is(path: tuple[str, ...]) -> None:
+    options = [option for option in ALL[path].params if isinstance(option, click.Option) and not option.hidden]
+    assert [option.name for option in options if not option.help] == []
+
+
 def test_help_keeps_its_examples_line_by_line() -> None:
     text = CliRunner().invoke(main, ["--help"]).output
     assert "\\b" not in text

@@ -24,7 +24,7 @@ from dmt_ds.cli.parts import examples
     "forms",
     multiple=True,
     type=click.Choice(["timm", "transformers", "onnx", "torch_export"]),
-    help="Again and again for several; with --register the default is all that were exported before.",
+    help="Repeatable; with --register the default is all that were exported before.",
 )
 @click.option(
     "-o",

@@ -31,9 +31,9 @@ def shards() -> None:
     multiple=True,
     default=("train", "val"),
     show_default=True,
-    help="Again and again for several.",
+    help="Repeatable.",
 )
-@click.option("--images-a-shard", type=click.IntRange(min=1), default=4096, show_default=True)
+@click.option("--images-a-shard", type=click.IntRange(min=1), default=4096, show_default=True, help="In each file.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a core.")
 def make(
     folder: Path,

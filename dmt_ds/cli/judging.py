@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dmt_ds.config.schema import RunConfig
 
 encoders_option = click.option(
-    "-e", "--encoder", "encoders", multiple=True, metavar="SOURCE", help="Encoder to judge; again for several."
+    "-e", "--encoder", "encoders", multiple=True, metavar="SOURCE", help="Encoder to judge; repeatable."
 )
 
 

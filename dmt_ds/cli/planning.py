@@ -17,8 +17,8 @@ from dmt_ds.cli.parts import examples, launch_rank, load_recipe, overrides_argum
 )
 @recipe_option
 @overrides_argument
-@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--gpus-per-node", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Of the cluster.")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), default=1, show_default=True, help="A process each.")
 @click.option(
     "--gpu", default="h100", show_default=True, help="b200, h200, h100, a100, a100_40, l40s, rtx4090, rtx3090."
 )
@@ -66,7 +66,14 @@ def plan(
 )
 @recipe_option
 @overrides_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("calibration.json"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("calibration.json"),
+    show_default=True,
+    help="File for `dmt-ds plan --calibration`.",
+)
 def bench(recipe: str | None, overrides: tuple[str, ...], output: Path) -> None:
     """Measure the recipe's teachers, student and loader on this machine, with random weights."""
     from dmt_ds.commands import bench as command

@@ -13,7 +13,7 @@ def mlflow() -> None:
 @mlflow.command("sync", epilog=examples("dmt-ds mlflow sync runs http://127.0.0.1:5000 --experiment dmt_ds"))
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option("--experiment", "experiments", multiple=True, metavar="NAME", help="Again and again for several.")
+@click.option("--experiment", "experiments", multiple=True, metavar="NAME", help="This one alone; repeatable.")
 def mlflow_sync(source: str, target: str, experiments: tuple[str, ...]) -> None:
     """Copy runs into a store; called again, it adds only what is new.
 

@@ -25,12 +25,12 @@ STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the runs; default: runs/NAME.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: 1 here, all in a SLURM array.")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes of each training.")
-@click.option("--only", multiple=True, metavar="VARIANT", help="This one, and what it needs; again for several.")
+@click.option("--only", multiple=True, metavar="VARIANT", help="This one, and what it needs; repeatable.")
 @click.option("--list", "lists", is_flag=True, help="Say how far each run is, and start nothing.")
 @click.option("--dry-run", "looks", is_flag=True, help="Check all that can be seen before the start, then as --list.")
 @click.option("--slurm", "prints", is_flag=True, help="Print the sbatch commands of an array a stage.")
 @click.option("--submit", "submits", is_flag=True, help="Submit these arrays.")
-@click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="For sbatch, such as --nodes=2; and again.")
+@click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="For sbatch, such as --nodes=2; repeatable.")
 @click.option("--stage", type=click.Choice(STAGES), default="seeds", hidden=True)
 @click.option("--print-run", "number", type=click.IntRange(min=0), hidden=True)
 def suite(
@@ -107,9 +107,9 @@ def _action(asked_for: Mapping[str, bool], options: tuple[str, ...]) -> str | No
 @click.argument("experiment", required=False)
 @click.option("--suite", metavar="NAME", help="The runs of this suite alone, where the experiment has others too.")
 @click.option("--uri", metavar="STORE", help="Default: MLFLOW_TRACKING_URI, else mlflow.db, else runs/mlflow.db.")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Again for several; default: all scores.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Repeatable; default: all scores.")
 @click.option("--by", default="variant", show_default=True, metavar="KEY", help="A row for each value of this setting.")
-@click.option("--roles", multiple=True, metavar="ROLE", help="variant (default), teacher, tune; again for several.")
+@click.option("--roles", multiple=True, metavar="ROLE", help="variant (default), teacher, tune; repeatable.")
 @click.option(
     "-o",
     "--output",

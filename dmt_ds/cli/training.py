@@ -110,7 +110,14 @@ def detect(ctx: click.Context, encoder: str, recipe: str | None, overrides: tupl
     short_help="The whole machine at work on digits, in minutes.",
     epilog=examples("dmt-ds quickstart -o my_quickstart"),
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("quickstart"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("quickstart"),
+    show_default=True,
+    help="Folder of runs, store and table.",
+)
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="For the distillation.")
 def quickstart(output: Path, processes: int) -> None:
     """Make three small teachers on digits, distil them, compare all with k-NN; minutes, no GPU, no download."""
@@ -156,7 +163,7 @@ def doctor(
 @click.option("--ds", "show_deepspeed", is_flag=True, help="Also print the resolved DeepSpeed JSONs.")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, for --ds.")
 @click.option("--defaults", is_flag=True, help="Print every setting with its meaning and default instead.")
-@click.option("--get", "keys", multiple=True, metavar="KEY", help="Print only this value; again and again for several.")
+@click.option("--get", "keys", multiple=True, metavar="KEY", help="Print only this value; repeatable.")
 def config(
     recipe: str | None,
     encoder: str | None,
