@@ -234,7 +234,7 @@ class RunConfig(Section):
                 raise ValueError(f"data.image_size {size} is not a multiple of {where}.patch_size {patch}: take {near}")
         if self.task in TEACHER_TASKS and not self.teachers.used():
             raise ValueError(
-                f"task {self.task} needs a teacher: teachers.models.NAME.source=FILE (see `dmt-ds teachers list`)"
+                f"task {self.task} needs a teacher: -c RECIPE, or teachers.models.NAME.source=FILE (`teachers list`)"
             )
         return self
 

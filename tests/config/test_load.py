@@ -106,6 +106,11 @@ def test_a_run_is_frozen() -> None:
 # What is wrong
 
 
+def test_without_teachers_a_recipe_that_has_some_is_the_first_remedy() -> None:
+    (line,) = complaints(None)
+    assert "task dmt needs a teacher: -c RECIPE, or teachers.models.NAME.source=FILE (`teachers list`)" in line
+
+
 def test_a_path_on_the_command_line_is_not_passed_over_for_the_digits(tmp_path: Path) -> None:
     unused = "command line: data.path=/photos: is not used by data.source=digits: add data.source=folder, or another"
     assert complaints(None, "task=mae", "data.path=/photos") == [unused]
