@@ -27,7 +27,8 @@ def test_a_member_starts_from_the_weights_that_it_has_alone(tmp_path: Path, task
 
 
 def test_a_member_that_cannot_be_built_is_named(tmp_path: Path) -> None:
-    family = {"slim": {}, "wide": {"student": {"arch": "vit_tinny"}}}
+    shape = {"arch": "vit_tinny", "embed_dim": 24, "depth": 1, "num_heads": 2}
+    family = {"slim": {}, "wide": {"student": shape}}
     config = load_config(tiny_run.write_recipe(tmp_path, family=family))
     with pytest.raises(ConfigError, match=r"family\.wide: student\.arch: timm knows no 'vit_tinny'.*'vit_tiny'"):
         build_tasks(list(member_runs(config).values()), torch.device("cpu"))
