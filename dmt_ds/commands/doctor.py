@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -199,12 +199,14 @@ def _check_student(patient: _Patient) -> Iterator[Finding]:
     if config.task in ANNOTATED_TASKS and not patient.class_names:
         yield Finding("warn", "", "not built: mend the data above first, the head needs its classes")
         return
+    frozen: Iterable[str] = ()
     if config.task in TEACHER_TASKS:
         module = _student(patient)
     else:
-        module = build_task(config, torch.device("cpu"), patient.class_names).task.module
+        built = build_task(config, torch.device("cpu"), patient.class_names)
+        module, frozen = built.task.module, built.frozen_until
     patient.num_parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
-    patient.parameters = hash_of_parameters(module)
+    patient.parameters = hash_of_parameters(module, frozen)
     yield Finding("ok", "", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters")
 
 

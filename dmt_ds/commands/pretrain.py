@@ -22,12 +22,12 @@ from dmt_ds.data.sampling import SampleStream
 from dmt_ds.engine import determinism, dist, ds_engine
 from dmt_ds.engine.checkpoint import DONE, tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
-from dmt_ds.engine.held_back import schedules
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.memory_errors import explained
 from dmt_ds.engine.optim import build_optimizer, fusing_pays, learning_rate_schedule, weight_decay_schedule
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
+from dmt_ds.engine.schedule import with_frozen_groups
 from dmt_ds.engine.step_profile import FOLDER as PROFILE_FOLDER
 from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.stopping import StopRequest, Watchdog
@@ -134,12 +134,14 @@ def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
     config, module = run.config, built.task.module
     fused = fusing_pays(run.device.type, bf16=precision(run.ds_config) == "bf16")
     size, length = config.train.global_batch_size, run.length
-    optimizer = build_optimizer(module, config.optim, size, fused=fused, layers=built.layers, held_back=built.held_back)
-    schedule = learning_rate_schedule(config.optim, size, length.warmup_steps, length.total_steps)
+    optimizer = build_optimizer(
+        module, config.optim, size, fused=fused, layers=built.layers, frozen_until=built.frozen_until
+    )
+    factor = learning_rate_schedule(config.optim, size, length.warmup_steps, length.total_steps)
     engine = ds_engine.build_student(
         module,
         optimizer,
-        schedules(optimizer, schedule, length.total_steps),
+        with_frozen_groups(optimizer, factor, length.total_steps),
         run.ds_config,
         decay=weight_decay_schedule(config.optim, length.total_steps),
         universal=universal,

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -22,7 +22,7 @@ from dmt_ds.distill.kernels.terms import Kernel
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine import dist
 from dmt_ds.engine.ds_engine import DsConfig
-from dmt_ds.engine.task import AnnotatedTask, HoldingTask, PretrainingTask
+from dmt_ds.engine.task import AnnotatedTask, FreezingTask, PretrainingTask
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask, FusedTeachers
 from dmt_ds.methods.tinymim import TinyMimTask, relations
@@ -60,19 +60,25 @@ class BuiltTask:
         return self.task.layers() if isinstance(self.task, AnnotatedTask) else None
 
     @property
-    def held_back(self) -> Mapping[str, float]:
-        """Parameter name -> share of the run that it is not trained yet."""
-        return self.task.held_back if isinstance(self.task, HoldingTask) else {}
+    def frozen_until(self) -> Mapping[str, float]:
+        """Parameter name -> share of the run until which it does not move; empty where all move at once."""
+        return self.task.frozen_until if isinstance(self.task, FreezingTask) else {}
 
     @cached_property
     def parameters(self) -> str:
-        """Hash of the trained parameters' names and shapes; asked for before an engine may cut them."""
-        return hash_of_parameters(self.task.module)
+        """What an engine's checkpoint must agree in; asked for before an engine may cut the parameters."""
+        return hash_of_parameters(self.task.module, self.frozen_until)
 
 
-def hash_of_parameters(module: nn.Module) -> str:
-    """16 hex digits of the trained parameters' names and shapes; values don't matter."""
-    trained = (f"{name} {list(p.shape)}" for name, p in module.named_parameters() if p.requires_grad)
+def hash_of_parameters(module: nn.Module, frozen_at_first: Iterable[str] = ()) -> str:
+    """16 hex digits of the trained parameters' names and shapes; values don't matter.
+
+    Args:
+        frozen_at_first: names of those that have a group of their own in the optimizer: DeepSpeed would take the others
+            of a checkpoint that has no such group, and leave these as they start.
+    """
+    trained = [f"{name} {list(p.shape)}" for name, p in module.named_parameters() if p.requires_grad]
+    trained += [f"{name} frozen at first" for name in sorted(frozen_at_first)]
     return hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16]
 
 

@@ -145,7 +145,7 @@ class IbotConfig(Section):
     mask_shape: Literal["block", "random"] = "block"
     """Patches are hidden by rectangles, or one by one."""
     freeze_last_layer: Fraction = 0.01
-    """Share of the run during which the prototypes stay fixed."""
+    """Share of the run during which the prototypes stay as they are; AdamW's moments follow their gradient."""
     global_crop_scale: tuple[Fraction, Fraction] = (0.25, 1.0)
     """Area of the two large crops."""
     local_crops: Annotated[int, Field(ge=0)] = 10

@@ -25,8 +25,8 @@ from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
 from dmt_ds.engine.manifest import unread
-from dmt_ds.engine.own_settings import settings_kept, torch_optimizer
-from dmt_ds.engine.schedule import ByStep, Schedule
+from dmt_ds.engine.own_settings import part_update_counters, settings_kept, torch_optimizer
+from dmt_ds.engine.schedule import ByStep, RateAndDecay
 from dmt_ds.engine.stage_zero import norm_of_gradients, own_master
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.storage import is_away
@@ -210,14 +210,7 @@ class StudentEngine:
             raise CheckpointError(f"{folder / tag}: does not load: {reason}") from error
         if path is None:
             raise CheckpointError(f"{folder / tag}: DeepSpeed finds no checkpoint there")
-        self._move_step_counters()
-
-    def _move_step_counters(self) -> None:
-        """A universal checkpoint leaves AdamW's `step` on the CPU, where the fused update of a GPU can't read it."""
-        optimizer = torch_optimizer(self._engine)
-        if optimizer.defaults.get("fused"):
-            for parameter, state in optimizer.state.items():
-                state["step"] = state["step"].to(parameter.device)
+        part_update_counters(torch_optimizer(self._engine))
 
 
 def build_student(
@@ -251,7 +244,7 @@ def build_student(
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         optimizer=optimizer,
         config=without_own_check(config) if skips else config,
-        lr_scheduler=lambda wrapped: Schedule(wrapped, schedule, decay),
+        lr_scheduler=lambda wrapped: RateAndDecay(wrapped, schedule, decay),
     )
     if alone:
         spare_copies(engine)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from dmt_ds.config.optim import OptimConfig
-from dmt_ds.engine.held_back import HELD_SHARE, forget_held_updates
 from dmt_ds.engine.momentum_sgd import MomentumSgd
+from dmt_ds.engine.schedule import FROZEN_UNTIL
 
 _TOKENS = ("cls_token", "pos_embed", "mask_token", "reg_token", "masked_embed")
 
@@ -34,7 +34,7 @@ def parameter_groups(
     weight_decay: float,
     peak: float,
     scales: Mapping[str, float] | None = None,
-    held_back: Mapping[str, float] | None = None,
+    frozen_until: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Matrices with weight decay; biases, norms, tokens and positions without; the largest learning rate first.
 
@@ -44,19 +44,19 @@ def parameter_groups(
     Args:
         peak: learning rate where the scale is 1.
         scales: parameter name -> factor of its learning rate; None is 1 for all.
-        held_back: parameter name -> share of the run that it stays as it is: groups of their own, the last ones.
+        frozen_until: parameter name -> share of the run until which it stays as it is: groups of their own, the last.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         is_plain = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in _TOKENS
-        held, scale = (held_back or {}).get(name, 0.0), 1.0 if scales is None else scales[name]
-        groups.setdefault((-held, scale, not is_plain), []).append(parameter)
+        frozen, scale = (frozen_until or {}).get(name, 0.0), 1.0 if scales is None else scales[name]
+        groups.setdefault((-frozen, scale, not is_plain), []).append(parameter)
     return [
         {"params": parameters, "lr": peak * scale, "weight_decay": weight_decay if decays else 0.0}
-        | ({HELD_SHARE: -held} if held else {})
-        for (held, scale, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        | ({FROZEN_UNTIL: -frozen} if frozen else {})
+        for (frozen, scale, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
 
 
@@ -75,24 +75,21 @@ def build_optimizer(
     *,
     fused: bool,
     layers: Mapping[str, int] | None = None,
-    held_back: Mapping[str, float] | None = None,
+    frozen_until: Mapping[str, float] | None = None,
 ) -> Optimizer:
     """AdamW, torch's own so that there is nothing to compile, or SGD; parameter groups are ours.
 
     Args:
         fused: AdamW in one kernel, on CUDA.
         layers: parameter name -> number of its layer, for `layer_decay`.
-        held_back: parameter name -> share of the run that it stays as it is; its `schedules` see to it.
+        frozen_until: parameter name -> share of the run until which it stays as it is; `with_frozen_groups` sees to it.
     """
     peak = peak_learning_rate(section, global_batch_size)
     scales = None if layers is None or section.layer_decay == 1 else learning_rate_scales(layers, section.layer_decay)
-    groups = parameter_groups(module, section.weight_decay, peak, scales, held_back)
+    groups = parameter_groups(module, section.weight_decay, peak, scales, frozen_until)
     if section.name == "sgd":
         return MomentumSgd(groups, section.momentum)
-    optimizer = AdamW(groups, lr=peak, betas=section.betas, eps=section.eps, fused=fused)
-    if held_back:
-        forget_held_updates(optimizer)
-    return optimizer
+    return AdamW(groups, lr=peak, betas=section.betas, eps=section.eps, fused=fused)
 
 
 def learning_rate_schedule(

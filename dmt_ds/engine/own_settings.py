@@ -1,4 +1,7 @@
-"""An engine that loads a checkpoint keeps its own settings: the recipe's, not those of the run that saved."""
+"""An engine that loads a checkpoint keeps its own settings: the recipe's, not those of the run that saved.
+
+And its optimizer counts updates as one that never stopped.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +32,15 @@ def settings_kept(engine: Any) -> Iterator[None]:
     for group, own, factor in zip(torch_optimizer(engine).param_groups, settings, schedule.lr_lambdas, strict=True):
         group.update(own, lr=own["initial_lr"] * factor(schedule.last_epoch))
     schedule.set_decay()
+
+
+def part_update_counters(optimizer: Optimizer) -> None:
+    """Give each of AdamW's states a `step` of its own, where the update reads it.
+
+    A universal checkpoint leaves it on the CPU, which a fused update on a GPU can't read, and with ZeRO-3 one for all,
+    which each would count.
+    """
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            place = parameter.device if optimizer.defaults.get("fused") else "cpu"
+            state["step"] = state["step"].to(place, copy=True)

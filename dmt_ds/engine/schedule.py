@@ -6,12 +6,33 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dmt_ds.engine.task import Progress
+
 ByStep = Callable[[int], float]
 """From the number of updates that are done."""
+FROZEN_UNTIL = "frozen_until"
+"""Key of a parameter group that does not move at first: until which share of the run."""
 _OF_THE_RECIPE = ("_decay", "_decays")
 
 
-class Schedule(LambdaLR):
+def with_frozen_groups(optimizer: Optimizer, factor: ByStep, total_steps: int) -> list[ByStep]:
+    """Each group's own factor of its learning rate: 0 as long as it is frozen, which keeps it from decay too.
+
+    Its gradient is not taken away, so AdamW's moments are warm when it is let go. Zeros in its place would leave them
+    empty while the updates are counted: the first steps would then be several times as long as the rate says.
+    """
+
+    def of(frozen_until: float) -> ByStep:
+        def frozen_at_first(step: int) -> float:
+            is_frozen = step < total_steps and Progress(step, total_steps).fraction < frozen_until
+            return 0.0 if is_frozen else factor(step)
+
+        return frozen_at_first if frozen_until else factor
+
+    return [of(group.get(FROZEN_UNTIL, 0.0)) for group in optimizer.param_groups]
+
+
+class RateAndDecay(LambdaLR):
     """torch's `LambdaLR`, which may set the weight decay as well."""
 
     def __init__(self, optimizer: Optimizer, factors: ByStep | list[ByStep], decay: ByStep | None = None) -> None:

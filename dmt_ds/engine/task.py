@@ -102,12 +102,12 @@ class AnnotatedTask(PretrainingTask, Protocol):
 
 
 @runtime_checkable
-class HoldingTask(PretrainingTask, Protocol):
+class FreezingTask(PretrainingTask, Protocol):
     """A task that starts to train some of its weights later than the others."""
 
     @property
-    def held_back(self) -> Mapping[str, float]:
-        """Name of a parameter of `module` -> share of the run that it has no gradient, nor moves."""
+    def frozen_until(self) -> Mapping[str, float]:
+        """Name of a parameter of `module` -> share of the run until which it does not move."""
         ...
 
 

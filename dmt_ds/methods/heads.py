@@ -53,17 +53,12 @@ class PrototypeHead(nn.Module):
         # Only the direction of a prototype counts (weight norm with its gain fixed at 1), so its scale is free.
         self.prototypes = nn.Parameter(F.normalize(torch.randn(num_prototypes, bottleneck_dim), dim=1))
 
-    def forward(self, rows: Tensor, freeze_prototypes: bool = False) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
         """Tokens -> logits: [R, D] -> [R, K] float32.
 
         Lengths and cosines are float32 whatever the weights and autocast are: over a temperature of 0.04, the rounding
         of a cosine to bf16 would move a logit by 0.05.
-
-        Args:
-            freeze_prototypes: no gradient to the prototypes. Detached rather than cleared afterwards, because ZeRO
-                has already reduced a gradient when `backward` returns.
         """
-        prototypes = self.prototypes.detach() if freeze_prototypes else self.prototypes
         bottleneck = self.mlp(rows)  # [R, C]
         with torch.autocast(rows.device.type, enabled=False):
-            return F.linear(F.normalize(bottleneck.float(), dim=1), F.normalize(prototypes.float(), dim=1))
+            return F.linear(F.normalize(bottleneck.float(), dim=1), F.normalize(self.prototypes.float(), dim=1))

@@ -71,7 +71,6 @@ class IbotModule(nn.Module):
         large: Views,
         hidden: HiddenPatches | None = None,
         small: Views | None = None,
-        freeze_prototypes: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits of class tokens, and of the patches in the slots.
 
@@ -79,7 +78,6 @@ class IbotModule(nn.Module):
             large: G global crops.
             hidden: of the global crops; without it nothing is hidden and there are no patch logits.
             small: L local crops.
-            freeze_prototypes: no gradient to the prototypes.
 
         Returns:
             Class logits [G + L, K]; patch logits [G, S, K].
@@ -93,12 +91,12 @@ class IbotModule(nn.Module):
         if small is not None:
             with drop_path_seeds(self.vit, small.seeds):
                 rows.append(tokens_of(self.vit, small.images.to(patches.dtype))[:, 0])
-        class_logits = self.head(torch.cat(rows), freeze_prototypes)
+        class_logits = self.head(torch.cat(rows))
         if hidden is None:
             return class_logits, None
         # A call of its own: a batch norm over class and patch tokens together would mostly tell the two kinds apart.
         patch_rows = take_rows(tokens[:, 1:], hidden.slots).flatten(0, 1)  # [G * S, D]
-        return class_logits, self.head(patch_rows, freeze_prototypes).unflatten(0, hidden.slots.shape)
+        return class_logits, self.head(patch_rows).unflatten(0, hidden.slots.shape)
 
 
 class IbotTask:
@@ -129,8 +127,8 @@ class IbotTask:
         self._augments = (Augment(section.view_1), Augment(section.view_2)) + (local,) * section.local_crops
 
     @property
-    def held_back(self) -> Mapping[str, float]:
-        """The prototypes, so that the optimizer starts with them when they are released."""
+    def frozen_until(self) -> Mapping[str, float]:
+        """The prototypes, for the first share of the run."""
         share = self._section.freeze_last_layer
         return {"head.prototypes": share} if share else {}
 
@@ -150,9 +148,8 @@ class IbotTask:
         section = self._section
         large, small = self._views(batch)
         hidden = self._hidden(large.seeds)
-        frozen = progress.fraction < section.freeze_last_layer
         teacher_class, teacher_patch = self._teacher(self.module, large, hidden.shown() if hidden else None)
-        student_class, student_patch = model(large, hidden, small, frozen)
+        student_class, student_patch = model(large, hidden, small)
         targets = self._class_targets(teacher_class, progress.fraction)  # [2B, K]
         loss = class_loss(student_class, targets, section.student_temperature, len(batch.seeds))
         metrics = {"train/loss_class": loss.detach()}

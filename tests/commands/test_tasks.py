@@ -32,3 +32,12 @@ def test_a_member_that_cannot_be_built_is_named(tmp_path: Path) -> None:
     config = load_config(tiny_run.write_recipe(tmp_path, family=family))
     with pytest.raises(ConfigError, match=r"family\.wide: student\.arch: timm knows no 'vit_tinny'.*'vit_tiny'"):
         build_tasks(list(member_runs(config).values()), torch.device("cpu"))
+
+
+def test_a_checkpoint_without_a_group_for_frozen_prototypes_is_of_other_parameters(tmp_path: Path) -> None:
+    def parameters(share: float) -> str:
+        ibot = {"output_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "local_crops": 0, "freeze_last_layer": share}
+        recipe = tiny_run.write_recipe(tmp_path, task="ibot", ibot=ibot, teachers={})
+        return build_tasks([load_config(recipe)], torch.device("cpu"))[0].parameters
+
+    assert parameters(0.1) == parameters(0.2) != parameters(0.0)

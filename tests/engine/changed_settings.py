@@ -50,6 +50,9 @@ def in_force(engine: StudentEngine) -> dict[str, Any]:
         "betas": [list(group.get("betas", ())) for group in groups],
         "fused": [group.get("fused") for group in groups],
         "momentum": [group.get("momentum") for group in groups],
+        "updates": [
+            float(state["step"]) for state in torch_optimizer(engine._engine).state.values() if "step" in state
+        ],
         "clipping": getattr(engine._engine.optimizer, "clip_grad", engine._engine.gradient_clipping()),
     }
 
@@ -89,6 +92,7 @@ def main() -> None:
     facts = {name: facts_of(name) for name in names}
     facts["stage 0"] = facts_of("stage 0")
     facts["universal"] = facts_of("student_zero2_bf16", universal=True)
+    facts["universal of stage 3"] = facts_of("student_zero3_bf16", universal=True)
     facts["sgd"] = facts_of("student_zero2_fp32", name="sgd", momentum=0.8)
     facts["rising decay"] = facts_of("student_zero2_bf16", weight_decay_end=0.4)
     facts["layers"] = facts_of("student_zero2_bf16", layer_decay=0.5)

@@ -20,7 +20,7 @@ def facts() -> dict[str, Any]:
     "engine",
     [
         *("student_zero2_bf16", "student_zero2_fp32", "student_zero1_bf16", "student_zero3_bf16"),
-        *("stage 0", "universal", "sgd", "rising decay", "layers"),
+        *("stage 0", "universal", "universal of stage 3", "sgd", "rising decay", "layers"),
     ],
 )
 def test_rates_decay_and_clipping_are_the_new_recipes_and_weights_the_checkpoints(facts, engine: str) -> None:

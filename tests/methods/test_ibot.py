@@ -28,9 +28,9 @@ def test_dino_hides_nothing_and_has_no_patch_loss():
     task = tiny.task("dino")
     seen = []
 
-    def model(large, hidden, small, frozen):
+    def model(large, hidden, small):
         seen.append(hidden)
-        return task.module(large, hidden, small, frozen)
+        return task.module(large, hidden, small)
 
     out = task.losses(model, tiny.batch(task), START, False)
     assert seen == [None]
@@ -88,27 +88,12 @@ def test_cosines_are_not_rounded_to_bf16(by_autocast):
     assert (logits - units[0] @ units[1].T).abs().max() < 1e-6
 
 
-def test_frozen_prototypes_get_no_gradient_but_what_is_below_them_does():
-    head = PrototypeHead(8, 16, 4, 6, batch_norm=False)
-    head(torch.randn(5, 8), freeze_prototypes=True).sum().backward()
-    assert head.prototypes.grad is None
-    assert head.mlp[0].weight.grad.abs().sum() > 0
+def test_the_prototypes_are_frozen_for_the_first_share_of_the_run():
+    def frozen_until(**settings):
+        return IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update=settings), 16).frozen_until
 
-
-def test_prototypes_are_frozen_for_the_first_share_of_the_run():
-    task = IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update={"freeze_last_layer": 0.2}), 16)
-    for step, frozen in ((0, True), (1, True), (2, False)):
-        task.module.zero_grad()
-        task.losses(task.module, tiny.batch(task), Progress(step, 10), False).loss.backward()
-        assert (task.module.head.prototypes.grad is None) == frozen
-
-
-def test_the_optimizer_gets_the_prototypes_when_they_are_released():
-    def held(**settings):
-        return IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update=settings), 16).held_back
-
-    assert held(freeze_last_layer=0.2) == {"head.prototypes": 0.2}
-    assert held(freeze_last_layer=0.0) == {}
+    assert frozen_until(freeze_last_layer=0.2) == {"head.prototypes": 0.2}
+    assert frozen_until(freeze_last_layer=0.0) == {}
     assert "head.prototypes" in dict(IbotTask(tiny.STUDENT, tiny.IBOT, 16).module.named_parameters())
 
 

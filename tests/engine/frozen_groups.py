@@ -1,4 +1,4 @@
-"""Run by test_held_back on every rank: how real engines move prototypes that they get later than the other weights."""
+"""Run by test_frozen_groups on every rank: how real engines move prototypes that are frozen at first."""
 
 import json
 import sys
@@ -13,13 +13,13 @@ from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.config.optim import OptimConfig
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.ds_engine import StudentEngine
-from dmt_ds.engine.held_back import schedules
 from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule
+from dmt_ds.engine.schedule import with_frozen_groups
 from dmt_ds.methods.heads import PrototypeHead
 
 OPTIM = OptimConfig(base_lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
-HELD, TOTAL, WARMUP, RATE_OF = 4, 8, 2, 256
-HELD_BACK = {"prototypes": HELD / TOTAL}
+FROZEN, TOTAL, WARMUP, RATE_OF = 4, 8, 2, 256
+FROZEN_UNTIL = {"prototypes": FROZEN / TOTAL}
 RANKS = 2
 
 
@@ -45,9 +45,9 @@ def build(json_name: str, fused: bool, folder: Path) -> StudentEngine:
         json_name = str(folder / "stage_zero.json")
         Path(json_name).write_text("{}")
     module = head()
-    optimizer = build_optimizer(module, OPTIM, RATE_OF, fused=fused, held_back=HELD_BACK)
+    optimizer = build_optimizer(module, OPTIM, RATE_OF, fused=fused, frozen_until=FROZEN_UNTIL)
     config = resolve_student(find_ds_config(json_name), plan_batch(dist.world_size(), 1, dist.world_size()), 0.0)
-    return ds_engine.build_student(module, optimizer, schedules(optimizer, schedule, TOTAL), config)
+    return ds_engine.build_student(module, optimizer, with_frozen_groups(optimizer, schedule, TOTAL), config)
 
 
 def curve(json_name: str, fused: bool) -> list[list[float]]:
@@ -57,7 +57,7 @@ def curve(json_name: str, fused: bool) -> list[list[float]]:
     kind = next(engine.module.parameters()).dtype
     found = [engine.trained_state()["prototypes"].clone()]
     for step in range(TOTAL):
-        engine.backward(loss_of(engine(rows(step, dist.rank()).to(kind), step < HELD)))
+        engine.backward(loss_of(engine(rows(step, dist.rank()).to(kind))))
         squared_norm = dist.sum_over_ranks(engine.squared_gradient_norm())
         engine.prepare_update(~squared_norm.isfinite(), squared_norm)
         engine.step()
