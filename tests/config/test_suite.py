@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.load import load_config
-from dmt_ds.config.suite import load_suite, shipped_suites
+from dmt_ds.config.suite import SUITES, load_suite, shipped_suites
+from dmt_ds.config.suite_follow_ups import follow_ups_of
 from dmt_ds.config.suite_plan import SuitePlan, findings, value_text
 from dmt_ds.config.suite_run import SuiteRun, as_overrides
 from dmt_ds.config.yaml_text import parse_value
@@ -31,6 +33,17 @@ def complaints(text: str, folder: Path) -> list[str]:
     lines = str(caught.value).splitlines()
     assert all(line.startswith(f"{path}:") for line in lines), lines
     return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_all_batches_of_a_shipped_suite_divide_by_the_ranks_that_its_head_asks_for(name: str) -> None:
+    file = load_suite(name)
+    command = next(line for line in (SUITES / f"{name}.yaml").read_text().splitlines() if "dmt-ds suite" in line)
+    nodes = int(command.partition("--nodes=")[2] or 1)
+    ranks = 8 * nodes if "--submit" in command else 1
+    for run in all_runs(SuitePlan(file, Path("/out"), {"data.path": "/images"}, "sqlite:////out/mlflow.db")):
+        for config in [run.config, *(follow_up.config for follow_up in follow_ups_of(run))]:
+            plan_batch(config.train.global_batch_size, config.train.micro_batch_size, ranks)
 
 
 def test_the_guides_example_is_a_suite_and_each_of_its_runs_resolves(tmp_path: Path) -> None:
