@@ -16,6 +16,7 @@ say() { printf '%s slurm: %s\n' "$(date +%T)" "$*"; }
 
 # ---- Settings: the environment at sbatch, then slurm/site.sh (see site.sh.example), then these defaults.
 srun_options=() # site.sh may add to it
+asked=''        # the signal that asked for an end
 # shellcheck source=/dev/null
 if [[ -f ${DMT_DS_SITE:-$home/slurm/site.sh} ]]; then source "${DMT_DS_SITE:-$home/slurm/site.sh}"; fi
 
@@ -65,9 +66,20 @@ if [[ -n $DMT_DS_CONTAINER ]]; then
     esac
 fi
 
+await_controller() { # srun ends at once where it gives no answer; it says so itself if that is still so at the end
+    local deadline=$((SECONDS + DMT_DS_CONTROLLER_SECONDS))
+    if scontrol ping >/dev/null 2>&1; then return; fi
+    say "no answer from Slurm's controller: asked again for $DMT_DS_CONTROLLER_SECONDS s" >&2
+    until scontrol ping >/dev/null 2>&1; do
+        if [[ -n $asked ]] || ((SECONDS >= deadline)); then return; fi
+        sleep "$DMT_DS_CONTROLLER_RETRY_SECONDS"
+    done
+}
+
 once() {
     local command=("${in_container[@]}" "$DMT_DS_PYTHON" -m dmt_ds "$@")
     if ((${#pyxis_options[@]})); then
+        await_controller
         srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${srun_options[@]}" "${pyxis_options[@]}" "${command[@]}"
     else
         "${command[@]}"
@@ -87,8 +99,7 @@ on_encoder() {
 
 # ---- Signals. Slurm sends USR1 to this shell ahead of the time limit. Preemption and scancel send TERM to the ranks
 # themselves, some ways of scancel to this shell too. srun passes USR1 on, but kills the ranks on a TERM of its own.
-asked='' # the signal that asked for an end
-step=''  # pid of srun
+step='' # pid of srun
 trap 'on_signal USR1' USR1
 trap 'on_signal TERM' TERM
 
@@ -214,14 +225,6 @@ end_if_slurm_ends_it() { # CODE of srun
         return 0
     fi
     exit "$(($1 ? $1 : 75))" # 0 is for what is finished: jobs that wait for this one would start
-}
-
-await_controller() { # srun ends at once where it gives no answer; it says so itself if that is still so at the end
-    local deadline=$((SECONDS + DMT_DS_CONTROLLER_SECONDS))
-    until scontrol ping >/dev/null 2>&1; do
-        if [[ -n $asked ]] || ((SECONDS >= deadline)); then return; fi
-        sleep "$DMT_DS_CONTROLLER_RETRY_SECONDS"
-    done
 }
 
 # A controller that is restarted, fails over or is too busy gives no answer. That says nothing of the job, so it is asked

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from dmt_ds.data.coco_checks import (
 )
 from dmt_ds.data.coco_library import Segmentation, area_of, mask_of
 from dmt_ds.data.decode import decode_image, is_turned
-from dmt_ds.data.folder import PackedNames, existing, read_file
+from dmt_ds.data.folder import PackedNames, existing, listed, read_file
 from dmt_ds.data.packed_records import PackedRecords
 from dmt_ds.errors import DataError
 
@@ -282,7 +282,7 @@ class _Listing:
     def __call__(self, folder: str) -> set[str]:
         if folder not in self._known:
             place = self._root / folder
-            self._known[folder] = set(os.listdir(place)) if place.is_dir() else set()
+            self._known[folder] = set(listed(partial(os.listdir, place))) if place.is_dir() else set()
         return self._known[folder]
 
 

@@ -1,12 +1,14 @@
 """Where the files of a data set's split lie, by the names that people give to splits; opens none."""
 
 import glob
+import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.folder import existing
+from dmt_ds.data.folder import existing, listed
 from dmt_ds.errors import DataError
 
 Split = Literal["train", "val"]
@@ -40,6 +42,7 @@ def split_files(section: DataConfig, split: Split) -> list[str]:
     path = str(Path(section.path or "").expanduser().absolute())
     for alias in split_names(section, split):
         if Path(path).is_dir():
+            listed(partial(os.listdir, path))  # `glob` takes a folder without an answer for an empty one
             shapes = [f"{alias}-*{suffix}", f"{alias}{suffix}", f"{alias}/*{suffix}"]
             patterns = [f"{glob.escape(path)}/{place}{shape}" for shape in shapes for place in ("data/", "")]
         else:

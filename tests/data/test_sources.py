@@ -212,6 +212,25 @@ def test_a_folder_without_an_answer_is_asked_again_and_never_taken_for_an_empty_
     assert f"{inner}: can't be listed (Permission denied)" in one_line(lambda: open_source(section, "train"))
 
 
+def without_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel answers no look into a folder."""
+
+    def look(path: str | Path) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(os, "listdir", look)
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0, 0, 0))
+
+
+@pytest.mark.parametrize("source", ["parquet", "webdataset"])
+def test_a_folder_of_tables_without_an_answer_is_not_an_empty_one(
+    source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_listing(monkeypatch)
+    with pytest.raises(StorageError, match=rf"{tmp_path}: can't be listed \(Stale file handle\): look at the disk"):
+        open_source(DataConfig(source=source, path=str(tmp_path)), "train")
+
+
 def test_a_table_without_an_answer_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` hides the kernel's answer behind an error of its own."""
 

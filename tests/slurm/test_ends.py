@@ -94,6 +94,7 @@ def test_ranks_start_as_soon_as_the_controller_answers_and_srun_says_that_it_doe
     program(tmp_path, "srun", f'"${{0%/*}}/scontrol" ping || {{ echo "no controller" >&2; exit 1; }}; {SRUN}')
     ended = train(ping)
     assert ended.returncode == code and ("no controller" in ended.stderr) == bool(code)
+    assert ended.stderr.count("no answer from Slurm's controller: asked again for 2 s") == 1
 
 
 def test_a_mark_that_can_not_be_read_any_more_is_no_new_one(train, tmp_path):
