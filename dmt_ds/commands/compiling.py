@@ -30,6 +30,6 @@ def compiles(wanted: bool, what: str, device: torch.device, *, read_inside: bool
 
 def _allow_many_graphs() -> None:
     """All students and whole teachers count together, and each again where it is judged: torch stops at 8."""
-    import torch._dynamo  # a second, for who compiles anyway
+    import torch._dynamo  # a second, paid only by who compiles
 
     torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)

@@ -9,7 +9,7 @@ from tests import processes
 pytestmark = pytest.mark.gpu
 
 COPIES = """
-import json, torch
+import json, time, torch
 from dmt_ds.data.batch import Batch
 from dmt_ds.engine.device_copy import DeviceCopy
 
@@ -29,10 +29,35 @@ for one in made:
     found.append(torch.stack([copy.images.amin(), copy.images.amax(), copy.seeds.amin(), copy.labels.amax()]))
     del copy  # its memory is free for the next
 torch.cuda.set_sync_debug_mode("default")
-print(json.dumps(torch.stack(found).tolist()))
+facts = {"each": torch.stack(found).tolist()}
+
+torch.cuda.synchronize()
+torch.cuda._sleep(2_000_000_000)  # a second of the present stream
+to_device(made[1])
+time.sleep(0.3)
+facts["copied while the device is busy"] = to_device._stream.query() and not torch.cuda.current_stream().query()
+
+torch.cuda.synchronize()
+with torch.cuda.stream(to_device._stream):
+    torch.cuda._sleep(500_000_000)
+late = to_device(made[7]).images
+facts["late"] = [late.amin().item(), late.amax().item()]
+print(json.dumps(facts))
 """
 
 
-def test_each_batch_is_read_whole_though_the_next_ones_are_copied_meanwhile(cuda):
-    found = json.loads(processes.run(["-c", COPIES], **cuda).stdout.splitlines()[-1])
-    assert found == [[number] * 4 for number in range(40)]
+@pytest.fixture(scope="module")
+def facts(cuda):
+    return json.loads(processes.run(["-c", COPIES], **cuda).stdout.splitlines()[-1])
+
+
+def test_each_batch_is_read_whole_though_the_next_ones_are_copied_meanwhile(facts):
+    assert facts["each"] == [[number] * 4 for number in range(40)]
+
+
+def test_a_batch_is_copied_while_the_device_is_busy(facts):
+    assert facts["copied while the device is busy"]
+
+
+def test_a_copy_that_comes_late_is_waited_for(facts):
+    assert facts["late"] == [7, 7]
