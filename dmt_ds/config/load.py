@@ -71,7 +71,7 @@ def load_layers(recipe: str | Path | None, layers: Sequence[tuple[str, Sequence[
         settings.put(values, main_origin)
     for origin, overrides in layers:
         _put_overrides(settings, overrides, origin)
-    return _checked(settings, main_origin)
+    return _checked(settings, main_origin, [origin for origin, _ in layers])
 
 
 def task_of_recipe(recipe: str | Path) -> object:
@@ -206,25 +206,27 @@ def _put_overrides(settings: _Settings, overrides: Sequence[str], origin: str) -
         settings.put({last: value}, origin, tuple(parents))
 
 
-def _checked(settings: _Settings, main_origin: str) -> RunConfig:
+def _checked(settings: _Settings, main_origin: str, layers: Sequence[str] = ()) -> RunConfig:
     findings = settings.findings
     try:
         config = RunConfig.model_validate(settings.values)
     except ValidationError as error:
         findings = list(dict.fromkeys(findings + describe(error, settings.origins, main_origin)))
     else:
-        findings = findings + _secrets_in(config, settings, main_origin) + _unused_path(config, settings)
+        findings = findings + _secrets_in(config, settings, main_origin) + _unused_path(config, settings, layers)
     if findings:
         raise ConfigError("\n".join(findings))
     return config.model_copy(update={"output_dir": _fill_output_dir(config, settings)})
 
 
-def _unused_path(config: RunConfig, settings: _Settings) -> list[str]:
-    """Images that somebody names on the command line are not passed over for the digits that nobody named."""
-    data, origin = config.data, settings.origins.get(("data", "path"))
-    if origin != COMMAND_LINE or not data.path or data.source != "digits" or config.task == "detect":
+def _unused_path(config: RunConfig, settings: _Settings, layers: Sequence[str]) -> list[str]:
+    """Images that somebody names over a recipe are not passed over for digits that nobody named there or later."""
+    data, (path, source) = config.data, (settings.origins.get(("data", key)) for key in ("path", "source"))
+    if data.source != "digits" or not data.path or config.task == "detect" or path not in layers:
         return []
-    return [f"{origin}: data.path={data.path}: is not used by data.source=digits: add data.source=folder, or another"]
+    if source in layers[layers.index(path) :]:
+        return []
+    return [f"{path}: data.path={data.path}: is not used by data.source=digits: add data.source=folder, or another"]
 
 
 def _secrets_in(config: RunConfig, settings: _Settings, main_origin: str) -> list[str]:

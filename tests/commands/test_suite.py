@@ -368,7 +368,8 @@ def test_the_arrays_come_one_after_the_other_without_what_is_finished(tmp_path: 
     suite = tiny_suite.write_suite(tmp_path)
     plan = plan_of(suite)
     pretend_finished(plan.variants({})[2])
-    lines = call(suite, "--slurm", "--jobs", "4", "--sbatch=--nodes=2", "tracking.tags.by=a b").output.splitlines()
+    given = ("data.source=digits", "data.path=a b")
+    lines = call(suite, "--slurm", "--jobs", "4", "--sbatch=--nodes=2", *given).output.splitlines()
     assert [line.split("=$(sbatch ")[0] for line in lines] == ["job0", "job1", "job2"]
     assert ["--dependency=afterany:$job0" in line for line in lines] == [False, True, False]
     assert [next(word for word in line.split() if word.startswith("--array")) for line in lines] == [
@@ -376,9 +377,7 @@ def test_the_arrays_come_one_after_the_other_without_what_is_finished(tmp_path: 
         "--array=0,1%4",
         "--array=0,1,3%4",
     ]
-    assert all(
-        "--nodes=2" in line and "'tracking.tags.by=a b'" in line and f"-o {tmp_path}/out" in line for line in lines
-    )
+    assert all("--nodes=2" in line and "'data.path=a b'" in line and f"-o {tmp_path}/out" in line for line in lines)
 
 
 def test_a_task_of_an_array_gets_the_arguments_of_its_run_one_a_line(tmp_path: Path) -> None:

@@ -107,6 +107,17 @@ def test_each_is_an_array_of_its_own_behind_the_seeds(tmp_path: Path) -> None:
     assert detection.config.data.image_size == run.config.data.image_size  # its positions are the encoder's
 
 
+def test_a_fine_tuning_on_the_digits_of_a_run_takes_a_recipe_for_photographs(tmp_path: Path) -> None:
+    finetune = {"recipe": "finetune_vit_tiny", "set": {"data.image_size": 32}}
+    photographs = {"recipe": "mae", "set": {"data.source": "digits", "data.image_size": 32}}
+    nothing = {"recipe": None, "set": None, "paper": None, "teachers": None, "tune": None}
+    suite = tiny_suite.write_suite(tmp_path, seeds=[0], variants={"mae": photographs}, finetune=finetune, **nothing)
+    (run,) = plan_of(suite).variants({})
+    (follow_up,) = follow_ups_of(run)
+    _, _, _, recipe, *overrides = follow_up.arguments
+    assert load_config(recipe, overrides).data == follow_up.config.data
+
+
 def test_the_command_line_wins_over_what_the_file_says_of_them_and_is_for_no_run(tmp_path: Path) -> None:
     suite = write_suite(tmp_path, "segment")
     given = ("segment.set.data.path=a b", "segment.set.train.steps=5", "train.steps=7")

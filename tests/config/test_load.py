@@ -117,6 +117,7 @@ def test_a_path_on_the_command_line_is_not_passed_over_for_the_digits(tmp_path: 
     assert complaints(recipe(tmp_path, "task: mae"), "data.path=/photos") == [unused]
     assert load_config(None, ["task=mae", "data.path=/photos", "data.source=folder"]).data.path == "/photos"
     assert load_config("vit_tiny", ["data.source=digits"]).data.path, "a recipe's own path is no wish"
+    assert load_config("vit_tiny", ["data.source=digits", "data.path=/photos"]).data.path, "both are named"
 
 
 def test_a_misspelt_key_names_recipe_path_and_the_likely_key(tmp_path: Path) -> None:

@@ -77,12 +77,18 @@ def test_a_suite_is_its_teachers_then_each_tuned_value_then_each_variant_with_ea
 def test_every_run_resolves_as_its_overrides_would_on_the_command_line(tmp_path: Path) -> None:
     title = 'DMT: "one" teacher, [a], {b}, no, 1e-3'
     path = write_suite(tmp_path, variants={"dmt": {"title": title}}, set={"data.crop_scale": [0.5, 1]})
-    for run in all_runs(plan_of(path, **{"train.epochs": None, "data.val_split": "a b"})):
+    given = {"train.epochs": None, "data.path": "a b", "data.source": "digits"}
+    for run in all_runs(plan_of(path, **given)):
         assert load_config(run.recipe, run.overrides) == run.config
-        data = run.config.data
-        assert (data.crop_scale, run.config.train.epochs, data.val_split) == ((0.5, 1), None, "a b")
+        assert (run.config.data.crop_scale, run.config.train.epochs, run.config.data.path) == ((0.5, 1), None, "a b")
         if run.role != "teacher":
             assert run.config.tracking.tags["title"] == title
+
+
+def test_a_path_that_the_suites_digits_would_pass_over_is_told_before_a_run_is_given_it(tmp_path: Path) -> None:
+    plan = plan_of(write_suite(tmp_path, set={"data.path": "/photos"}))
+    (line,) = findings(plan, all_runs(plan))
+    assert ": set: data.path=/photos: is not used by data.source=digits: add data.source=folder" in line
 
 
 @pytest.mark.parametrize(
