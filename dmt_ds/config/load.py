@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from dmt_ds.config.family import members_by_name
 from dmt_ds.config.findings import describe, fields_of, not_a_section
+from dmt_ds.config.resume import as_trained
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.yaml_text import parse_value, parse_yaml
 from dmt_ds.errors import ConfigError
@@ -82,7 +83,7 @@ def task_of_recipe(recipe: str | Path) -> object:
 def config_from_yaml(text: str, origin: str = "config.yaml") -> RunConfig:
     """The run that `to_yaml` wrote; equal to the one that was written."""
     settings = _Settings()
-    settings.put(_mapping(parse_yaml(text, origin), origin), origin)
+    settings.put(as_trained(_mapping(parse_yaml(text, origin), origin)), origin)
     return _checked(settings, origin)
 
 

@@ -223,6 +223,14 @@ class ClassifyConfig(Section):
             raise ValueError("ema_decay is for weights that are fine-tuned; with frozen=true set it to 0")
         return self
 
+    def first_head_std(self, on_given_weights: bool) -> float:
+        """`head_std`, or what null takes."""
+        if self.head_std is not None:
+            return self.head_std
+        if self.frozen:
+            return 0.01
+        return 2e-5 if on_given_weights else 0.02
+
     @property
     def mixes(self) -> bool:
         """Whether images are mixed, two by two: then a micro-batch has an even number of them."""

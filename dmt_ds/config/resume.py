@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dmt_ds.config.methods import ClassifyConfig
+
 MAY_CHANGE: dict[str, str] = {
     "name": "a label",
     "output_dir": "a folder may be moved",
@@ -36,6 +38,15 @@ MAY_CHANGE: dict[str, str] = {
 and on optim, the order of images on seed and data, the student on its shape, the loss on teachers and distill."""
 
 
+def as_trained(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Nested settings as they were saved, with the values that trained before there was a setting for them."""
+    classify = saved.get("classify")
+    if saved.get("task") != "classify" or not isinstance(classify, Mapping) or "head_std" in classify:
+        return saved
+    frozen = classify.get("frozen") in (True, "true")  # a file's values are text yet
+    return {**saved, "classify": {**classify, "head_std": 0.01 if frozen else 0.02}}
+
+
 def differences(
     saved: Mapping[str, Any], now: Mapping[str, Any], ignore: Collection[str] = tuple(MAY_CHANGE)
 ) -> list[str]:
@@ -46,12 +57,22 @@ def differences(
         now: the settings of the run that starts.
         ignore: keys, or sections, that may differ; `*` stands for one name.
     """
+    saved, now = _with_head_std(saved), _with_head_std(now)
     keys = [*saved, *(key for key in now if key not in saved)]
     return [
         f"{key}: {_show(saved, key)} -> {_show(now, key)}"
         for key in keys
         if _show(saved, key) != _show(now, key) and not any(_covers(pattern, key) for pattern in ignore)
     ]
+
+
+def _with_head_std(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Flat settings with the number that null stands for: a recipe may say it today and have left it out before."""
+    key = "classify.head_std"
+    if settings.get("task") != "classify" or settings.get(key, "not set") is not None:
+        return settings
+    section = ClassifyConfig(frozen=settings.get("classify.frozen", False))
+    return {**settings, key: section.first_head_std(settings.get("student.init_from") is not None)}
 
 
 def _covers(pattern: str, key: str) -> bool:

@@ -45,15 +45,6 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets)
 
 
-def first_head_std(section: ClassifyConfig, on_given_weights: bool) -> float:
-    """Standard deviation of the head's first weights: that of the settings, else of whoever's training it is."""
-    if section.head_std is not None:
-        return section.head_std
-    if section.frozen:
-        return 0.01
-    return 2e-5 if on_given_weights else 0.02
-
-
 class ClassificationTask:
     """Learns the classes of the training split; the result is the encoder, and the accuracy of the whole.
 
@@ -75,7 +66,7 @@ class ClassificationTask:
         vit = build_vit(student, image_size)
         if student.init_from is not None:
             start_from(vit, student.init_from, image_size)
-        head_std = first_head_std(section, on_given_weights=student.init_from is not None)
+        head_std = section.first_head_std(on_given_weights=student.init_from is not None)
         self.module = Classifier(vit, len(class_names), section.pooling, section.frozen, head_std)
         saved = None if student.init_from is None else find_classifier(student.init_from)
         if saved is not None and not section.frozen:

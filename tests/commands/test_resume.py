@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dmt_ds.commands.resume import in_todays_settings, refuse_another_run
-from dmt_ds.config.load import flatten_tree
+from dmt_ds.config.load import config_from_yaml, flatten_tree, load_config
 from dmt_ds.config.resume import differences
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine.checkpoint import Checkpoint, RunState
@@ -21,6 +22,33 @@ def test_settings_that_are_newer_than_a_checkpoint_count_with_their_defaults():
     changed = RunConfig.model_validate(now | {"optim": {"clip_grad_norm": 1.0}}).model_dump(mode="json")
     found = differences(flatten_tree(in_todays_settings(saved)), flatten_tree(changed))
     assert found == ["optim.clip_grad_norm: 0.0 -> 1.0"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "init_from", "trained"),
+    [
+        ("small_finetune", "x", 0.02),
+        ("small_finetune", None, 0.02),
+        ("small_linear", "x", 0.01),
+        ("deit_tiny", None, 0.02),
+    ],
+)
+def test_a_head_that_is_older_than_its_setting_is_what_it_was(recipe, init_from, trained):
+    given = [] if init_from is None else [f"student.init_from={init_from}"]
+    now = load_config(recipe, given).model_dump(mode="json")
+    saved = {**now, "classify": {key: value for key, value in now["classify"].items() if key != "head_std"}}
+    for then in (in_todays_settings(saved), config_from_yaml(yaml.safe_dump(saved)).model_dump(mode="json")):
+        assert differences(flatten_tree(then), flatten_tree(now)) == []
+    other = now | {"classify": now["classify"] | {"head_std": 0.5}}
+    found = differences(flatten_tree(in_todays_settings(saved)), flatten_tree(other))
+    assert found == [f"classify.head_std: {trained} -> 0.5"]
+
+
+def test_a_fine_tuning_that_is_older_than_the_small_head_is_told_of_it():
+    now = load_config("finetune_vit_base", ["student.init_from=x"]).model_dump(mode="json")
+    saved = {**now, "classify": {key: value for key, value in now["classify"].items() if key != "head_std"}}
+    found = differences(flatten_tree(in_todays_settings(saved)), flatten_tree(now))
+    assert found == ["classify.head_std: 0.02 -> 2e-05"]
 
 
 def test_a_setting_that_is_gone_is_named():
