@@ -11,6 +11,7 @@ from dmt_ds.tracking import comparison_text as texts
 from dmt_ds.tracking.budget import against_images
 from dmt_ds.tracking.comparison import Comparison, compare
 from dmt_ds.tracking.mlflow_compare import SUITE_TAG, RecordedStudy, find_run, log_files, read_study
+from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG
 from dmt_ds.tracking.store_uri import StoreUri, named_store
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,8 @@ def _run_to_log_to(question: Question, store: StoreUri, study: RecordedStudy) ->
         return None
     if question.log is not None:
         return find_run(store, study, question.log), question.log
-    if study.parent is None or SUITE_TAG not in study.parent.tags:
+    suites = {run.tags.get(SUITE_TAG) for run in study.runs}
+    if study.parent is None or study.parent.tags[PARENT_OF_TAG] not in suites:
         return None
     return study.parent.run_id, study.parent.name
 

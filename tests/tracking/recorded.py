@@ -20,6 +20,7 @@ class Recorder:
     uri: str
     experiment_id: str
     parent_id: str | None = None
+    suite: str | None = None
 
     @classmethod
     def of_experiment(cls, uri: str, name: str) -> "Recorder":
@@ -28,13 +29,13 @@ class Recorder:
 
     @classmethod
     def of_suite(cls, uri: str, name: str, experiment: str | None = None, **tags: str) -> "Recorder":
-        """A suite's parent run, in a new experiment of its name, or in one that is there."""
+        """A suite's parent run, as its first run makes it, in a new experiment of its name or one that is there."""
         client = mlflow_client(uri)
         known = None if experiment is None else client.get_experiment_by_name(experiment)
         number = client.create_experiment(name) if known is None else known.experiment_id
-        parent = client.create_run(number, 1, {"dmt_ds.parent_of": name, "suite": name, **tags}, name)
+        parent = client.create_run(number, 1, {"dmt_ds.parent_of": name, **tags}, name)
         client.set_terminated(parent.info.run_id)
-        return cls(uri, number, parent.info.run_id)
+        return cls(uri, number, parent.info.run_id, name)
 
     def add(
         self,
@@ -54,7 +55,8 @@ class Recorder:
         client = mlflow_client(self.uri)
         number = len(client.search_runs([self.experiment_id]))
         parent = {} if self.parent_id is None else {"mlflow.parentRunId": self.parent_id}
-        run = client.create_run(self.experiment_id, 1000 * (1 + number), {**parent, **tags}, name)
+        suite = {} if self.suite is None else {"suite": self.suite}
+        run = client.create_run(self.experiment_id, 1000 * (1 + number), {**parent, **suite, **tags}, name)
         last = max((step for step, _ in rates), default=0)
         points = [("train/images_seen", step, float(step * batch_size)) for step, _ in rates]
         points += [("perf/images_per_second", step, rate) for step, rate in rates]
