@@ -193,7 +193,7 @@ class ClassifyConfig(Section):
     before it, normed then (MAE's and timm's `fc_norm`)."""
     frozen: bool = False
     """Train the head alone, on features with batch norm before it (MAE's linear probe); the encoder stays as it is."""
-    head_std: NonNegative | None = None
+    head_std: Positive | None = None
     """Standard deviation of the head's first weights; null takes 2e-5 on given weights, so that they are not torn at
     first (MAE's and TinyMIM's), 0.02 on random ones (DeiT's), and 0.01 on frozen ones (MAE's probe)."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -144,6 +144,7 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("data.num_workers=-1", "data.num_workers: must be a whole number >= 0, or auto; it is -1"),
         ("optim.base_lr=nan", "optim.base_lr=nan: must be a finite number"),
         ("optim.base_lr=-1", "optim.base_lr=-1: must be > 0"),
+        ("classify.head_std=0", "classify.head_std=0: must be > 0"),
         ("train.compile=maybe", "train.compile=maybe: neither true nor false"),
         ("train.log_every_steps=null", "train.log_every_steps=null: null is not allowed here"),
         ("augment.mean=[1, 2]", "augment.mean=[1, 2]: must be a list of 3 values, such as [0.485, 0.456, 0.406]"),
