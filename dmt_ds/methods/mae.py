@@ -73,15 +73,11 @@ def check_decoder(section: MaeConfig) -> None:
         ConfigError: its width fits neither its heads nor its fixed positions; names the setting.
     """
     width, heads = section.decoder_embed_dim, section.decoder_num_heads
-    if width % heads:
+    step = math.lcm(4, heads)
+    if width % step:
         raise ConfigError(
-            f"mae.decoder_embed_dim {width} is not a multiple of mae.decoder_num_heads {heads}: take "
-            f"{multiples_near(width, heads)}"
-        )
-    if width % 4:
-        raise ConfigError(
-            f"mae.decoder_embed_dim {width} is not a multiple of 4, as its sine-cosine positions need: take "
-            f"{multiples_near(width, math.lcm(4, heads))}"
+            f"mae.decoder_embed_dim {width} is not a multiple of mae.decoder_num_heads {heads} and of 4, as its "
+            f"sine-cosine positions need: take {multiples_near(width, step)}"
         )
 
 

@@ -109,11 +109,11 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_halves():
     [
         (
             {"decoder_embed_dim": 96, "decoder_num_heads": 5},
-            r"mae.decoder_embed_dim 96 is not a multiple of mae.decoder_num_heads 5: take 95 or 100",
+            r"mae.decoder_embed_dim 96 is not a multiple of mae.decoder_num_heads 5 and of 4, .*: take 80 or 100",
         ),
         (
             {"decoder_embed_dim": 30, "decoder_num_heads": 3},
-            r"mae.decoder_embed_dim 30 is not a multiple of 4, as its .*: take 24 or 36",
+            r"mae.decoder_embed_dim 30 is not a multiple of mae.decoder_num_heads 3 and of 4, .*: take 24 or 36",
         ),
     ],
 )
