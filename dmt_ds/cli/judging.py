@@ -41,14 +41,8 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
     """
     config, judged = _judged(encoders, recipe, overrides)
     from dmt_ds.commands import knn as command
-    from dmt_ds.commands.judging import add_to_run, is_judged_as_run, is_run
 
-    table = command.run_knn(config.data, config.knn, judged, _device())
-    click.echo(table)
-    for row in table.rows:
-        folder = Path(row.encoder)
-        if is_run(folder) and is_judged_as_run(folder, table.train_fingerprint, config.data, config.knn):
-            add_to_run(folder, table.metrics(row))
+    click.echo(command.run_knn(config.data, config.knn, judged, _device()))
 
 
 @click.command(
@@ -79,8 +73,8 @@ def _judged(
     encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...]
 ) -> "tuple[RunConfig, Mapping[str, Encoder]]":
     """The settings, and what is judged with them by its name in the table."""
-    run_recipes = (f"{source}/config.yaml" for source in encoders if Path(source, "config.yaml").is_file())
-    recipe = recipe or next(run_recipes, None)
+    run_recipes = (Path(source).expanduser() / "config.yaml" for source in encoders)
+    recipe = recipe or next((str(path) for path in run_recipes if path.is_file()), None)
     # Without any recipe the task is one that needs no teachers.
     config = load_recipe(recipe, overrides if recipe else ("task=mae", *overrides))
     judged = {source: source for source in encoders} or config.teachers.used()

@@ -18,11 +18,11 @@ from dmt_ds.commands.judging import (
     add_to_run,
     features_of,
     is_judged_as_run,
-    is_run,
     load_judged,
     named_images,
     open_judged,
     refuse_missing,
+    run_folder,
     step_of_run,
 )
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
@@ -109,8 +109,8 @@ def run(
     rows = []
     for name, encoder in encoders.items():
         module = load_judged(name, encoder, data.image_size)
-        folder = Path(encoder).expanduser() if isinstance(encoder, str) else None
-        if folder is None or not is_run(folder):
+        folder = run_folder(encoder)
+        if folder is None:
             scores = protocol.judge(module, device)
         else:
             scores = _judge_run(folder, module, protocol, device, again)
@@ -160,9 +160,10 @@ def _judge_run(
     if kept is not None:
         logger.info("%s: evaluated before on the same images with the same settings; --again does it anew", folder)
         return kept
-    scores = protocol.judge(module, device)
     train = protocol.images.train.fingerprint
-    if not is_judged_as_run(folder, train, protocol.data, protocol.knn, protocol.linear):
+    is_own = is_judged_as_run(folder, train, protocol.data, protocol.knn, protocol.linear)
+    scores = protocol.judge(module, device)
+    if not is_own:
         return scores
     add_to_run(folder, scores)  # before the file, which says that all is done
     write_atomically(folder / EVALUATION_FILE, json.dumps({"scores": scores, "made_from": made_from}, indent=1) + "\n")

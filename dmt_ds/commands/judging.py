@@ -132,6 +132,12 @@ def step_of_run(folder: Path) -> int:
     return 0 if newest is None else newest.state.step
 
 
+def run_folder(encoder: Encoder) -> Path | None:
+    """The output folder of a run, where an encoder is named by that; None for others."""
+    folder = Path(encoder).expanduser() if isinstance(encoder, str) else None
+    return folder if folder is not None and is_run(folder) else None
+
+
 def is_judged_as_run(
     folder: Path, train_fingerprint: str, data: DataConfig, knn: KnnConfig, linear: LinearConfig | None = None
 ) -> bool:
@@ -159,9 +165,7 @@ def is_judged_as_run(
 
 
 def add_to_run(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Add what was measured to the MLflow run of a run's folder; anything else than such a folder is left alone."""
-    if not is_run(folder):
-        return
+    """Add what was measured to the MLflow run of a run's folder."""
     section = config_from_yaml((folder / "config.yaml").read_text()).tracking
     arrived = add_metrics(section, folder, metrics, step_of_run(folder))
     if section.enabled and not arrived:

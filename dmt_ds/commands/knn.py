@@ -6,7 +6,17 @@ from typing import NamedTuple
 
 import torch
 
-from dmt_ds.commands.judging import Encoder, features_of, load_judged, named_images, open_judged, refuse_missing
+from dmt_ds.commands.judging import (
+    Encoder,
+    add_to_run,
+    features_of,
+    is_judged_as_run,
+    load_judged,
+    named_images,
+    open_judged,
+    refuse_missing,
+    run_folder,
+)
 from dmt_ds.config.evaluation import KnnConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.downstream.accuracy import Accuracy
@@ -33,7 +43,6 @@ class KnnTable(NamedTuple):
     knn: KnnConfig
     images: str
     """What they are: kind of source, and place."""
-    train_fingerprint: str
 
     def metrics(self, row: KnnRow) -> Scores:
         """A row under the names that the features have everywhere: `eval/knn_top1` or `eval/knn_patch_top1`, ..."""
@@ -60,6 +69,8 @@ def run_knn(
 ) -> KnnTable:
     """Evaluate encoders one after the other: training images vote, validation images are judged.
 
+    Scores of a run's folder are added to its MLflow run, if images and settings are the run's own.
+
     Args:
         data: the images; all of the training split is used unless `max_train_images` says less.
         knn: the protocol.
@@ -73,13 +84,17 @@ def run_knn(
     refuse_missing(encoders, data.image_size)
     images = open_judged(data)
     sizes = len(images.train), len(images.test), images.num_classes
-    table = KnnTable((), *sizes, knn, named_images(data), images.train.fingerprint)
+    table = KnnTable((), *sizes, knn, named_images(data))
     for name, encoder in encoders.items():
         module = load_judged(name, encoder, data.image_size)
+        run = run_folder(encoder)
+        is_own = run is not None and is_judged_as_run(run, images.train.fingerprint, data, knn)
         train = features_of(module, images.train, data, knn.batch_size, device)
         test = features_of(module, images.test, data, knn.batch_size, device)
         voting, judged = train.of(knn.features).to(device), test.of(knn.features)
         scores = knn_scores(voting, train.labels, judged, test.labels, knn.k, knn.temperature, images.num_classes)
         logger.info("%s: k-NN top-1 %.2f %%, top-5 %.2f %%", name, 100 * scores.top1, 100 * scores.top5)
         table = table._replace(rows=(*table.rows, KnnRow(name, scores)))
+        if run is not None and is_own:
+            add_to_run(run, table.metrics(table.rows[-1]))
     return table

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dmt_ds.commands.judging import PIXELS, add_to_run
+from dmt_ds.commands.judging import PIXELS
 from dmt_ds.commands.knn import KnnTable, run_knn
 from dmt_ds.commands.stages import RunningStage, Stage
 from dmt_ds.config.load import load_config
@@ -116,10 +116,6 @@ def _measure(output: Path, trainings: Sequence[Training]) -> KnnTable:
     encoders |= {f"teacher {name}": str(output / name) for name in TEACHERS}
     encoders |= {"student, untrained": _untrained(student), "student, distilled": str(output / STUDENT)}
     table = run_knn(student.data, student.knn, encoders, torch.device("cpu"))
-    folders = {f"teacher {name}": output / name for name in TEACHERS} | {"student, distilled": output / STUDENT}
-    for row in table.rows:
-        if row.encoder in folders:
-            add_to_run(folders[row.encoder], table.metrics(row))
     (output / "results.txt").write_text(f"{table}\n")
     return table
 

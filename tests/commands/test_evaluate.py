@@ -128,6 +128,17 @@ def test_knn_adds_to_a_run_what_is_measured_as_the_run_has_it(tmp_path: Path) ->
     assert num_points(tmp_path / "run") == 1
 
 
+@pytest.mark.parametrize("command", ["knn", "evaluate"])
+def test_a_run_in_the_home_folder_is_judged_as_itself(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_run(tmp_path / "run", "tracking.enabled=false", "knn.k=3")
+    result = CliRunner().invoke(main, [command, "-e", "~/run"])
+    assert "k-NN (k 3, " in result.output
+    assert num_points(tmp_path / "run") == 1
+
+
 def test_the_images_of_a_run_may_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path / "run", "tracking.enabled=false", "data.source=folder", "data.path=/was/here")
     moved = DIGITS.model_copy(update={"source": "folder", "path": "/is/there"})
