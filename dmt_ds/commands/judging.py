@@ -25,6 +25,7 @@ from dmt_ds.models.teachers import (
     load_encoder,
     load_teacher,
 )
+from dmt_ds.tracking.journal import read_lines
 from dmt_ds.tracking.mlflow_tracker import add_metrics
 
 logger = logging.getLogger(__name__)
@@ -146,22 +147,35 @@ def is_judged_as_run(
     Scores of other images under the same name would pass for the run's own in every comparison.
 
     Args:
-        train_fingerprint: of the training images; where the run's newest checkpoint has it, its folder has only moved.
+        train_fingerprint: of the training images; where the run's newest checkpoint or record has it, they only moved.
         linear: None where no probe is fitted.
     """
     config = config_from_yaml((folder / "config.yaml").read_text())
-    newest = CheckpointFolder(folder / CHECKPOINTS_FOLDER, keep=1).newest()
-    has_moved = newest is not None and newest.state.data_fingerprint == train_fingerprint
     pairs = {"data": (data, config.data), "knn": (knn, config.knn), "linear": (linear or config.linear, config.linear)}
     others = [
-        f"{section}.{key}={'null' if value is None else value}"
+        f"{section}.{key}={_shown(value)} (the run has {_shown(getattr(own, key))})"
         for section, (given, own) in pairs.items()
         for key in _MOVE_SCORES[section]
-        if (value := getattr(given, key)) != getattr(own, key) and not (key == "path" and has_moved)
+        if (value := getattr(given, key)) != getattr(own, key)
+        and not (key == "path" and _are_its_images(folder, train_fingerprint, data, config.data))
     ]
     if others:
-        logger.warning("%s: not added to the run, which was not made with %s", folder, ", ".join(others))
+        logger.warning("%s: scores are not added to the run, which was not made with %s", folder, ", ".join(others))
     return not others
+
+
+def _are_its_images(folder: Path, train_fingerprint: str, given: DataConfig, own: DataConfig) -> bool:
+    """Whether another path leads to a run's images: it is the same written otherwise, or they have moved."""
+    if given.path and own.path and Path(given.path).expanduser().resolve() == Path(own.path).expanduser().resolve():
+        return True
+    newest = CheckpointFolder(folder / CHECKPOINTS_FOLDER, keep=1).newest()
+    recorded = (line for line in read_lines(folder / "tracking" / "records.jsonl") if line.get("kind") == "dataset")
+    known = [line["fingerprint"] for line in recorded if line["context"] == "training"]
+    return train_fingerprint in [*known, *([] if newest is None else [newest.state.data_fingerprint])]
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def add_to_run(folder: Path, metrics: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.schema import DataConfig, RunConfig
 from dmt_ds.engine.checkpoint import DONE, Checkpoint, CheckpointFolder, RunState
 from dmt_ds.tracking.mlflow_tracker import open_tracker
+from dmt_ds.tracking.spool import Spool
 from dmt_ds.tracking.tracker import read_points
 from tests import tiny_run
 from tests.tracking.stores import curve
@@ -118,7 +120,10 @@ def test_scores_of_other_images_or_settings_are_not_the_runs(
         result = CliRunner().invoke(main, [command, "-e", str(folder), setting])
     assert result.exit_code == 0, result.output
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [f"{folder}: not added to the run, which was not made with {setting}"]
+    key = setting.partition("=")[0]
+    own = {"data.max_train_images": 300, "data.interpolation": "bicubic", "knn.k": 20}[key]
+    told = f"{folder}: scores are not added to the run, which was not made with {setting} (the run has {own})"
+    assert warnings == [told]
     assert num_points(folder) == 1 and (folder / EVALUATION_FILE).read_text() == kept
 
 
@@ -146,6 +151,35 @@ def test_the_images_of_a_run_may_have_moved(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(CheckpointFolder, "newest", lambda _: Checkpoint(tmp_path, state))
     assert is_judged_as_run(tmp_path / "run", "abc", moved, KnnConfig())
     assert not is_judged_as_run(tmp_path / "run", "abcd", moved, KnnConfig())
+
+
+def test_the_images_of_a_run_without_checkpoints_may_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    make_run(folder, "tracking.enabled=false", "data.source=folder", "data.path=photos")
+    same = DIGITS.model_copy(update={"source": "folder", "path": str(tmp_path / "photos")})
+    moved = same.model_copy(update={"path": "/is/there"})
+    assert is_judged_as_run(folder, "abc", same, KnnConfig())
+    assert not is_judged_as_run(folder, "abc", moved, KnnConfig())
+    Spool(folder, "run").put("dataset", name="folder", source="photos", fingerprint="abc", context="training")
+    assert is_judged_as_run(folder, "abc", moved, KnnConfig())
+    assert not is_judged_as_run(folder, "abcd", moved, KnnConfig())
+
+
+@pytest.mark.parametrize("command", ["knn", "evaluate"])
+def test_what_is_not_added_is_told_before_it_is_judged(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def judged(*_: object) -> NoReturn:
+        assert "scores are not added to the run" in caplog.text
+        raise InterruptedError
+
+    make_run(tmp_path / "run", "tracking.enabled=false")
+    monkeypatch.setattr(f"dmt_ds.commands.{command}.features_of", judged)
+    result = CliRunner().invoke(main, [command, "-e", str(tmp_path / "run"), "knn.k=3"])
+    assert isinstance(result.exception, InterruptedError)
 
 
 def test_a_runs_scores_reach_its_mlflow_run(tmp_path: Path) -> None:
