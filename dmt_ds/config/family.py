@@ -18,6 +18,8 @@ _SHAPE = ("embed_dim", "depth", "num_heads")
 def members_by_name(family: Any) -> Any:
     """`[vit_tiny, vit_small]` as `{vit_tiny: {student: {arch: vit_tiny}}, ...}`; `vit_tiny:` alone changes nothing.
 
+    Nor does null for a member's section or its `deepspeed`.
+
     Raises:
         ValueError: a name is given twice.
     """
@@ -29,8 +31,12 @@ def members_by_name(family: Any) -> Any:
             )
         return {name: {"student": {"arch": name}} for name in names}
     if isinstance(family, Mapping):
-        return {name: {} if member is None else member for name, member in family.items()}
+        return {name: _given({} if member is None else member) for name, member in family.items()}
     return family
+
+
+def _given(member: Any) -> Any:
+    return {key: value for key, value in member.items() if value is not None} if isinstance(member, dict) else member
 
 
 def check_family(names: Sequence[str], has_teachers: bool, task: str) -> None:
@@ -57,10 +63,13 @@ def whole_members(members: Mapping[str, Any], own: Any) -> dict[str, Any]:
     for name, member in members.items():
         student, base = member.student, own.student
         given = "arch" in student.model_fields_set and student.arch != base.arch
-        won = [key for key in _SHAPE if getattr(student, key) is None and getattr(base, key) is not None]
+        won = [key for key in _SHAPE if key not in student.model_fields_set and getattr(base, key) is not None]
         if given and won:
-            nulls = " ".join(f"student.{key}=null" for key in won)
-            raise ValueError(f"family.{name}: its architecture {student.arch} would get the run's shape: set {nulls}")
+            nulls = " ".join(f"family.{name}.student.{key}=null" for key in won)
+            raise ValueError(
+                f"family.{name}: its architecture {student.arch} would get the run's {', '.join(won)}: for its own set "
+                f"{nulls}"
+            )
     whole: dict[str, Any] = {}
     for name, member in members.items():
         whole[name] = completed(member, own)
@@ -70,12 +79,14 @@ def whole_members(members: Mapping[str, Any], own: Any) -> dict[str, Any]:
 
 
 def completed(section: S, base: S) -> S:
-    """A section in which everything that was not given is as in `base`, within its sections too."""
+    """A section in which everything that was not given is as in `base`, within its sections too; null is given."""
     values = {}
     for name in type(section).model_fields:
         own, other = getattr(section, name), getattr(base, name)
-        if isinstance(own, Section) and isinstance(other, Section):
-            values[name] = completed(own, other) if name in section.model_fields_set else other
+        if name not in section.model_fields_set:
+            values[name] = other
+        elif isinstance(own, Section) and isinstance(other, Section):
+            values[name] = completed(own, other)
         else:
-            values[name] = own if name in section.model_fields_set and own is not None else other
+            values[name] = own
     return section.model_copy(update=values)

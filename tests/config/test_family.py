@@ -63,14 +63,34 @@ def test_architectures_of_a_list_are_not_hidden_by_the_shape_of_the_recipe() -> 
     with pytest.raises(ConfigError) as error:
         load_config("small_dmt", ["family=[vit_tiny,vit_small]"])
     assert str(error.value).endswith(
-        "family.vit_small: its architecture vit_small would get the run's shape: "
-        "set student.embed_dim=null student.depth=null student.num_heads=null"
+        "family.vit_small: its architecture vit_small would get the run's embed_dim, depth, num_heads: for its own set "
+        "family.vit_small.student.embed_dim=null family.vit_small.student.depth=null "
+        "family.vit_small.student.num_heads=null"
     )
     nulls = ["student.embed_dim=null", "student.depth=null", "student.num_heads=null"]
-    small = load_config("small_dmt", ["family=[vit_tiny,vit_small]", *nulls]).family["vit_small"].student
-    assert (small.arch, small.embed_dim) == ("vit_small", None)
+    for remedy in (nulls, [f"family.vit_small.{null}" for null in nulls]):
+        config = load_config("small_dmt", ["family=[vit_tiny,vit_small]", *remedy])
+        small = config.family["vit_small"].student
+        assert (small.arch, small.embed_dim, small.depth, small.num_heads) == ("vit_small", None, None, None)
+        assert config_from_yaml(to_yaml(config)) == config
     own = ["family.wide.student={arch: vit_small, embed_dim: 128, depth: 6, num_heads: 4}"]
     assert config_from_yaml(to_yaml(load_config("small_dmt", own))).family["wide"].student.embed_dim == 128
+
+
+def test_a_members_part_of_a_shape_stands_beside_its_own_nulls() -> None:
+    with pytest.raises(ConfigError, match=r"embed_dim, num_heads: for its own set .*embed_dim=null .*num_heads=null$"):
+        load_config("small_dmt", ["family={a: {student: {arch: vit_small, depth: 6}}, b: {}}"])
+    own = "family={a: {student: {arch: vit_small, depth: 6, embed_dim: null, num_heads: null}}, b: {}}"
+    family = load_config("small_dmt", [own]).family
+    small, run = family["a"].student, family["b"].student
+    assert (small.embed_dim, small.depth, small.num_heads) == (None, 6, None)
+    assert run == load_config("small_dmt").student, "the other member keeps the run's shape"
+
+
+def test_null_for_a_members_section_or_engine_is_as_in_the_run() -> None:
+    family = load("family={a: {student: null, optim: {base_lr: 1e-4}, deepspeed: null}}").family
+    assert family["a"].deepspeed == load().train.deepspeed
+    assert family["a"].student == load().student
 
 
 @pytest.mark.parametrize(
