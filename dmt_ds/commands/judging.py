@@ -25,6 +25,7 @@ from dmt_ds.models.teachers import (
     load_encoder,
     load_teacher,
 )
+from dmt_ds.models.vit import refuse_unknown
 from dmt_ds.tracking.journal import read_lines
 from dmt_ds.tracking.mlflow_tracker import add_metrics
 
@@ -70,17 +71,28 @@ def load_judged(name: str, encoder: Encoder, image_size: int) -> nn.Module | Non
 
 
 def refuse_missing(encoders: Mapping[str, Encoder], image_size: int) -> None:
-    """A mistyped path among several encoders is told before the first is judged, as loading tells it.
+    """A mistyped source among several is told before the first is judged, as loading tells it; asks no network.
 
     Raises:
         WeightsError: there is no such file.
+        ConfigError: timm knows no such tag.
     """
     for name, encoder in encoders.items():
         source = encoder.source if isinstance(encoder, TeacherConfig) else encoder
-        if not isinstance(source, str) or source == PIXELS or source.startswith(("timm:", "hf:")):
+        if not isinstance(source, str) or source == PIXELS:
             continue
-        if not Path(source).expanduser().exists():
+        if source.startswith("timm:"):
+            refuse_unknown(source.removeprefix("timm:"))
+        elif _is_missing(source):
             load_judged(name, encoder, image_size)
+
+
+def _is_missing(source: str) -> bool:
+    """Whether a path leads nowhere; what may be an id on the hub is none."""
+    if source.startswith("hf:"):
+        path = source.removeprefix("hf:")
+        return path.startswith(("./", "../", "/", "~")) and not Path(path).exists()
+    return not Path(source).expanduser().exists()
 
 
 def open_judged(data: DataConfig) -> LabelledImages:

@@ -188,25 +188,25 @@ def full_name(arch: str, setting: str) -> str:
     raise ConfigError(f"{setting}: timm knows no '{arch}'. Did you mean {' or '.join(repr(n) for n in near)}?")
 
 
-def pretrained(tag: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A model of timm's hub with the authors' weights, at its own image size, and timm's record of them.
+def refuse_unknown(tag: str) -> None:
+    """Raises ConfigError where timm has no such tag in its list, which needs no network."""
+    import timm
 
-    Args:
-        tag: `ARCH.TAG`, as `timm.list_pretrained()` has it.
+    known = [name for pattern in ("*vit*", "*deit*", "*eva*", "beit*") for name in timm.list_pretrained(pattern)]
+    if not timm.is_model(tag.split(".")[0]) or ("." in tag and tag not in known):
+        near = difflib.get_close_matches(tag, known, n=3, cutoff=0.5)
+        names = f"near names: {', '.join(near)}" if near else "`dmt-ds teachers list` shows some that there are"
+        raise ConfigError(f"timm:{tag}: timm {timm.__version__} has no such weights; {names}")
+
+
+def pretrained(tag: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of timm's hub, `ARCH.TAG`, with the authors' weights, at its own image size, and timm's record of them.
 
     Raises:
         ConfigError: timm knows no such tag.
         WeightsError: the weights can't be fetched, or have no LayerNorm over all tokens.
     """
-    import timm
-
-    arch = tag.split(".")[0]
-    known = timm.list_pretrained("*vit*") + timm.list_pretrained("*deit*") + timm.list_pretrained("*eva*")
-    known += timm.list_pretrained("beit*")
-    if not timm.is_model(arch) or (tag != arch and tag not in known):
-        near = difflib.get_close_matches(tag, known, n=3, cutoff=0.5)
-        names = f"near names: {', '.join(near)}" if near else "`dmt-ds teachers list` shows some that there are"
-        raise ConfigError(f"timm:{tag}: timm {timm.__version__} has no such weights; {names}")
+    refuse_unknown(tag)
     try:
         vit = create(tag, pretrained=True, num_classes=0, global_pool="token")
     except Exception as error:  # the hub client's errors have no common class

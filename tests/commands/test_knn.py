@@ -14,7 +14,7 @@ from dmt_ds.commands.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig
-from dmt_ds.errors import DataError, WeightsError
+from dmt_ds.errors import ConfigError, DataError, WeightsError
 
 DIGITS = DataConfig(source="digits", image_size=8, num_workers=0)
 CPU = torch.device("cpu")
@@ -74,15 +74,26 @@ def judged(judge: str, data: DataConfig, encoders: Mapping[str, Encoder]) -> Non
 
 
 @pytest.mark.parametrize("judge", ["knn", "evaluate"])
-def test_an_encoder_that_is_not_there_is_told_before_another_is_judged(judge: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("nope", "nope: no such file"),
+        (TeacherConfig(source="nope"), "nope: no such file"),
+        ("timm:vit_base_patch16_224.maee", "has no such weights; near names: vit_base_patch16_224.mae"),
+        ("hf:./nope", "hf:./nope: config.json can't be had"),
+        ("hf:/nope/x", "hf:/nope/x: config.json can't be had"),
+    ],
+)
+def test_an_encoder_that_is_not_there_is_told_before_another_is_judged(
+    judge: str, missing: str | TeacherConfig, told: str
+) -> None:
     class NeverAsked(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             raise AssertionError
 
-    for missing in ("nope", TeacherConfig(source="nope")):
-        encoders: dict[str, Encoder] = {"first": NeverAsked(), "second": missing}
-        with pytest.raises(WeightsError, match="nope: no such file"):
-            judged(judge, DIGITS, encoders)
+    encoders: dict[str, Encoder] = {"first": NeverAsked(), "second": missing}
+    with pytest.raises((WeightsError, ConfigError), match=told):
+        judged(judge, DIGITS, encoders)
 
 
 @pytest.mark.parametrize("judge", ["knn", "evaluate"])
