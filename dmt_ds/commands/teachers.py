@@ -10,9 +10,11 @@ from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import blueprint_of, build_from, heads_of, width_of
 from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.layouts import LICENCES
-from dmt_ds.models.teachers import load_encoder, summary_of
-from dmt_ds.models.vit import describe
+from dmt_ds.models.teachers import TeacherRecord, load_encoder, summary_of
+from dmt_ds.models.vit import VitShape, describe
 from dmt_ds.models.weights import METADATA_KEY, Weights, read_weights, sha256_of
+
+_NO_LICENCE = "unknown; set licence"
 
 
 class KnownTeacher(NamedTuple):
@@ -73,37 +75,63 @@ def inspect_file(path: str | Path, checkpoint_key: str | None = None) -> str:
     """What a weights file, or another source of an encoder, holds, one `name: value` a line.
 
     Args:
-        path: weights file, or `hf:FOLDER_OR_ID`; of a folder or `timm:TAG` is told what a run would note of it.
+        path: weights file, `hf:FOLDER_OR_ID`, a folder or `timm:TAG`.
         checkpoint_key: which part of a full checkpoint.
 
     Raises:
-        WeightsError: it holds no whole encoder.
+        WeightsError: it holds no whole encoder, or has no parts.
         ConfigError: timm knows no such tag.
     """
     if Path(path).is_dir() or _is_timm(path):
-        return _lines(load_encoder(str(path)).record.as_params())
+        _refuse_key(path, checkpoint_key)
+        return _lines(_rows_of_model(load_encoder(str(path)).record))
     weights = _read(path, checkpoint_key)
     shape = describe(build_from(weights, num_heads=_heads_or_one(weights, None), load=False))
     heads = heads_of(weights)
     rows = {
-        "file": weights.where,
+        "source": weights.where,
         "layout": weights.layout + (f" (under '{weights.part}')" if weights.part else ""),
-        "licence": weights.licence or "not told by the layout; set licence",
+        "licence": weights.licence or _NO_LICENCE,
         "sha256": weights.sha256,
-        "width": shape.embed_dim,
-        "depth": shape.depth,
+        **_rows_of_shape(shape),
         "heads": f"{heads or 'unknown'}"
         + ("" if heads and weights.num_heads == heads else _how_heads_are_known(weights)),
+        "LayerNorm epsilon": weights.norm_eps,
+        "mean, std": "ImageNet's, unless set" if weights.mean is None else f"{weights.mean}, {weights.std}",
+        "tensors": len(weights.state),
+        "dropped": _named(weights.dropped),
+    }
+    return _lines(rows)
+
+
+def _rows_of_model(record: TeacherRecord) -> dict[str, object]:
+    """The rows of a file, as far as a model that was read whole has them."""
+    return {
+        "source": record.source,
+        "layout": record.layout,
+        "licence": record.licence or _NO_LICENCE,
+        "sha256": record.sha256 or "unknown",
+        **_rows_of_shape(record.shape),
+        "mean, std": f"{record.mean}, {record.std}",
+        "dropped": _named(record.dropped),
+    }
+
+
+def _rows_of_shape(shape: VitShape) -> dict[str, object]:
+    last = shape.last_block_num_heads
+    return {
+        "width": shape.embed_dim,
+        "depth": shape.depth,
+        "heads": f"{shape.num_heads}" + ("" if last == shape.num_heads else f" (the last block has {last})"),
         "patch": f"{shape.patch_size} pixels",
         "image": f"{shape.image_size} pixels",
         "tokens": f"{shape.num_tokens} (class token and patches)",
         "tokens left out": shape.num_prefix_tokens - 1,
-        "LayerNorm epsilon": weights.norm_eps,
-        "mean, std": "ImageNet's, unless set" if weights.mean is None else f"{weights.mean}, {weights.std}",
-        "tensors": len(weights.state),
-        "dropped": ", ".join(summary_of(weights.dropped)) or "nothing",
     }
-    return _lines(rows)
+
+
+def _named(dropped: tuple[str, ...]) -> str:
+    return ", ".join(summary_of(dropped)) or "nothing"
 
 
 def _lines(rows: Mapping[str, object]) -> str:
@@ -151,10 +179,16 @@ def convert(path: str | Path, out: str | Path, checkpoint_key: str | None = None
 
 def _read(path: str | Path, checkpoint_key: str | None) -> Weights:
     if str(path).startswith("hf:"):
+        _refuse_key(path, checkpoint_key)
         return read_hf(str(path)[3:])
     if Path(path).is_dir() or _is_timm(path):
         raise WeightsError(f"{path}: is no weights file; name one, or hf:FOLDER for a transformers model")
     return read_weights(path, checkpoint_key)
+
+
+def _refuse_key(path: str | Path, checkpoint_key: str | None) -> None:
+    if checkpoint_key is not None:
+        raise WeightsError(f"{path}: is no weights file, which alone has parts: leave out --key {checkpoint_key}")
 
 
 def _is_timm(path: str | Path) -> bool:

@@ -69,9 +69,25 @@ def test_an_incomplete_file_is_not_converted(file, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_run_is_inspected_as_a_teacher(tmp_path):
-    lines = dict(line.split(None, 1) for line in inspect_file(tiny_run.make_teacher(tmp_path, 0)).splitlines())
-    assert (lines["layout"], lines["embed_dim"], lines["patch_size"]) == ("dmt_ds", "48", "4")
+def rows(source):
+    lines = (line.split("  ", 1) for line in inspect_file(source).splitlines())
+    return {name: value.strip() for name, value in lines}
+
+
+def test_a_run_is_told_of_in_the_words_of_a_file(file, tmp_path):
+    of_run, of_file = rows(tiny_run.make_teacher(tmp_path / "run", 0)), rows(file)
+    assert [name for name in of_file if name not in of_run] == ["LayerNorm epsilon", "tensors"]
+    assert [name for name in of_file if name in of_run] == list(of_run)
+    assert (of_run["layout"], of_run["width"], of_run["patch"]) == ("dmt_ds", "48", "4 pixels")
+    assert (of_run["licence"], of_run["dropped"]) == ("unknown; set licence", "nothing")
+
+
+@pytest.mark.parametrize("source", ["run", "timm:vit_base_patch16_224.mae", "hf:./run"])
+def test_a_part_of_what_has_none_is_refused(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_run.make_teacher(tmp_path / "run", 0)
+    with pytest.raises(WeightsError, match=f"{source}: is no weights file, .*: leave out --key teacher"):
+        inspect_file(source, "teacher")
 
 
 @pytest.mark.parametrize("source", [".", "timm:vit_base_patch16_224.mae"])
