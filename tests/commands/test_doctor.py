@@ -185,18 +185,41 @@ def test_doctor_refuses_moco_v3_with_one_image_a_micro_batch(tmp_path: Path, ima
     assert "batch norm in the heads of moco_v3" in failed(run(small_run(tmp_path, images, *settings), ranks=1))["batch"]
 
 
-def test_defaults_of_dmts_that_another_task_took_over_are_told() -> None:
-    def told(*overrides: str) -> list[tuple[str, str]]:
-        return [(found.what, found.message) for found in look_at_defaults(load_config(None, overrides))]
+JITTER = ("brightness", "contrast", "saturation")
 
-    (jitter, drop_path) = told("task=mae")
+
+def told_of_defaults(*overrides: str) -> list[tuple[str, str]]:
+    return [(found.what, found.message) for found in look_at_defaults(load_config(None, overrides))]
+
+
+def test_defaults_of_dmts_that_another_task_took_over_are_told() -> None:
+    (jitter, drop_path) = told_of_defaults("task=mae")
     assert jitter[0] == "augment" and jitter[1].endswith(
-        "authors of mae have none: augment.brightness=0 augment.contrast=0 augment.saturation=0"
+        "the usual recipes of task mae have none: augment.brightness=0 augment.contrast=0 augment.saturation=0"
     )
-    assert drop_path == ("student", "drop_path 0.1 is DMT's default; authors of mae have none: student.drop_path=0")
-    assert [what for what, _ in told("task=detect")] == ["augment"]
-    assert told("task=mae", "augment.brightness=0.4", "student.drop_path=0.1") == []  # said, so meant
-    assert told("task=ibot") == told("task=segment") == []
+    none = "by DMT's defaults drop_path 0.1; the usual recipes of task mae have none: student.drop_path=0"
+    assert drop_path == ("student", none)
+    said = (*(f"augment.{key}=0.4" for key in JITTER), "student.drop_path=0.1", "student.drop_path_rule=constant")
+    assert told_of_defaults("task=mae", *said) == []  # so meant
+
+
+@pytest.mark.parametrize("key", JITTER)
+def test_jitter_that_is_said_in_part_is_told_for_the_rest(key: str) -> None:
+    ((_, message),) = told_of_defaults("task=mae", f"augment.{key}=0", "student.drop_path=0")
+    left = [f"augment.{other}=0" for other in JITTER if other != key]
+    assert message.endswith(f"have none: {' '.join(left)}")
+    ((_, message),) = told_of_defaults("task=mae", *left, "student.drop_path=0")
+    assert message.endswith(f"have none: augment.{key}=0")
+
+
+@pytest.mark.parametrize("task", ["ibot", "dino", "segment", "detect", "classify"])
+def test_a_rule_of_drop_path_that_only_distillation_has_is_told(task: str) -> None:
+    no_jitter = [f"augment.{key}=0" for key in JITTER]
+    rule = "by DMT's defaults drop_path_rule constant; the usual recipes of task"
+    told = [("student", f"{rule} {task} have linear: student.drop_path_rule=linear")]
+    assert told_of_defaults(f"task={task}", *no_jitter) == told
+    assert told_of_defaults(f"task={task}", *no_jitter, "student.drop_path=0") == []
+    assert told_of_defaults(f"task={task}", *no_jitter, "student.drop_path_rule=constant") == []
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -363,7 +386,7 @@ def test_a_task_that_learns_labels_fails_without_them(tmp_path: Path, images: Pa
     findings = run(small_run(tmp_path, images, "task=classify"), ranks=2)
     assert set(failed(findings)) == {"data"}
     assert "the validation images have no labels" in failed(findings)["data"]
-    assert said(findings, "student").startswith("warn: not built")
+    assert "warn: not built" in said(findings, "student")
 
 
 def test_each_member_of_a_family_is_looked_at_and_their_parameters_add_up(
