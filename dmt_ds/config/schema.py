@@ -158,9 +158,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _profiled_steps_in_order(self) -> "TrainConfig":
-        if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
-            first, last = self.profile_steps
-            raise ValueError(f"profile_steps [{first}, {last}] is the wrong way round: [{last}, {first}]")
+        if self.profile_steps is not None:
+            check_range("profile_steps", self.profile_steps)
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section
+from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, check_range
 
 IGNORED = 255
 """In a label map: this pixel has no class. As a raw value of an annotation it always means that."""
@@ -58,8 +58,7 @@ class SegmentConfig(Section):
 
     @model_validator(mode="after")
     def _values_fit(self) -> "SegmentConfig":
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale [{self.scale[0]}, {self.scale[1]}] is the wrong way round")
+        check_range("scale", self.scale)
         if self.blocks is not None and (len(self.blocks) != 4 or list(self.blocks) != sorted(self.blocks)):
             raise ValueError(f"blocks {list(self.blocks)}: give four, the lowest first, such as [3, 5, 7, 11]")
         if isinstance(self.classes, int) and not 1 <= self.classes <= IGNORED:

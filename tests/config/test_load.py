@@ -154,6 +154,8 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("teachers.use=mae", "teachers.use=mae: must be a list, such as [a, b]"),
         ("data.crop_scale=0.3", "data.crop_scale=0.3: must be a list of 2 values, such as [0.2, 1]"),
         ("data.crop_scale=[1, 0.3]", "data: crop_scale [1.0, 0.3] is the wrong way round: [0.3, 1.0]"),
+        ("segment.scale=[2, 0.5]", "segment: scale [2.0, 0.5] is the wrong way round: [0.5, 2.0]"),
+        ("train.profile_steps=[5, 2]", "train: profile_steps [5, 2] is the wrong way round: [2, 5]"),
         ("ibot.mask_ratio=[0.5, 0.1]", "ibot: mask_ratio [0.5, 0.1] is the wrong way round: [0.1, 0.5]"),
         ("ibot.global_crop_scale=[1, 0.3]", "ibot: global_crop_scale [1.0, 0.3] is the wrong way round: [0.3, 1.0]"),
         ("ibot.local_crop_scale=[0, 0]", "ibot: local_crop_scale [0.0, 0.0] holds nothing: end it above 0"),
