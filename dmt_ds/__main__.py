@@ -1,6 +1,39 @@
-"""`python -m dmt_ds` is the command `dmt-ds`: what launchers such as torchrun start."""
+"""The command `dmt-ds`, also as `python -m dmt_ds`: what launchers such as torchrun start."""
+
+import atexit
+import os
+import sys
 
 from dmt_ds.cli import main
 
+
+def start() -> None:
+    """Run the command line and leave with its exit code, without Python taking itself down.
+
+    A thread of gloo that lets go of its last tensor while Python does so aborts the process: a run that is finished
+    would end with code 134, and its launcher would call it failed. Leaving the process group does not prevent it, for
+    DeepSpeed's engines hold on to the group.
+    """
+    codes: list[int] = []
+    atexit.register(_leave, codes)  # before anything heavy is imported, so that it is the last to act at the end
+    try:
+        main()
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            codes.append(end.code)
+        raise
+
+
+def _leave(codes: list[int]) -> None:
+    if not codes:
+        return  # a traceback: Python ends by itself
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return  # Python says what could not be written
+    os._exit(codes[0])
+
+
 if __name__ == "__main__":
-    main()
+    start()
