@@ -122,7 +122,12 @@ if [[ ${OPEN:-0} == 1 ]]; then
     say "open to other machines: http://$(hostname):$port; what it says and hears is not encrypted"
 fi
 
-say "$store"
+shown=$store
+if [[ $store != sqlite:///* ]]; then # by standard input, for the command line is for everyone
+    shown=$(PYTHONPATH=$home "$python" -c 'from dmt_ds.redact import masked; print(masked(input()))' <<<"$store") ||
+        shown="a database: ${store%%:*}"
+fi
+say "$shown"
 say "on your own computer: ssh -N -L $port:127.0.0.1:$port $(id -un)@$(hostname), then http://localhost:$port"
 if [[ -n ${SLURM_JOB_ID:-} ]]; then
     say "from outside the cluster, with the name of its login node: ssh -N -J LOGIN -L" \

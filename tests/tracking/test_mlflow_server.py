@@ -147,3 +147,24 @@ def test_opened_to_others_it_asks_for_the_password_and_tells_it_nobody(tmp_path:
         assert not any(secret in text for secret in (first, second) for text in told)
     for name in ("mlflow_server.secrets", "mlflow_auth.db", "mlflow_auth.ini"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "postgresql://me:hunter2secret@db/runs",
+        "mysql+pymysql://me:hunter2/se?c@ret@db/runs",
+        "postgresql://db/runs?user=me&password=hunter2secret",
+    ],
+)
+def test_a_databases_password_reaches_the_server_and_nobody_else(tmp_path: Path, store: str) -> None:
+    python = tmp_path / "python"  # MLflow's part is played: there is no database
+    told = f'printf "%s\\n" "$MLFLOW_BACKEND_STORE_URI" >{tmp_path}/uri; printf "%s\\n" "$*" >{tmp_path}/words'
+    python.write_text(f'#!/bin/bash\nif [[ $2 == mlflow ]]; then {told}; exit; fi\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    known = environment(free_port(), DMT_DS_PYTHON=str(python))
+    done = subprocess.run(["bash", SCRIPT, store], env=known, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (tmp_path / "uri").read_text() == f"{store}\n"
+    said = done.stdout + done.stderr + (tmp_path / "words").read_text()
+    assert not [part for part in ("hunter2", "ret@", "secret") if part in said], said
+    assert "db/runs" in done.stdout.splitlines()[0]
