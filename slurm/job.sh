@@ -145,7 +145,7 @@ train() {
     ranks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
     say "job $this_job, restart ${SLURM_RESTART_COUNT:-0}: $ranks tasks on $SLURM_JOB_NODELIST, into $output_dir"
     if [[ $DMT_DS_DOCTOR == 1 && ${SLURM_RESTART_COUNT:-0} == 0 ]]; then
-        once doctor "${arguments[@]}" --ranks "$ranks" || exit 2
+        once doctor "${arguments[@]}" --ranks "$ranks" || exit # 75 where a disk gave no answer, others: it crashed
     fi
     done_before=$(mark_of_done) checkpoint_before=$(newest_checkpoint)
     await_controller

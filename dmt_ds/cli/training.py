@@ -200,8 +200,8 @@ def _doctor(config: "RunConfig", ranks: int | None, all_images: bool = False) ->
     if launch_rank() != 0:
         return 0
     from dmt_ds.commands import doctor as command
-    from dmt_ds.commands.findings import render
+    from dmt_ds.commands.findings import exit_code, render
 
     findings = command.run(config, ranks, all_images)
     click.echo(render(findings))
-    return 2 if any(finding.status == "fail" for finding in findings) else 0
+    return exit_code(findings)

@@ -19,7 +19,7 @@ from torch import nn
 from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.default_check import look_at_defaults
 from dmt_ds.commands.device_check import look_at_device
-from dmt_ds.commands.findings import Finding
+from dmt_ds.commands.findings import Finding, failure
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.resume import refuse_another_run
 from dmt_ds.commands.runs import advice_for_cpu, check_batch_norm
@@ -31,10 +31,11 @@ from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.engine.ds_check import check_ds_config
-from dmt_ds.errors import DataError, DmtError
+from dmt_ds.errors import DataError, DmtError, StorageError
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_encoder, load_teacher
+from dmt_ds.storage import is_away
 from dmt_ds.tracking.environment import code_fingerprint, library_versions
 
 BYTES_A_PARAMETER = 16
@@ -86,10 +87,8 @@ def _examine(what: str, check: Check, patient: _Patient) -> Iterator[Finding]:
     """A check's findings, under its own name where they have none; what it raises is one more."""
     try:
         yield from (replace(finding, what=finding.what or what) for finding in check(patient))
-    except DmtError as error:
-        yield from (Finding("fail", what, line) for line in str(error).splitlines())
     except Exception as error:  # a doctor that falls over hides the rest
-        yield Finding("fail", what, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        yield from failure(what, error)
 
 
 def _ranks_of_launch(environ: "os._Environ[str]") -> int:
@@ -157,7 +156,7 @@ def _check_data(patient: _Patient) -> Iterator[Finding]:
 
 def _check_decoding(source: ImageSource, every_image: bool) -> Iterator[Finding]:
     count, broken = look_at_images(source, every_image)
-    yield from (Finding("fail", "data", line) for line in broken)
+    yield from (finding for error in broken for finding in failure("data", error))
     if not broken:
         yield Finding("ok", "data", f"{count} images from first to last decode")
 
@@ -173,7 +172,7 @@ def _check_teachers(patient: _Patient) -> Iterator[Finding]:
         try:
             teacher = load_teacher(name, section, config.data.image_size)
         except DmtError as error:
-            yield Finding("fail", "teachers", str(error))
+            yield from failure("teachers", error)
             continue
         patient.teachers[name] = teacher
         record, shape = teacher.record, teacher.record.shape
@@ -227,7 +226,8 @@ def _check_output(patient: _Patient) -> Iterator[Finding]:
     try:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        yield Finding("fail", "output", f"output_dir {folder}: can't write in {existing}: {error.strerror}")
+        code = StorageError.exit_code if is_away(error) else DmtError.exit_code
+        yield Finding("fail", "output", f"output_dir {folder}: can't write in {existing}: {error.strerror}", code)
         return
     free = shutil.disk_usage(existing).free / 2**30
     copies = train.keep_checkpoints + 1  # a new one is complete before the oldest goes

@@ -1,7 +1,11 @@
-"""What a check found, and how it is told; knows no check."""
+"""What a check found, how it is told, and what a job makes of it; knows no check."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
+
+from dmt_ds.errors import DmtError, StorageError
+from dmt_ds.storage import is_away
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -16,6 +20,21 @@ class Finding:
     what: str
     message: str
     """How it stands, in one line; the remedy where it does not stand well."""
+    exit_code: int = DmtError.exit_code
+    """Of a process that ends with it, where it is a failure: 75 where another try may help."""
+
+
+def failure(what: str, error: Exception) -> list[Finding]:
+    """What an error comes to, a finding a line."""
+    if isinstance(error, DmtError):
+        return [Finding("fail", what, line, error.exit_code) for line in str(error).splitlines()]
+    code = StorageError.exit_code if is_away(error) else DmtError.exit_code
+    return [Finding("fail", what, f"{type(error).__name__}: {' '.join(str(error).split())}", code)]
+
+
+def exit_code(findings: Collection[Finding]) -> int:
+    """0 where nothing will fail, 75 where all that does may be gone at another try, else 2."""
+    return min((finding.exit_code for finding in findings if finding.status == "fail"), default=0)
 
 
 def render(findings: list[Finding]) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 from dmt_ds.data.sources import ImageSource
-from dmt_ds.errors import DataError, StorageError
+from dmt_ds.errors import DataError, DmtError, StorageError
 
 IMAGES_TO_DECODE = 8
 SHOWN = 20
@@ -22,24 +22,26 @@ class Annotated(Protocol):
         ...
 
 
-def look_at_images(source: ImageSource, every_image: bool) -> tuple[int, list[str]]:
-    """How many images were decoded, and a line for each that can't be; of many the first, and how many there are."""
+def look_at_images(source: ImageSource, every_image: bool) -> tuple[int, list[DmtError]]:
+    """How many images were decoded, and an error for each that can't be; of many the first, and how many there are."""
     last = len(source) - 1
     rows = {round(part * last / (IMAGES_TO_DECODE - 1)) for part in range(IMAGES_TO_DECODE)}
     chosen = list(range(len(source))) if every_image else sorted(rows)
     broken = list(_unreadable(source, chosen))
-    more = [f"and {len(broken) - SHOWN} images more can't be read"] if len(broken) > SHOWN else []
-    return len(chosen), broken[:SHOWN] + more
+    if len(broken) > SHOWN:
+        kind = DataError if any(isinstance(error, DataError) for error in broken) else StorageError
+        broken[SHOWN:] = [kind(f"and {len(broken) - SHOWN} images more can't be read")]
+    return len(chosen), broken
 
 
-def _unreadable(source: ImageSource, rows: list[int]) -> Iterator[str]:
+def _unreadable(source: ImageSource, rows: list[int]) -> Iterator[DmtError]:
     """What is wrong with them, in order; a thread a core, as decoding runs outside of Python's lock."""
 
-    def problem(row: int) -> str | None:
+    def problem(row: int) -> DmtError | None:
         try:
             (source.look if isinstance(source, Annotated) else source.read)(row)
         except (DataError, StorageError) as error:
-            return str(error)
+            return error
         return None
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:

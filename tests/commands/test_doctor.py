@@ -1,5 +1,6 @@
 """What the doctor finds, before a queue does."""
 
+import errno
 import json
 import shutil
 import sqlite3
@@ -11,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dmt_ds import storage
 from dmt_ds.commands.default_check import look_at_defaults
 from dmt_ds.commands.device_check import slow_paths
 from dmt_ds.commands.doctor import run
-from dmt_ds.commands.findings import Finding, render
+from dmt_ds.commands.findings import Finding, exit_code, render
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.runs import check_batch_norm
 from dmt_ds.commands.tasks import build_task
@@ -28,6 +30,7 @@ from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
 from dmt_ds.tracking import mlflow_look
 from dmt_ds.tracking.shipper import StoreAway
+from tests.faults import places
 from tests.models import tiny
 from tests.tiny_scenes import CLASSES, write_ade
 
@@ -482,6 +485,25 @@ def test_of_many_broken_images_the_first_are_named_and_all_counted() -> None:
         def read(self, index: int) -> torch.Tensor:
             raise DataError(f"{index} is broken")
 
-    count, lines = look_at_images(Broken(), every_image=True)
+    count, broken = look_at_images(Broken(), every_image=True)
+    lines = [str(error) for error in broken]
     assert count == 30 and lines[0] == "0 is broken" and len(lines) == 21
     assert lines[-1] == "and 10 images more can't be read"
+
+
+def test_a_disk_without_an_answer_alone_is_worth_another_try(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "WAITS_SECONDS", ())
+    assert exit_code(teacher_making(tmp_path, images)) == 0
+    places.without_answer(images / "train" / "cat" / "2.jpg")
+    findings = teacher_making(tmp_path, images)
+    assert list(failed(findings)) == ["data"] and exit_code(findings) == 75
+    assert exit_code(teacher_making(tmp_path, images, ranks=3)) == 2  # of several the one that is to be mended
+
+    def gone(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", "weights")
+
+    monkeypatch.setattr("dmt_ds.commands.doctor.build_task", gone)
+    findings = teacher_making(tmp_path, images)
+    assert list(failed(findings)) == ["data", "student"] and exit_code(findings) == 75

@@ -165,7 +165,10 @@ def test_an_image_that_a_server_does_not_give_is_worth_another_try_and_one_that_
         source.read(7)
     assert told.value.exit_code == 75 and source.name(7) in str(told.value)
     broken = look_at_images(source, every_image=True)[1]  # a doctor names both, and goes on
-    assert [source.name(row) in line for row, line in zip((6, 7), broken, strict=True)] == [True, True]
+    assert [(source.name(row) in str(error), error.exit_code) for row, error in zip((6, 7), broken, strict=True)] == [
+        (True, 2),
+        (True, 75),
+    ]
 
 
 def test_an_image_that_can_be_read_again_within_seconds_is_the_same(image_folder: Path) -> None:

@@ -150,3 +150,9 @@ def test_a_start_that_finds_nothing_to_do_has_ended_though_latest_was_not_writte
 def test_ranks_that_were_preempted_before_the_step_where_they_stop_go_back_to_the_queue(train, tmp_path):
     assert train("", STOPS(4), *SAVED).returncode == REQUEUED
     assert asked(tmp_path, "requeue 1") == 1
+
+
+def test_a_doctor_that_crashes_or_finds_a_disk_without_an_answer_is_not_told_as_an_error_of_the_user(train):
+    for code in (2, 75, 137):
+        ended = train("", f"doctor={code}", DMT_DS_DOCTOR="1")
+        assert ended.returncode == code and "start at" not in ended.stdout
