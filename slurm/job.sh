@@ -2,6 +2,7 @@
 #
 #   train ARGUMENT...   `dmt-ds $trainer` on all tasks: checked first, asked to save before the time is up, requeued
 #   once COMMAND...     any other `dmt-ds` command in one process on the job's first node
+#   once_or_requeue COMMAND...   the same; a signal ends it, and the job goes back to the queue to start it anew
 #   on_encoder WORD...  leaves in `words` what a command on an encoder takes: the WORDs themselves, or, of `--of-run
 #                       TRAINING... [-- WORD...]`, `-e` with the folder of the run that these describe, and the WORDs
 #
@@ -76,14 +77,20 @@ await_controller() { # srun ends at once where it gives no answer; it says so it
     done
 }
 
-once() {
-    local command=("${in_container[@]}" "$DMT_DS_PYTHON" -m dmt_ds "$@")
+in_one_process() { # leaves in `command` how `dmt-ds ARGUMENT...` is started
+    command=("${in_container[@]}" "$DMT_DS_PYTHON" -m dmt_ds "$@")
     if ((${#pyxis_options[@]})); then
         await_controller
-        srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${srun_options[@]}" "${pyxis_options[@]}" "${command[@]}"
-    else
-        "${command[@]}"
+        command=(
+            srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${srun_options[@]}" "${pyxis_options[@]}" "${command[@]}"
+        )
     fi
+}
+
+once() {
+    local command
+    in_one_process "$@"
+    "${command[@]}"
 }
 
 # shellcheck disable=SC2034 # the scripts read it
@@ -99,7 +106,7 @@ on_encoder() {
 
 # ---- Signals. Slurm sends USR1 to this shell ahead of the time limit. Preemption and scancel send TERM to the ranks
 # themselves, some ways of scancel to this shell too. srun passes USR1 on, but kills the ranks on a TERM of its own.
-step='' # pid of srun
+step='' # pid of srun, or of what else is to hear of signals
 trap 'on_signal USR1' USR1
 trap 'on_signal TERM' TERM
 
@@ -128,6 +135,19 @@ wait_for_step() {
         fi
     done
     wait "$step"
+}
+
+once_or_requeue() {
+    local command code=0
+    in_one_process "$@"
+    if [[ -z $asked ]]; then
+        "${command[@]}" & # saves nothing, so nothing in it catches the signal
+        step=$!
+        wait_for_step || code=$?
+        if [[ -z $asked ]] || ((code == 0)); then return "$code"; fi
+    fi
+    end_if_slurm_ends_it "$code"
+    requeue "$code" "$1 was not finished when the job got $asked"
 }
 
 # ---- Training.
@@ -196,7 +216,7 @@ end_job() { # CODE of srun
         say "srun ended with code $code, and no checkpoint was written since the start: not tried again"
         exit "$code"
     fi
-    requeue "$code"
+    requeue "$code" "srun ended with code $code before the run was finished"
 }
 
 # By what is saved, not by who asked: a signal may come in the very step where the run stops anyway, and the signal of a
@@ -245,14 +265,14 @@ is_on_its_way() { # back to the queue: the controller took the request, and only
 
 job_field() { if [[ $job =~ (^| )$1=([^ ]*) ]]; then printf '%s' "${BASH_REMATCH[2]}"; fi; }
 
-requeue() { # CODE of srun
+requeue() { # CODE WHY
     local where tries
     where="newest checkpoint: $(newest_checkpoint)"
     if ((${SLURM_RESTART_COUNT:-0} >= DMT_DS_MAX_RESTARTS)); then
         say "not finished after $DMT_DS_MAX_RESTARTS restarts (DMT_DS_MAX_RESTARTS): submit again to go on; $where"
         exit 75
     fi
-    say "srun ended with code $1 before the run was finished: back to the queue; $where"
+    say "$2: back to the queue; $where"
     for ((tries = 0; tries < 5; tries++)); do
         if scontrol requeue "$this_job" || is_on_its_way; then
             sleep 300 # Slurm ends this shell; an exit of its own would race with that

@@ -34,7 +34,7 @@ mapfile -t words <<<"$run" # one argument a line
 # shellcheck disable=SC2329 # the trap calls it
 judge() {
     local code=$?
-    if ((code == 0)) && [[ -f $output_dir/DONE ]]; then once evaluate -e "$output_dir" || code=$?; fi
+    if ((code == 0)) && [[ -f $output_dir/DONE ]]; then once_or_requeue evaluate -e "$output_dir" || code=$?; fi
     exit "$code"
 }
 case $stage in

@@ -1,13 +1,14 @@
 """How a training job ends, by what Slurm says of it. `scontrol` and `srun` are stand-ins too: no cluster."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.slurm_cluster import ROOT, SCRIPTS, program
+from tests.slurm.slurm_cluster import ROOT, SCRIPTS, is_alive, program, wait_until
 
 SAVED = ("fail_at=3", "code=0")
 """The ranks end with 0 at step 3, as they do when they are asked to save."""
@@ -24,8 +25,8 @@ echo "$@" >>"$0.asked"
 case $* in
 "show hostnames"*) echo node ;;
 ping) ping ;;
-*"show job 1") show ;;
-"requeue 1") requeue ;;
+*"show job 1"*) show ;;
+"requeue 1"*) requeue ;;
 esac
 """
 JOB = {
@@ -156,3 +157,26 @@ def test_a_doctor_that_crashes_or_finds_a_disk_without_an_answer_is_not_told_as_
     for code in (2, 75, 137):
         ended = train("", f"doctor={code}", DMT_DS_DOCTOR="1")
         assert ended.returncode == code and "start at" not in ended.stdout
+
+
+@pytest.mark.parametrize("requeues", [True, False])
+def test_a_judging_that_the_time_limit_cuts_off_is_ended_and_goes_back_to_the_queue(stand_in, tmp_path, requeues):
+    program(tmp_path, "srun", SRUN)
+    path = program(tmp_path, "scontrol", SCONTROL % "")
+    slow = "if [[ $3 == evaluate && ! -e judged ]]; then echo $$ >judging; touch judged; exec sleep 60; fi"
+    program(tmp_path, "trainer", f'{slow}; exec {stand_in} "$@"')
+    task = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0", "DMT_DS_MAX_RESTARTS": "20" if requeues else "0"}
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MLFLOW_", "DMT_DS_"))}
+    known = {**plain, **JOB, "DMT_DS_PYTHON": str(tmp_path / "trainer"), **path, **task}
+    command = [SCRIPTS / "suite.sh", "seeds", "small", "seconds=0", "steps=2"]
+    with subprocess.Popen(command, env=known, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as job:
+        wait_until((tmp_path / "judging").exists, 30, lambda: "nothing is judged")
+        job.send_signal(signal.SIGUSR1)
+        said, _ = job.communicate(timeout=30)
+    assert job.returncode == (REQUEUED if requeues else 75), said
+    assert asked(tmp_path, "requeue 1_0") == requeues
+    assert not is_alive((tmp_path / "judging").read_text().strip())
+    again = subprocess.run(
+        command, env={**known, "SLURM_RESTART_COUNT": "1"}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "evaluate ['-e', 'suite/0']" in again.stdout
