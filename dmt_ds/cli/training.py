@@ -164,6 +164,8 @@ def doctor(
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, for --ds.")
 @click.option("--defaults", is_flag=True, help="Print every setting with its meaning and default instead.")
 @click.option("--get", "keys", multiple=True, metavar="KEY", help="Print only this value; repeatable.")
+@click.option("--script", type=click.Path(path_type=Path), hidden=True)
+@click.option("--sbatch", "options", multiple=True, hidden=True)
 def config(
     recipe: str | None,
     encoder: str | None,
@@ -172,9 +174,12 @@ def config(
     ranks: int,
     defaults: bool,
     keys: tuple[str, ...],
+    script: Path | None,
+    options: tuple[str, ...],
 ) -> None:
     """Print the resolved run as YAML; what is printed is itself a recipe."""
     from dmt_ds.commands import config as command
+    from dmt_ds.commands.sbatch_ranks import ranks_of
 
     if defaults:
         click.echo(command.render_defaults(), nl=False)
@@ -184,8 +189,9 @@ def config(
         click.echo(command.render_values(resolved, keys), nl=False)
         return
     click.echo(command.render(resolved), nl=False)
-    if show_deepspeed:
-        click.echo(command.render_deepspeed(resolved, ranks), nl=False)
+    known = ranks if script is None else ranks_of(script, options)  # of a chain's job, before it is submitted
+    if show_deepspeed and known is not None:
+        click.echo(command.render_deepspeed(resolved, known), nl=False)
 
 
 def _train(ctx: click.Context, config: "RunConfig", dry_run: bool) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dmt_ds.commands.sbatch_ranks import ranks_of
 from tests.slurm.slurm_cluster import ROOT, SCRIPTS, SMALL, Cluster, Job, output_of, program
 
 TRAINING = [
@@ -45,6 +46,20 @@ def test_all_scripts_with_a_header_are_tested():
 @pytest.mark.parametrize("script", JOBS)
 def test_slurm_takes_the_header_of(cluster, script):
     output_of("sbatch", "--test-only", SCRIPTS / script)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["", "--nodes=1", "-N 3 --ntasks-per-node=1", "--ntasks=3", "-N2 -n2", "-N1 --ntasks-per-node 3"],
+)
+def test_a_job_has_as_many_tasks_as_were_read_off_its_options(cluster, tmp_path, options):
+    (tmp_path / "job.sh").write_text(
+        "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2 --output=%j.out\n"
+        "echo tasks ${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}.\n"
+    )
+    number = cluster.at(tmp_path, ["sbatch", "--parsable", *options.split(), tmp_path / "job.sh"])
+    known = ranks_of(tmp_path / "job.sh", options.split())
+    cluster.job(number, tmp_path).until_log(f"tasks {known}\\.")
 
 
 def test_no_script_names_a_site():
@@ -221,8 +236,8 @@ def test_what_a_suite_does_with_a_judged_run_is_an_array_too_and_is_judged_by_it
     ("fail", "states"), [((), ("COMPLETED", "COMPLETED")), (("fail_at=1", "code=2"), ("FAILED", "CANCELLED"))]
 )
 def test_a_pipeline_judges_what_was_trained_and_nothing_else(cluster, stand_in, tmp_path, fail, states):
-    words = [SCRIPTS / "pipeline.sh", "vit_t", *SMALL, "output_dir=mine", *fail]
-    printed = cluster.at(tmp_path, words, DMT_DS_PYTHON=stand_in, SBATCH_GPUS_PER_NODE="0")
+    words = [SCRIPTS / "pipeline.sh", "vit_t", *SMALL, "all:--gpus-per-node=0", "output_dir=mine", *fail]
+    printed = cluster.at(tmp_path, words, DMT_DS_PYTHON=stand_in)
     trained, judged = (cluster.job(line.split()[1], tmp_path) for line in printed.splitlines())
     assert "stands under pipeline_vit_t_2" in trained.ends_as(states[0]).text()
     judged.ends_as(states[1])
@@ -230,8 +245,9 @@ def test_a_pipeline_judges_what_was_trained_and_nothing_else(cluster, stand_in, 
 
 
 def test_a_pipeline_may_fine_tune_what_was_trained_and_then_segment(cluster, stand_in, tmp_path):
-    words = [SCRIPTS / "pipeline.sh", "vit_t", "finetune", "segment=a b", *SMALL, "output_dir=mine"]
-    printed = cluster.at(tmp_path, words, DMT_DS_PYTHON=stand_in, SBATCH_GPUS_PER_NODE="0")
+    small = [f"all:{option}" for option in SMALL]
+    words = [SCRIPTS / "pipeline.sh", "vit_t", "finetune", "segment=a b", *small, "output_dir=mine"]
+    printed = cluster.at(tmp_path, words, DMT_DS_PYTHON=stand_in)
     tuned, segmented = (cluster.job(line.split()[1], tmp_path) for line in printed.splitlines()[2:])
     text = tuned.ends_as("COMPLETED").text()
     assert "0: finetune ['-e', 'mine']" in text and "doctor ['-e', 'mine', '--ranks', " in text
@@ -268,7 +284,7 @@ def test_the_mlflow_page_has_help_though_one_is_running_already():
 
 
 @pytest.mark.parametrize(
-    "words", ["finetune segment=/ade detect=/coco", "detect=/coco x=1 segment=/ade --qos=q finetune"]
+    "words", ["finetune segment=/ade detect=/coco", "detect=/coco seed=1 segment=/ade --qos=q finetune"]
 )
 def test_a_pipeline_takes_its_words_in_any_order_and_passes_none_of_them_on(tmp_path, words):
     asked = tmp_path / "asked"
