@@ -30,7 +30,13 @@ STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 @click.option("--dry-run", "looks", is_flag=True, help="Check all that can be seen before the start, then as --list.")
 @click.option("--slurm", "prints", is_flag=True, help="Print the sbatch commands of an array a stage.")
 @click.option("--submit", "submits", is_flag=True, help="Submit these arrays.")
-@click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="For sbatch, such as --nodes=2; repeatable.")
+@click.option(
+    "--sbatch",
+    "options",
+    multiple=True,
+    metavar="OPTION",
+    help="For sbatch: --nodes=2, finetune:--nodes=1; repeatable.",
+)
 @click.option("--stage", type=click.Choice(STAGES), default="seeds", hidden=True)
 @click.option("--print-run", "number", type=click.IntRange(min=0), hidden=True)
 def suite(
@@ -72,9 +78,9 @@ def suite(
     elif action is None:
         command.run(plan, runs, jobs or 1, ranks, say=click.echo)
     elif action == "--slurm":
-        suite_slurm.show(suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
+        suite_slurm.show(suite_slurm.arrays(plan, runs, only, jobs, options), say=click.echo)
     else:
-        suite_slurm.submit(plan, runs, suite_slurm.commands(plan, runs, only, jobs, options), say=click.echo)
+        suite_slurm.submit(plan, runs, suite_slurm.arrays(plan, runs, only, jobs, options), say=click.echo)
 
 
 def _action(asked_for: Mapping[str, bool], options: tuple[str, ...]) -> str | None:
@@ -85,7 +91,8 @@ def _action(asked_for: Mapping[str, bool], options: tuple[str, ...]) -> str | No
         options: of sbatch.
 
     Raises:
-        click.UsageError: several are asked for, or options of sbatch with none that has a use for them.
+        click.UsageError: several are asked for, or options of sbatch with none that has a use for them, or for a stage
+            that there is not.
     """
     actions = [option for option, is_given in asked_for.items() if is_given]
     if len(actions) > 1:
@@ -93,6 +100,10 @@ def _action(asked_for: Mapping[str, bool], options: tuple[str, ...]) -> str | No
     action = next(iter(actions), None)
     if options and action not in ("--slurm", "--submit"):
         raise click.UsageError(f"--sbatch={options[0]}: is for --slurm or --submit; add one of them, or take it out")
+    stages = {option: option.partition(":")[0] for option in options if ":-" in option and not option.startswith("-")}
+    for option, stage in stages.items():
+        if stage not in STAGES:
+            raise click.UsageError(f"--sbatch={option}: there is no stage {stage}; there are: {', '.join(STAGES)}")
     return action
 
 

@@ -91,7 +91,7 @@ def look_before(plan: SuitePlan, runs: Sequence[SuiteRun], ranks: int) -> None:
             processes, what follows can't be done, or images or teachers are not there.
     """
     check_finished(plan, runs)
-    check_batches(plan, runs, ranks)
+    check_batches(plan, runs, lambda _: ranks)
     check_follow_ups(runs)
     check_inputs(plan, runs)
 

@@ -14,8 +14,8 @@ from dmt_ds.commands.suite_state import changed, changed_follow_up, is_judged, i
 from dmt_ds.commands.tasks import image_size_of_start
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
-from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
-from dmt_ds.config.suite_follow_ups import FollowUp
+from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig, TrainConfig
+from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.data.folder import existing
@@ -56,20 +56,29 @@ def check_inputs(plan: SuitePlan, runs: Sequence[SuiteRun]) -> None:
         raise ConfigError("\n".join(f"{plan.file.label}: {line}" for line in dict.fromkeys(found)))
 
 
-def check_batches(plan: SuitePlan, runs: Sequence[SuiteRun], ranks: int) -> None:
+def check_batches(plan: SuitePlan, runs: Sequence[SuiteRun], ranks_of: Callable[[str], int | None]) -> None:
     """Whether the global batch of what is to be trained can be cut for so many processes.
+
+    Args:
+        plan: all of the suite.
+        runs: those to make.
+        ranks_of: processes of runs by their role, of what is done with their encoders by its command; None where nobody
+            knows yet.
 
     Raises:
         ConfigError: one line for each batch that can't, whatever the number of runs.
     """
-    to_train = [run.config for run in runs if not is_trained(run)]
-    to_train += [follow_up.config for run in runs for follow_up in left_of(run)]
-    found = []
-    for train in (config.train for config in to_train):
+    to_train: list[tuple[str, TrainConfig]] = [(run.role, run.config.train) for run in runs if not is_trained(run)]
+    to_train += [(follow_up.kind.name, follow_up.config.train) for run in runs for follow_up in left_of(run)]
+    follow_ups, found = {kind.name for kind in KINDS}, []
+    for what, train in to_train:
+        ranks = ranks_of(what)
         try:
-            plan_batch(train.global_batch_size, train.micro_batch_size, ranks)
+            if ranks is not None:
+                plan_batch(train.global_batch_size, train.micro_batch_size, ranks)
         except ConfigError as error:
-            found.append(f"{plan.file.label}: {error}")
+            of_it = f"{what}: {error}; for it alone: {what}.set.train.micro_batch_size=..."
+            found.append(f"{plan.file.label}: {of_it if what in follow_ups else error}")
     if found:
         raise ConfigError("\n".join(dict.fromkeys(found)))
 

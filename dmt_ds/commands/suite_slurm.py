@@ -5,10 +5,12 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from dmt_ds.commands.sbatch_ranks import ranks_of
 from dmt_ds.commands.suite import note_on_parent
-from dmt_ds.commands.suite_check import check_finished, check_follow_ups, check_inputs
+from dmt_ds.commands.suite_check import check_batches, check_finished, check_follow_ups, check_inputs
 from dmt_ds.commands.suite_local import Say
 from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_judged, is_tuned, left_of
 from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
@@ -23,26 +25,47 @@ STAGES: dict[str, Role] = {
     **{kind.name: "variant" for kind in KINDS},
 }
 """As the command line calls them, in order."""
+_FOLLOW_UPS = {kind.name for kind in KINDS}
 
 
-def commands(
+@dataclass(frozen=True)
+class Array:
+    """One `sbatch`.
+
+    Attributes:
+        options: of sbatch.
+        words: the script and its arguments.
+    """
+
+    stage: str
+    name: str
+    options: Sequence[str]
+    words: Sequence[str]
+
+    @property
+    def what(self) -> str:
+        """Role of the runs that it trains, or what it does with their encoders."""
+        return self.stage if self.stage in _FOLLOW_UPS else STAGES[self.stage]
+
+
+def arrays(
     plan: SuitePlan, runs: Sequence[SuiteRun], only: Sequence[str], at_a_time: int | None, options: Sequence[str]
-) -> list[list[str]]:
-    """The words of each `sbatch`, one a stage; none where all of a stage is finished.
+) -> list[Array]:
+    """What there is to submit, one a stage, in order; none where all of a stage is finished.
 
     Args:
         plan: all of the suite.
         runs: those to make.
         only: as the command line has it.
         at_a_time: tasks of an array that may run together; None leaves it to the cluster.
-        options: of sbatch, further ones.
+        options: of sbatch, further ones; `STAGE:OPTION` is of that stage alone.
 
     Raises:
         ConfigError: what is finished has other settings than the suite asks for now.
         LaunchError: the scripts are not there.
     """
     check_finished(plan, runs)
-    script = Path(os.environ.get("DMT_DS_HOME", Path(__file__).parents[2])) / "slurm" / "suite.sh"
+    script = _script()
     if not script.is_file():
         raise LaunchError(f"{script}: is not there; set DMT_DS_HOME to a checkout, which has the scripts for SLURM")
     of_follow_ups = {f"{kind}.set.{key}": v for kind, values in plan.file.given.items() for key, v in values.items()}
@@ -57,40 +80,44 @@ def commands(
         tasks = [number for number, run in enumerate(_of(runs, role)) if not _is_done(run, stage)]
         if tasks:
             array = f"--array={','.join(map(str, tasks))}{'' if at_a_time is None else f'%{at_a_time}'}"
-            name = f"--job-name={plan.file.suite.name}-{stage}"
-            words = ["sbatch", "--parsable", array, name, *options, str(script), stage, str(plan.file.path.resolve())]
-            found.append([*words, *given])
+            name = f"{plan.file.suite.name}-{stage}"
+            of_sbatch = ["--parsable", array, f"--job-name={name}", *_options_of(stage, options)]
+            words = [str(script), stage, str(plan.file.path.resolve()), *given]
+            found.append(Array(stage, name, of_sbatch, words))
     return found
 
 
-def show(commands: Sequence[Sequence[str]], say: Say) -> None:
+def show(arrays: Sequence[Array], say: Say) -> None:
     """The commands as a shell takes them, each after the one before."""
-    for number, words in enumerate(commands):
+    for number, array in enumerate(arrays):
         after = f"--dependency=afterany:$job{number - 1} " if number else ""
-        say(f"job{number}=$(sbatch {after}{shlex.join(words[1:])})")
+        say(f"job{number}=$(sbatch {shlex.join(array.options)} {after}{shlex.join(array.words)})")
 
 
-def submit(plan: SuitePlan, runs: Sequence[SuiteRun], commands: Sequence[Sequence[str]], say: Say) -> None:
+def submit(plan: SuitePlan, runs: Sequence[SuiteRun], arrays: Sequence[Array], say: Say) -> None:
     """Submit them, each after all tasks of the one before have ended, well or not: a task says what it lacks.
 
     Raises:
-        ConfigError: what is to be done with the encoders can't be done, or images or teachers are not there.
+        ConfigError: what is to be done with the encoders can't be done, a batch can't be cut for the tasks that sbatch
+            is asked for, or images or teachers are not there.
         LaunchError: there is no sbatch, or it refuses.
     """
     if shutil.which("sbatch") is None:
         raise LaunchError("there is no sbatch here: run this on a login node, or take --slurm to see the commands")
     check_follow_ups(runs)
     if os.environ.get("DMT_DS_DOCTOR") != "0":  # which is set where compute nodes alone have the data
+        check_batches(plan, runs, {array.what: ranks_of(_script(), array.options) for array in arrays}.get)
         check_inputs(plan, runs)
     note_on_parent(plan, "RUNNING")
     before: str | None = None
-    for words in commands:
-        after = [] if before is None else [f"--dependency=afterany:{before}"]
-        done = subprocess.run([words[0], *after, *words[1:]], capture_output=True, text=True, check=False)
+    for array in arrays:
+        after = [] if before is None else [f"--dependency=afterany:{before}"]  # the last of several counts
+        command = ["sbatch", *array.options, *after, *array.words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise LaunchError(f"sbatch: {' '.join(done.stderr.split())}")
         before = done.stdout.strip().partition(";")[0]  # on several clusters an id is followed by ;CLUSTER
-        say(f"{before}  {next(word for word in words if word.startswith('--job-name=')).partition('=')[2]}")
+        say(f"{before}  {array.name}")
 
 
 def arguments_of(plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: int) -> list[str]:
@@ -119,8 +146,18 @@ def arguments_of(plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: 
     return list(follow_up.arguments)
 
 
+def _script() -> Path:
+    return Path(os.environ.get("DMT_DS_HOME", Path(__file__).parents[2])) / "slurm" / "suite.sh"
+
+
+def _options_of(stage: str, options: Sequence[str]) -> list[str]:
+    """Those of all stages, then those of this one, which win."""
+    of_all = (option for option in options if option.partition(":")[0] not in STAGES)
+    return [*of_all, *(option.removeprefix(f"{stage}:") for option in options if option.startswith(f"{stage}:"))]
+
+
 def _is_done(run: SuiteRun, stage: str) -> bool:
-    return _left(run, stage) is None if stage in {kind.name for kind in KINDS} else is_judged(run)
+    return _left(run, stage) is None if stage in _FOLLOW_UPS else is_judged(run)
 
 
 def _left(run: SuiteRun, stage: str) -> FollowUp | None:

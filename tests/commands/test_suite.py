@@ -21,6 +21,7 @@ from tests import processes, tiny_run, tiny_suite
 from tests.tiny_suite import call, plan_of, pretend_finished
 
 NO_MLFLOW = {"tracking.enabled": "false"}
+ONE_TASK = "--sbatch=--ntasks-per-node=1"
 
 
 def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 150) -> None:
@@ -114,7 +115,7 @@ def test_a_whole_suite_is_one_parent_run_with_all_runs_under_it(tmp_path: Path) 
 # What is not started
 
 
-@pytest.mark.parametrize("action", [(), ("--submit",)])
+@pytest.mark.parametrize("action", [(), ("--submit", ONE_TASK)])
 def test_images_and_teachers_that_are_not_there_are_told_once_before_any_run_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: tuple[str, ...]
 ) -> None:
@@ -148,7 +149,7 @@ def test_a_batch_that_the_processes_cannot_share_is_told_once_before_any_run_sta
     for run in select(plan_of(suite), ()):
         (run.folder).mkdir(parents=True)
         (run.folder / "DONE").write_text("3\n")
-    check_batches(plan_of(suite), select(plan_of(suite), ()), 3)  # what is trained is not cut again
+    check_batches(plan_of(suite), select(plan_of(suite), ()), lambda _: 3)  # what is trained is not cut again
 
 
 def test_a_dry_run_looks_and_starts_nothing(tmp_path: Path) -> None:
@@ -380,6 +381,39 @@ def test_the_arrays_come_one_after_the_other_without_what_is_finished(tmp_path: 
     assert all("--nodes=2" in line and "'data.path=a b'" in line and f"-o {tmp_path}/out" in line for line in lines)
 
 
+def test_an_option_may_be_of_one_stage_and_a_dependency_of_ones_own_is_the_first_arrays(tmp_path: Path) -> None:
+    suite = tiny_suite.write_suite(tmp_path)
+    own = ("--sbatch=seeds:--nodes=1", "--sbatch=tune:--time=9")
+    lines = call(suite, "--slurm", *own, "--sbatch=--nodes=2", "--sbatch=--dependency=afterok:7").output.splitlines()
+    options = [line.split("=$(sbatch ")[1].partition(" /")[0].split()[3:] for line in lines]
+    of_all = ["--nodes=2", "--dependency=afterok:7"]
+    assert options == [  # of an option that is given twice sbatch takes the last
+        of_all,
+        [*of_all, "--time=9", "--dependency=afterany:$job0"],
+        [*of_all, "--nodes=1", "--dependency=afterany:$job1"],
+    ]
+    refused = call(suite, "--slurm", "--sbatch=seed:--nodes=1")
+    assert refused.exit_code == 2
+    assert "--sbatch=seed:--nodes=1: there is no stage seed; there are: teachers, tune, seeds, " in refused.stderr
+
+
+def test_a_batch_that_an_arrays_tasks_cannot_share_is_told_before_anything_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    finetune = {"recipe": "finetune_vit_tiny", "set": {"data.image_size": 16}}
+    suite = tiny_suite.write_suite(tmp_path, tune=None, finetune=finetune)
+    refused = call(suite, "--submit", "--sbatch=teachers:--nodes=1-2", ONE_TASK, "--sbatch=finetune:-n24")
+    (line,) = refused.stderr.splitlines()
+    assert (refused.exit_code, refused.stdout) == (2, "") and not (tmp_path / "out").exists()
+    assert (
+        f"{suite}: finetune: train.global_batch_size: 1024 is not divisible by micro_batch_size 128 x 24 ranks" in line
+    )
+    assert line.endswith("; for it alone: finetune.set.train.micro_batch_size=...")
+    refused = call(suite, "--submit")  # 8 tasks, as the script says
+    assert "train.global_batch_size: 16 is not divisible by micro_batch_size 16 x 8 ranks" in refused.stderr
+
+
 def test_a_task_of_an_array_gets_the_arguments_of_its_run_one_a_line(tmp_path: Path) -> None:
     suite = tiny_suite.write_suite(tmp_path)
     plan = plan_of(suite)
@@ -406,10 +440,12 @@ def test_arrays_are_submitted_each_after_the_one_before(tmp_path: Path) -> None:
     sbatch.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\necho "$(wc -l < {tmp_path}/asked);cluster"\n')
     sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
     path = f"{sbatch.parent}:{os.environ['PATH']}"
-    done = processes.run(tiny_suite.command(suite, "--submit", "tracking.enabled=false"), PATH=path)
+    own = (ONE_TASK, "--sbatch=--dependency=afterok:99", "tracking.enabled=false")
+    done = processes.run(tiny_suite.command(suite, "--submit", *own), PATH=path)
     asked = (tmp_path / "asked").read_text().splitlines()
     assert all("--parsable" in line for line in asked)
-    assert ["--dependency=afterany:1" in asked[1], "--dependency=afterany:2" in asked[2]] == [True, True]
+    last = [[word for word in line.split() if word.startswith("--dependency=")][-1] for line in asked]
+    assert last == ["--dependency=afterok:99", "--dependency=afterany:1", "--dependency=afterany:2"]
     assert [line.split() for line in done.stdout.splitlines()] == [
         ["1", "tiny-teachers"],
         ["2", "tiny-tune"],

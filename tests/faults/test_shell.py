@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_ds.commands.suite_slurm import show
+from dmt_ds.commands.suite_slurm import Array, show
 from dmt_ds.config.suite_run import as_overrides
 from dmt_ds.config.yaml_text import parse_value
 from tests.processes import free_port
@@ -118,8 +118,8 @@ def test_a_suites_value_is_one_line_that_is_read_back_as_it_was(text):
 @given(words=st.lists(WORDS, min_size=1, max_size=5))
 def test_commands_that_are_shown_for_a_shell_are_what_would_be_submitted(shell, words):
     lines: list[str] = []
-    show([["sbatch", "--parsable", *words]], lines.append)
-    assert shell(["-c", "\n".join(lines)]) == ["--parsable", *words]
+    show([Array("seeds", "x", words[:2], ["suite.sh", *words[2:]])], lines.append)
+    assert shell(["-c", "\n".join(lines)]) == [*words[:2], "suite.sh", *words[2:]]
 
 
 @pytest.mark.parametrize("name", ["a b", "$(touch MARK)", "it's", 'say "x"', "100%", "%(here)s", "`touch MARK`;&"])
