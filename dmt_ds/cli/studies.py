@@ -39,6 +39,7 @@ STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 )
 @click.option("--stage", type=click.Choice(STAGES), default="seeds", hidden=True)
 @click.option("--print-run", "number", type=click.IntRange(min=0), hidden=True)
+@click.option("--numbered", "mark", hidden=True)
 def suite(
     suite: str,
     overrides: tuple[str, ...],
@@ -53,6 +54,7 @@ def suite(
     options: tuple[str, ...],
     stage: str,
     number: int | None,
+    mark: str | None,
 ) -> None:
     """Train and evaluate every variant of SUITE with every seed: teachers first, then tuning, then the seeds.
 
@@ -70,7 +72,7 @@ def suite(
     plan = command.open_plan(suite, overrides, output)
     runs = command.select(plan, only)
     if number is not None:
-        click.echo("\n".join(suite_slurm.arguments_of(plan, runs, stage, number)))
+        click.echo("\n".join(suite_slurm.arguments_of(plan, runs, stage, number, mark)))
     elif action in ("--list", "--dry-run"):
         if looks:
             command.look_before(plan, runs, ranks)

@@ -1,5 +1,6 @@
 """A suite on a SLURM cluster: one array a stage, each run a task of `slurm/suite.sh`; runs nothing here."""
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -77,12 +78,14 @@ def arrays(
     ]
     found = []
     for stage, role in STAGES.items():
-        tasks = [number for number, run in enumerate(_of(runs, role)) if not _is_done(run, stage)]
+        of_stage = _of(runs, role)
+        tasks = [number for number, run in enumerate(of_stage) if not _is_done(run, stage)]
         if tasks:
             array = f"--array={','.join(map(str, tasks))}{'' if at_a_time is None else f'%{at_a_time}'}"
             name = f"{plan.file.suite.name}-{stage}"
             of_sbatch = ["--parsable", array, f"--job-name={name}", *_options_of(stage, options)]
-            words = [str(script), stage, str(plan.file.path.resolve()), *given]
+            numbered = ["--numbered", _mark_of(of_stage[: tasks[-1] + 1])]
+            words = [str(script), stage, str(plan.file.path.resolve()), *given, *numbered]
             found.append(Array(stage, name, of_sbatch, words))
     return found
 
@@ -120,13 +123,28 @@ def submit(plan: SuitePlan, runs: Sequence[SuiteRun], arrays: Sequence[Array], s
         say(f"{before}  {array.name}")
 
 
-def arguments_of(plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: int) -> list[str]:
+def arguments_of(
+    plan: SuitePlan, runs: Sequence[SuiteRun], stage: str, number: int, mark: str | None = None
+) -> list[str]:
     """Arguments of the stage's command for one task of an array; none where there is nothing left to do.
 
+    Args:
+        plan: all of the suite.
+        runs: as those that were submitted.
+        stage: as the command line calls it.
+        number: of the task.
+        mark: of the stage's first runs, as they were numbered when the array was submitted.
+
     Raises:
-        ConfigError: there is no such run, it was trained with other settings, or what it needs is missing.
+        ConfigError: there is no such run, it is another one by now, it was trained with other settings, or what it
+            needs is missing.
     """
     of_stage = _of(runs, STAGES[stage])
+    if mark is not None and mark not in {_mark_of(of_stage[:count]) for count in range(len(of_stage) + 1)}:
+        raise ConfigError(
+            f"{plan.file.label}: task {number} of stage {stage} may be another run than when the array was submitted: "
+            "cancel the array, and submit the suite again"
+        )
     if number >= len(of_stage):
         raise ConfigError(f"--print-run {number}: stage {stage} has {len(of_stage)} runs, the first of which is 0")
     run, tune = of_stage[number], plan.file.suite.tune
@@ -154,6 +172,11 @@ def _options_of(stage: str, options: Sequence[str]) -> list[str]:
     """Those of all stages, then those of this one, which win."""
     of_all = (option for option in options if option.partition(":")[0] not in STAGES)
     return [*of_all, *(option.removeprefix(f"{stage}:") for option in options if option.startswith(f"{stage}:"))]
+
+
+def _mark_of(runs: Sequence[SuiteRun]) -> str:
+    """Tells these runs in this order from others: an array's task has a number alone, and the suite is read anew."""
+    return hashlib.sha256("\n".join(str(run.folder) for run in runs).encode()).hexdigest()[:12]
 
 
 def _is_done(run: SuiteRun, stage: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from dmt_ds.commands.suite import by_cause, select
 from dmt_ds.commands.suite_check import check_batches, check_inputs
@@ -412,6 +413,24 @@ def test_a_batch_that_an_arrays_tasks_cannot_share_is_told_before_anything_is_su
     assert line.endswith("; for it alone: finetune.set.train.micro_batch_size=...")
     refused = call(suite, "--submit")  # 8 tasks, as the script says
     assert "train.global_batch_size: 16 is not divisible by micro_batch_size 16 x 8 ranks" in refused.stderr
+
+
+def test_a_task_refuses_a_suite_whose_runs_have_other_numbers_by_now(tmp_path: Path) -> None:
+    def task(number: int) -> Result:
+        return call(suite, "--stage", "seeds", "--print-run", str(number), "--numbered", mark)
+
+    kept: dict[str, object] = {"dmt": {}, "other": {"set": {"train.steps": 1}}}
+    changes = {"tune": None, "teachers": None, "set": {"teachers.models.mae.source": "/mae.pth"}}
+    suite = tiny_suite.write_suite(tmp_path, variants=kept, **changes)
+    (line,) = call(suite, "--slurm").output.splitlines()
+    mark = line.rstrip(")").split("--numbered ")[1]
+    assert f"output_dir={tmp_path}/out/other/seed0" in task(2).output.splitlines()
+    tiny_suite.write_suite(tmp_path, variants={**kept, "late": {}}, **changes)
+    assert f"output_dir={tmp_path}/out/other/seed0" in task(2).output.splitlines()
+    tiny_suite.write_suite(tmp_path, variants={"early": {}, **kept}, **changes)
+    refused = task(2)
+    assert refused.exit_code == 2 and refused.stdout == ""
+    assert f"{suite}: task 2 of stage seeds may be another run than when the array was submitted: " in refused.stderr
 
 
 def test_a_task_of_an_array_gets_the_arguments_of_its_run_one_a_line(tmp_path: Path) -> None:
