@@ -22,7 +22,7 @@ class Verdict(NamedTuple):
     loss_unsound: list[bool]
     """A loss of some rank is not finite."""
     gradient_unsound: list[bool]
-    """The gradient is not finite; False where DeepSpeed looks at it by itself."""
+    """The gradient is not finite; False where DeepSpeed looks at it by itself, as it does but at ZeRO stage 0."""
     stop_asked: bool
     """Some rank was asked to stop."""
     loss_unsound_here: list[bool]

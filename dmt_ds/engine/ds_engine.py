@@ -131,9 +131,11 @@ class StudentEngine:
 
         Not finite where a number of it is not; 0 where DeepSpeed looks at the gradient by itself in `step`.
         """
-        if self._skip is None:
-            return torch.zeros((), device=self.device)
-        return self._skip.squared_norm()
+        if self._skip is not None:
+            return self._skip.squared_norm()
+        if not self._engine.zero_optimization():  # nobody looks at stage 0, and each rank has the whole gradient
+            return norm_of_gradients(self.module).square() / dist.world_size()
+        return torch.zeros((), device=self.device)
 
     def prepare_update(self, unsound: Tensor, squared_norm: Tensor) -> None:
         """Have the device leave the coming update out where `unsound`: scalar bool, the same on all ranks.

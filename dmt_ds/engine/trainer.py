@@ -57,6 +57,10 @@ class TrainPlan:
         """Whether a checkpoint follows that update."""
         return step % self.save_every_steps == 0 or step in (self.total_steps, self.stop_after_step)
 
+    def shows_at(self, step: int) -> bool:
+        """Whether what that update leaves is logged, saved or judged, so that it must be known to be sound."""
+        return self.logs_at(step) or self.saves_at(step) or self.evaluates_at(step)
+
     def stops_at(self, step: int) -> bool:
         """Whether a run with so many updates done is to end before its last; also one that starts there or behind."""
         return self.stop_after_step is not None and step >= self.stop_after_step
@@ -184,10 +188,10 @@ class Trainer:
             for learner in self.learners:
                 learner.learn(batch, progress, logs)
             if micro_step + 1 == self._plan.grad_accum_steps:
-                stop_asked = self._agree(rows, logs)
+                stop_asked = self._agree(rows)
             for learner in self.learners:
                 learner.step()
-        looks = logs or stop_asked or self._plan.saves_at(self.step + 1)
+        looks = stop_asked or self._plan.shows_at(self.step + 1)
         self.step += 1
         for learner in self.learners:
             learner.check_update(self.step, looks)
@@ -212,12 +216,12 @@ class Trainer:
         with self._throughput.waiting(), span("data wait"):
             return next(batches)
 
-    def _agree(self, rows: Sequence[Tensor], logs: bool) -> bool:
+    def _agree(self, rows: Sequence[Tensor]) -> bool:
         """All ranks learn whether one has a loss that is not finite, or was asked to stop.
 
         As a rule before the update. Where the device itself leaves an unsound update out, the host reads what it said
         of the update before: it then waits for nothing that the device has still to do. Such a run ends one step late
-        and no worse, for the weights stay as they were, and what is logged or saved is always read first.
+        and no worse, for the weights stay as they were, and what is logged, saved or judged is always read first.
 
         Raises:
             DivergenceError: on all ranks alike.
@@ -230,8 +234,7 @@ class Trainer:
             engine.prepare_update(newest.unsound, squared_norm)
         self._unread.append(newest)
         deferred = all(engine.skips_on_device for engine in engines)
-        looked_at = logs or self._plan.saves_at(newest.step) or self._plan.evaluates_at(newest.step)
-        must_know = looked_at or not deferred
+        must_know = self._plan.shows_at(newest.step) or not deferred
         stop_asked = False
         while self._unread and (must_know or stop_asked or len(self._unread) > 1):
             stop_asked |= self._settle(self._unread.popleft())

@@ -43,7 +43,7 @@ class Regression(AllInModule):
 
     def losses(self, model: Any, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
         self.weights.append(self.module[0].weight.detach().float().flatten().tolist())
-        tokens = model(batch.images.flatten(1).to(torch.bfloat16) / 255)
+        tokens = model(batch.images.flatten(1).to(self.module[0].weight.dtype) / 255)
         loss = tokens.float().square().mean()
         if dist.rank() == dist.world_size() - 1 and progress.step + 1 == self._at_step:
             if self._happens == "signal":
@@ -80,13 +80,15 @@ class Losses(NullTracker):
         self.norms[step] = metrics["train/grad_norm"]
 
 
-def train(fused: bool, happens: str = "nothing", at_step: int = 0, **plan: int) -> dict[str, Any]:
+def train(
+    fused: bool, happens: str = "nothing", at_step: int = 0, json_name: str = "student_zero2_bf16", **plan: int
+) -> dict[str, Any]:
     """Eight steps of which every fifth is logged."""
     stop = StopRequest()
     task, losses = Regression(stop, happens, at_step), Losses()
     optimizer = build_optimizer(task.module, OptimConfig(base_lr=1.0), 2 * dist.world_size(), fused=fused)
     batch = plan_batch(ACCUMULATION * dist.world_size(), 1, dist.world_size())
-    config = resolve_student(find_ds_config("student_zero2_bf16"), batch, 0.0)
+    config = resolve_student(find_ds_config(json_name), batch, 0.0)
     engine = ds_engine.build_student(task.module, optimizer, lambda step: 1.0, config)
     lengths = {"total_steps": 8, "log_every_steps": 5, "save_every_steps": 100} | plan
     with tempfile.TemporaryDirectory() as name:
@@ -125,6 +127,7 @@ def train(fused: bool, happens: str = "nothing", at_step: int = 0, **plan: int) 
         "losses": losses.points,
         "norms": losses.norms,
         "weights": task.weights[::ACCUMULATION],
+        "last_weights": task.module[0].weight.detach().float().flatten().tolist(),
         "skips_on_device": engine.skips_on_device,
     }
 
@@ -136,7 +139,12 @@ def on_all_ranks(facts: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     torch.set_num_threads(1)
     ds_engine.start(120)
+    with tempfile.TemporaryDirectory() as folder:
+        stage_zero = Path(folder) / "stage_zero.json"
+        stage_zero.write_text("{}")
+        at_stage_zero = train(False, "unsound gradient", 3, json_name=str(stage_zero))
     facts = {
+        "unsound gradient at stage 0": on_all_ranks(at_stage_zero),
         "at once": on_all_ranks(train(fused=False)),
         "deferred": on_all_ranks(train(fused=True)),
         "signal": on_all_ranks(train(True, "signal", 3)),

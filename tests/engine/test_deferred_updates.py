@@ -45,6 +45,13 @@ def test_an_unsound_update_is_not_made_and_the_run_ends_a_step_later_on_all_rank
     assert set(facts[case][0]["losses"]) == {"1"}
 
 
+def test_at_stage_0_where_deepspeed_looks_at_no_gradient_an_unsound_one_is_in_no_weight(facts):
+    for rank in facts["unsound gradient at stage 0"]:
+        assert rank["outcome"] == "FAILED" and rank["saved"] == []
+        assert rank["error"].startswith("step 3: the gradient is not finite, though the loss is")
+        assert len(rank["weights"]) == 3 and rank["last_weights"] == rank["weights"][2]
+
+
 def test_the_message_names_the_rank_and_the_images_of_the_unsound_step(facts):
     assert "on rank 1;" in facts["unsound loss"][0]["error"]
     assert "rank 1: image 4, image 5, ..." in facts["unsound loss"][0]["error"]  # two micro-steps a step
