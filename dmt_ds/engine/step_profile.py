@@ -21,7 +21,7 @@ _COLLECTIVES, _KERNELS = ("gloo:", "nccl:"), ("ncclDevKernel", "ncclKernel")  # 
 
 
 class StepProfile:
-    """Records some updates of this process, once; nothing, and says so, where some of them are done already.
+    """Records some updates of this process, once; nothing, and says so, where some were made before or are not made.
 
     Args:
         steps: the first and the last of them, from 1.
@@ -66,14 +66,28 @@ class StepProfile:
         """Call after update number `step`; whether the files have just been written."""
         if step != self._last or self._running is None:
             return False
-        self._running.close()  # the clock before the profiler
-        self._running = None
+        self._end()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._profiler.export_chrome_trace(str(self.folder / TRACE_FILE))
         table = self._table()
         (self.folder / TABLE_FILE).write_text(json.dumps(table, indent=1))
         logger.info("%s", render(table))
         return True
+
+    def close(self, done: int) -> None:
+        """Call when the process makes no update any more; `done` are made. What has begun is given up."""
+        if self._running is None:
+            return
+        self._end()
+        logger.warning(
+            f"train.profile_steps [{self._first}, {self._last}] is not written: training ended behind step {done}; "
+            "the next start says which steps it can look at"
+        )
+
+    def _end(self) -> None:
+        assert self._running is not None
+        self._running.close()  # the clock before the profiler
+        self._running = None
 
     def _table(self) -> dict[str, Any]:
         num_steps = self._last - self._first + 1

@@ -127,6 +127,8 @@ class Trainer:
             return self._fit()
         finally:
             gc.unfreeze()
+            if self._around.profile is not None:
+                self._around.profile.close(self.step)
 
     def _fit(self) -> Outcome:
         for learner in self.learners:

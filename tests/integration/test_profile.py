@@ -46,10 +46,11 @@ def test_steps_behind_the_end_of_the_run_are_refused(tmp_path):
     assert "set train.profile_steps=[8,8]" in done.stderr
 
 
-def test_a_run_that_goes_on_behind_the_steps_says_which_it_could_look_at(tmp_path):
+def test_a_run_that_stops_among_the_steps_says_so_and_one_that_goes_on_behind_them_which_it_could_look_at(tmp_path):
     recipe = tiny_run.write_recipe(tmp_path)
-    stopped = processes.run(tiny_run.pretrain(recipe, "train.stop_after_step=4"))
-    assert "profile_steps" not in stopped.stderr
+    stopped = processes.run(tiny_run.pretrain(recipe, "train.profile_steps=[3,6]", "train.stop_after_step=4"))
+    (line,) = [line for line in stopped.stderr.splitlines() if "profile_steps" in line]
+    assert "[3, 6] is not written: training ended behind step 4" in line
     done = processes.run(tiny_run.pretrain(recipe, "train.profile_steps=[3,6]"))
     warnings = [line for line in done.stderr.splitlines() if "profile_steps" in line]
     assert len(warnings) == 1
