@@ -46,12 +46,18 @@ def save_backbone(
         interpolation: of its images, `bicubic` or `bilinear`.
         provenance: kept under the key `dmt_ds` of config.json; `teachers` maps names to records with their `licence`.
     """
-    with torch.device("meta"):  # its shapes are all that is asked for
-        vit = build_vit(section, image_size)
+    vit = vit_without_weights(section, image_size)
     expected = {key: value.shape for key, value in vit.state_dict().items()}
     assert {key: value.shape for key, value in state.items()} == expected, "not this ViT's state"
     config = timm_config(section, describe(vit), mean, std, interpolation, provenance)
     write_folder(Path(folder), state, {CONFIG_FILE: config})
+
+
+def vit_without_weights(section: StudentConfig, image_size: int) -> nn.Module:
+    """What `build_vit` builds, for its shapes alone: takes no memory, and draws from no generator of a run."""
+    with torch.device("meta"):
+        vit: nn.Module = build_vit(section, image_size)
+    return vit
 
 
 def write_folder(folder: Path, state: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:

@@ -45,6 +45,17 @@ def saved(
     return module
 
 
+def test_writing_it_while_a_run_trains_draws_no_random_number(tmp_path: Path) -> None:
+    data = DataConfig(image_size=32)
+    module = Classifier(build_vit(STUDENT, 32), len(CLASSES), "class", False)
+    before = torch.get_rng_state()
+    save_classifier(
+        tmp_path / "classifier", module.timm_state({}), STUDENT, data, "class", CLASSES, norms_the_mean=True,
+        mean=MEAN, std=STD, provenance={},
+    )  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("pooling", ["class", "patch_mean"])
 def test_plain_timm_gives_the_same_scores(tmp_path: Path, pooling: Pooling, frozen: bool) -> None:
