@@ -13,13 +13,14 @@ class RunningMeans:
     """Mean class token and mean patch token of each teacher, as bias-corrected moving averages over steps.
 
     `observe` only adds up; the means move in `after_step`, once for all micro-batches of all ranks. So they are the
-    same on every rank, and depend neither on accumulation nor on the number of ranks.
+    same on every rank, and depend neither on accumulation nor on the number of ranks. Each teacher's steps are its own:
+    one that joins later starts like the first ones, and one that a step does not observe is forgotten.
     """
 
     def __init__(self, momentum: float) -> None:
         """Args: momentum: share of the old average that a step keeps, 0 <= momentum < 1."""
         self._momentum = momentum
-        self._steps = 0
+        self._steps: dict[str, int] = {}  # that an average holds
         self._averages: dict[str, Tensor] = {}  # [2, D] float64, not bias-corrected
         self._sums: dict[str, Tensor] = {}  # [2, D] float64, since the last step
         self._num_images: dict[str, int] = {}
@@ -36,17 +37,18 @@ class RunningMeans:
         if name not in self._averages:
             return None
         average = self._averages[name] = self._averages[name].to(device)
-        return (average / (1 - self._momentum**self._steps)).float()
+        return (average / (1 - self._momentum ** self._steps[name])).float()
 
     def after_step(self) -> None:
         """Move the means by what all ranks observed; nothing observed, nothing done. A collective call otherwise."""
         if not self._sums:
             return
         fresh = self._means_over_ranks()
-        self._steps += 1
-        for name, mean in fresh.items():
-            old = self._averages.get(name, torch.zeros_like(mean)).to(mean.device)
-            self._averages[name] = self._momentum * old + (1 - self._momentum) * mean
+        self._steps = {name: self._steps.get(name, 0) + 1 for name in fresh}
+        old = {name: self._averages.get(name, torch.zeros_like(mean)).to(mean.device) for name, mean in fresh.items()}
+        self._averages = {
+            name: self._momentum * old[name] + (1 - self._momentum) * mean for name, mean in fresh.items()
+        }
         self._sums, self._num_images = {}, {}
 
     def _means_over_ranks(self) -> dict[str, Tensor]:
@@ -62,16 +64,15 @@ class RunningMeans:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What must survive a restart, between two steps; the same on every rank."""
-        if not self._averages:
-            return {}
-        return {"steps": torch.tensor(self._steps), **{f"mean/{name}": mean for name, mean in self._averages.items()}}
+        means = {f"mean/{name}": mean for name, mean in self._averages.items()}
+        return means | {f"steps/{name}": torch.tensor(steps) for name, steps in self._steps.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `state_dict`."""
-        self._steps = int(state["steps"]) if "steps" in state else 0
+        """Inverse of `state_dict`; also of that of early versions, where all teachers had the same steps."""
         self._averages = {
             key.removeprefix("mean/"): mean.clone() for key, mean in state.items() if key.startswith("mean/")
         }
+        self._steps = {name: int(state.get(f"steps/{name}", state.get("steps", 0))) for name in self._averages}
         self._sums, self._num_images = {}, {}
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmt_ds.distill.centring import RunningMeans
 from dmt_ds.distill.fusion import FusionMode, TokenFusion
 
 NAMES = ["mae", "moco_v3", "ibot"]
@@ -231,6 +232,35 @@ def test_centred_means_survive_a_restart() -> None:
         assert torch.equal(fuse(restarted, tokens), fuse(fusion, tokens))
         fusion.after_step()
         restarted.after_step()
+
+
+def observe(means: RunningMeans, names: list[str], seeds: range) -> None:
+    for seed in seeds:
+        for name in names:
+            means.observe(name, teacher_tokens(seed)[name])
+        means.after_step()
+
+
+def test_a_teacher_that_joins_a_restart_has_the_mean_of_its_own_steps_and_one_that_left_is_forgotten() -> None:
+    means, joined, alone = (RunningMeans(0.9) for _ in range(3))
+    observe(means, ["mae", "ibot"], range(5))
+    joined.load_state_dict(means.state_dict())
+    observe(joined, ["mae", "moco_v3"], range(5, 7))
+    observe(means, ["mae", "ibot"], range(5, 7))
+    observe(alone, ["moco_v3"], range(5, 7))
+    cpu = torch.device("cpu")
+    assert torch.equal(joined.of("moco_v3", cpu), alone.of("moco_v3", cpu))
+    assert torch.equal(joined.of("mae", cpu), means.of("mae", cpu))
+    assert joined.of("ibot", cpu) is None and not any("ibot" in key for key in joined.state_dict())
+
+
+def test_means_of_a_version_that_counted_the_steps_of_all_teachers_together_are_read() -> None:
+    means, restarted = RunningMeans(0.9), RunningMeans(0.9)
+    observe(means, NAMES, range(5))
+    old = {key: mean for key, mean in means.state_dict().items() if key.startswith("mean/")}
+    restarted.load_state_dict(old | {"steps": torch.tensor(5)})
+    for name in NAMES:
+        assert torch.equal(restarted.of(name, torch.device("cpu")), means.of(name, torch.device("cpu")))
 
 
 def test_a_saved_state_does_not_change_with_later_steps() -> None:
