@@ -13,7 +13,7 @@ class OptimConfig(Section):
     base_lr: Positive = 1.5e-4
     """Learning rate for 256 images; the peak is base_lr * global_batch_size / 256."""
     min_lr: NonNegative = 0.0
-    """Learning rate that the schedule falls towards; `cosine` and `linear` reach it at the last step."""
+    """Learning rate that the schedule falls towards; `cosine` and `linear` would have it one step after the last."""
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
     """After the warm-up: half a cosine; a straight line (`poly` of power 1), as segmentation has it; or a tenth from
     each of `decay_at` on, as detection has it."""
@@ -30,7 +30,7 @@ class OptimConfig(Section):
     weight_decay: NonNegative = 0.05
     """Of matrices; biases, norms, tokens and positions have none."""
     weight_decay_end: NonNegative | None = None
-    """Weight decay at the last step, on the way there from `weight_decay` by half a cosine; null leaves it as it is."""
+    """Where half a cosine leads the weight decay from its start, one step after the last; null leaves it as it is."""
     name: Literal["adamw", "sgd"] = "adamw"
     """`sgd` is for a linear probe: LARS, which MAE probes with, needs whole weights' norms, and ZeRO cuts weights."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -47,6 +47,7 @@ def test_weight_decay_rises_by_half_a_cosine_where_it_has_an_end() -> None:
     assert weight_decay_schedule(OptimConfig(weight_decay=0.04), 100) is None
     decay = weight_decay_schedule(OptimConfig(weight_decay=0.04, weight_decay_end=0.4), 100)
     assert decay is not None
+    assert decay(99) < 0.4  # which comes a step after the last, as in iBOT's code
     assert [decay(step) for step in (0, 50, 100, 120)] == pytest.approx([0.04, 0.22, 0.4, 0.4])
 
 
