@@ -3,29 +3,31 @@
 import logging
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 
 class ProgressView:
-    """One line a log step; on a terminal also a bar with the newest figures."""
+    """One line a log step; on a terminal also a bar with the newest figures, from `start` to `close`."""
 
     def __init__(self, name: str, total_steps: int, *, visible: bool) -> None:
+        self._name = name
         self._total = total_steps
         self._visible = visible
-        self._bar = None
-        if visible and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total_steps, desc=name, unit="step", dynamic_ncols=True)
-            for handler in logging.getLogger().handlers:  # the terminal's: the log file belongs to our own logger
-                handler.addFilter(lambda record: record.name != __name__)
+        self._bar: Any = None
+        self._without_bar: list[logging.Handler] = []  # whose lines of figures the bar stands for
 
     def start(self, step: int) -> None:
         """Begin, or go on, after so many steps; the bar's speed counts from here."""
-        if self._bar is not None:
-            self._bar.initial = step
-            self._bar.reset()
+        if not self._visible or not sys.stderr.isatty():
+            return
+        from tqdm import tqdm
+
+        self._bar = tqdm(initial=step, total=self._total, desc=self._name, unit="step", dynamic_ncols=True)
+        self._without_bar = list(logging.getLogger().handlers)  # the log file belongs to our own logger
+        for handler in self._without_bar:
+            handler.addFilter(_is_no_figure)
 
     def advance(self) -> None:
         """One more step is done."""
@@ -42,9 +44,17 @@ class ProgressView:
         logger.info("step %d/%d  %s%s", step, self._total, who, _figures(metrics))
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it stands, on a line of its own; what comes then is plain lines again."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
+        for handler in self._without_bar:
+            handler.removeFilter(_is_no_figure)
+        self._without_bar = []
+
+
+def _is_no_figure(record: logging.LogRecord) -> bool:
+    return record.name != __name__
 
 
 def _figures(metrics: Mapping[str, float], limit: int | None = None) -> str:

@@ -127,6 +127,7 @@ class Trainer:
             return self._fit()
         finally:
             gc.unfreeze()
+            self._around.view.close()
             if self._around.profile is not None:
                 self._around.profile.close(self.step)
 
