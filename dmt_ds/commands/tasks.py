@@ -27,9 +27,9 @@ from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask, FusedTeachers
 from dmt_ds.methods.tinymim import TinyMimTask, relations
 from dmt_ds.models.relations import RelationStudent, RelationTeacher, with_heads_of
-from dmt_ds.models.start import start_from
+from dmt_ds.models.start import origin_of, start_from
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens, load_encoder
+from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens
 from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
 
 logger = logging.getLogger(__name__)
@@ -109,9 +109,9 @@ def _finished(built: BuiltTask, config: RunConfig, device: torch.device) -> Buil
         # Fused attention has a slow backward in bf16 on CPU; written out it is five times faster.
         prefer_written_attention(built.task.module)
     built.task.to(device)
-    if config.student.init_from is None:
-        return built
-    return replace(built, init_from=load_encoder(config.student.init_from, image_size_of_start(config)).record)
+    origin = origin_of(built.task.backbone())
+    assert (origin is None) == (config.student.init_from is None), "a start that the run's record would not have"
+    return replace(built, init_from=origin)
 
 
 def image_size_of_start(config: RunConfig) -> int | None:

@@ -1,6 +1,7 @@
 """A student that starts from given weights: those of its own shape, at its own grid or another; knows no method."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from dmt_ds.models.teachers import TeacherRecord, load_encoder
 from dmt_ds.models.vit import describe
 
 
-def start_from(vit: nn.Module, source: str, image_size: int | None) -> TeacherRecord:
-    """Copies an encoder's weights into a ViT of the same shape (`student.init_from`).
+def start_from(vit: nn.Module, source: str, image_size: int | None) -> None:
+    """Copies an encoder's weights into a ViT of the same shape (`student.init_from`); `origin_of` then says whose.
 
     Args:
         image_size: of the run, which the encoder must have, in pixels; None takes any, and interpolates positions.
@@ -38,7 +39,14 @@ def start_from(vit: nn.Module, source: str, image_size: int | None) -> TeacherRe
     if differing:
         raise WeightsError(f"student.init_from {source}: the student is another ViT: {', '.join(differing)}")
     vit.load_state_dict(state, strict=True)
-    return encoder.record
+    any_vit: Any = vit
+    any_vit.origin = encoder.record  # goes with its copies, such as a momentum network
+
+
+def origin_of(vit: nn.Module) -> TeacherRecord | None:
+    """What a ViT's weights started from, as it was read then; None where they are its own."""
+    record: TeacherRecord | None = getattr(vit, "origin", None)
+    return record
 
 
 def resized_positions(table: Tensor, num_prefix_tokens: int, grid: int) -> Tensor:

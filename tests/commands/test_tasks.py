@@ -1,6 +1,7 @@
 """From a recipe to tasks."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from dmt_ds.commands.tasks import build_tasks
 from dmt_ds.config.load import load_config
 from dmt_ds.config.members import member_runs
 from dmt_ds.errors import ConfigError
+from dmt_ds.models import start
+from dmt_ds.models.teachers import TeacherModel
 from tests import tiny_run
 
 FAMILY = {"slim": {}, "wide": {"student": {"embed_dim": 48}}}
@@ -32,6 +35,38 @@ def test_a_member_that_cannot_be_built_is_named(tmp_path: Path) -> None:
     config = load_config(tiny_run.write_recipe(tmp_path, family=family))
     with pytest.raises(ConfigError, match=r"family\.wide: student\.arch: timm knows no 'vit_tinny'.*'vit_tiny'"):
         build_tasks(list(member_runs(config).values()), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("task", ["dmt", "tinymim", "mae", "moco_v3", "ibot", "classify"])
+def test_the_record_of_given_weights_is_of_the_bytes_that_the_student_got(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """A run that goes on may replace them between two reads."""
+    source = tiny_run.make_teacher(tmp_path / "source", 5, embed_dim=24)
+    expected, load = start.load_encoder(str(source)), start.load_encoder
+
+    def read_and_replace(*args: Any) -> TeacherModel:
+        found = load(*args)
+        tiny_run.make_teacher(tmp_path / "source", 6, embed_dim=24)
+        return found
+
+    monkeypatch.setattr(start, "load_encoder", read_and_replace)
+    config = load_config(
+        tiny_run.write_recipe(
+            tmp_path,
+            task=task,
+            student={"init_from": str(source)},
+            classify={"ema_decay": 0.9},
+            ibot={"output_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "local_crops": 0},
+            mae={"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2},
+            moco_v3={"hidden_dim": 16, "output_dim": 8},
+            **({} if task in ("dmt", "tinymim") else {"teachers": {}}),
+        )
+    )
+    (built,) = build_tasks([config], torch.device("cpu"), ["one", "two"])
+    assert built.init_from == expected.record
+    found, wanted = built.task.backbone().state_dict(), expected.vit.state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_a_checkpoint_without_a_group_for_frozen_prototypes_is_of_other_parameters(tmp_path: Path) -> None:

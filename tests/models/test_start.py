@@ -8,7 +8,7 @@ from timm.layers import resample_abs_pos_embed
 
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.start import resized_positions, start_from
+from dmt_ds.models.start import origin_of, resized_positions, start_from
 from dmt_ds.models.vit import build_vit
 from tests.tiny_run import TEACHER, make_teacher
 
@@ -25,8 +25,9 @@ def test_an_encoder_of_another_image_size_is_taken_where_positions_may_be_resize
     vit = build_vit(TEACHER, 32, any_size=True)
     with pytest.raises(WeightsError, match=r"set data.image_size=16"):
         start_from(vit, str(teacher), 32)
-    record = start_from(vit, str(teacher), None)
-    assert record.shape.image_size == 16
+    assert origin_of(vit) is None
+    start_from(vit, str(teacher), None)
+    assert origin_of(vit).shape.image_size == 16
     own = build_vit(TEACHER, 16)
     start_from(own, str(teacher), 16)
     small, large = own.state_dict(), vit.state_dict()
