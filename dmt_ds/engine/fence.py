@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmt_ds.errors import CheckpointError, StorageError
-from dmt_ds.storage import unwritten
+from dmt_ds.storage import patiently, unwritten
 from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 
 CLAIM = "attempt.json"
@@ -82,10 +82,11 @@ class Fence:
 
 def _number_of(file: Path) -> int:
     """Of the last attempt; 0 where there was none, or where a power cut left nothing of its claim."""
-    if not file.exists():
-        return 0
     try:
+        patiently(file.stat)
         number = _read(file).get("number")
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
     except OSError as error:
         raise _unreadable(file, error) from error
     except ValueError:

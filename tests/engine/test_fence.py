@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dmt_ds import storage
 from dmt_ds.engine import fence
 from dmt_ds.engine.checkpoint import CheckpointFolder, unusable
 from dmt_ds.engine.fence import CLAIM, Fence
@@ -128,6 +129,28 @@ def test_a_folder_whose_claim_can_not_be_read_is_not_taken_over_as_if_there_was_
     make_unreadable(tmp_path / CLAIM, "refused")
     with pytest.raises(StorageError, match=r"can't be read \(Is a directory\)"):
         Fence.claim(tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_claim_whose_server_does_not_say_whether_it_is_there_is_asked_again(tmp_path, monkeypatch, times):
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0.01, 0.01))
+    Fence.claim(tmp_path)
+    answers, stat = iter([errno.ESTALE] * times), Path.stat
+
+    def unanswered(path: Path, **options: bool) -> os.stat_result:
+        if path.name == CLAIM and (code := next(answers, None)):
+            raise OSError(code, os.strerror(code))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", unanswered)
+    if times == 1:
+        assert Fence.claim(tmp_path).number == 2
+        return
+    with pytest.raises(
+        StorageError, match=r"attempt\.json: can't be read \(Stale file handle\)[^\n]*start again"
+    ) as told:
+        Fence.claim(tmp_path)
+    assert told.value.exit_code == 75
 
 
 @pytest.mark.parametrize(("name", "code"), [("ESTALE", 75), ("ENOSPC", 2)])
