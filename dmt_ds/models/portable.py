@@ -38,8 +38,8 @@ class Preprocessing:
 
     @property
     def short_side(self) -> int:
-        """What the short side is scaled to, in pixels."""
-        return round(self.image_size / self.crop_share)
+        """What the short side is scaled to, in pixels; timm rounds down."""
+        return int(self.image_size / self.crop_share)
 
     @classmethod
     def of_config(cls, data: dict[str, Any]) -> "Preprocessing":

@@ -6,24 +6,28 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dmt_ds.config.evaluation import eval_short_side
 from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.views import center_crop
 from dmt_ds.downstream.classifier import Classifier
 from dmt_ds.errors import ExportError, WeightsError
-from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.backbone_folder import save_backbone, timm_config, vit_without_weights
 from dmt_ds.models.classifier_folder import save_classifier
 from dmt_ds.models.forms import FORMS, Form, write_form
 from dmt_ds.models.portable import PortableModel, Preprocessing, read_portable
-from dmt_ds.models.vit import build_vit
+from dmt_ds.models.vit import build_vit, describe
 from tests import processes
 from tests.models import strangers, tiny
 
@@ -195,6 +199,17 @@ def test_a_classifier_without_its_names_is_refused(tmp_path):
     names.write_text("{")
     with pytest.raises(WeightsError, match=r"classes\.json: no list of class names"):
         read_portable(tmp_path / "classifier")
+
+
+def test_the_short_side_is_the_one_that_it_was_judged_on_and_that_timm_takes():
+    shape = vit_without_weights(tiny.section(), tiny.IMAGE_SIZE)
+    for image_size in range(8, 1025):
+        described = replace(describe(shape), image_size=image_size)
+        config = timm_config(tiny.section(), described, IMAGENET_MEAN, IMAGENET_STD, "bicubic", {})
+        assert Preprocessing.of_config(config["pretrained_cfg"]).short_side == eval_short_side(image_size)
+    for share in (0.875, 0.9, 0.95, 1.0):
+        (resize, *_) = timm.data.create_transform(224, crop_pct=share).transforms
+        assert Preprocessing(224, share).short_side == resize.size
 
 
 def test_the_short_side_comes_from_timms_share():
