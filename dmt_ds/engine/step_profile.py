@@ -23,6 +23,8 @@ _COLLECTIVES, _KERNELS = ("gloo:", "nccl:"), ("ncclDevKernel", "ncclKernel")  # 
 class StepProfile:
     """Records some updates of this process, once; nothing, and says so, where some were made before or are not made.
 
+    The table's parts are of updates alone: a save or an evaluation between two of them lies in the trace.
+
     Args:
         steps: the first and the last of them, from 1.
         total_steps: of the run.
@@ -53,18 +55,21 @@ class StepProfile:
         self._clock = SpanClock(device)
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
         self._profiler = profile(activities=activities)
-        self._running: ExitStack | None = None
+        self._recording = False
+        self._update = ExitStack()  # holds the clock within an update
 
     def before(self, step: int) -> None:
         """Call before update number `step`."""
         if step == self._first:
-            self._running = ExitStack()
-            self._running.enter_context(self._profiler)
-            self._running.enter_context(self._clock.listening())
+            self._profiler.start()
+            self._recording = True
+        if self._recording:
+            self._update.enter_context(self._clock.listening())
 
     def after(self, step: int) -> bool:
         """Call after update number `step`; whether the files have just been written."""
-        if step != self._last or self._running is None:
+        self._update.close()
+        if step != self._last or not self._recording:
             return False
         self._end()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,7 @@ class StepProfile:
 
     def close(self, done: int) -> None:
         """Call when the process makes no update any more; `done` are made. What has begun is given up."""
-        if self._running is None:
+        if not self._recording:
             return
         self._end()
         logger.warning(
@@ -85,9 +90,9 @@ class StepProfile:
         )
 
     def _end(self) -> None:
-        assert self._running is not None
-        self._running.close()  # the clock before the profiler
-        self._running = None
+        self._update.close()  # where an error ended the update
+        self._profiler.stop()
+        self._recording = False
 
     def _table(self) -> dict[str, Any]:
         num_steps = self._last - self._first + 1
@@ -101,7 +106,10 @@ class StepProfile:
         }
 
     def _communication(self) -> float:
-        """Seconds in which a collective of this rank was under way; it lies within the parts, and may overlap work."""
+        """Seconds in which a collective of this rank was under way; it lies within the parts, and may overlap work.
+
+        That of a save or an evaluation between two updates counts too: a trace does not say what a kernel was for.
+        """
         on_device = self._device.type == "cuda"
         total = 0.0
         for event in self._profiler.events() or []:  # type: ignore[no-untyped-call]
