@@ -1,11 +1,32 @@
 """Fixed positions of a ViT's patches; knows no ViT."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from dmt_ds.config.section import multiples_near
+from dmt_ds.errors import ConfigError
+
 _ROUNDING = 1e-2  # of a table in half precision
+
+
+def check_width(embed_dim: int, heads: Iterable[int]) -> None:
+    """Whether a student of this width can have fixed positions.
+
+    Args:
+        embed_dim: width D.
+        heads: of its blocks; what is advised fits them too.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    if embed_dim % 4:
+        raise ConfigError(
+            f"student.embed_dim {embed_dim} is not a multiple of 4, as student.positions=sincos needs: "
+            f"take {multiples_near(embed_dim, math.lcm(4, *heads))}, or student.positions=learned"
+        )
 
 
 def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:

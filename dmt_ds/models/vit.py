@@ -13,7 +13,7 @@ from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import multiples_near
 from dmt_ds.errors import ConfigError, WeightsError, first_line
 from dmt_ds.models.drop_path import use_image_drop_path
-from dmt_ds.models.positions import sincos_positions
+from dmt_ds.models.positions import check_width, sincos_positions
 from dmt_ds.models.products import patches_as_product
 
 if TYPE_CHECKING:
@@ -288,11 +288,7 @@ def _initialise(vit: "VisionTransformer", positions: str) -> None:
 
 def _fix_sincos(vit: "VisionTransformer") -> None:
     assert isinstance(vit.pos_embed, nn.Parameter)
-    if vit.embed_dim % 4:
-        raise ConfigError(
-            f"student.embed_dim {vit.embed_dim} is not a multiple of 4, as student.positions=sincos needs: "
-            f"take {vit.embed_dim // 4 * 4} or student.positions=learned"
-        )
+    check_width(vit.embed_dim, [block.attn.num_heads for block in vit.blocks])
     table = sincos_positions(vit.embed_dim, vit.patch_embed.grid_size[0])  # [N, D]
     with torch.no_grad():
         vit.pos_embed.zero_()  # tokens before the patches have no place
