@@ -21,6 +21,11 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 LAST_HEADS = "last_block_num_heads"
 """Key among `model_args` that timm does not know."""
+_SPDX_IDS = {
+    "apache-2.0": "Apache-2.0",
+    "bsd-3-clause": "BSD-3-Clause",
+    "bsd-2-clause": "BSD-2-Clause",
+}  # the others are capitals
 
 
 def save_backbone(
@@ -144,6 +149,16 @@ def strictest_licence(licences: Iterable[str | None]) -> str | None:
         if is_non_commercial(licence):
             return licence
     return None if None in all_of_them or not all_of_them else " AND ".join(sorted(set(map(str, all_of_them))))
+
+
+def spdx_id(licence: str | None) -> str | None:
+    """The SPDX id of a licence, or of several that bind together, from the small letters of timm's configs.
+
+    What has no id there stays as its name in capitals; None where nobody said.
+    """
+    if not licence:
+        return None
+    return " AND ".join(_SPDX_IDS.get(part, part.upper()) for part in licence.lower().split(" and "))
 
 
 def provenance_of(source: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.backbone_folder import CONFIG_FILE, load_backbone
+from dmt_ds.models.backbone_folder import CONFIG_FILE, load_backbone, spdx_id
 from dmt_ds.models.blueprint import build_from, check_image_size
 from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
@@ -223,11 +223,10 @@ def _find(section: TeacherConfig, remedy: str) -> _Found:
 def _of_timm(section: TeacherConfig, tag: str) -> _Found:
     vit, config = pretrained(tag)
     _check_heads(section, vit)
-    licence = config.get("license")
     return _Found(
         vit=vit,
         layout="timm",
-        licence=licence.upper().replace("APACHE", "Apache") if licence else None,
+        licence=spdx_id(config.get("license")),
         sha256=_hash_of_tensors(vit),
         mean=triple(config.get("mean")),
         std=triple(config.get("std")),
@@ -242,11 +241,10 @@ def _of_folder(section: TeacherConfig, path: Path) -> _Found:
     vit, config, sha256 = load_backbone(folder)
     _check_heads(section, vit)
     data = config.get("pretrained_cfg", {})
-    licence = data.get("license")
     return _Found(
         vit=vit,
         layout="dmt_ds" if "dmt_ds" in config else "timm",
-        licence=licence.upper().replace("APACHE", "Apache") if licence else None,
+        licence=spdx_id(data.get("license")),
         sha256=sha256,
         mean=triple(data.get("mean")),
         std=triple(data.get("std")),

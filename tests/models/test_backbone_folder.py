@@ -135,6 +135,16 @@ def test_a_student_of_a_non_commercial_teacher_is_non_commercial(tmp_path):
     assert strictest_licence([]) is None
 
 
+@pytest.mark.parametrize(
+    "licences", [["MIT"], ["BSD-3-Clause", "MIT"], ["Apache-2.0", "BSD-2-Clause"], ["CC-BY-4.0"], [None]]
+)
+def test_the_licence_of_a_folder_is_the_spdx_id_that_went_in(tmp_path, licences):
+    teachers = {str(number): {"licence": licence} for number, licence in enumerate(licences)}
+    state, section = tiny.vit().state_dict(), tiny.section()
+    save_backbone(tmp_path, state, section, tiny.IMAGE_SIZE, provenance={"teachers": teachers})
+    assert load_encoder(str(tmp_path)).record.licence == strictest_licence(licences)
+
+
 def test_a_damaged_folder_is_named(tmp_path):
     _save(tmp_path / "backbone", tiny.vit())
     (tmp_path / "backbone" / "model.safetensors").write_bytes(b"x")
