@@ -10,14 +10,16 @@ after centring (a running mean per channel, class and patch tokens apart).
 | `diag/TEACHER/moving` | share of the patch tokens' energy that centring leaves: 0 is a constant teacher |
 | `diag/TEACHER/cosine`, `cosine_centred` | mean cosine of its patch tokens to the teachers' weighted sum |
 | `diag/TEACHER/share`, `share_centred` | length of its projection on that sum's patch tokens; adds up to 1 |
-| `diag/TEACHER/class_share`, `class_share_centred` | the same for class tokens |
+| `diag/TEACHER/class_share`, `class_share_centred` | the same for class tokens, left out of the target or not |
 | `diag/agreement/A-B`, `diag/agreement_centred/A-B` | mean cosine of two teachers' patch tokens |
 | `diag/cka/A-B` | linear CKA of their patch tokens: how alike they order images and places, in whatever basis |
 | `diag/TARGET/tfd_entropy` | entropy of the target's softmax over channels, over log D: 0 one-hot, 1 flat |
 | `diag/TARGET/sfd_entropy` | entropy of its softmax over positions, over log N |
 | `diag/TARGET/student_cosine` | mean cosine of the student's tokens to the target, class token included |
 
-TARGET is `fused`, or each teacher's name where they are kept apart (`concat`).
+The sum is the plain one of weighted tokens, whatever `distill.fusion` and the teachers' `class_token` make of them.
+TARGET is `fused`, or each teacher's name where they are kept apart (`concat`); the cosine to a class token that nobody
+teaches is 0.
 """
 
 import math

@@ -115,6 +115,14 @@ def test_students_agreement_with_its_target_is_a_cosine() -> None:
     assert opposite["diag/fused/student_cosine"].item() == pytest.approx(-1, abs=1e-6)
 
 
+def test_a_class_token_that_nobody_teaches_counts_as_a_cosine_of_0() -> None:
+    tokens = random_tokens(0)
+    taught = tokens.clone()
+    taught[:, 0] = 0
+    found = TeacherDiagnostics().of_student({"fused": tokens}, {"fused": taught})["diag/fused/student_cosine"]
+    assert found.item() == pytest.approx(9 / 10, abs=1e-6)  # of 1 + N = 10 tokens
+
+
 def test_teachers_of_different_widths_are_described_without_their_relations() -> None:
     tokens = {"a": random_tokens(0), "b": random_tokens(1, num_channels=24)}
     diagnostics = TeacherDiagnostics()
