@@ -63,7 +63,9 @@ def hidden_blocks(seeds: Tensor, stream: str, side: int, count: Tensor) -> Tenso
     The authors' generator (after BEiT's), for all images at once: a rectangle's area is drawn between (side // 3)^2 and
     what is left to hide, its aspect between 0.3 and 1 / 0.3; one that does not fit, or would hide nothing new or too
     much, is left out. It differs in when it ends: after `BLOCK_ATTEMPTS` draws, where theirs ends after ten failures in
-    a row. That keeps the host from waiting for the device; on 14 x 14 patches both hide about 99 % of what is wanted.
+    a row. That keeps the host from waiting for the device; on 14 x 14 patches both hide about 99 % of what is wanted
+    where that is 10 to 50 % of them. Here it is 85 % where all are wanted, as ever fewer rectangles fit, and an image
+    that is to hide a patch or two may hide none, as most rectangles are too large.
     """
     draws = sample_rng.uniform(seeds, stream, 4 * BLOCK_ATTEMPTS).reshape(-1, BLOCK_ATTEMPTS, 4)
     smallest, line = (side // 3) ** 2, torch.arange(side, device=seeds.device)

@@ -98,6 +98,13 @@ def test_blocks_hide_nearly_all_that_is_wanted_and_never_more():
     assert hidden.float().mean() > 0.97 * 60
 
 
+@pytest.mark.parametrize(("ratio", "share"), [((0.1, 0.5), 0.98), ((1.0, 1.0), 0.85), ((0.0, 0.0), 0.3)])
+def test_blocks_hide_the_share_of_what_is_wanted_that_is_told(ratio, share):
+    hidden = hide_patches(SEEDS, "mask", 196, ratio, 1.0, "block").mask.sum(dim=1).float()
+    wanted = max(1, 196 * sum(ratio) / 2)  # at least one
+    assert hidden.mean().item() / wanted == pytest.approx(share, abs=0.04)
+
+
 def hidden_neighbours(shape: str) -> float:
     """Share of the hidden patches' right neighbours that are hidden too."""
     mask = hide_patches(SEEDS, "mask", 196, (0.1, 0.5), 1.0, shape).mask.reshape(-1, 14, 14)
