@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 WAITS_SECONDS = (0.25, 1.0, 4.0)
 """Between tries: a server fails over, or another node has just renamed what is read."""
-_AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO})
+# The last two: a Lustre client that the server has put out, and a FUSE mount whose server ended.
+_AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ESHUTDOWN, errno.ENOTCONN})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PROBE_BYTES = 1 << 20
 

@@ -369,7 +369,7 @@ def failing_save(folder: CheckpointFolder, number: int) -> CheckpointError:
     return told.value
 
 
-@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO"])
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ESHUTDOWN", "ENOTCONN"])
 def test_a_save_without_an_answer_is_worth_another_try_and_nobody_has_to_make_room(folder, name):
     folder.save(state(1), write_weights)
     failure = failing_save(folder, getattr(errno, name))
