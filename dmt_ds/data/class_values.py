@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
+from dmt_ds.data.folder import read_file
 from dmt_ds.errors import DataError
 
 _BESIDE = ("classes.json", "objectInfo150.txt")
@@ -115,6 +116,7 @@ def class_values(section: SegmentConfig, data_path: str | None) -> ClassValues:
 
     Raises:
         DataError: there is no list, it can't be read, or it has no class.
+        StorageError: the disk or file server gives no answer.
     """
     classes, ignored = section.classes, {*section.ignored_values, IGNORED}
     where = "segment.classes"
@@ -165,16 +167,15 @@ def _beside(data_path: str | None) -> Path:
 
 
 def _read(path: Path) -> dict[int, str] | list[str]:
+    data = read_file(str(path), "segment.classes must name a file you may read")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8")
         if path.suffix != ".json":
             return _names_of_lines(text)
         told = json.loads(text)
         if isinstance(told, list):
             return [str(name) for name in told]
         return {int(value): str(name) for value, name in told.items()}
-    except OSError as error:
-        raise DataError(f"segment.classes: {path}: can't be read ({error.strerror})") from None
     except (ValueError, AttributeError) as error:
         raise DataError(
             f"{path}: no list of classes ({error}); it must be a JSON list, or raw value -> name, or a name a line"

@@ -26,6 +26,7 @@ from dmt_ds.data.decode import decode_image, is_turned
 from dmt_ds.data.folder import PackedNames, existing, listed, read_file
 from dmt_ds.data.packed_records import PackedRecords
 from dmt_ds.errors import DataError
+from dmt_ds.storage import patiently
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,12 @@ class CocoSource:
 
     Raises:
         DataError: the JSON is damaged or contradicts itself or the folder; names the file and the entry.
+        StorageError: the disk or file server gives no answer.
     """
 
     def __init__(self, annotations: Path, images: Path, max_images: int | None = None, masks: bool = True) -> None:
         self.file, self._folder, self._masks = annotations, images, masks
-        content = _read(annotations)
+        content, self.fingerprint = _read(annotations)
         self.categories = tuple(sorted(Category(entry["id"], entry["name"]) for entry in content["categories"]))
         self.class_names = tuple(category.name for category in self.categories)
         entries = sorted(content["images"], key=lambda entry: int(entry["id"]))
@@ -84,7 +86,6 @@ class CocoSource:
         self.num_judged = sum(not entry.get("iscrowd") for entry in content["annotations"])
         self._objects = PackedRecords(self._learned(content["annotations"], entries))
         self._length = min(len(entries), max_images or len(entries))
-        self.fingerprint = hashlib.sha256(annotations.read_bytes()).hexdigest()[:16]
         if max_images is not None:
             self.fingerprint += f"[:{self._length}]"
 
@@ -141,7 +142,7 @@ class CocoSource:
 
         What an object does not say is filled in: it is no crowd, its outline is its box's, its area its outline's.
         """
-        content = _read(self.file)
+        content, _ = _read(self.file)
         sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
         for entry in content["annotations"]:
             x, y, width, height = entry["bbox"]
@@ -204,7 +205,7 @@ def open_coco(
     places = [folder / pattern.replace("{split}", split) for pattern in (annotations, images)]
     for place, key in zip(places, ("detect.annotations", "detect.images"), strict=True):
         existing(place, key)
-    changed = places[0].stat().st_mtime_ns
+    changed = patiently(places[0].stat).st_mtime_ns
     return _read_once(*places, max_images, masks, changed)
 
 
@@ -241,16 +242,17 @@ def check_judged(test: CocoSource) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The JSON, with the keys that all that follows relies on."""
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The JSON, with the keys that all that follows relies on, and what its bytes are known by."""
+    data = read_file(str(path), "detect.annotations must name a file you may read")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
         lists = [content[key] for key in ("images", "annotations", "categories")]
         asked = (("id", "file_name", "height", "width"), ("id", "image_id", "category_id", "bbox"), ("id", "name"))
         for entries, keys in zip(lists, asked, strict=True):
             for entry in entries:
                 _ = [entry[key] for key in keys]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise DataError(f"{path}: is no COCO JSON of images, annotations and categories ({reason})") from None
     if not content["images"]:
@@ -260,7 +262,7 @@ def _read(path: Path) -> dict[str, Any]:
     for entry in content["categories"]:
         check_category(path, entry)
     drop_nulls(content["annotations"])
-    return dict(content)
+    return dict(content), hashlib.sha256(data).hexdigest()[:16]
 
 
 def _check_files(path: Path, folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:

@@ -85,8 +85,11 @@ class PackedNames(Sequence[str]):
         return hashlib.sha256(self._text.tobytes() + self._ends.tobytes()).hexdigest()[:16]
 
 
-def read_file(path: str) -> bytes:
-    """The bytes of an image file.
+def read_file(path: str, remedy: str = "was it moved while the run was on?") -> bytes:
+    """The bytes of an image file, or of another that says what images show.
+
+    Args:
+        remedy: ends the line on one that is gone, or may not be read.
 
     Raises:
         DataError: it is gone, or may not be read.
@@ -100,7 +103,7 @@ def read_file(path: str) -> bytes:
                 f"{path}: can't be read ({error.strerror}): look at the disk or file server, then start again; if it "
                 "is this file alone, fetch it again or remove it"
             ) from None
-        raise DataError(f"{path}: can't be read ({error.strerror}); was it moved while the run was on?") from None
+        raise DataError(f"{path}: can't be read ({error.strerror}); {remedy}") from None
 
 
 def existing(path: Path, key: str) -> Path:

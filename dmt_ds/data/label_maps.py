@@ -20,6 +20,7 @@ from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, files_be
 from dmt_ds.data.sources import ImageSource, SpacedImages, open_source, open_table
 from dmt_ds.data.splits import Split, split_files, split_names
 from dmt_ds.errors import DataError, first_line
+from dmt_ds.storage import patiently
 
 IMAGES, ANNOTATIONS = "images", "annotations"
 """Folders of `data.path`, each with a folder a split."""
@@ -219,7 +220,7 @@ class _FilesBeside:
         """Hash of their sizes; their names are the images'."""
         rows = range(len(self._images))
         with ThreadPoolExecutor(LISTING_THREADS) as threads:
-            sizes = threads.map(lambda index: Path(self.name(index)).stat().st_size, rows)
+            sizes = threads.map(lambda index: patiently(Path(self.name(index)).stat).st_size, rows)
             return hashlib.sha256(" ".join(map(str, sizes)).encode()).hexdigest()[:16]
 
     def file(self, index: int) -> bytes:

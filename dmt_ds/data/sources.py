@@ -17,7 +17,7 @@ from dmt_ds.data.digits import DigitsSource
 from dmt_ds.data.folder import FolderSource, read_file
 from dmt_ds.data.splits import Split, split_files, split_folder, split_name
 from dmt_ds.errors import DataError, StorageError
-from dmt_ds.storage import is_away
+from dmt_ds.storage import is_away, patiently
 
 if TYPE_CHECKING:
     import datasets
@@ -89,7 +89,7 @@ def open_table(section: DataConfig, split: Split) -> "TableSource":
         return TableSource(table, section, name, _digest(f"{name} {len(table)} {table.info.download_size}"))
     files = split_files(section, split)
     table = _load_files("parquet" if section.source == "parquet" else "webdataset", files)
-    sizes = "\n".join(f"{Path(file).name} {Path(file).stat().st_size}" for file in files)
+    sizes = "\n".join(f"{Path(file).name} {patiently(Path(file).stat).st_size}" for file in files)
     name = f"{section.path} {split_name(section, split)}"
     return TableSource(table, section, name, _digest(sizes))
 

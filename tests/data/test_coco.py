@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dmt_ds import storage
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.data.coco import CocoSource, check_judged, check_same_categories, open_coco
 from dmt_ds.data.coco_checks import runs_of
 from dmt_ds.data.coco_library import average_precision, encoded, mask_of
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, StorageError
+from tests.faults import places
 from tests.tiny_coco import Change, needs_pycocotools, rectangle, write_split
 
 JSON, IMAGES = "annotations/instances_{split}.json", "{split}"
@@ -23,6 +26,10 @@ JSON, IMAGES = "annotations/instances_{split}.json", "{split}"
 
 def opened(root: Path, change: Change | None = None, num_images: int = 3) -> CocoSource:
     write_split(root, "train", num_images, change)
+    return opened_again(root)
+
+
+def opened_again(root: Path) -> CocoSource:
     return open_coco(str(root), "train", JSON, IMAGES)
 
 
@@ -297,6 +304,32 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-5])
     with pytest.raises(DataError, match=r"instances_train\.json: is no COCO JSON"):
         open_coco(str(tmp_path), "train", JSON, IMAGES)
+
+
+def test_a_json_that_a_server_does_not_give_is_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0.01, 0.01))
+    source = opened(tmp_path)
+    places.without_answer(source.file)
+    for read in (source.truth, lambda: CocoSource(source.file, tmp_path / "train")):
+        with pytest.raises(StorageError, match=r"instances_train\.json: can't be read \(Input/output error\)"):
+            read()
+    source.file.unlink()
+    source.file.mkdir()
+    with pytest.raises(DataError, match=r"can't be read \(Is a directory\); detect\.annotations must name a file"):
+        opened_again(tmp_path)
+
+
+def test_a_json_that_can_be_read_again_within_seconds_is_the_same(tmp_path: Path) -> None:
+    source = opened(tmp_path)
+    kept = source.file.rename(tmp_path / "kept")
+    source.file.touch()
+    places.without_answer(source.file)
+    heals = threading.Timer(0.1, kept.replace, [source.file])
+    heals.start()
+    assert CocoSource(source.file, tmp_path / "train").fingerprint == source.fingerprint
+    heals.join()
 
 
 def test_a_split_that_is_not_there_is_told_by_the_setting(tmp_path: Path) -> None:

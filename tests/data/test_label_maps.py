@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from dmt_ds import storage
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.class_values import ClassValues, class_values
 from dmt_ds.data.label_maps import LabelMapSource, decode_annotation, open_label_maps, open_segmented
-from dmt_ds.errors import DataError
+from dmt_ds.errors import DataError, StorageError
+from tests.faults import places
 from tests.tiny_scenes import CLASSES, png, scene, write_ade
 
 ADE = SegmentConfig(ignored_values=(0,))
@@ -242,6 +244,18 @@ def test_a_list_of_classes_that_is_none_is_told(tmp_path: Path, text: str, messa
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(DataError, match=message):
         class_values(SegmentConfig(), str(tmp_path))
+
+
+def test_a_list_of_classes_that_a_server_does_not_give_is_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0.01, 0.01))
+    (tmp_path / "classes.json").touch()
+    places.without_answer(tmp_path / "classes.json")
+    with pytest.raises(StorageError, match=r"classes\.json: can't be read \(Input/output error\)"):
+        class_values(SegmentConfig(), str(tmp_path))
+    with pytest.raises(DataError, match=r"can't be read \(Is a directory\); segment\.classes must name a file"):
+        class_values(SegmentConfig(classes=str(tmp_path)), None)
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet"])
