@@ -95,7 +95,7 @@ def _boxes(stage: Any, features: dict[str, Tensor], proposals: list[Tensor], siz
 def _refined(stage: Any, corrections: Tensor, proposals: list[Tensor], sizes: Sizes) -> list[Tensor]:
     """The boxes of each image after their corrections, cut at its edges; without gradient."""
     with torch.no_grad():
-        boxes = stage.box_coder.decode(corrections[:, :4], proposals)[:, 0]  # [n, 4]
+        boxes = stage.box_coder.decode(corrections[:, :4], proposals).reshape(-1, 4)  # [n, 1, 4]; of none it is [0]
         of_images = boxes.split([len(of_image) for of_image in proposals])
         return [clip_boxes_to_image(own, size) for own, size in zip(of_images, sizes, strict=True)]
 

@@ -101,6 +101,18 @@ class Watched(torch.nn.Module):
         return self.pool(features, boxes, sizes)
 
 
+def test_of_no_proposal_nothing_is_found_as_by_torchvisions_heads() -> None:
+    features, _, sizes = inputs()
+    none, some = [torch.zeros(0, 4)] * 2, [torch.zeros(0, 4), torch.tensor([[4.0, 5.0, 30.0, 25.0]])]
+    with torch.no_grad():
+        expected, found = (made.eval()(features, none, sizes)[0] for made in (heads(), cascade()))
+        second = cascade().eval()(features, some, sizes)[0][1]
+    assert [{name: value.shape for name, value in of_image.items()} for of_image in found] == [
+        {name: value.shape for name, value in of_image.items()} for of_image in expected
+    ]
+    assert len(second["boxes"])
+
+
 def test_a_later_stage_asks_for_more_overlap() -> None:
     iou = [stage.proposal_matcher.high_threshold for stage in cascade().stages]
     assert iou == [0.5, 0.6, 0.7]
