@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dmt_ds.data.folder import IMAGE_SUFFIXES, listed, raised
+from dmt_ds.data.folder import IMAGE_SUFFIXES, listed, walked
 from dmt_ds.errors import DataError
 
 
@@ -30,16 +30,4 @@ def find_images(paths: Sequence[str]) -> list[str]:
 
 
 def _below(root: Path) -> list[str]:
-    """Image files in the order of their paths; a folder that is met again through a link is left out."""
-    files: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, onerror=raised, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        images = (name for name in sorted(names) if name.lower().endswith(IMAGE_SUFFIXES))
-        files += [os.path.join(folder, name) for name in images if not name.startswith(".")]
-    return files
+    return [os.path.join(folder, name) for folder, names in walked(root) for name in names]

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -139,19 +139,48 @@ def listed(look: Callable[[], T]) -> T:
 
 
 def files_below(root: Path, folder: str = "", suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-    """Image files below root/folder, at any depth, in order, relative to root; raises as `listed` does."""
+    """Image files below root/folder, as `walked` finds them, in order, relative to root; raises as `listed` does."""
 
     def look() -> list[str]:
         files = []
-        for place, _, names in sorted(os.walk(root / folder, onerror=raised, followlinks=True)):
+        for place, names in sorted(walked(root / folder, suffixes, known=(root,) if folder else ())):
             relative = os.path.relpath(place, root)
-            files += [os.path.join(relative, name) for name in sorted(names) if name.lower().endswith(suffixes)]
+            files += [os.path.join(relative, name) for name in names]
         return files
 
     return listed(look)
 
 
-def raised(error: OSError) -> NoReturn:
+def walked(
+    root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, known: Sequence[Path] = ()
+) -> Iterator[tuple[str, list[str]]]:
+    """Folders from root on, at any depth, and the names of what ends so in each; both in order.
+
+    What is hidden is left out, as what macOS puts beside a picture is, and so is a folder that is met again: through
+    a link that turns back there would be forty of each picture.
+
+    Args:
+        known: folders that count as met.
+
+    Raises:
+        OSError: a folder can't be listed.
+    """
+    seen = {_identity(folder) for folder in known}
+    for folder, subfolders, names in os.walk(root, onerror=_raised, followlinks=True):
+        if (identity := _identity(folder)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(identity)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield folder, sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _raised(error: OSError) -> NoReturn:
     """For `os.walk`, which else leaves out what it can't list."""
     raise error
 

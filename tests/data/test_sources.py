@@ -87,6 +87,29 @@ def test_a_folder_is_read_in_torchvisions_order(image_folder: Path) -> None:
     assert torch.equal(mine.read(5), torch.from_numpy(np.array(theirs[5][0])).permute(2, 0, 1))
 
 
+@pytest.mark.parametrize("back", [".", ".."])
+def test_a_link_that_turns_back_makes_a_picture_no_second_one(image_folder: Path, back: str) -> None:
+    section = DataConfig(source="folder", path=str(image_folder))
+    whole = open_source(section, "train")
+    digit = image_folder / "train" / "digit_3"
+    (digit / "back").symlink_to(back)
+    assert open_source(section, "train").fingerprint == whole.fingerprint
+    shutil.copytree(image_folder / "val" / "digit_3", image_folder / "elsewhere")
+    (digit / "on").symlink_to(image_folder / "elsewhere")
+    assert len(open_source(section, "train")) == 60 + len(list((image_folder / "elsewhere").iterdir())) > 60
+
+
+def test_hidden_files_are_no_pictures(image_folder: Path) -> None:
+    section = DataConfig(source="folder", path=str(image_folder))
+    whole = open_source(section, "train")
+    digit = image_folder / "train" / "digit_3"
+    picture = min(digit.glob("*.png"))
+    (digit / f"._{picture.name}").write_bytes(b"of macOS")
+    (digit / ".ipynb_checkpoints").mkdir()
+    shutil.copy(picture, digit / ".ipynb_checkpoints")
+    assert open_source(section, "train").fingerprint == whole.fingerprint
+
+
 def test_val_is_found_where_the_recipe_says_validation(image_folder: Path) -> None:
     assert len(open_source(DataConfig(source="folder", path=str(image_folder)), "val")) == 40
 
