@@ -15,7 +15,7 @@ from dmt_ds.config.schema import DataConfig, Interpolation, StudentConfig
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.joint_crop import resized
 from dmt_ds.downstream.segmenter import Segmenter, View
-from dmt_ds.errors import WeightsError, first_line
+from dmt_ds.errors import ConfigError, WeightsError, first_line
 from dmt_ds.models.backbone_folder import WEIGHTS_FILE, write_folder
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.weights import tensors_of
@@ -92,10 +92,12 @@ def load_segmenter(folder: Path) -> SavedSegmenter:
         image_size, mean, std = told["image_size"], tuple(told["mean"]), tuple(told["std"])
         names = tuple(told["segment"]["classes"])
         view = View.from_sections(section, image_size, mean, std)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        interpolation: Interpolation = told["interpolation"]
+        with torch.random.fork_rng(devices=()):
+            model = Segmenter(build_vit(student, image_size, any_size=True), len(names), section)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError, ConfigError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise WeightsError(f"{file}: no description of a segmenter ({reason}); copy the folder anew") from None
-    model = Segmenter(build_vit(student, image_size, any_size=True), len(names), section)
     state = tensors_of(folder / WEIGHTS_FILE)
     own = {key: list(value.shape) for key, value in model.state_dict().items()}
     theirs = {key: list(value.shape) for key, value in state.items()}
@@ -106,4 +108,4 @@ def load_segmenter(folder: Path) -> SavedSegmenter:
             f"{own.get(wrong, 'there is none')}: copy the folder anew"
         )
     model.load_state_dict(state, strict=True)
-    return SavedSegmenter(model.eval(), names, view, section.short_side, told["interpolation"])
+    return SavedSegmenter(model.eval(), names, view, section.short_side, interpolation)

@@ -1,5 +1,6 @@
 """UPerNet on a ViT: which blocks, which gradients, what windows see; a few steps learn drawn scenes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,29 @@ def test_a_damaged_folder_is_told(ade: Path, tmp_path: Path) -> None:
     (folder / SEGMENTER_FILE).write_text("{}")
     with pytest.raises(WeightsError, match=r"segmenter.json: no description of a segmenter \(KeyError"):
         load_segmenter(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        (None, "interpolation", None),
+        (None, "mean", None),
+        ("student", "num_heads", 5),
+        ("segment", "blocks", [0, 1, 2, 9]),
+    ],
+)
+def test_a_description_that_nothing_can_be_built_from_is_told_by_its_file(
+    ade: Path, tmp_path: Path, section: str | None, key: str, value: object
+) -> None:
+    folder, data = tmp_path / "segmenter", segmented.data_of(ade)
+    save_segmenter(folder, {}, segmented.STUDENT, segmented.SECTION, data, segmented.PLAIN, CLASSES, {})
+    told = json.loads((folder / SEGMENTER_FILE).read_text())
+    place = told[section] if section else told
+    place[key] = value
+    if value is None:
+        del place[key]
+    (folder / SEGMENTER_FILE).write_text(json.dumps(told))
+    before = torch.get_rng_state()
+    with pytest.raises(WeightsError, match=r"segmenter.json: no description of a segmenter \(.*copy the folder anew"):
+        load_segmenter(folder)
+    assert torch.equal(torch.get_rng_state(), before)

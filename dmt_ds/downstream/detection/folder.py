@@ -12,7 +12,7 @@ from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.schema import DataConfig, Interpolation, StudentConfig
 from dmt_ds.config.section import Triple
 from dmt_ds.data.coco import Category
-from dmt_ds.errors import WeightsError
+from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import WEIGHTS_FILE, write_folder
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.weights import tensors_of
@@ -89,7 +89,7 @@ def load_detector(folder: Path) -> SavedDetector:
             detector = Detector(build_vit(student, described["image_size"], any_size=True), section, len(categories))
         detector.load_state_dict(tensors_of(folder / WEIGHTS_FILE), strict=True)
         told = described["interpolation"], tuple(described["mean"]), tuple(described["std"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = " ".join(str(error).split())[:160]
         raise WeightsError(f"{folder}: holds no detector of this version ({reason}); copy the folder anew") from error
     return SavedDetector(detector.eval(), section, categories, *told)

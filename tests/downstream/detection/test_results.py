@@ -1,5 +1,6 @@
 """What is found becomes COCO's results in the image's own pixels, and labels come back from them perfect."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,13 @@ def test_a_detector_comes_back_from_its_folder_as_it_was(tmp_path: Path) -> None
     with torch.no_grad():
         expected, again = (model(tiny.images(), tiny.SEEDS, tiny.SIZES) for model in (detector, saved.detector))
     assert all(torch.equal(expected[0][name], again[0][name]) for name in expected[0])
+    described = json.loads((tmp_path / "detector/detector.json").read_text())
+    described["student"]["num_heads"] = 5
+    (tmp_path / "detector/detector.json").write_text(json.dumps(described))
+    with pytest.raises(WeightsError, match=r"holds no detector of this version \(student\.embed_dim 24 is"):
+        load_detector(tmp_path / "detector")
+    described["student"]["num_heads"] = 3
+    (tmp_path / "detector/detector.json").write_text(json.dumps(described))
     write_safetensors(tmp_path / "detector/model.safetensors", {"weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match="holds no detector of this version"):
         load_detector(tmp_path / "detector")
