@@ -74,9 +74,10 @@ class LabelMapSource:
         raw = decode_annotation(self._annotations.file(index), name)
         height, width = image.shape[-2:]
         if raw.shape != (height, width):
+            turned = ", perhaps turned upright by its EXIF data" if raw.shape == (width, height) else ""
             raise DataError(
-                f"{name}: is {raw.shape[1]} x {raw.shape[0]} pixels, its image {self.name(index)} {width} x {height}: "
-                "make the annotation anew from that image, or leave both out"
+                f"{name}: is {raw.shape[1]} x {raw.shape[0]} pixels, its image {self.name(index)} {width} x "
+                f"{height}{turned}: make the annotation anew from that image, or leave both out"
             )
         return image, self.values.classes_of(raw, name)
 

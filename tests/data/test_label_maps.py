@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dmt_ds import storage
 from dmt_ds.config.load import load_config
@@ -108,6 +109,15 @@ def test_an_annotation_of_another_size_names_both_files(ade: Path) -> None:
     annotation(ade, 1).write_bytes(png(scene(1)[1][:, :50]))
     source = open_label_maps(folder_data(ade), ADE, "train")
     with pytest.raises(DataError, match=r"train_00000001.png: is 50 x 40 pixels, its image .*1.jpg 56 x 40:"):
+        source.read_pair(1)
+
+
+def test_an_annotation_of_an_image_that_exif_turns_is_told_so(ade: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (56, 40)).save(ade / "images/training/ADE_train_00000001.jpg", exif=exif)
+    source = open_label_maps(folder_data(ade), ADE, "train")
+    with pytest.raises(DataError, match=r"1.png: is 56 x 40 .*1.jpg 40 x 56, perhaps turned upright by its EXIF data:"):
         source.read_pair(1)
 
 
