@@ -114,6 +114,6 @@ def resized(
     if pixels.ndim == 2:  # the centres of pixels agree with those of the image's resampling
         nearest: Tensor = functional.interpolate(pixels[None, None], (height, width), mode="nearest-exact")[0, 0]
         return nearest
-    image = torch.empty(3, height, width, dtype=torch.uint8).contiguous()
+    image = torch.empty(3, height, width, dtype=torch.uint8)
     resize_into(image, pixels, interpolation)
     return image

@@ -50,7 +50,8 @@ class TrainMapMaker(BatchMaker):
         seeds = sample_rng.image_seeds(self._run_seed, epochs, rows)  # [B]
         numbers: list[list[float]] = sample_rng.uniform(seeds, "joint_crop", NUMBERS).tolist()
         size = self._crop.size
-        images, maps = empty_images(len(rows), size), in_shared_memory(torch.empty(len(rows), size, size).byte())
+        images = empty_images(len(rows), size)
+        maps = in_shared_memory(torch.empty(len(rows), size, size, dtype=torch.uint8))
         met: dict[int, str] = {}
         sizes = []
         for place, row in enumerate(job[1]):
