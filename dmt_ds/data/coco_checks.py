@@ -50,10 +50,10 @@ def check_image(path: Path, entry: Mapping[str, Any]) -> None:
         DataError: it is not.
     """
     where, name = f"{path}: image {entry['id']}", entry["file_name"]
-    if not isinstance(name, str) or os.path.isabs(name) or ".." in Path(name).parts:
-        raise DataError(f"{where} has the file_name {name!r}, which is not below the folder of images")
+    if not _is_path(name) or os.path.isabs(name) or ".." in Path(name).parts:
+        raise DataError(f"{where} has the file_name {name!r}, which is no path below the folder of images")
     size = [entry["height"], entry["width"]]
-    if not all(isinstance(side, int) and 0 < side <= _FARTHEST for side in size):
+    if not all(type(side) is int and 0 < side <= _FARTHEST for side in size):  # nor true, which is an int too
         raise DataError(f"{where} has the height and width {size}; both must be whole numbers of pixels")
 
 
@@ -154,8 +154,16 @@ def _check_rle(where: str, counts: Any, told: Any, size: list[int]) -> None:
         raise DataError(f"{where}: the counts of its RLE add up to {sum(runs)}, not to {size} pixels")
 
 
+def _is_path(name: Any) -> bool:
+    """Not so a text that no file can be called: JSON may hold halves of characters, which have no bytes."""
+    try:
+        return isinstance(name, str) and bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
+
+
 def _is_id(number: Any) -> bool:
-    return isinstance(number, int) and -(2**63) <= number < 2**63
+    return type(number) is int and -(2**63) <= number < 2**63
 
 
 def _is_polygon(polygon: Any) -> bool:

@@ -214,6 +214,18 @@ def file_elsewhere(content: dict[str, Any]) -> None:
     content["images"][1]["file_name"] = "../annotations/instances_train.json"
 
 
+def name_of_half_a_character(content: dict[str, Any]) -> None:
+    content["images"][1]["file_name"] = "\ud800.png"
+
+
+def size_of_truth(content: dict[str, Any]) -> None:
+    content["images"][1]["height"] = True
+
+
+def id_of_truth(content: dict[str, Any]) -> None:
+    content["images"][1]["id"] = True
+
+
 def size_of_nothing(content: dict[str, Any]) -> None:
     content["images"][1]["height"] = 0
 
@@ -276,7 +288,10 @@ def no_categories(content: dict[str, Any]) -> None:
         (same_category_twice, "category id 7 stands there 2 times"),
         (file_is_gone, "1 of 3 images are not in"),
         (id_of_text, "image id 'eleven' is no whole number"),
-        (file_elsewhere, "image 11 has the file_name '../annotations/instances_train.json', which is not below"),
+        (file_elsewhere, "image 11 has the file_name '../annotations/instances_train.json', which is no path below"),
+        (name_of_half_a_character, r"image 11 has the file_name '\ud800.png', which is no path below"),
+        (size_of_truth, "image 11 has the height and width [True, 56]"),
+        (id_of_truth, "image id True is no whole number"),
         (size_of_nothing, "image 11 has the height and width [0, 56]"),
         (area_of_text, "annotation 1 has the area '12'"),
         (crowd_of_text, "annotation 1 has the iscrowd '0'"),
