@@ -2,6 +2,7 @@
 
 import pytest
 
+from dmt_ds.config.load import load_config
 from dmt_ds.engine.trainer import TrainPlan
 
 
@@ -21,6 +22,13 @@ def test_an_evaluation_follows_the_first_update_that_completes_its_share_of_the_
                 due += epochs * images_in_data
     assert evaluations(images_in_data, epochs, batch, total_steps) == expected
     assert len(expected) > 1
+
+
+@pytest.mark.parametrize("student", ["tiny", "small", "base"])
+def test_ade20ks_recipes_evaluate_every_16000_steps_and_not_just_before_the_end(student: str) -> None:
+    train = load_config(f"segment_ade20k_vit_{student}").train
+    steps = evaluations(20_210, train.eval_every_epochs, train.global_batch_size, 160_000)
+    assert train.steps == 160_000 and steps == [16_000 * number + 1 for number in range(1, 10)]
 
 
 def test_zero_evaluates_at_the_end_only_and_a_batch_above_an_epoch_at_every_step() -> None:
