@@ -10,7 +10,8 @@ from dmt_ds.config.schema import DataConfig, Interpolation
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.views import resize_into
 
-TRIES = 10
+TRIES = 11
+"""The first crop, and ten that are drawn anew, as MMSegmentation's RandomCrop."""
 NUMBERS = 2 + 2 * TRIES
 """Of [0, 1) that a crop takes: the scale, the flip, and top and left of each try."""
 _LONGEST = 4  # times the short side, as the usual limit of 2048 for 512

@@ -81,6 +81,17 @@ def test_a_crop_of_one_class_alone_is_drawn_anew() -> None:
     assert set(cut(crop, pair, hopeless)[1].unique().tolist()) == {0}
 
 
+def test_a_crop_is_drawn_anew_ten_times_and_what_then_comes_is_taken() -> None:
+    crop = replace(CROP, max_class_share=0.75, flip=0.0, scale=(1.0, 1.0))
+    labels = torch.zeros(CROP.size, 2 * CROP.size, dtype=torch.uint8)
+    labels[:, CROP.size :: 2] = 1
+    pair = torch.zeros(3, *labels.shape, dtype=torch.uint8), labels
+    left = [0.0, 0.0]
+    assert NUMBERS == 2 + 11 * 2
+    numbers = [0.0, 0.9, *(left * 10), 0.0, 0.999]
+    assert set(cut(crop, pair, numbers)[1].unique().tolist()) == {0, 1}
+
+
 def test_a_crop_without_any_class_is_drawn_anew() -> None:
     labels = (torch.arange(2 * SIZE) % 2).byte().expand(SIZE, 2 * SIZE).clone()  # two classes, a column each in turn
     labels[:, :SIZE] = 255
