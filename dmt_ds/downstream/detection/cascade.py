@@ -1,12 +1,15 @@
-"""Boxes refined stage by stage (Cascade R-CNN; Cai and Vasconcelos, 2018), from torchvision's heads; knows no ViT."""
+"""Boxes by one stage, or refined by several (Cascade R-CNN; Cai and Vasconcelos, 2018), of torchvision's heads."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
+
+from dmt_ds.downstream.detection.box_masks import cut_out
 
 Targets = list[dict[str, Tensor]]
 Sizes = list[tuple[int, int]]
@@ -25,10 +28,11 @@ _SMALLEST_SIDE = 1e-2
 class CascadeHeads(nn.Module):
     """Stages that each take the boxes of the one before; masks are those of the first stage's heads.
 
-    Each stage draws its samples anew, the annotated boxes among them. With one stage it is torchvision's `RoIHeads`.
+    Each stage draws its samples anew, the annotated boxes among them. With one stage it is torchvision's `RoIHeads`,
+    with masks' targets in their place (`box_masks`).
 
     Args:
-        stages: with one correction of a box for all classes; the first may have a mask head.
+        stages: several have one correction of a box for all classes each; the first may have a mask head.
         loss_weights: of their box losses.
     """
 
@@ -109,14 +113,20 @@ def _mask_loss(
     sizes: Sizes,
     targets: Targets,
 ) -> Tensor:
-    """Of the proposals that are of some object, as in `RoIHeads`."""
+    """Of the proposals that are of some object, each at the place of its class."""
     positive = [torch.where(of_image > 0)[0] for of_image in labels]
     boxes = [of_image[rows] for of_image, rows in zip(proposals, positive, strict=True)]
     objects = [of_image[rows] for of_image, rows in zip(matched, positive, strict=True)]
     logits = _mask_logits(stage, features, boxes, sizes)
-    masks, classes = [target["masks"] for target in targets], [target["labels"] for target in targets]
-    loss: Tensor = maskrcnn_loss(logits, boxes, masks, classes, objects)
-    return loss
+    wanted = [
+        cut_out(target["masks"], *of_image, logits.shape[-1])
+        for target, of_image in zip(targets, zip(boxes, objects, strict=True), strict=True)
+    ]
+    classes = torch.cat([target["labels"][rows] for target, rows in zip(targets, objects, strict=True)])
+    if not len(classes):
+        return logits.sum() * 0  # so that all weights have a gradient
+    own = logits[torch.arange(len(classes), device=logits.device), classes]
+    return F.binary_cross_entropy_with_logits(own, torch.cat(wanted))
 
 
 def _mask_logits(stage: Any, features: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes) -> Tensor:

@@ -38,7 +38,7 @@ class Detector(nn.Module):
         self.pyramid = FeaturePyramid(shape.embed_dim, section.neck_width)
         self.rpn = build_rpn(section)
         stages = _build_stages(section, num_categories + 1, shape.patch_size // 4)
-        self.roi_heads = CascadeHeads(stages, LOSS_WEIGHTS) if section.heads == "cascade" else stages[0]
+        self.roi_heads = CascadeHeads(stages, LOSS_WEIGHTS[: len(stages)])
         self._samplers: list[SeededSampler] = [part.fg_bg_sampler for part in (self.rpn, *stages)]
         self.size_multiple = size_multiple(shape.patch_size)
 

@@ -25,6 +25,9 @@ DETECTOR_FOLDER = "detector"
 DETECTOR_FILE = "detector.json"
 """Says how the model is built, how images are prepared for it, and what its categories are called."""
 
+_ROI_ALIGN = "aligned"
+"""How weights were taught to see boxes; where it does not stand, it was half a cell off, and masks half a pixel."""
+
 
 class SavedDetector(NamedTuple):
     """What such a folder holds."""
@@ -65,6 +68,7 @@ def save_detector(
         "detect": section.model_dump(mode="json"),
         "image_size": data.image_size,
         "interpolation": data.interpolation,
+        "roi_align": _ROI_ALIGN,
         "mean": list(mean),
         "std": list(std),
         "categories": [category._asdict() for category in categories],
@@ -77,13 +81,18 @@ def load_detector(folder: Path) -> SavedDetector:
     """The detector of a folder, strictly.
 
     Raises:
-        WeightsError: a file of it is missing or damaged, or of another version.
+        WeightsError: a file of it is missing or damaged, or of another version; or it was trained unaligned.
     """
     from dmt_ds.downstream.detection.detector import Detector
 
     try:
         described = json.loads((folder / DETECTOR_FILE).read_text())
         student, section = StudentConfig(**described["student"]), DetectConfig(**described["detect"])
+        if described.get("roi_align") != _ROI_ALIGN:
+            raise WeightsError(
+                f"{folder}: its detector was trained with ROIAlign half a cell off, as early versions had it, and "
+                "would find less by this one's: train it anew, or ask it with the version that wrote it"
+            )
         categories = tuple(Category(entry["id"], entry["name"]) for entry in described["categories"])
         with torch.random.fork_rng(devices=()):
             detector = Detector(build_vit(student, described["image_size"], any_size=True), section, len(categories))

@@ -15,7 +15,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import roi_align
+from torchvision.ops.poolers import LevelMapper
 
 from dmt_ds.config.detection import DetectConfig
 from dmt_ds.downstream.detection.pyramid import FINE_TO_COARSE
@@ -48,22 +49,28 @@ def _as_type(value: Any, kind: torch.dtype) -> Any:
     return type(value)(_as_type(part, kind) for part in value)
 
 
-class PyramidPool(MultiScaleRoIAlign):  # type: ignore[misc]
-    """Pools boxes from the level of their size; strides are those of the padded images, which the maps are of.
+class PyramidPool(nn.Module):
+    """Pools boxes from the level of their size, as torchvision's `MultiScaleRoIAlign`, which is half a cell off.
 
     Args:
         side: of what is pooled.
-        finest_stride: of the pyramid, in pixels.
+        finest_stride: of the pyramid, in pixels; a power of two.
     """
 
     def __init__(self, side: int, finest_stride: int) -> None:
-        super().__init__(list(FINE_TO_COARSE), side, sampling_ratio=0)
-        self.finest_stride = finest_stride
+        super().__init__()
+        self.side, self.finest_stride = side, finest_stride
+        finest = finest_stride.bit_length() - 1
+        self._levels_of = LevelMapper(finest, finest + len(FINE_TO_COARSE) - 1)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Maps and boxes [n, 4] of each image -> [all boxes, width, side, side]."""
-        height, width = (side * self.finest_stride for side in x[FINE_TO_COARSE[0]].shape[-2:])
-        pooled: Tensor = super().forward(x, boxes, [(height, width)] * len(image_shapes))
+        """Maps and boxes [n, 4] of each image -> [all boxes, width, side, side]; sizes are not asked for."""
+        images = torch.cat([of_image.new_full((len(of_image), 1), number) for number, of_image in enumerate(boxes)])
+        places, levels = torch.cat([images, torch.cat(boxes)], dim=1), self._levels_of(boxes)
+        pooled = x[FINE_TO_COARSE[0]].new_zeros(len(places), x[FINE_TO_COARSE[0]].shape[1], self.side, self.side)
+        for level, name in enumerate(FINE_TO_COARSE):
+            (rows,) = torch.where(levels == level)
+            pooled[rows] = roi_align(x[name], places[rows], self.side, 1 / (self.finest_stride << level), aligned=True)
         return pooled
 
 

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from dmt_ds.data.coco_library import Result, average_precision, encoded
+from dmt_ds.downstream.detection.box_masks import put_back
 from dmt_ds.engine import dist
 
 _DIGITS_OF_PIXELS, _DIGITS_OF_SCORES = 2, 5
-_MASKS_AT_ONCE = 2**26  # bytes of pasted masks, of a large picture with many objects
+_MASKS_AT_ONCE = 2**26  # bytes of masks in an image, of a large picture with many objects
 
 
 def results_of(
@@ -50,13 +51,12 @@ def results_of(
 
 def masks_of(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """RLEs, of the whole image, of what is likelier in a mask than not: [n, 1, 28, 28] and boxes [n, 4] -> n."""
-    from torchvision.models.detection.roi_heads import paste_masks_in_image
-
-    at_once = max(1, _MASKS_AT_ONCE // (4 * size[0] * size[1]))
+    numbers = size[0] * size[1] + 3 * masks.shape[-1] * (size[0] + size[1])  # of a mask, and of what it is made by
+    at_once = max(1, _MASKS_AT_ONCE // (4 * numbers))
     outlines = []
     for start in range(0, len(masks), at_once):
         some = slice(start, start + at_once)
-        outlines += encoded(paste_masks_in_image(masks[some].float(), boxes[some], size)[:, 0] > 0.5)
+        outlines += encoded(put_back(masks[some, 0].float(), boxes[some], size) >= 0.5)
     return outlines
 
 

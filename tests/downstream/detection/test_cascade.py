@@ -1,8 +1,11 @@
 """A cascade of one stage is torchvision's heads; of three, each refines the boxes of the one before."""
 
+import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection import roi_heads
 
+from dmt_ds.downstream.detection.box_masks import cut_out
 from dmt_ds.downstream.detection.cascade import LOSS_WEIGHTS, STAGES, CascadeHeads
 from dmt_ds.downstream.detection.heads import build_box_heads
 from tests.downstream.detection import tiny
@@ -10,9 +13,11 @@ from tests.downstream.detection import tiny
 MAPS = {"0": 64, "1": 32, "2": 16, "3": 8}
 
 
-def heads(iou: float = 0.5, weights: tuple[float, float, float, float] = STAGES[0][1], number: int = 0):
+def heads(
+    iou: float = 0.5, weights: tuple[float, float, float, float] = STAGES[0][1], number: int = 0, shared: bool = True
+):
     stage = build_box_heads(
-        tiny.section(), 3, 1, iou=iou, coder_weights=weights, shared_boxes=True, masks=number == 0, stage=number
+        tiny.section(), 3, 1, iou=iou, coder_weights=weights, shared_boxes=shared, masks=number == 0, stage=number
     )
     stage.fg_bg_sampler.seeds = tiny.SEEDS
     return stage
@@ -37,9 +42,11 @@ def inputs() -> tuple[dict[str, Tensor], list[Tensor], list[tuple[int, int]]]:
     )
 
 
-def test_one_stage_gives_torchvisions_losses_and_detections() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_stage_gives_torchvisions_losses_and_detections(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi_heads, "project_masks_on_boxes", cut_out)  # else half a pixel off
     torch.manual_seed(0)
-    plain = heads()
+    plain = heads(shared=shared)
     one = CascadeHeads([plain], [1.0])
     theirs, ours = plain(*inputs(), tiny.targets())[1], one(*inputs(), tiny.targets())[1]
     assert theirs.keys() == ours.keys() == {"loss_classifier", "loss_box_reg", "loss_mask"}

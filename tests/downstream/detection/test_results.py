@@ -9,6 +9,7 @@ import torch
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.coco import Category, open_coco
 from dmt_ds.data.coco_library import mask_of
+from dmt_ds.downstream.detection import results
 from dmt_ds.downstream.detection.folder import load_detector, save_detector
 from dmt_ds.downstream.detection.results import results_of, scores_over_ranks
 from dmt_ds.errors import WeightsError
@@ -38,7 +39,17 @@ def test_boxes_and_masks_are_in_pixels_of_the_file_and_ids_are_the_jsons() -> No
     assert first["bbox"] == [10, 20, 20, 20] and second["category_id"] == 3
     mask = mask_of(first["segmentation"], 100, 50)
     assert mask.shape == (100, 50)
-    assert mask[20:40, 10:30].float().mean() > 0.95 and mask.sum() < 1.15 * 400
+    assert mask[20:40, 10:30].all() and mask.sum() == 400
+
+
+def test_masks_are_the_same_however_many_of_them_are_put_into_the_image_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects = found([20, 40, 60, 80], [0, 0, 10.5, 10], [3.2, 30, 90, 200])
+    objects["masks"] = torch.rand(3, 1, 28, 28)
+    together = results_of(objects, (200, 100), (100, 50), 42, [3])
+    monkeypatch.setattr(results, "_MASKS_AT_ONCE", 1)
+    assert results_of(objects, (200, 100), (100, 50), 42, [3]) == together
 
 
 def test_nothing_found_is_no_result() -> None:
@@ -48,7 +59,7 @@ def test_nothing_found_is_no_result() -> None:
 def test_labels_that_are_found_as_they_are_have_an_average_precision_of_one(tmp_path: Path) -> None:
     write_split(tmp_path, "train", 7)
     source = open_coco(str(tmp_path), "train", "annotations/instances_{split}.json", "{split}")
-    results = []
+    found_in_all = []
     for row in range(len(source)):
         objects = source.objects(row)
         height, width = source.size(row)
@@ -56,10 +67,10 @@ def test_labels_that_are_found_as_they_are_have_an_average_precision_of_one(tmp_
         labels = [thing.label + 1 for thing in objects]
         looked_at = (2 * height, 2 * width)
         ids = [category.id for category in source.categories]
-        results += results_of(found(*boxes, labels=labels), looked_at, (height, width), int(source.ids[row]), ids)
-    scores = scores_over_ranks(results, source.truth, masks=True)
+        found_in_all += results_of(found(*boxes, labels=labels), looked_at, (height, width), int(source.ids[row]), ids)
+    scores = scores_over_ranks(found_in_all, source.truth, masks=True)
     assert scores["box_ap"] == pytest.approx(1) and scores["mask_ap50"] == pytest.approx(1)
-    assert scores_over_ranks(results[:7], source.truth, masks=False)["box_ap"] < 0.7
+    assert scores_over_ranks(found_in_all[:7], source.truth, masks=False)["box_ap"] < 0.7
 
 
 def test_a_detector_comes_back_from_its_folder_as_it_was(tmp_path: Path) -> None:
@@ -88,6 +99,12 @@ def test_a_detector_comes_back_from_its_folder_as_it_was(tmp_path: Path) -> None
     with pytest.raises(WeightsError, match=r"holds no detector of this version \(student\.embed_dim 24 is"):
         load_detector(tmp_path / "detector")
     described["student"]["num_heads"] = 3
+    (tmp_path / "detector/detector.json").write_text(json.dumps(described))
+    (tmp_path / "detector/detector.json").write_text(json.dumps(described | {"roi_align": None}))
+    with pytest.raises(
+        WeightsError, match=r"detector: its detector was trained with ROIAlign half a cell off, .* anew"
+    ):
+        load_detector(tmp_path / "detector")
     (tmp_path / "detector/detector.json").write_text(json.dumps(described))
     write_safetensors(tmp_path / "detector/model.safetensors", {"weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match="holds no detector of this version"):
