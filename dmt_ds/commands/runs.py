@@ -104,19 +104,22 @@ def _ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
 
 
 def check_batch_norm(config: RunConfig, batch: BatchPlan, *, over_ranks: bool) -> None:
-    """Whether MoCo v3's batch norm has something to take a mean of.
+    """Whether batch norm in the heads of MoCo v3, or of segmentation, has something to take a mean of.
 
     Args:
-        over_ranks: it takes that of all ranks, as it does on CUDA.
+        over_ranks: MoCo v3's takes that of all ranks, as it does on CUDA; segmentation's always does.
 
     Raises:
         ConfigError: it would see one image alone.
     """
-    if config.task == "moco_v3" and batch.micro_batch_size * (batch.world_size if over_ranks else 1) < 2:
-        more = "take more, or more ranks" if over_ranks else "take more"
+    if config.task not in ("moco_v3", "segment"):
+        return
+    shared = over_ranks or config.task == "segment"
+    if batch.micro_batch_size * (batch.world_size if shared else 1) < 2:
+        more = "take more, or more ranks" if shared else "take more"
         raise ConfigError(
-            f"train.micro_batch_size {batch.micro_batch_size}: batch norm in the heads of moco_v3 needs two images at "
-            f"least: {more}"
+            f"train.micro_batch_size {batch.micro_batch_size}: batch norm in the heads of {config.task} needs two "
+            f"images at least: {more}"
         )
 
 

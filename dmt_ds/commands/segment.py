@@ -24,7 +24,6 @@ from dmt_ds.downstream.segmentation import SegmentationTask
 from dmt_ds.downstream.segmenter_folder import save_segmenter
 from dmt_ds.engine import dist
 from dmt_ds.engine.masters import state_of
-from dmt_ds.errors import ConfigError
 from dmt_ds.models.teachers import SEGMENTER_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -66,12 +65,8 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         """UPerNet on the encoder.
 
         Raises:
-            ConfigError: batch norm would see one image alone, or a block is asked for that is not there.
+            ConfigError: a block is asked for that is not there.
         """
-        if config.train.micro_batch_size * dist.world_size() < 2:
-            raise ConfigError(
-                "train.micro_batch_size 1: batch norm in the heads needs two images at least: take more, or more ranks"
-            )
         return SegmentationTask(config.student, config.segment, config.data.image_size, config.augment, class_names)
 
     def train_maker(self, config: RunConfig, images: SegmentedImages) -> BatchMaker:

@@ -103,6 +103,14 @@ def test_what_the_values_of_annotations_stand_for_is_told_and_doubted(tmp_path: 
     assert doubt.startswith("value 0 is called 'sky', but ignored:")
 
 
+def test_segmentation_with_one_image_a_rank_is_refused_on_one_rank_alone(tmp_path: Path) -> None:
+    data = ("data.train_split=training", "data.val_split=validation", "segment.channels=8")
+    config = small_run(tmp_path, write_ade(tmp_path / "ade"), "task=segment", *data, "train.micro_batch_size=1")
+    assert failed(run(config, ranks=4)) == {}
+    refused = failed(run(config, ranks=1))
+    assert list(refused) == ["batch"] and "batch norm in the heads of segment" in refused["batch"]
+
+
 def failed(findings: list[Finding]) -> dict[str, str]:
     return {finding.what: finding.message for finding in findings if finding.status == "fail"}
 
@@ -175,9 +183,18 @@ def test_moco_v3_with_accumulation_is_told_its_number_of_keys(tmp_path: Path, im
     assert "keys" not in said(teacher_making(tmp_path, images, "train.global_batch_size=16"), "batch")
 
 
-@pytest.mark.parametrize(("ranks", "over_ranks", "is_refused"), [(1, True, True), (4, True, False), (4, False, True)])
-def test_moco_v3_with_one_image_for_its_batch_norm_is_refused(ranks: int, over_ranks: bool, is_refused: bool) -> None:
-    config, plan = load_config(None, ["task=moco_v3", "train.micro_batch_size=1"]), plan_batch(4, 1, ranks)
+@pytest.mark.parametrize(
+    ("task", "ranks", "over_ranks", "is_refused"),
+    [
+        ("moco_v3", 1, True, True),
+        ("moco_v3", 4, True, False),
+        ("moco_v3", 4, False, True),
+        ("segment", 1, True, True),
+        ("segment", 4, False, False),  # its heads share on CPU ranks too
+    ],
+)
+def test_one_image_for_a_batch_norm_is_refused(task: str, ranks: int, over_ranks: bool, is_refused: bool) -> None:
+    config, plan = load_config(None, [f"task={task}", "train.micro_batch_size=1"]), plan_batch(4, 1, ranks)
     with pytest.raises(ConfigError, match=r"train.micro_batch_size 1: batch norm") if is_refused else nullcontext():
         check_batch_norm(config, plan, over_ranks=over_ranks)
     check_batch_norm(load_config("mae"), plan, over_ranks=over_ranks)
