@@ -23,7 +23,7 @@ from dmt_ds.commands.suite_state import (
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import Role, SuiteRun
 from dmt_ds.engine.stopping import StopRequest
-from dmt_ds.errors import ConfigError
+from dmt_ds.errors import ConfigError, DmtError
 
 SECONDS_BETWEEN_LOOKS = 0.1
 LOG = "output.log"
@@ -117,7 +117,7 @@ class LocalSuite:
             check_teachers(self._plan, run)
             if difference := changed(run):
                 raise ConfigError(difference)
-        except ConfigError as error:
+        except DmtError as error:
             self._end(run, f"{run.label}: {error}", failure=str(error))
             return
         phase = next_phase(run)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dmt_ds.commands.evaluate import EVALUATION_FILE
+from dmt_ds.commands.suite_record import other_inputs
 from dmt_ds.config.load import config_from_yaml, flatten
-from dmt_ds.config.resume import MAY_CHANGE, differences
+from dmt_ds.config.resume import COMPARED_BY_RECORD, SEEDS_MAY_DIFFER, differences
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.suite import TuneSpec
 from dmt_ds.config.suite_follow_ups import FollowUp, follow_ups_of
@@ -23,6 +24,8 @@ FAILURE_FILE = "failure.txt"
 """In a run's folder: why its last attempt failed; gone when the next one starts."""
 SCORE = "eval/knn_top1"
 """What lines for people show of a run."""
+_OF_FROZEN_ENCODERS = ("knn", "linear")
+"""Sections that what is done with an encoder does not look at."""
 
 
 def is_trained(run: SuiteRun) -> bool:
@@ -93,6 +96,7 @@ def changed(run: SuiteRun) -> str | None:
 
     Raises:
         ConfigError: a config.yaml can't be read.
+        StorageError: checkpoints can't be read.
     """
     trained = _changed(run.folder, run.config) if is_trained(run) else None
     return trained or changed_follow_up(run)
@@ -101,7 +105,10 @@ def changed(run: SuiteRun) -> str | None:
 def changed_follow_up(run: SuiteRun) -> str | None:
     """How what was done with an encoder differs from what is asked for now; what the encoder gives is not compared."""
     done = (follow_up for follow_up in follow_ups_of(run) if (follow_up.folder / DONE).exists())
-    lines = (_changed(follow_up.folder, follow_up.config, follow_up.given_by_encoder) for follow_up in done)
+    lines = (
+        _changed(follow_up.folder, follow_up.config, (*follow_up.given_by_encoder, *_OF_FROZEN_ENCODERS))
+        for follow_up in done
+    )
     return next((line for line in lines if line is not None), None)
 
 
@@ -110,7 +117,8 @@ def _changed(folder: Path, asked_for: RunConfig, ignore: Sequence[str] = ()) -> 
     if not path.exists():
         return None
     saved = config_from_yaml(path.read_text(), str(path))
-    found = differences(_relevant(saved), _relevant(asked_for), (*MAY_CHANGE, *ignore))
+    found = differences(_relevant(saved), _relevant(asked_for), (*SEEDS_MAY_DIFFER, *COMPARED_BY_RECORD, *ignore))
+    found += other_inputs(folder, saved, asked_for)
     if not found:
         return None
     return (

@@ -38,6 +38,21 @@ MAY_CHANGE: dict[str, str] = {
 and on optim, the order of images on seed and data, the student on its shape, the loss on teachers and distill."""
 
 
+SEEDS_MAY_DIFFER: tuple[str, ...] = (
+    *("name", "output_dir", "tracking", "teachers.models.*.licence"),
+    *("data.num_workers", "data.bad_images", "train.micro_batch_size", "knn.features", "knn.batch_size"),
+    *("teachers.sharding", "teachers.shard_over", "teachers.compile"),
+    *("train.compile", "train.deterministic", "distill.kernel"),
+    *("train.log_every_steps", "train.save_every_steps", "train.eval_every_epochs", "train.keep_checkpoints"),
+    *("train.profile_steps", "train.hang_timeout_seconds"),
+    *("train.stop_after_step", "train.resume", "train.accept_changes"),
+)
+"""Of the above what may differ between runs of one table without a look at what they recorded: no readout's protocol,
+which decides their scores, and nothing that names images, weights or precision."""
+COMPARED_BY_RECORD = ("data.path", "teachers.models.*.source", "teachers.deepspeed", "train.deepspeed")
+"""What names images, weights and precision: a suite compares what is there now with what its runs recorded."""
+
+
 def as_trained(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """Nested settings as they were saved, with the values that trained before there was a setting for them."""
     classify = saved.get("classify")

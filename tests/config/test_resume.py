@@ -6,7 +6,7 @@ import pytest
 
 from dmt_ds.config.findings import leaves
 from dmt_ds.config.load import flatten, load_config
-from dmt_ds.config.resume import MAY_CHANGE, differences
+from dmt_ds.config.resume import COMPARED_BY_RECORD, MAY_CHANGE, SEEDS_MAY_DIFFER, differences
 
 
 def changed(*overrides: str) -> list[str]:
@@ -70,6 +70,6 @@ def test_a_run_saved_as_json_compares_equal() -> None:
 
 def test_every_rule_names_a_setting_that_exists() -> None:
     known = {".".join(leaf) for leaf in leaves()}
-    for pattern in MAY_CHANGE:
+    for pattern in (*MAY_CHANGE, *SEEDS_MAY_DIFFER, *COMPARED_BY_RECORD):
         stem = pattern.split(".*")[0]
         assert any(key == stem or key.startswith(f"{stem}.") for key in known), pattern

@@ -1,0 +1,114 @@
+"""What a finished run of a suite learned from, as its own record has it, against what the suite would take now."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+
+from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.config.teachers import TeacherConfig
+from dmt_ds.data.sources import open_source
+from dmt_ds.engine.checkpoint import DONE, CheckpointFolder, RunState
+from dmt_ds.errors import DmtError
+from dmt_ds.models.teachers import CHECKPOINTS_FOLDER, load_teacher
+
+
+def other_inputs(folder: Path, saved: RunConfig, now: RunConfig) -> list[str]:
+    """Images, teachers' weights and precision that are not the run's, one line each.
+
+    The same images, weights or precision under another name are no difference. Only what has another name is looked
+    at, and teachers that are finished runs, which may have been made anew in their old place.
+
+    Args:
+        folder: of the finished run.
+        saved: its settings.
+        now: those that the suite asks for.
+
+    Raises:
+        StorageError: the run's checkpoints can't be read.
+    """
+    newest = CheckpointFolder(folder / CHECKPOINTS_FOLDER, keep=1).newest()
+    state = None if newest is None else newest.state
+    found = [*_images(saved, now, state), *_precision_of_student(saved, now, state)]
+    if now.task in TEACHER_TASKS:
+        found += [*_teachers(saved, now, state), *_precision_of_teachers(folder, saved, now)]
+    return found
+
+
+def _images(saved: RunConfig, now: RunConfig, state: RunState | None) -> Iterator[str]:
+    before, after = saved.data.path, now.data.path
+    if now.data.source == "digits" or before == after:
+        return  # digits have no path
+    key = now.model_dump_json(include={"task", "data", "segment", "detect"})
+    recorded = None if state is None else state.data_fingerprint
+    yield from _compared(f"data.path: {before} -> {after}", recorded, partial(_fingerprint, _Images(key, now)))
+
+
+def _precision_of_student(saved: RunConfig, now: RunConfig, state: RunState | None) -> Iterator[str]:
+    before, after = saved.train.deepspeed, now.train.deepspeed
+    if before != after:
+        recorded = None if state is None else state.precision
+        yield from _compared(f"train.deepspeed: {before} -> {after}", recorded, partial(_precision, after))
+
+
+def _teachers(saved: RunConfig, now: RunConfig, state: RunState | None) -> Iterator[str]:
+    sources = {name: teacher.source for name, teacher in saved.teachers.used().items()}
+    for name, teacher in now.teachers.used().items():
+        before, after = sources.get(name), teacher.source
+        recorded = None if state is None else state.teachers.get(name)
+        if before is None or (before == after and (recorded is None or not (Path(after) / DONE).exists())):
+            continue  # a teacher that came or went is told by its settings
+        moved = f"teachers.models.{name}.source: {before}" + ("" if before == after else f" -> {after}")
+        yield from _compared(moved, recorded, partial(_sha256, name, teacher))
+
+
+def _precision_of_teachers(folder: Path, saved: RunConfig, now: RunConfig) -> Iterator[str]:
+    before, after = saved.teachers.deepspeed, now.teachers.deepspeed
+    if before == after:
+        return
+    path = folder / "deepspeed_teachers.json"
+    of_teachers = json.loads(path.read_text()).values() if path.is_file() else ()
+    recorded = next((precision(ds_config) for ds_config in of_teachers), None)
+    yield from _compared(f"teachers.deepspeed: {before} -> {after}", recorded, partial(_precision, after))
+
+
+def _compared(setting: str, recorded: str | None, look: Callable[[], str]) -> Iterator[str]:
+    """The setting as a finding, where what it names now is not what was recorded, or can't be compared with that."""
+    if recorded is None:
+        yield f"{setting} (the run kept no record to compare it with)"
+        return
+    try:
+        found = look()
+    except DmtError as error:
+        yield f"{setting} ({' '.join(str(error).split())})"
+        return
+    if found != recorded:
+        yield f"{setting} (holds another thing: {recorded[:12]} -> {found[:12]})"
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The training images of a run; runs whose images have the same key look at them once."""
+
+    key: str
+    config: RunConfig = field(compare=False)
+
+
+@cache
+def _fingerprint(images: _Images) -> str:
+    config = images.config
+    kind = kind_of(config)
+    source = kind.source(config, "train") if kind else open_source(config.data, "train")
+    return source.fingerprint
+
+
+@cache
+def _sha256(name: str, teacher: TeacherConfig) -> str:
+    return load_teacher(name, teacher).record.sha256 or "unknown"  # as a run's checkpoints have it
+
+
+def _precision(deepspeed: str) -> str:
+    return precision(read_ds_config(find_ds_config(deepspeed)))

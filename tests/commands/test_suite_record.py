@@ -1,0 +1,151 @@
+"""Finished runs of a suite stay in one table only with runs that learn from the same and are judged alike."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dmt_ds.commands.suite_state import changed
+from dmt_ds.config.deepspeed import find_ds_config
+from dmt_ds.config.suite_run import SuiteRun
+from dmt_ds.data.sources import open_source
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.teachers import load_teacher
+from tests import tiny_suite
+from tests.models import tiny
+from tests.tiny_suite import call, plan_of, pretend_finished
+
+FP32 = "student_zero2_fp32"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for number in range(3):
+        path = folder / "train" / "cat" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((16, 16), 50).convert("RGB").save(path)
+    return folder
+
+
+def save_teacher(path: Path, seed: int) -> Path:
+    state = {f"backbone.{key}": value for key, value in tiny.vit(seed=seed).state_dict().items()}
+    torch.save({"teacher": state}, path)
+    return path
+
+
+@pytest.fixture
+def suite(tmp_path: Path, images: Path) -> Callable[..., Path]:
+    """Writes the suite: one variant, two seeds; settings of all runs may be others."""
+    teacher = save_teacher(tmp_path / "mae.pth", seed=0)
+
+    def write(**settings: object) -> Path:
+        settings = {
+            "data.source": "folder",
+            "data.path": str(images),
+            "teachers.models.mae.source": str(teacher),
+            "teachers.models.mae.num_heads": tiny.HEADS,
+            **settings,
+        }
+        nothing = {"teachers": None, "tune": None, "paper": None}
+        return tiny_suite.write_suite(tmp_path / "suite", set=settings, variants={"dmt": {}}, **nothing)
+
+    return write
+
+
+def finish(run: SuiteRun) -> None:
+    """What a finished run leaves, its checkpoint's record among it."""
+    pretend_finished(run)
+    config = run.config
+    state = RunState(
+        step=3,
+        images_seen=48,
+        world_size=1,
+        zero_stage=2,
+        precision="fp32",
+        config=config.model_dump(mode="json"),
+        teachers={name: load_teacher(name, it).record.sha256 or "" for name, it in config.teachers.used().items()},
+        data_fingerprint=open_source(config.data, "train").fingerprint,
+    )
+
+    def write(folder: Path, tag: str) -> None:
+        (folder / tag / "weights.pt").write_bytes(b"0")
+
+    CheckpointFolder(run.folder / "checkpoints", keep=2).save(state, write)
+    recorded = {"mae": {"bf16": {"enabled": False}}}
+    (run.folder / "deepspeed_teachers.json").write_text(json.dumps(recorded))
+
+
+def test_seeds_are_refused_that_would_learn_from_other_things_or_be_judged_otherwise(
+    suite: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    finish(plan_of(suite()).variants({})[0])
+    other_images, other_teacher = tmp_path / "other", save_teacher(tmp_path / "other.pth", seed=1)
+    shutil.copytree(images, other_images)
+    (other_images / "train" / "cat" / "0.png").unlink()
+    for key, value, said in (
+        ("data.path", other_images, f"data.path: {images} -> {other_images} (holds another thing: "),
+        ("data.path", "/typo", f"data.path: {images} -> /typo (data.path: /typo does not exist"),
+        ("teachers.models.mae.source", other_teacher, f"{tmp_path}/mae.pth -> {other_teacher} (holds another thing: "),
+        ("train.deepspeed", "student_zero2_bf16", "_bf16 (holds another thing: fp32 -> bf16)"),
+        ("teachers.deepspeed", "teacher_zero3_inference", "inference (holds another thing: fp32 -> bf16)"),
+        ("knn.k", 5, "knn.k: 20 -> 5"),
+        ("knn.temperature", 1, "knn.temperature: 0.07 -> 1.0"),
+        ("linear.max_iterations", 7, "linear.max_iterations: 300 -> 7"),
+    ):
+        refused = call(suite(**{key: str(value)}), "--slurm")
+        (line,) = refused.stderr.splitlines()
+        assert refused.exit_code == 2 and "dmt/seed0: was trained with other settings" in line and said in line
+
+
+def test_what_is_the_same_under_another_name_and_what_decides_nothing_may_change(
+    suite: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    finish(plan_of(suite()).variants({})[0])
+    shutil.copytree(images, tmp_path / "moved")
+    shutil.copy(tmp_path / "mae.pth", tmp_path / "moved.pth")
+    shutil.copy(find_ds_config(FP32), tmp_path / "own.json")
+    moved = {
+        "data.path": str(tmp_path / "moved"),
+        "teachers.models.mae.source": str(tmp_path / "moved.pth"),
+        "train.deepspeed": str(tmp_path / "own.json"),
+        "knn.batch_size": 7,
+        "train.micro_batch_size": 8,
+        "data.num_workers": 1,
+    }
+    lines = call(suite(**moved), "--slurm")
+    assert lines.exit_code == 0 and "--array=1 " in lines.output
+
+
+def test_where_a_run_kept_no_record_another_name_is_refused(suite: Callable[..., Path], tmp_path: Path) -> None:
+    pretend_finished(plan_of(suite()).variants({})[0])
+    assert changed(plan_of(suite()).variants({})[0]) is None
+    refused = changed(plan_of(suite(**{"train.deepspeed": str(find_ds_config(FP32))})).variants({})[0])
+    assert refused is not None and "(the run kept no record to compare it with)" in refused
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_teacher_that_was_made_anew_in_its_place_is_compared(
+    suite: Callable[..., Path], tmp_path: Path, seed: int
+) -> None:
+    made = tmp_path / "made"
+
+    def make(seed: int) -> None:
+        provenance = {"task": "mae", "teachers": {}}
+        state = tiny.vit(seed=seed).state_dict()
+        save_backbone(made / "backbone", state, tiny.section(), tiny.IMAGE_SIZE, provenance=provenance)
+        (made / "DONE").write_text("3\n")
+
+    make(seed=0)
+    (run, _) = plan_of(suite(**{"teachers.models.mae.source": str(made)})).variants({})
+    finish(run)
+    shutil.rmtree(made)
+    assert changed(run) is None  # not there yet: the suite makes it
+    make(seed)
+    told = changed(run)
+    assert told is None if seed == 0 else told and f"teachers.models.mae.source: {made} (holds another thing: " in told
