@@ -33,6 +33,7 @@ MAY_CHANGE: dict[str, str] = {
     "train.compile": "the same mathematics, other kernels",
     "tracking": "only looks at the run",
     "knn": "only looks at the run",
+    "linear": "only looks at the run",
 }
 """Key or section -> why it may differ; `*` stands for one name. All else may not: the schedule depends on the length
 and on optim, the order of images on seed and data, the student on its shape, the loss on teachers and distill."""

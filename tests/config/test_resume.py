@@ -54,6 +54,8 @@ def test_another_teacher_is_told() -> None:
         "teachers.shard_over=world",
         "teachers.models.mae.source=/elsewhere/mae.pth",
         "output_dir=/elsewhere",
+        "knn.k=5",
+        "linear.max_iterations=500",
     ],
 )
 def test_what_leaves_the_losses_alone_may_change(override: str) -> None:
