@@ -19,7 +19,7 @@ from dmt_ds.commands.stages import RunningStage, Stage
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine.checkpoint import DONE
-from dmt_ds.errors import DmtError
+from dmt_ds.errors import ConfigError, DmtError
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe
 
@@ -49,7 +49,12 @@ def run(output: Path, processes: int, say: Say) -> KnnTable:
         output: folder of the four runs, the MLflow store and the pictures.
         processes: ranks of the distillation; the teachers are made on one.
         say: takes a line for the person who waits.
+
+    Raises:
+        ConfigError: so many processes can't share a batch; nothing was trained.
+        DmtError: a training failed.
     """
+    _check_processes(processes)
     output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -72,8 +77,18 @@ def _trainings(output: Path, processes: int) -> list[Training]:
     sources = tuple(f"teachers.models.{name}.source={output / name}" for name in TEACHERS)
     makers = [Training(name, f"quickstart_{name}", overrides(name), 1) for name in TEACHERS]
     batch = load_config("quickstart").train.global_batch_size
-    share = f"train.micro_batch_size={max(1, batch // processes)}"
+    share = f"train.micro_batch_size={batch // processes}"
     return [*makers, Training(STUDENT, "quickstart", (*overrides(STUDENT), *sources, share), processes)]
+
+
+def _check_processes(processes: int) -> None:
+    """The student's batch, which nobody gave, is told before its teachers are made."""
+    batch = load_config("quickstart").train.global_batch_size
+    if batch % processes:
+        fitting = ", ".join(str(number) for number in range(1, batch + 1) if batch % number == 0)
+        raise ConfigError(
+            f"--processes {processes}: can't share the {batch} images of an update evenly: take {fitting}"
+        )
 
 
 def _run_training(training: Training, output: Path, position: str, say: Say) -> None:
