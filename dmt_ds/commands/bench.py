@@ -25,7 +25,7 @@ from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
-from dmt_ds.planning.layout import adapter_widths, student_size, teacher_sizes
+from dmt_ds.planning.layout import adapter_widths, teacher_sizes
 from dmt_ds.planning.rates import Calibration
 from dmt_ds.planning.vit_cost import VitSize, linear_training_flops
 
@@ -100,11 +100,13 @@ def _random_teacher(size: VitSize) -> TeacherModel:
 
 def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) -> float:
     """Forward and backward without engine or update; the loss is a sum, so that only the ViT and its adapters count."""
-    size = student_size(config.student, config.data.image_size)
+    vit = build_vit(config.student, config.data.image_size)
+    shape = describe(vit)
+    size = VitSize(shape.embed_dim, shape.depth, shape.patch_size, shape.image_size)
     teachers, _ = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
     targets = adapter_widths(size, config.student, config.distill, teachers)
     widths = {str(number): width for number, width in enumerate(targets or (size.embed_dim,))}
-    student = Student(build_vit(config.student, size.image_size), widths, config.student.adapter)
+    student = Student(vit, widths, config.student.adapter)
     student.to(device, ds_teachers.weights_dtype(read_ds_config(find_ds_config(config.train.deepspeed)))).train()
     if device.type == "cpu":
         prefer_written_attention(student)  # as `pretrain` does there

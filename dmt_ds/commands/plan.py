@@ -48,7 +48,8 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
     """Memory, traffic, time and assumptions, as plain values: bytes, seconds, hours.
 
     Raises:
-        ConfigError: the task has no teachers, the batch does not divide, or the GPU or the calibration is unknown.
+        ConfigError: the task has no teachers, the batch does not divide, or the GPU, the calibration or the student's
+            size is unknown.
     """
     if config.task not in TEACHER_TASKS:
         raise ConfigError(f"task {config.task}: `dmt-ds plan` knows the cost of distillation only (dmt, tinymim)")

@@ -10,18 +10,21 @@ from dmt_ds.config.deepspeed import precision, zero_stage
 from dmt_ds.config.methods import DistillConfig
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.teachers import TeachersConfig
+from dmt_ds.errors import ConfigError
 from dmt_ds.planning.vit_cost import VitSize, linear_parameters
 
 _ARCHES = {
     "tiny": (192, 12),
     "small": (384, 12),
+    "medium": (512, 12),
     "base": (768, 12),
     "large": (1024, 24),
     "huge": (1280, 32),
     "giant": (1408, 40),
 }  # width, depth
-_NAME = re.compile(rf"vit_(?:{'|'.join(_ARCHES)})(?=_|\.|$)")
-_SIZE = re.compile(rf"({'|'.join(_ARCHES)})")
+_NAME = re.compile(rf"(?:vit|deit3?)_({'|'.join(_ARCHES)})(?=_|\.|$)")
+_OTHER_SHAPE = re.compile(r"_plus_|_\d+x\d_")
+"""In names of timm's: wider than the size says, or of blocks side by side."""
 _PATCH = re.compile(r"patch(\d+)")
 
 
@@ -95,9 +98,20 @@ class Layout:
 
 
 def student_size(section: StudentConfig, image_size: int) -> VitSize:
-    """The student, as the recipe has it; widths of architectures that are not plain ViTs are taken as ViT-B's."""
-    width, depth = _shape_named(section.arch) or _ARCHES["base"]
-    return VitSize(section.embed_dim or width, section.depth or depth, section.patch_size, image_size)
+    """The student, as the recipe has it.
+
+    Raises:
+        ConfigError: neither the name of its architecture nor the recipe says how wide and deep it is.
+    """
+    named = _shape_named(section.arch)
+    width, depth = section.embed_dim or (named and named[0]), section.depth or (named and named[1])
+    if width is None or depth is None:
+        known = ", ".join(f"vit_{size}" for size in _ARCHES)
+        raise ConfigError(
+            f"student.arch={section.arch}: how wide and deep it is, is known of {known} and deit_ alike, not of it: "
+            "for `dmt-ds plan` add student.embed_dim=WIDTH student.depth=BLOCKS"
+        )
+    return VitSize(width, depth, section.patch_size, image_size)
 
 
 def teacher_sizes(section: TeachersConfig, patch_size: int, image_size: int) -> tuple[dict[str, VitSize], list[str]]:
@@ -109,7 +123,7 @@ def teacher_sizes(section: TeachersConfig, patch_size: int, image_size: int) -> 
     sizes: dict[str, VitSize] = {}
     guessed = []
     for name, teacher in section.used().items():
-        text = teacher.arch or teacher.source
+        text = teacher.arch or Path(teacher.source).name  # folders on the way there may be called after others
         if (own := _of_folder(Path(teacher.source).expanduser(), image_size)) is not None:
             sizes[name] = own
             continue
@@ -150,8 +164,4 @@ def _of_folder(folder: Path, image_size: int) -> VitSize | None:
 
 def _shape_named(text: str) -> tuple[int, int] | None:
     found = _NAME.search(text)
-    if found is None:
-        return None
-    size = _SIZE.search(found[0])
-    assert size
-    return _ARCHES[size[1]]
+    return None if found is None or _OTHER_SHAPE.search(text) else _ARCHES[found[1]]

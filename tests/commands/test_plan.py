@@ -6,11 +6,17 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from dmt_ds.cli import main
+from dmt_ds.config.schema import StudentConfig
+from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.errors import ConfigError
+from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.planning.layout import student_size, teacher_sizes
 from dmt_ds.planning.rates import Calibration
+from dmt_ds.planning.vit_cost import VitSize
 from tests import processes, tiny_run
 
 
@@ -125,12 +131,44 @@ def test_the_text_says_that_it_is_a_model_and_what_it_assumes() -> None:
     assert "teacher ibot is a ViT-B/16: neither its source nor `arch` says" in text
 
 
+ARCHES = (
+    "vit_tiny",
+    "vit_small",
+    "vit_base",
+    "vit_medium_patch16_gap_256",
+    "deit_small_patch16_224",
+    "deit3_base_patch16_224",
+)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_a_student_is_planned_as_it_is_built(arch: str) -> None:
+    section = StudentConfig(arch=arch)
+    with torch.device("meta"):
+        shape = describe(build_vit(section, 224))
+    size = student_size(section, 224)
+    assert (size.embed_dim, size.depth) == (shape.embed_dim, shape.depth)
+    unknown = StudentConfig(arch="vit_so150m_patch16_reg4_gap_256", embed_dim=896, depth=18)
+    assert student_size(unknown, 224) == VitSize(896, 18, 16, 224)
+
+
+def test_a_teacher_is_known_by_its_files_name_not_by_the_folders_on_the_way() -> None:
+    source = "/data/vit_large_models/patch8/mae_pretrain_vit_base.pth"
+    section = TeachersConfig.model_validate({"models": {"a": {"source": source}}})
+    assert teacher_sizes(section, 16, 224) == ({"a": VitSize(768, 12, 16, 224)}, [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--gpu", "tpu"], "--gpu tpu: not in the table; known: b200, h200"),
         (["--gpus-per-node", "7"], "not divisible by"),
         (["-c", "mae"], "knows the cost of distillation only"),
+        (["student.arch=vit_so150m_patch16_reg4_gap_256"], "student.arch=vit_so150m_patch16_reg4_gap_256: how wide"),
+        (
+            ["student.arch=vit_base_patch16_plus_240", "student.depth=12"],
+            "student.embed_dim=WIDTH student.depth=BLOCKS",
+        ),
         (["--calibration", "missing.json"], "--calibration missing.json: not a file of `dmt-ds bench`"),
     ],
 )
