@@ -10,19 +10,38 @@ import yaml
 
 from dmt_ds.errors import ConfigError
 
+_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "map", "seq", "merge"))
+"""What a node may be; another one was asked for by name, as in `!!int 3`."""
+
 
 class _TextLoader(yaml.SafeLoader):
-    """SafeLoader that resolves null and `<<` only, and refuses a key that is given twice."""
+    """SafeLoader that resolves null and `<<` only, and refuses keys that are given twice or are no text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (typed in the base class)
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As SafeLoader makes it, but the fields say what a value is, never a tag: making it would raise anything."""
+        if node.tag not in _TAGS:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(None, None, f"tag {tag} has no use here: take it out", node.start_mark)
+        return super().construct_object(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """As SafeLoader has it, but nothing that holds itself, which no walk over settings would end in."""
+        node = super().compose_node(parent, index)
+        if node is not None and node.end_mark is None:
+            raise yaml.MarkedYAMLError(None, None, "an anchor stands within itself", node.start_mark)
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping, as SafeLoader makes it, but never one that lost a key silently."""
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(None, None, "a key must be text, not a list or mapping", key.start_mark)
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.MarkedYAMLError(None, None, f"key '{key.value}' is given twice", key.start_mark)
             seen.add(str(key.value))

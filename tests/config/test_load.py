@@ -166,6 +166,7 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("foo", "foo: must be key=value, such as optim.base_lr=1e-3"),
         ("=3", "=3: must be key=value, such as optim.base_lr=1e-3"),
         ("optim..eps=3", "optim..eps=3: must be key=value, such as optim.base_lr=1e-3"),
+        ("optim.eps=!!int x", "optim.eps=!!int x: not a YAML value: tag !!int has no use here: take it out"),
         ("augment.mean=[1", "augment.mean=[1: not a YAML value: expected ',' or ']', but got '<stream end>'"),
     ],
 )
@@ -243,6 +244,25 @@ def test_broken_yaml_is_located_by_line_and_column(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_in_a_recipe_is_located(tmp_path: Path) -> None:
     path = recipe(tmp_path, "task: mae\nseed: 1\nseed: 2\n")
     assert complaints(path) == [f"{path}:3:1: not valid YAML: key 'seed' is given twice"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{[a, b]: 1}", "1:2: not valid YAML: a key must be text, not a list or mapping"),
+        ("optim:\n  ? {a: b}\n  : 1", "2:5: not valid YAML: a key must be text, not a list or mapping"),
+        ("seed: !!timestamp x", "1:7: not valid YAML: tag !!timestamp has no use here: take it out"),
+        ("optim: {eps: !!int x}", "1:14: not valid YAML: tag !!int has no use here: take it out"),
+        ("optim: &all {eps: *all}", "1:8: not valid YAML: an anchor stands within itself"),
+    ],
+)
+def test_yaml_that_has_no_settings_in_it_is_located(tmp_path: Path, text: str, problem: str) -> None:
+    path = recipe(tmp_path, text)
+    assert complaints(path) == [f"{path}:{problem}"]
+
+
+def test_tags_that_change_nothing_are_read(tmp_path: Path) -> None:
+    assert load_config(recipe(tmp_path, 'task: !!str mae\nname: ! "12"\nlinear: !!map {}')).name == "12"
 
 
 def test_yaml_anchors_and_merges_work(tmp_path: Path) -> None:
