@@ -24,7 +24,7 @@ STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 @overrides_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the runs; default: runs/NAME.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: 1 here, all in a SLURM array.")
-@click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes of each training.")
+@click.option("--ranks", type=click.IntRange(min=1), help="Processes of each training on this machine; default: 1.")
 @click.option("--only", multiple=True, metavar="VARIANT", help="This one, and what it needs; repeatable.")
 @click.option("--list", "lists", is_flag=True, help="Say how far each run is, and start nothing.")
 @click.option("--dry-run", "looks", is_flag=True, help="Check all that can be seen before the start, then as --list.")
@@ -45,7 +45,7 @@ def suite(
     overrides: tuple[str, ...],
     output: Path | None,
     jobs: int | None,
-    ranks: int,
+    ranks: int | None,
     only: tuple[str, ...],
     lists: bool,
     looks: bool,
@@ -65,7 +65,8 @@ def suite(
     SUITE is the name of a shipped suite or a YAML file. Called again it keeps what is finished and goes on with what
     was saved. Ctrl-C saves all runs that are under way.
     """
-    action = _action({"--list": lists, "--dry-run": looks, "--slurm": prints, "--submit": submits}, options)
+    action = _action({"--list": lists, "--dry-run": looks, "--slurm": prints, "--submit": submits})
+    _refuse_unused(action, jobs, ranks, options)
     from dmt_ds.commands import suite as command
     from dmt_ds.commands import suite_slurm
 
@@ -75,38 +76,50 @@ def suite(
         click.echo("\n".join(suite_slurm.arguments_of(plan, runs, stage, number, mark)))
     elif action in ("--list", "--dry-run"):
         if looks:
-            command.look_before(plan, runs, ranks)
+            command.look_before(plan, runs, ranks or 1)
         click.echo(command.table(plan, runs))
     elif action is None:
-        command.run(plan, runs, jobs or 1, ranks, say=click.echo)
+        command.run(plan, runs, jobs or 1, ranks or 1, say=click.echo)
     elif action == "--slurm":
         suite_slurm.show(suite_slurm.arrays(plan, runs, only, jobs, options), say=click.echo)
     else:
         suite_slurm.submit(plan, runs, suite_slurm.arrays(plan, runs, only, jobs, options), say=click.echo)
 
 
-def _action(asked_for: Mapping[str, bool], options: tuple[str, ...]) -> str | None:
+def _action(asked_for: Mapping[str, bool]) -> str | None:
     """The one thing to do in place of running the suite here; None for none.
 
     Args:
         asked_for: option -> whether it is given.
-        options: of sbatch.
 
     Raises:
-        click.UsageError: several are asked for, or options of sbatch with none that has a use for them, or for a stage
-            that there is not.
+        click.UsageError: several are asked for.
     """
     actions = [option for option, is_given in asked_for.items() if is_given]
     if len(actions) > 1:
         raise click.UsageError(f"{' and '.join(actions)}: choose one of them")
-    action = next(iter(actions), None)
-    if options and action not in ("--slurm", "--submit"):
+    return next(iter(actions), None)
+
+
+def _refuse_unused(action: str | None, jobs: int | None, ranks: int | None, options: tuple[str, ...]) -> None:
+    """An option that the action has no use for was meant for another one.
+
+    Raises:
+        click.UsageError: there is one; or one of sbatch is for a stage that there is not.
+    """
+    on_slurm = action in ("--slurm", "--submit")
+    if options and not on_slurm:
         raise click.UsageError(f"--sbatch={options[0]}: is for --slurm or --submit; add one of them, or take it out")
     stages = {option: option.partition(":")[0] for option in options if ":-" in option and not option.startswith("-")}
     for option, stage in stages.items():
         if stage not in STAGES:
             raise click.UsageError(f"--sbatch={option}: there is no stage {stage}; there are: {', '.join(STAGES)}")
-    return action
+    if ranks is not None and on_slurm:
+        meant = f"for {action} give --sbatch=--ntasks-per-node={ranks}"
+        raise click.UsageError(f"--ranks {ranks}: is for this machine; {meant}, or take it out")
+    for option, value, uses in (("--ranks", ranks, action != "--list"), ("--jobs", jobs, on_slurm or action is None)):
+        if value is not None and not uses:
+            raise click.UsageError(f"{option} {value}: has no effect with {action}: take it out")
 
 
 @click.command(
