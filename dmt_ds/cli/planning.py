@@ -69,7 +69,7 @@ def plan(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, dir_okay=False),
     default=Path("calibration.json"),
     show_default=True,
     help="File for `dmt-ds plan --calibration`.",
@@ -78,8 +78,11 @@ def bench(recipe: str | None, overrides: tuple[str, ...], output: Path) -> None:
     """Measure the recipe's teachers, student and loader on this machine, with random weights."""
     from dmt_ds.commands import bench as command
 
-    found = command.run(load_recipe(recipe, overrides))
+    config = load_recipe(recipe, overrides)
     if launch_rank() == 0:
-        found.write(output)
+        command.check_output(output)
+    found = command.run(config)
+    if launch_rank() == 0:
         click.echo(command.render(found))
+        found.write(output)
         click.echo(f"written: {output}; dmt-ds plan --calibration {output} takes it")

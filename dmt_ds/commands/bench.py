@@ -4,9 +4,11 @@ import datetime
 import itertools
 import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,19 @@ CPU_MICRO_BATCH = 8
 LOADER_IMAGES = 64
 _ROUNDS = 5
 _HEAD_WIDTH = 64
+
+
+def check_output(path: Path) -> None:
+    """Whether the file can be written, before minutes go into what it is for; makes its folder.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ConfigError(f"-o {path}: can't be written there ({error.strerror}); name another file") from error
 
 
 def run(config: RunConfig) -> Calibration:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from dmt_ds.cli import main
+from dmt_ds.commands import bench
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.errors import ConfigError
@@ -218,6 +220,19 @@ def test_planning_imports_no_torch() -> None:
     program = "import sys; from dmt_ds.cli import main; main(['plan', '-c', 'vit_tiny'], standalone_mode=False); "
     program += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_bench_says_that_it_cannot_write_before_it_measures_and_makes_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr(bench, "run", lambda config: measured.append(config) or Calibration(**WHOLE))
+    (tmp_path / "file").write_text("no folder")
+    bad = CliRunner().invoke(main, ["bench", "-c", "vit_tiny", "-o", str(tmp_path / "file" / "cal.json")])
+    assert bad.exit_code == 2 and not measured
+    assert bad.stderr.startswith(f"dmt-ds: error: -o {tmp_path}/file/cal.json: can't be written there (")
+    good = CliRunner().invoke(main, ["bench", "-c", "vit_tiny", "-o", str(tmp_path / "results" / "cal.json")])
+    assert good.exit_code == 0 and Calibration.read(tmp_path / "results" / "cal.json").teacher_flops == 1e12
 
 
 @pytest.mark.distributed
