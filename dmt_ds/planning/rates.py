@@ -90,7 +90,12 @@ def _problem(told: object) -> str | None:
         if keys:
             return f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} {what}"
     wrong = [f"{key}={json.dumps(told[key])}" for key, kind in kinds.items() if not isinstance(told[key], kind | int)]
-    return f"{', '.join(wrong)} can't be" if wrong else None
+    if wrong:
+        return f"{', '.join(wrong)} can't be"
+    low = [
+        f"{key}={json.dumps(value)}" for key, value in told.items() if not isinstance(value, str | None) and value <= 0
+    ]
+    return f"{', '.join(low)} must be above 0" if low else None
 
 
 def assumed(gpu: Gpu, teacher_width: int, student_width: int, network_gbit: float) -> Rates:

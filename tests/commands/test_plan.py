@@ -189,6 +189,7 @@ WHOLE |= {"loader_seconds": 1, "gather_bytes": None}
         ({}, "device, date, micro_batch_size, teacher_flops, student_flops, loader_seconds, gather_bytes are missing"),
         ([1], "it must be an object, {...}"),
         ({**WHOLE, "cats": 3}, "cats is not known"),
+        ({**WHOLE, "teacher_flops": 0, "loader_seconds": -1}, "teacher_flops=0, loader_seconds=-1 must be above 0"),
         ({**WHOLE, "teacher_flops": "fast", "device": None}, 'device=null, teacher_flops="fast" can\'t be'),
     ],
 )
