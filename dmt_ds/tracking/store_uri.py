@@ -51,23 +51,24 @@ def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str], mak
     beside = output_dir.resolve().parent
     if (beside / _CLAIM).is_file():  # a family's member: the store is where that of a run alone would be
         beside = beside.parent
+    setting = "MLFLOW_TRACKING_URI" if not uri and environ.get("MLFLOW_TRACKING_URI") else "tracking.uri"
     uri = uri or environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
     scheme, separator, rest = uri.partition(":")
     scheme = scheme.partition("+")[0].lower()
     if not separator or scheme == "file":
         folder = Path(os.path.abspath(rest.removeprefix("//") if separator else uri))
         raise TrackingError(
-            f"tracking.uri {masked(uri)}: MLflow no longer keeps runs in plain folders; "
+            f"{setting} {masked(uri)}: MLflow no longer keeps runs in plain folders; "
             f"use sqlite:///{folder if folder.suffix in _OF_SQLITE else folder / 'mlflow.db'}"
         )
     if scheme == "sqlite":
-        return _sqlite(uri, makes_folder)
+        return _sqlite(uri, setting, makes_folder)
     if scheme in _DATABASES:
         return StoreUri(uri, None, beside / "mlartifacts")
     if scheme in _SERVERS or scheme in _plugin_schemes():
         return StoreUri(uri, None, None)
     raise TrackingError(
-        f"tracking.uri {masked(uri)}: no store has the scheme '{scheme}'; "
+        f"{setting} {masked(uri)}: no store has the scheme '{scheme}'; "
         "use sqlite:////absolute/mlflow.db, http://host:5000 or postgresql://..."
     )
 
@@ -91,10 +92,10 @@ def named_store(text: str, must_exist: bool) -> StoreUri:
         raise TrackingError(str(error).removeprefix("tracking.uri ")) from error
 
 
-def _sqlite(uri: str, makes_folder: bool) -> StoreUri:
+def _sqlite(uri: str, setting: str, makes_folder: bool) -> StoreUri:
     prefix, _, name = uri.partition(":///")
     if not name or name.startswith(":memory:"):
-        raise TrackingError(f"tracking.uri {uri}: would be lost with the process; use sqlite:////absolute/mlflow.db")
+        raise TrackingError(f"{setting} {uri}: would be lost with the process; use sqlite:////absolute/mlflow.db")
     database = Path(os.path.abspath(name))
     try:
         if makes_folder:
@@ -103,11 +104,11 @@ def _sqlite(uri: str, makes_folder: bool) -> StoreUri:
             tempfile.TemporaryFile(dir=next(path for path in database.parents if path.exists())).close()
         header = _first_bytes(database)
     except OSError as error:
-        raise TrackingError(f"tracking.uri {uri}: {error.strerror}: set tracking.uri to a file of yours") from error
+        raise TrackingError(f"{setting} {uri}: {error.strerror}: set {setting} to a file of yours") from error
     if header and header != b"SQLite format 3\0":
-        raise TrackingError(f"tracking.uri {uri}: {database} is no SQLite file; move it away or name another one")
+        raise TrackingError(f"{setting} {uri}: {database} is no SQLite file; move it away or name another one")
     if not os.access(database if header else database.parent, os.W_OK) and (header or database.parent.exists()):
-        raise TrackingError(f"tracking.uri {uri}: {database} can't be written; set tracking.uri to a file of yours")
+        raise TrackingError(f"{setting} {uri}: {database} can't be written; set {setting} to a file of yours")
     return StoreUri(f"{prefix}:///{database}", database, database.parent / "mlartifacts")
 
 

@@ -52,6 +52,16 @@ def test_what_can_not_be_a_store_is_refused_in_one_line(tmp_path: Path, uri: str
     assert "\n" not in str(error.value) and "secret" not in str(error.value)
 
 
+def test_what_is_wrong_with_the_environments_store_names_the_variable_not_a_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for uri in ("./mlruns", "ftp://host", "sqlite://", f"sqlite:///{tmp_path}/file/mlflow.db"):
+        with pytest.raises(TrackingError, match=rf"^MLFLOW_TRACKING_URI {uri}: ") as error:
+            store_uri(None, tmp_path / "run", {"MLFLOW_TRACKING_URI": uri})
+        assert "tracking.uri" not in str(error.value)
+        with pytest.raises(TrackingError, match=rf"^tracking\.uri {uri}: "):
+            store_uri(uri, tmp_path / "run", {"MLFLOW_TRACKING_URI": "http://there:5000"})
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, but a text")
     with pytest.raises(TrackingError, match=r"mlflow\.db is no SQLite file"):
