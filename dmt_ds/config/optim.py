@@ -46,3 +46,7 @@ class OptimConfig(Section):
         if self.weight_decay_end is not None and self.weight_decay == 0:
             raise ValueError("weight_decay_end: starts from weight_decay, which is 0: give that more, or this null")
         return self
+
+    def peak_lr(self, global_batch_size: int) -> float:
+        """Learning rate at the end of the warm-up, by the linear scaling rule: `base_lr` is for 256 images."""
+        return self.base_lr * global_batch_size / 256

@@ -237,6 +237,25 @@ class RunConfig(Section):
             )
         return self
 
+    @field_validator("output_dir")
+    @classmethod
+    def _folder_is_named(cls, output_dir: str) -> str:
+        if not output_dir.strip():
+            raise ValueError("is empty: name the folder of the run; is a shell variable not set?")
+        return output_dir
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> "RunConfig":
+        size = self.train.global_batch_size
+        sections = {f"family.{name}.optim": member.optim for name, member in self.family.items()}
+        for where, optim in (sections or {"optim": self.optim}).items():
+            if optim.min_lr > optim.peak_lr(size):
+                raise ValueError(
+                    f"{where}.min_lr {optim.min_lr:g} is above the peak {optim.peak_lr(size):g}, which is base_lr * "
+                    f"{size} images / 256: the rate would rise to it; lower it, or raise base_lr"
+                )
+        return self
+
     @model_validator(mode="after")
     def _layers_decay_in_fine_tuning(self) -> "RunConfig":
         if self.task not in ANNOTATED_TASKS and self.optim.layer_decay != 1:

@@ -53,6 +53,12 @@ class TeachersConfig(Section):
 
     @model_validator(mode="after")
     def _used_teachers_exist(self) -> "TeachersConfig":
+        if self.use is not None and not self.use:
+            raise ValueError("use names no teacher: name some, or leave it out (null), which uses all")
+        if twice := [name for name in self.models if (self.use or ()).count(name) > 1]:
+            raise ValueError(
+                f"use names '{twice[0]}' twice: keep one; teachers.models.{twice[0]}.weight=2 counts it so"
+            )
         unknown = [name for name in self.use or () if name not in self.models]
         if unknown:
             raise ValueError(f"use names {unknown}, but the teachers are {list(self.models)}")
@@ -60,4 +66,4 @@ class TeachersConfig(Section):
 
     def used(self) -> dict[str, TeacherConfig]:
         """The teachers of this run, in order."""
-        return {name: self.models[name] for name in (self.use or self.models)}
+        return {name: self.models[name] for name in (self.models if self.use is None else self.use)}

@@ -16,7 +16,7 @@ _TOKENS = ("cls_token", "pos_embed", "mask_token", "reg_token", "masked_embed")
 
 def peak_learning_rate(section: OptimConfig, global_batch_size: int) -> float:
     """The linear scaling rule: base_lr is for 256 images."""
-    return section.base_lr * global_batch_size / 256
+    return section.peak_lr(global_batch_size)
 
 
 def learning_rate_scales(layers: Mapping[str, int], layer_decay: float) -> dict[str, float]:

@@ -159,6 +159,12 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("ibot.mask_ratio=[0.5, 0.1]", "ibot: mask_ratio [0.5, 0.1] is the wrong way round: [0.1, 0.5]"),
         ("ibot.global_crop_scale=[1, 0.3]", "ibot: global_crop_scale [1.0, 0.3] is the wrong way round: [0.3, 1.0]"),
         ("ibot.local_crop_scale=[0, 0]", "ibot: local_crop_scale [0.0, 0.0] holds nothing: end it above 0"),
+        ("teachers.use=[]", "teachers: use names no teacher: name some, or leave it out (null), which uses all"),
+        (
+            "teachers.use=[mae, mae]",
+            "teachers: use names 'mae' twice: keep one; teachers.models.mae.weight=2 counts it so",
+        ),
+        ("output_dir=", "output_dir: is empty: name the folder of the run; is a shell variable not set?"),
         ("optim=3", "optim=3: is a section; set its keys, such as optim.base_lr=..."),
         ("teachers.models=3", "teachers.models=3: must have keys: teachers.models.NAME=..."),
         ("teachers.models.x.arch=y", "teachers.models.x.source: is missing; give teachers.models.x.source=..."),
@@ -172,6 +178,16 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
 )
 def test_a_bad_override_gets_one_line_with_its_remedy(override: str, complaint: str) -> None:
     assert complaints(None, TEACHER, override) == [f"command line: {complaint}"]
+
+
+def test_a_rate_that_would_rise_after_the_warmup_is_refused_of_a_run_and_of_a_member() -> None:
+    above = "min_lr 0.0025 is above the peak 0.0024, which is base_lr * 4096 images / 256: the rate would rise to it"
+    (line,) = complaints("vit_tiny", "optim.min_lr=2.5e-3")
+    assert f"optim.{above}" in line
+    members = ("family=[vit_tiny,vit_small]", "family.vit_small.optim.min_lr=2.5e-3")
+    (line,) = complaints("vit_tiny", *members)
+    assert f"family.vit_small.optim.{above}" in line
+    assert load_config("vit_tiny", ("optim.min_lr=2.4e-3",)).optim.min_lr == 2.4e-3
 
 
 def test_a_wrong_word_names_the_allowed_ones() -> None:
