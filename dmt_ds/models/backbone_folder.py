@@ -156,7 +156,7 @@ def spdx_id(licence: str | None) -> str | None:
 
     What has no id there stays as its name in capitals; None where nobody said.
     """
-    if not licence:
+    if not licence or licence.lower() == "unknown":
         return None
     return " AND ".join(_SPDX_IDS.get(part, part.upper()) for part in licence.lower().split(" and "))
 
@@ -174,8 +174,9 @@ def provenance_of(source: str | Path) -> dict[str, Any]:
 
 
 def is_non_commercial(licence: str | None) -> bool:
-    """Whether a licence, by its SPDX id, forbids commercial use."""
-    return licence is not None and "-NC" in licence.upper()
+    """Whether a licence, by its SPDX id or its name in timm's configs, forbids commercial use."""
+    name = (licence or "").upper()
+    return "-NC" in name or "NONCOMMERCIAL" in name or name == "APPLE-AMLR"  # the last is for research alone
 
 
 def timm_config(

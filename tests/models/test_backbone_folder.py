@@ -11,7 +11,14 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.views import center_crop
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.backbone_folder import load_backbone, needs_dmt_ds, save_backbone, strictest_licence
+from dmt_ds.models.backbone_folder import (
+    is_non_commercial,
+    load_backbone,
+    needs_dmt_ds,
+    save_backbone,
+    spdx_id,
+    strictest_licence,
+)
 from dmt_ds.models.teachers import load_encoder
 from dmt_ds.models.vit import build_vit, describe
 from tests.models import tiny
@@ -133,6 +140,26 @@ def test_a_student_of_a_non_commercial_teacher_is_non_commercial(tmp_path):
     assert strictest_licence(["Apache-2.0", None]) is None
     assert strictest_licence(["Apache-2.0", "Apache-2.0"]) == "Apache-2.0"
     assert strictest_licence([]) is None
+
+
+@pytest.mark.parametrize(
+    ("licence_in_timm", "binds"),
+    [
+        ("cc-by-nc-4.0", True),
+        ("fair-noncommercial-research-license", True),
+        ("apple-amlr", True),
+        ("apache-2.0", False),
+        ("dinov3-license", False),
+        ("unknown", False),
+        (None, False),
+    ],
+)
+def test_what_timm_says_of_a_licence_is_understood(licence_in_timm, binds):
+    licence = spdx_id(licence_in_timm)
+    assert is_non_commercial(licence) == binds
+    assert strictest_licence(["MIT", licence]) == (
+        licence if binds or licence is None else " AND ".join(sorted(["MIT", licence]))
+    )
 
 
 @pytest.mark.parametrize(
