@@ -4,13 +4,14 @@
 # detect=FOLDER, then Mask R-CNN on the objects there (COCO).
 # Run it where sbatch works; it prints the job ids. Words that start with -- go to sbatch, the rest to the trainer:
 #   slurm/pipeline.sh vit_s finetune segment=/data/ADEChallengeData2016 --nodes=2 --partition=gpu data.path=/data/imagenet
-# Options that say how large and how long a job is (nodes, tasks, GPUs, CPUs, memory, time) are of the distillation alone.
-# JOB:WORD is of one job, or JOB,JOB:WORD of some: distil, knn, finetune, segment, detect; all:--OPTION is of each:
+# How many nodes and when it starts is of the distillation alone; what a node gives (tasks, GPUs, CPUs, memory) and for
+# how long, of all that train. JOB:WORD is of one job, or JOB,JOB:WORD of some: distil, knn, finetune, segment, detect;
+# all:--OPTION is of each:
 #   slurm/pipeline.sh vit_s finetune data.path=/data/imagenet finetune:--nodes=2 finetune:train.micro_batch_size=64
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
-    sed -n '2,9s/^# //p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,10s/^# //p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 die() { printf 'pipeline: error: %s\n' "$*" >&2 && exit 2; }
@@ -30,7 +31,7 @@ shift
 
 # ---- Words: what is of all jobs, what is of one (JOB:WORD), and what describes the distillation.
 declare -A asked=([distil]=1 [knn]=1)
-for_all=() for_one=() arguments=()
+for_all=() for_trainings=() for_one=() arguments=()
 
 of_some() { # JOB,JOB:WORD
     local jobs job word=${1#*:}
@@ -38,7 +39,9 @@ of_some() { # JOB,JOB:WORD
     for job in "${jobs[@]}"; do
         case $job in
         all | distil) [[ $word == --* ]] || die "$1: take $job: away; what describes the run is for all jobs" ;;
-        knn | finetune | segment | detect) ;;
+        knn | finetune | segment | detect)
+            [[ $word != --dependency* ]] || die "$1: each job waits for the one before; only distil may wait for another"
+            ;;
         *) die "$1: no job $job; there are distil, knn, finetune, segment, detect, and all" ;;
         esac
         if [[ $job == all ]]; then for_all+=("$word"); else for_one+=("$job:$word"); fi
@@ -50,8 +53,8 @@ for word in "$@"; do
     finetune) asked[finetune]=1 ;;
     segment=?* | detect=?*) asked[${word%%=*}]=1 for_one+=("${word%%=*}:data.path=${word#*=}") ;;
     --array*) die "$word: a chain is of one run; submit one for each" ;;
-    --nodes* | --nodelist* | --ntasks* | --gpus* | --gres=* | --cpus-per* | --mem* | --time* | --exclusive* | \
-        --dependency* | --begin* | --hold) for_one+=("distil:$word") ;;
+    --ntasks-per* | --gpus-per* | --gres=* | --cpus-per* | --mem* | --time* | --exclusive*) for_trainings+=("$word") ;;
+    --nodes* | --nodelist* | --ntasks* | --gpus* | --dependency* | --begin* | --hold) for_one+=("distil:$word") ;;
     --*) for_all+=("$word") ;;
     *)
         if [[ $word =~ ^[a-z,]+:. ]]; then of_some "$word"; else arguments+=("$word"); fi
@@ -68,6 +71,7 @@ done
 of() { # JOB  leaves in `options` what sbatch gets for it, in `words` what its command gets for it alone
     local word
     options=("${for_all[@]}") words=()
+    if [[ $1 != knn ]]; then options+=("${for_trainings[@]}"); fi
     for word in "${for_one[@]}"; do
         case $word in
         "$1":--*) options+=("${word#*:}") ;;
@@ -104,7 +108,7 @@ check() { # JOB RECIPE WORD...
         printf '%s\n' "${said//dmt-ds: error: /pipeline: error: $1: }" >&2
         is_well=0
         ;;
-    *) printf 'pipeline: warning: %s: not looked at, for dmt-ds does not run here\n' "$1" >&2 ;;
+    *) printf 'pipeline: warning: %s: not looked at, for dmt-ds does not run here: %s\n' "$1" "${said##*$'\n'}" >&2 ;;
     esac
 }
 
@@ -116,16 +120,21 @@ if [[ ${asked[detect]:-} ]]; then check detect "detect_coco_mask_rcnn_$recipe"; 
 ((is_well)) || exit 2
 
 # ---- Submit.
-last=''
+last='' submitted=()
 submit() { # JOB WORD... adds one behind the chain's last job
-    local before=$last behind=()
+    local before=$last behind=() what_stands
     of "$1"
     if [[ -n $before ]]; then # on several clusters an id is followed by ;CLUSTER
         behind=("--dependency=afterok:${before%%;*}" --kill-on-invalid-dep=yes)
     fi
     if ((${#words[@]})); then words=(-- "${words[@]}"); fi
     # Of several --dependency the last one counts.
-    last=$(sbatch --parsable "${options[@]}" "${behind[@]}" "${script[$1]}" "${@:2}" "${words[@]}")
+    if ! last=$(sbatch --parsable "${options[@]}" "${behind[@]}" "${script[$1]}" "${@:2}" "${words[@]}"); then
+        what_stands=${submitted[*]:+; to take back what is: scancel ${submitted[*]}}
+        printf 'pipeline: error: %s: not submitted%s\n' "$1" "$what_stands" >&2
+        exit 1
+    fi
+    submitted+=("${last%%;*}")
     printf '%-8s  %s%s\n' "$1" "$last" "${before:+  after $before}"
 }
 submit distil "${arguments[@]}"

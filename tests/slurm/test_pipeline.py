@@ -66,28 +66,42 @@ def test_the_examples_of_its_header_go_through(pipeline, number):
     assert list(chain.options) == [["distil", "knn", "finetune", "segment"], ["distil", "knn", "finetune"]][number]
 
 
-def test_what_says_how_large_a_job_is_is_of_the_distillation_and_all_else_of_each(pipeline):
-    sizes = "--nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --mem=1G --time=9 --exclusive --begin=now"
-    chain = pipeline(f"finetune {sizes} --dependency=afterok:9 --chdir=/s --clusters=b --mail-user=me")
+def test_how_many_nodes_is_of_the_distillation_what_a_node_gives_of_all_that_train_and_all_else_of_each(pipeline):
+    nodes = ["--ntasks-per-node=4", "--gpus-per-node=4", "--mem=1G", "--time=9", "--exclusive"]
     of_all = ["--chdir=/s", "--clusters=b", "--mail-user=me"]
+    chain = pipeline(" ".join(["finetune --nodes=2", *nodes, "--begin=now --dependency=afterok:9", *of_all]))
     assert chain.options == {
-        "distil": [*of_all, *sizes.split(), "--dependency=afterok:9"],
+        "distil": [*of_all, *nodes, "--nodes=2", "--begin=now", "--dependency=afterok:9"],
         "knn": [*of_all, *chained(101)],
-        "finetune": [*of_all, *chained(102)],
+        "finetune": [*of_all, *nodes, *chained(102)],
     }
+
+
+def test_what_stands_when_a_later_job_is_not_taken_is_named_with_how_to_take_it_back(pipeline, tmp_path):
+    refused = "sbatch: error: Requested node configuration is not available"
+    program(
+        tmp_path,
+        "sbatch",
+        f"case $* in *finetune_imagenet*) echo {refused!r} >&2; exit 1; esac; printf '%s\\n' \"$*\" >>asked; "
+        "echo $((100 + $(wc -l <asked)))",
+    )
+    chain = pipeline("finetune")
+    assert (chain.code, list(chain.options)) == (1, ["distil", "knn"])
+    told = "pipeline: error: finetune: not submitted; to take back what is: scancel 101 102"
+    assert chain.errors == [refused, told]
 
 
 def test_a_job_has_options_and_words_of_its_own(pipeline):
     chain = pipeline(
         "detect=/coco all:--gpus-per-node=0 knn:--mem=1G finetune,detect:--nodes=2 --gpus-per-node=4 finetune "
-        "finetune:train.micro_batch_size=64 detect:train.micro_batch_size=1 knn:knn.k=5 seed=3 detect:--dependency=x"
+        "finetune:train.micro_batch_size=64 detect:train.micro_batch_size=1 knn:knn.k=5 seed=3"
     )
     assert (chain.code, chain.errors) == (0, [])
     assert chain.options == {
         "distil": ["--gpus-per-node=0", "--gpus-per-node=4"],
         "knn": ["--gpus-per-node=0", "--mem=1G", *chained(101)],
-        "finetune": ["--gpus-per-node=0", "--nodes=2", *chained(102)],
-        "detect": ["--gpus-per-node=0", "--nodes=2", "--dependency=x", *chained(103)],  # the last counts
+        "finetune": ["--gpus-per-node=0", "--gpus-per-node=4", "--nodes=2", *chained(102)],
+        "detect": ["--gpus-per-node=0", "--gpus-per-node=4", "--nodes=2", *chained(103)],  # the last counts
     }
     described = chain.words.pop("distil")
     assert described[0] == "seed=3"
@@ -124,6 +138,7 @@ def test_batches_and_settings_that_a_job_would_end_with_are_told_before_any_is_s
         ("fintune:--nodes=2", "no job fintune; there are distil, knn, finetune, segment, detect, and all"),
         ("distil:seed=1", "distil:seed=1: take distil: away; what describes the run is for all jobs"),
         ("all:seed=1", "all:seed=1: take all: away; what describes the run is for all jobs"),
+        ("knn:--dependency=x", "each job waits for the one before; only distil may wait for another"),
         ("--array=0-3", "--array=0-3: a chain is of one run; submit one for each"),
     ],
 )
@@ -138,7 +153,7 @@ def test_where_dmt_ds_does_not_run_or_must_not_look_a_chain_is_submitted_all_the
     program(tmp_path, "broken", "echo ModuleNotFoundError >&2; exit 1")
     chain = pipeline("finetune --nodes=3", DMT_DS_PYTHON=str(tmp_path / "broken"))
     assert chain.code == 0 and list(chain.options) == ["distil", "knn", "finetune"]
-    warning = "pipeline: warning: {}: not looked at, for dmt-ds does not run here".format
+    warning = "pipeline: warning: {}: not looked at, for dmt-ds does not run here: ModuleNotFoundError".format
     assert chain.errors == [warning("distil"), warning("finetune")]
     (tmp_path / "site.sh").write_text("DMT_DS_DOCTOR=0; srun_options+=(--label)\n")
     chain = pipeline("--nodes=3", DMT_DS_SITE=str(tmp_path / "site.sh"))
