@@ -107,12 +107,13 @@ on_encoder() {
 # ---- Signals. Slurm sends USR1 to this shell ahead of the time limit. Preemption and scancel send TERM to the ranks
 # themselves, some ways of scancel to this shell too. srun passes USR1 on, but kills the ranks on a TERM of its own.
 step='' # pid of srun, or of what else is to hear of signals
+ends='the ranks save and end'
 trap 'on_signal USR1' USR1
 trap 'on_signal TERM' TERM
 
 on_signal() {
     asked=$1
-    say "got $1: the ranks save and end"
+    say "got $1: $ends"
     pass_on
 }
 
@@ -138,7 +139,7 @@ wait_for_step() {
 }
 
 once_or_requeue() {
-    local command code=0
+    local command code=0 ends="$1 is ended"
     in_one_process "$@"
     if [[ -z $asked ]]; then
         "${command[@]}" & # saves nothing, so nothing in it catches the signal
