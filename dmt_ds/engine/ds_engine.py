@@ -122,6 +122,10 @@ class StudentEngine:
             self._engine.backward(loss)
 
     @property
+    def _is_stage_zero(self) -> bool:
+        return not self._engine.zero_optimization()
+
+    @property
     def skips_on_device(self) -> bool:
         """Whether an unsound update is left out on the device, so that the host may learn of it later."""
         return self._skip is not None
@@ -133,7 +137,7 @@ class StudentEngine:
         """
         if self._skip is not None:
             return self._skip.squared_norm()
-        if not self._engine.zero_optimization():  # nobody looks at stage 0, and each rank has the whole gradient
+        if self._is_stage_zero:  # DeepSpeed looks at none there, and each rank has the whole gradient
             return norm_of_gradients(self.module).square() / dist.world_size()
         return torch.zeros((), device=self.device)
 
@@ -145,13 +149,12 @@ class StudentEngine:
         """
         if self._skip is not None:
             self._skip.arm(unsound)
+        if self._skip is not None or self._is_stage_zero:
             self._norm = squared_norm.sqrt()
 
     def step(self) -> None:
         """Update the weights where accumulation is complete, else only count the micro-step."""
         with span("optimizer"):
-            if not self._engine.zero_optimization() and self._engine.is_gradient_accumulation_boundary():
-                self._norm = norm_of_gradients(self.module)  # stage 0 measures none
             self._engine.step()
 
     def train(self) -> None:
