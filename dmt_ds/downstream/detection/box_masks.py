@@ -8,6 +8,9 @@ is found as well as can be overlaps it by 0.9.
 import torch
 from torch import Tensor
 
+_NARROWEST = 1e-6
+"""Pixels that a box is taken to have at least: one of no width has a mask of zeros, not of what is no number."""
+
 
 def cut_out(masks: Tensor, boxes: Tensor, rows: Tensor, side: int) -> Tensor:
     """What a mask head should say of boxes: the object's share of each cell.
@@ -43,5 +46,6 @@ def put_back(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def _shares(low: Tensor, high: Tensor, count: int, side: int) -> Tensor:
     """What each cell between two places gives to each pixel of a line: [n] and [n] -> [n, count, side]."""
     pixels = torch.arange(count, device=low.device) + 0.5
-    cells = (pixels - low[:, None]) / (high - low)[:, None] * side - 0.5  # from the first cell's centre
+    width = (high - low).clamp(min=_NARROWEST)
+    cells = (pixels - low[:, None]) / width[:, None] * side - 0.5  # from the first cell's centre
     return (1 - (cells[:, :, None] - torch.arange(side, device=low.device)).abs()).clamp(min=0)

@@ -82,3 +82,8 @@ def test_a_box_is_pooled_from_the_level_of_its_size_at_its_place(length: int, le
     assert pooled.shape == (1, 3, 7, 7) and (pooled[0, 2] == level).all()
     torch.testing.assert_close(pooled[0, 0], (200.3 + parts).expand(7, 7), atol=0.01, rtol=0)
     torch.testing.assert_close(pooled[0, 1], (150.7 + parts)[:, None].expand(7, 7), atol=0.01, rtol=0)
+
+
+def test_a_box_of_no_width_has_an_empty_mask() -> None:
+    back = put_back(torch.ones(1, SIDE, SIDE), torch.tensor([[5.0, 3.0, 5.0, 9.0]]), (12, 12))
+    assert back.isfinite().all() and not (back >= 0.5).any()
