@@ -15,7 +15,7 @@ def start() -> None:
     DeepSpeed's engines hold on to the group.
     """
     codes: list[int] = []
-    atexit.register(_leave, codes)  # before anything heavy is imported, so that it is the last to act at the end
+    atexit.register(_leave, codes)  # before what is heavy is imported: at the end that acts first
     try:
         main()
     except SystemExit as end:
@@ -28,9 +28,9 @@ def _leave(codes: list[int]) -> None:
     if not codes:
         return  # a traceback: Python ends by itself
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # one that was closed before the start is None
+            stream.flush()
+    except (OSError, ValueError):
         return  # Python says what could not be written
     os._exit(codes[0])
 

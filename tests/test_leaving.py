@@ -1,6 +1,7 @@
 """How the command's process ends: with its own exit code, and with nothing left undone."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,10 @@ def test_a_disk_that_is_full_at_the_end_is_still_told() -> None:
         words = processes.command(["-m", "dmt_ds", "--version"])
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=processes.environment())
     assert done.returncode != 0 and "No space left" in done.stderr
+
+
+def test_a_command_without_an_output_ends_quietly() -> None:
+    words = [sys.executable, "-m", "dmt_ds", "--version"]
+    shell = ["bash", "-c", 'exec "$@" >&-', "bash", *words]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, env=processes.environment())
+    assert (done.returncode, done.stderr) == (0, "")
