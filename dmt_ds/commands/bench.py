@@ -48,7 +48,10 @@ def check_output(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.exists():
+            path.open("a").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ConfigError(f"-o {path}: can't be written there ({error.strerror}); name another file") from error
 
