@@ -38,7 +38,8 @@ class FolderSource:
         for name, found in zip(class_names or [""], files, strict=True):
             if not found:
                 raise DataError(
-                    f"{root / name}: no image in this folder ({', '.join(IMAGE_SUFFIXES)}); fill or remove it"
+                    f"{root / name}: no image in this folder ({', '.join(IMAGE_SUFFIXES)}; hidden files and links that "
+                    "turn back do not count); fill or remove it"
                 )
         self.class_names = tuple(class_names)
         self._root = root

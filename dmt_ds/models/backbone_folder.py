@@ -176,7 +176,7 @@ def provenance_of(source: str | Path) -> dict[str, Any]:
 def is_non_commercial(licence: str | None) -> bool:
     """Whether a licence, by its SPDX id or its name in timm's configs, forbids commercial use."""
     name = (licence or "").upper()
-    return "-NC" in name or "NONCOMMERCIAL" in name or name == "APPLE-AMLR"  # the last is for research alone
+    return "-NC" in name or "NONCOMMERCIAL" in name or "APPLE-AMLR" in name  # the last is for research alone
 
 
 def timm_config(
