@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from ours import make_teachers
 
-from dmt_ds.engine.step_profile import FOLDER, TABLE_FILE, TRACE_FILE, render
+from dmt_ds.engine.step_profile import TABLE_FILE, TRACE_FILE, render
+from dmt_ds.run_files import PROFILE_FOLDER
 
 TEACHERS = ("mae", "moco_v3", "ibot")  # of the recipe
 LARGEST_TRACE = 4 * 2**20  # bytes; the folder of figures is to be small enough to be sent
@@ -73,7 +74,7 @@ def main() -> None:
         done = subprocess.run(command)
         if done.returncode != 0:
             raise SystemExit(done.returncode)
-        keep(folder / "run" / FOLDER, options.out)
+        keep(folder / "run" / PROFILE_FOLDER, options.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dmt_ds.cli.parts import examples, load_recipe, overrides_argument, recipe_option
+from dmt_ds.run_files import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +74,7 @@ def _judged(
     encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...]
 ) -> "tuple[RunConfig, Mapping[str, Encoder]]":
     """The settings, and what is judged with them by its name in the table."""
-    run_recipes = (Path(source).expanduser() / "config.yaml" for source in encoders)
+    run_recipes = (Path(source).expanduser() / SETTINGS_FILE for source in encoders)
     recipe = recipe or next((str(path) for path in run_recipes if path.is_file()), None)
     # Without any recipe the task is one that needs no teachers.
     config = load_recipe(recipe, overrides if recipe else ("task=mae", *overrides))

@@ -23,13 +23,10 @@ from dmt_ds.data.splits import Split
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import AnnotatedTask, Model
 from dmt_ds.errors import DmtError
-from dmt_ds.models.teachers import CHECKPOINTS_FOLDER
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, PICTURES_FOLDER
 from dmt_ds.tracking.tracker import Tracker, read_points
 
 logger = logging.getLogger(__name__)
-
-PICTURES_FOLDER = "pictures"
-"""Of a run, for what people look at."""
 
 
 class AnnotatedImages(Protocol):

@@ -25,7 +25,7 @@ from dmt_ds.downstream.classification import ClassificationTask
 from dmt_ds.engine import dist
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.classifier_folder import save_classifier
-from dmt_ds.models.teachers import CLASSIFIER_FOLDER
+from dmt_ds.run_files import CLASSIFIER_FOLDER
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,12 @@ from dmt_ds.data.coco_library import Result, Segmentation, check_installed, mask
 from dmt_ds.data.detection_maker import EvalDetectionMaker, TrainDetectionMaker
 from dmt_ds.data.detection_views import ScaleSpec
 from dmt_ds.data.splits import Split
-from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER, save_detector
+from dmt_ds.downstream.detection.folder import save_detector
 from dmt_ds.downstream.detection.results import results_of, scores_over_ranks
 from dmt_ds.engine import dist
 from dmt_ds.engine.masters import state_of
 from dmt_ds.errors import ConfigError
+from dmt_ds.run_files import DETECTOR_FOLDER
 from dmt_ds.tracking.object_pictures import SHOWN_FROM, PicturedObject, draw_pairs
 
 if TYPE_CHECKING:

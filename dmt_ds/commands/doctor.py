@@ -35,6 +35,7 @@ from dmt_ds.errors import DataError, DmtError, StorageError
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_encoder, load_teacher
+from dmt_ds.run_files import CHECKPOINTS_FOLDER
 from dmt_ds.storage import is_away
 from dmt_ds.tracking.environment import code_fingerprint, library_versions
 
@@ -252,7 +253,7 @@ def _check_tracking(patient: _Patient) -> Iterator[Finding]:
 
 def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
-    checkpoint = CheckpointFolder(Path(config.output_dir) / "checkpoints", config.train.keep_checkpoints).newest()
+    checkpoint = CheckpointFolder(Path(config.output_dir) / CHECKPOINTS_FOLDER, config.train.keep_checkpoints).newest()
     if checkpoint is None:
         yield Finding("ok", "", "none: the run starts afresh")
         return

@@ -30,12 +30,11 @@ from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.labels import LabelledImages
 from dmt_ds.downstream.readouts import Scores, frozen_readouts
 from dmt_ds.models.teachers import TeacherModel
+from dmt_ds.run_files import EVALUATION_FILE
 from dmt_ds.tracking.journal import write_atomically
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_FILE = "evaluation.json"
-"""In a run's folder: `scores`, and what they were `made_from`."""
 
 _COLUMNS = {
     "k-NN class": "eval/knn_top1",

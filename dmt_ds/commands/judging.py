@@ -14,18 +14,20 @@ from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import ImageSource
-from dmt_ds.downstream.detection.folder import DETECTOR_FOLDER
 from dmt_ds.downstream.features import Features, extract_features, pixel_features
-from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
-from dmt_ds.models.teachers import (
+from dmt_ds.engine.checkpoint import CheckpointFolder
+from dmt_ds.models.teachers import load_encoder, load_teacher
+from dmt_ds.models.vit import refuse_unknown
+from dmt_ds.run_files import (
     BACKBONE_FOLDER,
     CHECKPOINTS_FOLDER,
     CLASSIFIER_FOLDER,
+    DETECTOR_FOLDER,
+    DONE,
+    RECORDS_FILE,
     SEGMENTER_FOLDER,
-    load_encoder,
-    load_teacher,
+    SETTINGS_FILE,
 )
-from dmt_ds.models.vit import refuse_unknown
 from dmt_ds.tracking.journal import read_lines
 from dmt_ds.tracking.mlflow_tracker import add_metrics
 
@@ -134,7 +136,7 @@ def run_of(source: str) -> Path | None:
 
 def is_run(folder: Path) -> bool:
     """Whether it is the output folder of a run, finished or not."""
-    return (folder / "config.yaml").is_file()
+    return (folder / SETTINGS_FILE).is_file()
 
 
 def step_of_run(folder: Path) -> int:
@@ -162,7 +164,7 @@ def is_judged_as_run(
         train_fingerprint: of the training images; where the run's newest checkpoint or record has it, they only moved.
         linear: None where no probe is fitted.
     """
-    config = config_from_yaml((folder / "config.yaml").read_text())
+    config = config_from_yaml((folder / SETTINGS_FILE).read_text())
     pairs = {"data": (data, config.data), "knn": (knn, config.knn), "linear": (linear or config.linear, config.linear)}
     others = [
         f"{section}.{key}={_shown(value)} (the run has {_shown(getattr(own, key))})"
@@ -181,7 +183,7 @@ def _are_its_images(folder: Path, train_fingerprint: str, given: DataConfig, own
     if given.path and own.path and Path(given.path).expanduser().resolve() == Path(own.path).expanduser().resolve():
         return True
     newest = CheckpointFolder(folder / CHECKPOINTS_FOLDER, keep=1).newest()
-    recorded = (line for line in read_lines(folder / "tracking" / "records.jsonl") if line.get("kind") == "dataset")
+    recorded = (line for line in read_lines(folder / RECORDS_FILE) if line.get("kind") == "dataset")
     known = [line["fingerprint"] for line in recorded if line["context"] == "training"]
     return train_fingerprint in [*known, *([] if newest is None else [newest.state.data_fingerprint])]
 
@@ -192,7 +194,7 @@ def _shown(value: object) -> str:
 
 def add_to_run(folder: Path, metrics: Mapping[str, float]) -> None:
     """Add what was measured to the MLflow run of a run's folder."""
-    section = config_from_yaml((folder / "config.yaml").read_text()).tracking
+    section = config_from_yaml((folder / SETTINGS_FILE).read_text()).tracking
     arrived = add_metrics(section, folder, metrics, step_of_run(folder))
     if section.enabled and not arrived:
         logger.warning("%s: the tracking store is away; the scores wait in the folder", folder)

@@ -20,7 +20,7 @@ from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.engine import determinism, dist, ds_engine
-from dmt_ds.engine.checkpoint import DONE, tag_of
+from dmt_ds.engine.checkpoint import tag_of
 from dmt_ds.engine.ds_engine import StudentEngine
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.memory_errors import explained
@@ -28,12 +28,12 @@ from dmt_ds.engine.optim import build_optimizer, fusing_pays, learning_rate_sche
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.schedule import with_frozen_groups
-from dmt_ds.engine.step_profile import FOLDER as PROFILE_FOLDER
 from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import AnnotatedTask
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
 from dmt_ds.errors import CheckpointError
+from dmt_ds.run_files import DONE, PROFILE_FOLDER
 from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)

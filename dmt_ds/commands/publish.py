@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.commands.annotated import PICTURES_FOLDER
 from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.commands.tasks import BuiltTask
@@ -24,9 +23,9 @@ from dmt_ds.engine.task import AnnotatedTask
 from dmt_ds.errors import DataError, StorageError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import needs_dmt_ds, provenance_of, save_backbone
-from dmt_ds.models.teachers import BACKBONE_FOLDER
 from dmt_ds.models.vit import describe
 from dmt_ds.models.whole_folder import whole_folder
+from dmt_ds.run_files import BACKBONE_FOLDER, PICTURES_FOLDER
 from dmt_ds.tracking.tracker import read_points
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from dmt_ds.commands.knn import KnnTable, run_knn
 from dmt_ds.commands.stages import RunningStage, Stage
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
-from dmt_ds.engine.checkpoint import DONE
 from dmt_ds.errors import ConfigError, DmtError
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.run_files import DONE, LOG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _run_training(training: Training, output: Path, position: str, say: Say) -> 
     say(f"{position} {what}: training on {training.processes} process{'es' if training.processes > 1 else ''} ...")
     arguments = ("pretrain", "-c", training.recipe, *training.overrides)
     stage = RunningStage(Stage(arguments, folder / "output.log", _environment(), training.processes))
-    code = stage.wait(SECONDS_BETWEEN_LINES, lambda: say_newest_step(folder / "train.log", say))
+    code = stage.wait(SECONDS_BETWEEN_LINES, lambda: say_newest_step(folder / LOG_FILE, say))
     if code != 0:
         raise DmtError(
             f"quickstart: {what} ended with code {code}; the whole output is in {stage.log}\n"

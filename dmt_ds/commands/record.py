@@ -18,6 +18,14 @@ from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
 from dmt_ds.engine.fence import Fence
+from dmt_ds.run_files import (
+    ATTEMPTS_FOLDER,
+    CHANGES_FILE,
+    ENVIRONMENT_FILE,
+    SETTINGS_FILE,
+    STUDENT_ENGINE_FILE,
+    TEACHER_ENGINES_FILE,
+)
 from dmt_ds.storage import unwritten
 from dmt_ds.tracking.environment import (
     code_changes,
@@ -29,11 +37,6 @@ from dmt_ds.tracking.environment import (
 from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import Tracker
-
-ATTEMPTS_FOLDER = "attempts"
-"""In a run's folder: `NNNN/`, files that describe an attempt and are not what they were in the one before."""
-CHANGES_FILE = "code_changes.diff"
-"""What of the package's checkout was not committed; there is none where all was."""
 
 
 def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) -> RunState:
@@ -82,16 +85,16 @@ def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None, 
     tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
     tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")
     described = {
-        "deepspeed_student.json": run.ds_config,
-        "deepspeed_teachers.json": built.teacher_ds_configs,
-        "environment.json": environment_record(),
+        STUDENT_ENGINE_FILE: run.ds_config,
+        TEACHER_ENGINES_FILE: built.teacher_ds_configs,
+        ENVIRONMENT_FILE: environment_record(),
     }
     texts = {name: json.dumps(content, indent=1) for name, content in described.items()}
     if (changes := code_changes()) or (run.folder / CHANGES_FILE).exists():
         texts[CHANGES_FILE] = changes
     for name, text in texts.items():
         keep(run.folder, name, text, fence)
-    _log_files(tracker, run.folder, [*texts, "config.yaml"], fence)
+    _log_files(tracker, run.folder, [*texts, SETTINGS_FILE], fence)
 
 
 def keep(folder: Path, name: str, text: str, fence: Fence | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from dmt_ds.commands.annotated_tasks import KINDS, kind_of
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.run_files import ENVIRONMENT_FILE, SETTINGS_FILE
 from dmt_ds.tracking.compared_runs import SCORE
 from dmt_ds.tracking.tracker import read_points
 
@@ -90,14 +91,14 @@ def read_record(folder: Path | None, provenance: Mapping[str, Any], name: str) -
     public = _public(provenance)
     if folder is None:
         return RunRecord(str(provenance.get("name") or name), provenance=public)
-    config = config_from_yaml((folder / "config.yaml").read_text(), str(folder / "config.yaml"))
+    config = config_from_yaml((folder / SETTINGS_FILE).read_text(), str(folder / SETTINGS_FILE))
     kind = kind_of(config)
     return RunRecord(
         name=str(provenance.get("name") or config.name),
         config=config,
         provenance=public,
         scores=_scores(folder, provenance.get("step"), averaged=kind is not None and kind.averages(config)),
-        environment=_environment(folder / "environment.json"),
+        environment=_environment(folder / ENVIRONMENT_FILE),
     )
 
 

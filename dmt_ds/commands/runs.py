@@ -22,6 +22,7 @@ from dmt_ds.engine import cpu_bf16, dist
 from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.errors import ConfigError
 from dmt_ds.redact import MaskingFormatter
+from dmt_ds.run_files import LOG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        _log_to_file(Path(config.output_dir) / "train.log")
+        _log_to_file(Path(config.output_dir) / LOG_FILE)
     except OSError as error:
         if error.errno not in _NOT_A_PLACE:
             raise

@@ -24,7 +24,7 @@ from dmt_ds.downstream.segmentation import SegmentationTask
 from dmt_ds.downstream.segmenter_folder import save_segmenter
 from dmt_ds.engine import dist
 from dmt_ds.engine.masters import state_of
-from dmt_ds.models.teachers import SEGMENTER_FOLDER
+from dmt_ds.run_files import SEGMENTER_FOLDER
 
 logger = logging.getLogger(__name__)
 

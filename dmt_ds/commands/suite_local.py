@@ -10,24 +10,14 @@ import torch
 
 from dmt_ds.commands.stages import RunningStage, Stage
 from dmt_ds.commands.suite_phases import Phase, next_phase
-from dmt_ds.commands.suite_state import (
-    FAILURE_FILE,
-    SCORE,
-    changed,
-    check_teachers,
-    choose,
-    is_finished,
-    is_tuned,
-    scores_of,
-)
+from dmt_ds.commands.suite_state import SCORE, changed, check_teachers, choose, is_finished, is_tuned, scores_of
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import Role, SuiteRun
 from dmt_ds.engine.stopping import StopRequest
 from dmt_ds.errors import ConfigError, DmtError
+from dmt_ds.run_files import FAILURE_FILE, OUTPUT_FILE
 
 SECONDS_BETWEEN_LOOKS = 0.1
-LOG = "output.log"
-"""In a run's folder: all that its processes said."""
 
 Say = Callable[[str], None]
 
@@ -125,7 +115,7 @@ class LocalSuite:
             self._ended[run.folder] = True
             return
         (run.folder / FAILURE_FILE).unlink(missing_ok=True)
-        self._say(f"  {run.label}: {phase.doing}; log: {run.folder / LOG}")
+        self._say(f"  {run.label}: {phase.doing}; log: {run.folder / OUTPUT_FILE}")
         self._start(run, phase, time.monotonic())
 
     def _with_choice(self, run: SuiteRun) -> SuiteRun:
@@ -144,7 +134,7 @@ class LocalSuite:
     def _start(self, run: SuiteRun, phase: Phase, started: float) -> None:
         slot = next(slot for slot in range(self._num_jobs) if slot not in {job.slot for job in self._jobs})
         words, processes = (phase.name, *phase.arguments), self._ranks if phase.on_all_ranks else 1
-        stage = Stage(words, run.folder / LOG, self._environment(slot), processes)
+        stage = Stage(words, run.folder / OUTPUT_FILE, self._environment(slot), processes)
         self._jobs.append(Job(run, RunningStage(stage), phase, slot, started))
 
     def _environment(self, slot: int) -> Mapping[str, str]:

@@ -11,9 +11,10 @@ from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.data.sources import open_source
-from dmt_ds.engine.checkpoint import DONE, CheckpointFolder, RunState
+from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import DmtError
-from dmt_ds.models.teachers import CHECKPOINTS_FOLDER, load_teacher
+from dmt_ds.models.teachers import load_teacher
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, TEACHER_ENGINES_FILE
 
 
 def other_inputs(folder: Path, saved: RunConfig, now: RunConfig) -> list[str]:
@@ -69,7 +70,7 @@ def _precision_of_teachers(folder: Path, saved: RunConfig, now: RunConfig) -> It
     before, after = saved.teachers.deepspeed, now.teachers.deepspeed
     if before == after:
         return
-    path = folder / "deepspeed_teachers.json"
+    path = folder / TEACHER_ENGINES_FILE
     of_teachers = json.loads(path.read_text()).values() if path.is_file() else ()
     recorded = next((precision(ds_config) for ds_config in of_teachers), None)
     yield from _compared(f"teachers.deepspeed: {before} -> {after}", recorded, partial(_precision, after))

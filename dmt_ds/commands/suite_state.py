@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmt_ds.commands.evaluate import EVALUATION_FILE
 from dmt_ds.commands.suite_record import other_inputs
 from dmt_ds.config.load import config_from_yaml, flatten
 from dmt_ds.config.resume import COMPARED_BY_RECORD, SEEDS_MAY_DIFFER, differences
@@ -15,13 +14,11 @@ from dmt_ds.config.suite import TuneSpec
 from dmt_ds.config.suite_follow_ups import FollowUp, follow_ups_of
 from dmt_ds.config.suite_plan import SuitePlan, value_text
 from dmt_ds.config.suite_run import SuiteRun
-from dmt_ds.engine.checkpoint import DONE, CheckpointFolder
+from dmt_ds.engine.checkpoint import CheckpointFolder
 from dmt_ds.errors import ConfigError
-from dmt_ds.models.teachers import CHECKPOINTS_FOLDER
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, EVALUATION_FILE, FAILURE_FILE, RECORDS_FILE, SETTINGS_FILE
 from dmt_ds.tracking.journal import read_lines, write_atomically
 
-FAILURE_FILE = "failure.txt"
-"""In a run's folder: why its last attempt failed; gone when the next one starts."""
 SCORE = "eval/knn_top1"
 """What lines for people show of a run."""
 _OF_FROZEN_ENCODERS = ("knn", "linear")
@@ -80,7 +77,7 @@ def _failure(run: SuiteRun) -> str:
 
 
 def _state_of_training(run: SuiteRun) -> str:
-    statuses = [line["status"] for line in read_lines(run.folder / "tracking" / "records.jsonl") if "status" in line]
+    statuses = [line["status"] for line in read_lines(run.folder / RECORDS_FILE) if "status" in line]
     if statuses[-1:] == ["FAILED"]:
         return "failed"
     newest = CheckpointFolder(run.folder / CHECKPOINTS_FOLDER, keep=1).newest()
@@ -113,7 +110,7 @@ def changed_follow_up(run: SuiteRun) -> str | None:
 
 
 def _changed(folder: Path, asked_for: RunConfig, ignore: Sequence[str] = ()) -> str | None:
-    path = folder / "config.yaml"
+    path = folder / SETTINGS_FILE
     if not path.exists():
         return None
     saved = config_from_yaml(path.read_text(), str(path))

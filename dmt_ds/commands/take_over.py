@@ -14,10 +14,7 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import CheckpointFolder
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.fence import Fence
-from dmt_ds.models.teachers import CHECKPOINTS_FOLDER
-
-LATEST = "latest"
-"""Names the newest checkpoint: a run's own, and in a family's folder the newest that all members have."""
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, LATEST_FILE, SETTINGS_FILE
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,10 @@ def take_over(config: RunConfig, runs: Sequence[Run], builts: Sequence[BuiltTask
     for plan in plans or ():
         prepare(plan, dist.world_size())
     if dist.is_main():
-        keep(Path(config.output_dir), "config.yaml", to_yaml(config), family)
+        keep(Path(config.output_dir), SETTINGS_FILE, to_yaml(config), family)
         for run, fence in zip(runs, fences, strict=True):
             if run.member:
-                keep(run.folder, "config.yaml", to_yaml(run.config), fence)
+                keep(run.folder, SETTINGS_FILE, to_yaml(run.config), fence)
     members = tuple(
         ClaimedRun(run, built, folders[n], plans[n] if plans else None, fences[n] if dist.is_main() else None)
         for n, (run, built) in enumerate(zip(runs, builts, strict=True))
@@ -107,5 +104,5 @@ def _checkpoints(
     folders = [
         CheckpointFolder(run.folder / CHECKPOINTS_FOLDER, keep, fence) for run, fence in zip(runs, fences, strict=True)
     ]
-    mark = Path(config.output_dir) / CHECKPOINTS_FOLDER / LATEST if config.family else None
+    mark = Path(config.output_dir) / CHECKPOINTS_FOLDER / LATEST_FILE if config.family else None
     return CheckpointGroup(folders, mark, family), folders

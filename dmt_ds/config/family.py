@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from dmt_ds.config.section import Section
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, PROFILE_FOLDER, TRACKING_FOLDER
 
 S = TypeVar("S", bound=Section)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_TAKEN = ("checkpoints", "profile", "tracking")
+_TAKEN = (CHECKPOINTS_FOLDER, PROFILE_FOLDER, TRACKING_FOLDER)
 """Folders of the family's own beside its members'."""
 _SHAPE = ("embed_dim", "depth", "num_heads")
 """Settings of a student that win over its architecture."""

@@ -19,10 +19,10 @@ from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.yaml_text import parse_value, parse_yaml
 from dmt_ds.errors import ConfigError
 from dmt_ds.redact import holds_secret, masked
+from dmt_ds.run_files import SETTINGS_FILE
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 COMMAND_LINE = "command line"
-
 Tree = dict[str, Any]
 
 
@@ -131,7 +131,7 @@ def find_recipe(recipe: str | Path) -> Path:
 
 
 def _of_folder(folder: Path) -> str:
-    own = folder / "config.yaml"
+    own = folder / SETTINGS_FILE
     return "is a folder; " + (f"a run's recipe is {own}" if own.is_file() else "give a YAML file in it")
 
 

@@ -26,6 +26,7 @@ from dmt_ds.engine.manifest import (
     write_manifest,
 )
 from dmt_ds.errors import CheckpointError, DmtError, StorageError
+from dmt_ds.run_files import LATEST_FILE
 from dmt_ds.storage import is_away, patiently, sync, unwritten, why_unwritable
 from dmt_ds.tracking.journal import write_atomically
 
@@ -34,8 +35,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 RUN_STATE = "run_state.json"
-DONE = "DONE"
-"""File that a finished run leaves in its folder, for scripts; holds its last step."""
 _TAG = re.compile(r"step\d{8,}")
 _TEMPORARY = ".tmp-"
 _FILE_WRITER = "inline_container"
@@ -211,7 +210,7 @@ class CheckpointFolder:
         for folder in (self.folder, self.folder.parent):
             sync(folder)
         self._check_fence()
-        write_atomically(self.folder / "latest", tag, self.folder / f"{_TEMPORARY}latest{self._mark}")
+        write_atomically(self.folder / LATEST_FILE, tag, self.folder / f"{_TEMPORARY}{LATEST_FILE}{self._mark}")
 
     def _remove(self, folder: Path) -> None:
         """First out of sight: a kill in the middle must not leave part of a checkpoint under a checkpoint's name.

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmt_ds.errors import CheckpointError, StorageError
+from dmt_ds.run_files import CLAIM_FILE
 from dmt_ds.storage import patiently, unwritten
 from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 
-CLAIM = "attempt.json"
 READ_SECONDS = 5.0
 """How long a claim that can't be read is tried again: its server fails over, or another node has just renamed it."""
 _SECONDS_BETWEEN_READS = 0.25
@@ -30,7 +30,7 @@ class Fence:
     """
 
     def __init__(self, folder: Path, number: int, token: str) -> None:
-        self._file = folder / CLAIM
+        self._file = folder / CLAIM_FILE
         self._token = token
         self.number = number
         self.mark = token[:8]
@@ -43,13 +43,13 @@ class Fence:
             CheckpointError: it can't be written.
             StorageError: its disk or file server does not answer, or the claim that lies there can't be read.
         """
-        last = _number_of(folder / CLAIM)
+        last = _number_of(folder / CLAIM_FILE)
         fence = cls(folder, last + 1, secrets.token_hex(8))
         owner = f"{socket.gethostname()} pid {os.getpid()}"
         if "SLURM_JOB_ID" in environ:
             owner += f", job {environ['SLURM_JOB_ID']} restart {environ.get('SLURM_RESTART_COUNT', '0')}"
-        partial = folder / f".{CLAIM}.{fence._token}"
-        remove_leftovers(folder, f".{CLAIM}.*")
+        partial = folder / f".{CLAIM_FILE}.{fence._token}"
+        remove_leftovers(folder, f".{CLAIM_FILE}.*")
         try:
             claim = {"number": fence.number, "owner": owner, "token": fence._token}
             write_atomically(fence._file, json.dumps(claim), partial)

@@ -14,7 +14,6 @@ from dmt_ds.tracking.spans import SpanClock
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "profile"
 TRACE_FILE = "trace.json.gz"
 TABLE_FILE = "steps.json"
 _COLLECTIVES, _KERNELS = ("gloo:", "nccl:"), ("ncclDevKernel", "ncclKernel")  # how backends name their work in a trace

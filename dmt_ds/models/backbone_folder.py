@@ -16,6 +16,7 @@ from dmt_ds.errors import WeightsError
 from dmt_ds.models.vit import VitShape, build_vit, create, describe, full_name, set_last_block_heads
 from dmt_ds.models.weights import load_strict, read_weights, write_safetensors
 from dmt_ds.models.whole_folder import whole_folder
+from dmt_ds.run_files import BACKBONE_FOLDER
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -167,7 +168,7 @@ def provenance_of(source: str | Path) -> dict[str, Any]:
     Args:
         source: a run's folder, or the encoder's own.
     """
-    for folder in (Path(source).expanduser() / "backbone", Path(source).expanduser()):
+    for folder in (Path(source).expanduser() / BACKBONE_FOLDER, Path(source).expanduser()):
         if (folder / CONFIG_FILE).is_file():
             return dict(json.loads((folder / CONFIG_FILE).read_text()).get("dmt_ds") or {})
     return {}

@@ -19,17 +19,9 @@ from dmt_ds.models.blueprint import build_from, check_image_size
 from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
 from dmt_ds.models.weights import Weights, read_weights, triple
+from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, LATEST_FILE
 
 logger = logging.getLogger(__name__)
-
-BACKBONE_FOLDER = "backbone"
-"""Where a run's output folder, and each of its checkpoints, holds its encoder."""
-CLASSIFIER_FOLDER = "classifier"
-"""Beside it, where the run learned labels: encoder and head."""
-SEGMENTER_FOLDER = "segmenter"
-"""The same, where it learned the classes of pixels."""
-CHECKPOINTS_FOLDER = "checkpoints"
-"""Where a run's output folder holds its checkpoints, and the file `latest` with the name of the newest."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +248,7 @@ def _encoder_folder(path: Path) -> Path:
     for folder in (path / BACKBONE_FOLDER, path):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    latest = path / CHECKPOINTS_FOLDER / "latest"
+    latest = path / CHECKPOINTS_FOLDER / LATEST_FILE
     if latest.is_file():
         folder = latest.with_name(latest.read_text().strip()) / BACKBONE_FOLDER
         if (folder / CONFIG_FILE).is_file():
@@ -264,7 +256,7 @@ def _encoder_folder(path: Path) -> Path:
             return folder
     raise WeightsError(
         f"{path}: no encoder in it, neither {BACKBONE_FOLDER}/{CONFIG_FILE} nor {CONFIG_FILE}, nor one that "
-        f"{CHECKPOINTS_FOLDER}/latest points to: the run has not saved yet, or it is another folder; "
+        f"{CHECKPOINTS_FOLDER}/{LATEST_FILE} points to: the run has not saved yet, or it is another folder; "
         "name a run that has saved (of a family: a member's folder in it), or a weights file"
     )
 

@@ -12,6 +12,7 @@ from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.planning.vit_cost import VitSize, linear_parameters
+from dmt_ds.run_files import BACKBONE_FOLDER
 
 _ARCHES = {
     "tiny": (192, 12),
@@ -153,7 +154,7 @@ def has_fused_loss(section: DistillConfig) -> bool:
 
 def _of_folder(folder: Path, image_size: int) -> VitSize | None:
     """The encoder of a run's output folder, where it says its sizes."""
-    path = folder / "backbone" / "config.json"
+    path = folder / BACKBONE_FOLDER / "config.json"
     if not path.is_file():
         return None
     model = json.loads(path.read_text()).get("model_args", {})

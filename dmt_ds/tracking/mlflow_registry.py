@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
+from dmt_ds.run_files import RUN_ID_FILE
 from dmt_ds.tracking.mlflow_opening import import_mlflow
 from dmt_ds.tracking.mlflow_source import answering, pages
 from dmt_ds.tracking.store_uri import store_uri
@@ -39,7 +40,7 @@ def run_in_store(output_dir: Path) -> str:
         TrackingError: it has none.
     """
     try:
-        return (output_dir / "tracking" / "mlflow_run_id").read_text().strip()
+        return (output_dir / RUN_ID_FILE).read_text().strip()
     except OSError:
         raise TrackingError(
             f"{output_dir}: MLflow knows no such run (tracking.enabled=false, or its store never answered); a "

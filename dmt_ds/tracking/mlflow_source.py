@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.errors import TrackingError
+from dmt_ds.run_files import METRICS_FILE, RECORDS_FILE, RUN_ID_FILE, SYSTEM_FILE
 from dmt_ds.tracking.journal import Record, read_lines
 from dmt_ds.tracking.mlflow_errors import translated
 from dmt_ds.tracking.mlflow_opening import opening
@@ -17,7 +18,6 @@ from dmt_ds.tracking.mlflow_parent import PARENT_TAG, origin_tags
 from dmt_ds.tracking.mlflow_store import KEY_TAG, MlflowRun
 from dmt_ds.tracking.shipper import ItemDoubted, ItemRefused, StoreAway
 from dmt_ds.tracking.store_uri import StoreUri
-from dmt_ds.tracking.tracker import METRICS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ORIGIN_TAG = "sync.source_run_id"
-_RECORDS = "tracking/records.jsonl"
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,12 @@ def runs_of_folders(folder: Path, experiments: Sequence[str]) -> list[SourceRun]
     Raises:
         TrackingError: there is none, or none of such an experiment.
     """
-    found = [_run_of_folder(records.parents[1].resolve()) for records in sorted(folder.rglob(_RECORDS))]
+    found = [_run_of_folder(records.parents[1].resolve()) for records in sorted(folder.rglob(RECORDS_FILE))]
     runs = [run for run in found if run is not None]
     if not runs:
-        raise TrackingError(f"{folder}: no run folder in it (one with {_RECORDS}); name a folder of runs, or a store")
+        raise TrackingError(
+            f"{folder}: no run folder in it (one with {RECORDS_FILE}); name a folder of runs, or a store"
+        )
     _check_known(experiments, sorted({run.experiment for run in runs}), str(folder))
     return [run for run in runs if not experiments or run.experiment in experiments]
 
@@ -230,13 +231,13 @@ class _Memory:
 
 
 def _run_of_folder(folder: Path) -> SourceRun | None:
-    records = list(read_lines(folder / _RECORDS))
+    records = list(read_lines(folder / RECORDS_FILE))
     begin = next((record for record in records if record.get("kind") == "begin" and record.get("key")), None)
     if begin is None:
-        logger.warning("%s: left out, since its %s does not begin as it should", folder, _RECORDS)
+        logger.warning("%s: left out, since its %s does not begin as it should", folder, RECORDS_FILE)
         return None
     memory = _remember(folder, records)
-    stored_id = folder / "tracking" / "mlflow_run_id"
+    stored_id = folder / RUN_ID_FILE
     ids = [begin["key"], stored_id.read_text().strip() if stored_id.exists() else ""]
     return SourceRun(
         ids=tuple(name for name in ids if name),
@@ -270,7 +271,7 @@ def _remember(folder: Path, records: Sequence[Record]) -> _Memory:
 def _points_of_folder(folder: Path) -> list["Metric"]:
     memory = _Memory()
     run = _blank_run(memory, folder)
-    for path in (folder / METRICS_FILE, folder / "tracking" / "system.jsonl"):
+    for path in (folder / METRICS_FILE, folder / SYSTEM_FILE):
         run.log_points(list(read_lines(path)))
     return memory.points
 

@@ -18,8 +18,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dmt_ds.run_files import METRICS_FILE, RECORDS_FILE, RUN_ID_FILE, SYSTEM_FILE, TRACKING_FOLDER
 from dmt_ds.tracking.journal import FileLock, Journal, Record, remove_leftovers, write_atomically
-from dmt_ds.tracking.tracker import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ class Spool:
             TrackingError: the folder can't be written.
         """
         self.output_dir = output_dir.resolve()
-        self.folder = self.output_dir / "tracking"
+        self.folder = self.output_dir / TRACKING_FOLDER
         self.metrics = Journal(self.output_dir / METRICS_FILE)
-        self.records = Journal(self.folder / "records.jsonl")
-        self.system = Journal(self.folder / "system.jsonl")
+        self.records = Journal(self.output_dir / RECORDS_FILE)
+        self.system = Journal(self.output_dir / SYSTEM_FILE)
         self.lock = FileLock(self.folder / "lock")
         self.run_id = known_run(output_dir)
         self._shipped = Shipped(self.folder / "shipped.json")
@@ -69,7 +69,7 @@ class Spool:
         self.run_id = run_id
         self._shipped.begin(run_id)
         try:
-            write_atomically(self.folder / "mlflow_run_id", run_id + "\n")
+            write_atomically(self.output_dir / RUN_ID_FILE, run_id + "\n")
         except OSError as error:
             logger.debug("%s: %s", self.folder, error)
 
@@ -155,7 +155,7 @@ def _may_pass(error: OSError) -> bool:
 
 def known_run(output_dir: Path) -> str | None:
     """The store's name of the run of a folder, where it has one; nothing is made."""
-    return _read(output_dir / "tracking" / "mlflow_run_id").strip() or None
+    return _read(output_dir / RUN_ID_FILE).strip() or None
 
 
 class Shipped:

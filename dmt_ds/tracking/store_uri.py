@@ -9,13 +9,12 @@ from pathlib import Path
 
 from dmt_ds.errors import TrackingError
 from dmt_ds.redact import masked
+from dmt_ds.run_files import CLAIM_FILE
 
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _OF_SQLITE = (".db", ".sqlite", ".sqlite3")
 """How names of SQLite files end."""
-_CLAIM = "attempt.json"
-"""What `engine.fence` leaves in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str], mak
         TrackingError: MLflow has no such store, or the SQLite file can't be used.
     """
     beside = output_dir.resolve().parent
-    if (beside / _CLAIM).is_file():  # a family's member: the store is where that of a run alone would be
+    if (beside / CLAIM_FILE).is_file():  # a family's member: the store is where that of a run alone would be
         beside = beside.parent
     setting = "MLFLOW_TRACKING_URI" if not uri and environ.get("MLFLOW_TRACKING_URI") else "tracking.uri"
     uri = uri or environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"

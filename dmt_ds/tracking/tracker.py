@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
+from dmt_ds.run_files import METRICS_FILE
 from dmt_ds.tracking.journal import Journal, Record, read_lines
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-METRICS_FILE = "metrics.jsonl"
 
 
 class Tracker(Protocol):

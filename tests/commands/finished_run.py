@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from dmt_ds.config.load import load_config, to_yaml
-from dmt_ds.engine.checkpoint import DONE
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
+from dmt_ds.run_files import DONE
 from tests.models import tiny
 
 STEP = 40

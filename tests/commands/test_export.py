@@ -15,10 +15,10 @@ from dmt_ds.commands.run_record import public_name
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.downstream.classifier import Classifier
-from dmt_ds.engine.checkpoint import DONE
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.classifier_folder import save_classifier
 from dmt_ds.models.vit import build_vit
+from dmt_ds.run_files import DONE
 from dmt_ds.tracking.tracker import JsonlTracker
 from tests.commands.finished_run import IBOT, MAE, STEP, make_run
 from tests.models import tiny

@@ -14,10 +14,11 @@ from click.testing import Result
 from dmt_ds.commands.suite import by_cause, select
 from dmt_ds.commands.suite_check import check_batches, check_inputs
 from dmt_ds.commands.suite_local import LocalSuite, share_of
-from dmt_ds.commands.suite_state import EVALUATION_FILE, changed, choose
+from dmt_ds.commands.suite_state import changed, choose
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.errors import ConfigError
+from dmt_ds.run_files import EVALUATION_FILE
 from tests import processes, tiny_run, tiny_suite
 from tests.tiny_suite import call, plan_of, pretend_finished
 

@@ -15,16 +15,17 @@ import pytest
 from dmt_ds import storage
 from dmt_ds.engine import fence
 from dmt_ds.engine.checkpoint import CheckpointFolder, unusable
-from dmt_ds.engine.fence import CLAIM, Fence
+from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.manifest import sizes_in
 from dmt_ds.errors import CheckpointError, StorageError
+from dmt_ds.run_files import CLAIM_FILE
 from tests.engine.test_checkpoint import state, write_weights
 
 
 def test_the_only_attempt_goes_on(tmp_path):
     fence = Fence.claim(tmp_path)
     fence.check()
-    assert fence.number == 1 and [p.name for p in tmp_path.iterdir()] == [CLAIM]
+    assert fence.number == 1 and [p.name for p in tmp_path.iterdir()] == [CLAIM_FILE]
 
 
 def test_a_newer_attempt_ends_the_older_one_and_is_named(tmp_path):
@@ -74,7 +75,7 @@ def test_of_two_that_start_in_the_same_moment_one_has_the_run_and_the_other_is_t
         (has_it,) = [outcome for outcome in here if outcome["told"] is None]
         (other,) = [outcome for outcome in here if outcome["told"] is not None]
         assert f"pid {has_it['pid']}) has taken this run over" in other["told"]
-    numbers = [json.loads((tmp_path / str(number) / CLAIM).read_text())["number"] for number in range(100)]
+    numbers = [json.loads((tmp_path / str(number) / CLAIM_FILE).read_text())["number"] for number in range(100)]
     assert 1 in numbers  # both had read that nobody was there: they did start at once
 
 
@@ -93,7 +94,7 @@ def make_unreadable(claim: Path, how: str) -> None:
 @pytest.mark.parametrize(("how", "reason"), [("refused", "Is a directory"), ("zeros", "it holds no claim")])
 def test_a_claim_that_can_not_be_read_is_no_takeover_and_worth_another_try(tmp_path, impatient, how, reason):
     attempt = Fence.claim(tmp_path)
-    make_unreadable(tmp_path / CLAIM, how)
+    make_unreadable(tmp_path / CLAIM_FILE, how)
     with pytest.raises(StorageError, match=rf"attempt\.json: can't be read \({reason}\)[^\n]*start again") as told:
         attempt.check()
     assert told.value.exit_code == 75 and "taken" not in str(told.value)
@@ -101,7 +102,7 @@ def test_a_claim_that_can_not_be_read_is_no_takeover_and_worth_another_try(tmp_p
 
 def test_a_claim_that_can_be_read_again_within_seconds_costs_nothing(tmp_path):
     attempt = Fence.claim(tmp_path)
-    claim, content = tmp_path / CLAIM, (tmp_path / CLAIM).read_text()
+    claim, content = tmp_path / CLAIM_FILE, (tmp_path / CLAIM_FILE).read_text()
     make_unreadable(claim, "zeros")
     heals = threading.Timer(0.5, lambda: claim.write_text(content))
     heals.start()
@@ -111,7 +112,7 @@ def test_a_claim_that_can_be_read_again_within_seconds_costs_nothing(tmp_path):
 
 def test_a_folder_that_was_removed_is_named_and_not_tried_again(tmp_path, impatient):
     attempt = Fence.claim(tmp_path)
-    (tmp_path / CLAIM).unlink()
+    (tmp_path / CLAIM_FILE).unlink()
     with pytest.raises(CheckpointError, match=r"attempt\.json: is gone: somebody has removed") as told:
         attempt.check()
     assert told.value.exit_code == 2
@@ -119,14 +120,14 @@ def test_a_folder_that_was_removed_is_named_and_not_tried_again(tmp_path, impati
 
 def test_a_folder_whose_claim_a_power_cut_emptied_can_be_claimed(tmp_path, impatient):
     Fence.claim(tmp_path)
-    make_unreadable(tmp_path / CLAIM, "zeros")
+    make_unreadable(tmp_path / CLAIM_FILE, "zeros")
     Fence.claim(tmp_path).check()
-    assert json.loads((tmp_path / CLAIM).read_text())["number"] == 1
+    assert json.loads((tmp_path / CLAIM_FILE).read_text())["number"] == 1
 
 
 def test_a_folder_whose_claim_can_not_be_read_is_not_taken_over_as_if_there_was_none(tmp_path, impatient):
     Fence.claim(tmp_path)
-    make_unreadable(tmp_path / CLAIM, "refused")
+    make_unreadable(tmp_path / CLAIM_FILE, "refused")
     with pytest.raises(StorageError, match=r"can't be read \(Is a directory\)"):
         Fence.claim(tmp_path)
 
@@ -138,7 +139,7 @@ def test_a_claim_whose_server_does_not_say_whether_it_is_there_is_asked_again(tm
     answers, stat = iter([errno.ESTALE] * times), Path.stat
 
     def unanswered(path: Path, **options: bool) -> os.stat_result:
-        if path.name == CLAIM and (code := next(answers, None)):
+        if path.name == CLAIM_FILE and (code := next(answers, None)):
             raise OSError(code, os.strerror(code))
         return stat(path, **options)
 

@@ -14,7 +14,7 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import open_source
-from dmt_ds.engine.checkpoint import DONE
+from dmt_ds.run_files import DONE
 from tests import processes, tiny_run
 
 pytestmark = pytest.mark.distributed

@@ -20,8 +20,6 @@ from dmt_ds.models.weights import tensors_of
 if TYPE_CHECKING:
     from dmt_ds.downstream.detection.detector import Detector
 
-DETECTOR_FOLDER = "detector"
-"""Of a run, and of each of its checkpoints."""
 DETECTOR_FILE = "detector.json"
 """Says how the model is built, how images are prepared for it, and what its categories are called."""
 
