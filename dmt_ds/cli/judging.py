@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dmt_ds.cli.parts import examples, load_recipe, overrides_argument, recipe_option
+from dmt_ds.cli.parts import examples, overrides_argument, recipe_option
 from dmt_ds.run_files import SETTINGS_FILE
 
 if TYPE_CHECKING:
@@ -74,10 +74,13 @@ def _judged(
     encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...]
 ) -> "tuple[RunConfig, Mapping[str, Encoder]]":
     """The settings, and what is judged with them by its name in the table."""
+    from dmt_ds.config.load import COMMAND_LINE, load_layers
+
     run_recipes = (Path(source).expanduser() / SETTINGS_FILE for source in encoders)
     recipe = recipe or next((str(path) for path in run_recipes if path.is_file()), None)
     # Without any recipe the task is one that needs no teachers.
-    config = load_recipe(recipe, overrides if recipe else ("task=mae", *overrides))
+    layers = [(COMMAND_LINE, overrides if recipe else ("task=mae", *overrides))]
+    config = load_layers(recipe, layers, new=False)  # nothing is trained
     judged = {source: source for source in encoders} or config.teachers.used()
     if not judged:
         raise click.UsageError("which encoder? Say -e SOURCE, or -c RECIPE with teachers")

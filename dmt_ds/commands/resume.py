@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from dmt_ds.config.load import flatten_tree
 from dmt_ds.config.resume import as_trained, differences
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.section import OF_TRAINED
 from dmt_ds.engine import dist, ds_engine
 from dmt_ds.engine.checkpoint import Checkpoint, RunState
 from dmt_ds.engine.checkpoint_group import CheckpointGroup
@@ -141,7 +142,7 @@ def _other_libraries(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
 def in_todays_settings(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """A checkpoint's settings with the defaults of those that are newer than it: an update of dmt_ds ends no run."""
     try:
-        return RunConfig.model_validate(as_trained(saved)).model_dump(mode="json")
+        return RunConfig.model_validate(as_trained(saved), context=OF_TRAINED).model_dump(mode="json")
     except ValidationError:
         return saved  # a setting is gone: the comparison names it
 

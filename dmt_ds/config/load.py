@@ -16,6 +16,7 @@ from dmt_ds.config.family import members_by_name
 from dmt_ds.config.findings import describe, fields_of, not_a_section
 from dmt_ds.config.resume import as_trained
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.section import OF_TRAINED
 from dmt_ds.config.yaml_text import parse_value, parse_yaml
 from dmt_ds.errors import ConfigError
 from dmt_ds.redact import holds_secret, masked
@@ -56,12 +57,13 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Run
     return load_layers(recipe, [(COMMAND_LINE, overrides)])
 
 
-def load_layers(recipe: str | Path | None, layers: Sequence[tuple[str, Sequence[str]]]) -> RunConfig:
+def load_layers(recipe: str | Path | None, layers: Sequence[tuple[str, Sequence[str]]], new: bool = True) -> RunConfig:
     """Read a run from overrides of several origins, each of which wins over the ones before.
 
     Args:
         recipe: name of a shipped recipe, or a path; None takes the defaults.
         layers: who gives the overrides, as findings name it, and the overrides.
+        new: whether it is to be trained; what was trained already may have settings that are refused today.
 
     Raises:
         ConfigError: something is wrong; one line a finding, all findings at once.
@@ -72,7 +74,7 @@ def load_layers(recipe: str | Path | None, layers: Sequence[tuple[str, Sequence[
         settings.put(values, main_origin)
     for origin, overrides in layers:
         _put_overrides(settings, overrides, origin)
-    return _checked(settings, main_origin, [origin for origin, _ in layers])
+    return _checked(settings, main_origin, [origin for origin, _ in layers], new)
 
 
 def task_of_recipe(recipe: str | Path) -> object:
@@ -84,7 +86,7 @@ def config_from_yaml(text: str, origin: str = "config.yaml") -> RunConfig:
     """The run that `to_yaml` wrote; equal to the one that was written."""
     settings = _Settings()
     settings.put(as_trained(_mapping(parse_yaml(text, origin), origin)), origin)
-    return _checked(settings, origin)
+    return _checked(settings, origin, new=False)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -125,9 +127,8 @@ def find_recipe(recipe: str | Path) -> Path:
     shipped = shipped_recipes()
     close = difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
-    raise ConfigError(
-        f"recipe '{text}' is not there. {hint}Shipped recipes: {', '.join(shipped)}; or give a file's path"
-    )
+    known = f"Shipped recipes: {', '.join(shipped)}"
+    raise ConfigError(f"recipe '{text}' is not there. {hint}{known}; or give a file's path")
 
 
 def _of_folder(folder: Path) -> str:
@@ -207,10 +208,10 @@ def _put_overrides(settings: _Settings, overrides: Sequence[str], origin: str) -
         settings.put({last: value}, origin, tuple(parents))
 
 
-def _checked(settings: _Settings, main_origin: str, layers: Sequence[str] = ()) -> RunConfig:
+def _checked(settings: _Settings, main_origin: str, layers: Sequence[str] = (), new: bool = True) -> RunConfig:
     findings = settings.findings
     try:
-        config = RunConfig.model_validate(settings.values)
+        config = RunConfig.model_validate(settings.values, context=None if new else OF_TRAINED)
     except ValidationError as error:
         findings = list(dict.fromkeys(findings + describe(error, settings.origins, main_origin)))
     else:
@@ -254,10 +255,8 @@ def _words_of_settings(keys: Iterable[str]) -> set[str]:
 def _fill_output_dir(config: RunConfig, settings: _Settings) -> str:
     filled = config.output_dir.replace("{name}", config.name).replace("{seed}", str(config.seed))
     if left := re.search(r"\{.*?\}", filled):
-        origin = settings.origins.get(("output_dir",), COMMAND_LINE)
-        raise ConfigError(
-            f"{origin}: output_dir={config.output_dir}: {left[0]} is not known; use {{name}} and {{seed}}"
-        )
+        where = f"{settings.origins.get(('output_dir',), COMMAND_LINE)}: output_dir={config.output_dir}"
+        raise ConfigError(f"{where}: {left[0]} is not known; use {{name}} and {{seed}}")
     return filled
 
 

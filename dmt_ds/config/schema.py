@@ -5,7 +5,7 @@ A section is frozen and refuses unknown keys. Constructors elsewhere take their 
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
@@ -20,7 +20,17 @@ from dmt_ds.config.methods import (
     TinyMimConfig,
 )
 from dmt_ds.config.optim import OptimConfig
-from dmt_ds.config.section import Count, Fraction, NonNegative, Positive, Section, Workers, check_range, multiples_near
+from dmt_ds.config.section import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Section,
+    Workers,
+    check_range,
+    is_to_be_trained,
+    multiples_near,
+)
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.config.tracking import TrackingConfig
@@ -239,17 +249,17 @@ class RunConfig(Section):
 
     @field_validator("output_dir")
     @classmethod
-    def _folder_is_named(cls, output_dir: str) -> str:
-        if not output_dir.strip():
+    def _folder_is_named(cls, output_dir: str, info: ValidationInfo) -> str:
+        if not output_dir.strip() and is_to_be_trained(info):
             raise ValueError("is empty: name the folder of the run; is a shell variable not set?")
         return output_dir
 
     @model_validator(mode="after")
-    def _rate_falls(self) -> "RunConfig":
+    def _rate_falls(self, info: ValidationInfo) -> "RunConfig":
         size = self.train.global_batch_size
         sections = {f"family.{name}.optim": member.optim for name, member in self.family.items()}
         for where, optim in (sections or {"optim": self.optim}).items():
-            if optim.min_lr > optim.peak_lr(size):
+            if optim.min_lr > optim.peak_lr(size) and is_to_be_trained(info):
                 raise ValueError(
                     f"{where}.min_lr {optim.min_lr:g} is above the peak {optim.peak_lr(size):g}, which is base_lr * "
                     f"{size} images / 256: the rate would rise to it; lower it, or raise base_lr"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 
 def _is_number_or_auto(value: object) -> object:
@@ -20,6 +20,15 @@ Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+OF_TRAINED: dict[str, bool] = {"is_trained": True}
+"""Context in which the settings of what was trained are read: what is refused today was taken once."""
+
+
+def is_to_be_trained(info: ValidationInfo) -> bool:
+    """Whether a setting that means another thing than it says is refused: not of what was trained with it."""
+    return info.context != OF_TRAINED
 
 
 def multiples_near(number: int, step: int) -> str:

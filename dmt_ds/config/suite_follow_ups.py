@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dmt_ds.config.load import COMMAND_LINE, load_layers, task_of_recipe
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.suite import FollowUpSpec, Suite
-from dmt_ds.config.suite_run import SuiteRun, as_overrides
+from dmt_ds.config.suite_run import SuiteRun, as_overrides, is_done
 from dmt_ds.errors import ConfigError
 
 FOLLOW_UP_KEYS = ("task", "seed", "output_dir", "name")
@@ -110,7 +110,8 @@ class FollowUp:
         given = f"{COMMAND_LINE}: {self.kind.name}.set"
         layers += [(f"{label}: {self.kind.name}.set", self.spec.set), (given, self._given)]
         try:
-            return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in layers])
+            overrides = [(origin, as_overrides(values)) for origin, values in layers]
+            return load_layers(self.recipe, overrides, new=not is_done(self.folder))
         except ConfigError as error:
             raise ConfigError(str(error).replace(f"{given}: ", f"{given}.")) from None  # keys as they were given
 

@@ -58,7 +58,8 @@ class SuiteRun:
         Raises:
             ConfigError: something is wrong; one line a finding.
         """
-        return load_layers(self.recipe, [(origin, as_overrides(values)) for origin, values in self.layers])
+        layers = [(origin, as_overrides(values)) for origin, values in self.layers]
+        return load_layers(self.recipe, layers, new=not is_done(self.folder))
 
     @property
     def overrides(self) -> list[str]:
@@ -69,6 +70,11 @@ class SuiteRun:
                 merged.pop(key, None)  # behind what an earlier layer gave, of its section too
                 merged[key] = value
         return as_overrides(merged)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether what a suite makes in a folder is made: a training leaves this file at its end."""
+    return (folder / "DONE").exists()
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from dmt_ds.config.section import Count, NonNegative, Positive, Section, Triple
+from dmt_ds.config.section import Count, NonNegative, Positive, Section, Triple, is_to_be_trained
 
 
 class TeacherConfig(Section):
@@ -52,13 +52,19 @@ class TeachersConfig(Section):
     run, as `train.compile`, and for task tinymim, which reads inside their last block."""
 
     @model_validator(mode="after")
-    def _used_teachers_exist(self) -> "TeachersConfig":
+    def _use_says_what_it_means(self, info: ValidationInfo) -> "TeachersConfig":
+        if not is_to_be_trained(info):
+            return self
         if self.use is not None and not self.use:
             raise ValueError("use names no teacher: name some, or leave it out (null), which uses all")
         if twice := [name for name in self.models if (self.use or ()).count(name) > 1]:
             raise ValueError(
                 f"use names '{twice[0]}' twice: keep one; teachers.models.{twice[0]}.weight=2 counts it so"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _used_teachers_exist(self) -> "TeachersConfig":
         unknown = [name for name in self.use or () if name not in self.models]
         if unknown:
             raise ValueError(f"use names {unknown}, but the teachers are {list(self.models)}")

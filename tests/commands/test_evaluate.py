@@ -203,6 +203,15 @@ def test_the_command_takes_the_settings_of_the_first_run_and_evaluates_again_whe
         assert num_points(folder) == max(1, number)
 
 
+def test_a_run_that_was_trained_with_what_is_refused_today_is_judged(tmp_path: Path) -> None:
+    """Its rate rose to min_lr."""
+    make_run(tmp_path / "run", "optim.min_lr=1e-3")
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("min_lr: 0.001\n", "min_lr: 0.5\n"))
+    told = CliRunner().invoke(main, ["evaluate", "-e", str(tmp_path / "run"), "linear.max_iterations=1"])
+    assert told.exit_code == 0, told.stderr
+
+
 def test_what_is_no_run_is_judged_and_left_as_it_is(tmp_path: Path) -> None:
     folder = tiny_run.make_teacher(tmp_path / "encoder", seed=0)
     before = sorted(folder.rglob("*"))

@@ -129,6 +129,23 @@ def test_where_a_run_kept_no_record_another_name_is_refused(suite: Callable[...,
     assert refused is not None and "(the run kept no record to compare it with)" in refused
 
 
+def test_settings_that_are_refused_today_do_not_keep_a_finished_run_from_its_suite(suite: Callable[..., Path]) -> None:
+    """A rate that rises to min_lr, a teacher that is named twice: what was trained so may be gone through."""
+    plan = plan_of(suite())
+    odd = {"optim.min_lr": 0.5, "teachers.use": ["mae", "mae"]}
+    refused = call(suite(**odd), "--list")
+    assert refused.exit_code == 2 and "teachers: use names 'mae' twice" in refused.stderr
+    for run in plan.variants({}):
+        pretend_finished(run)
+        text = (run.folder / "config.yaml").read_text()
+        text = text.replace("min_lr: 0.0\n", "min_lr: 0.5\n").replace("  use: null\n", "  use: [mae, mae]\n")
+        (run.folder / "config.yaml").write_text(text)
+    told = changed(plan.variants({})[0])
+    assert told is not None and "optim.min_lr: 0.5 -> 0.0" in told
+    assert "2 of 2 finished" in call(suite(**odd), "--list").output
+    assert call(suite(**odd), "--slurm").exit_code == 0
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_teacher_that_was_made_anew_in_its_place_is_compared(
     suite: Callable[..., Path], tmp_path: Path, seed: int

@@ -13,6 +13,7 @@ from dmt_ds.config.load import (
     flatten,
     flatten_tree,
     load_config,
+    load_layers,
     shipped_recipes,
     to_yaml,
 )
@@ -188,6 +189,15 @@ def test_a_rate_that_would_rise_after_the_warmup_is_refused_of_a_run_and_of_a_me
     (line,) = complaints("vit_tiny", *members)
     assert f"family.vit_small.optim.{above}" in line
     assert load_config("vit_tiny", ("optim.min_lr=2.4e-3",)).optim.min_lr == 2.4e-3
+
+
+def test_what_was_trained_with_settings_that_are_refused_today_is_read(tmp_path: Path) -> None:
+    odd = ("optim.min_lr=2.5e-3", "teachers.use=[mae, mae]", "output_dir=")
+    config = load_layers("vit_tiny", [("a run", odd)], new=False)
+    assert config_from_yaml(to_yaml(config)) == config
+    assert (config.optim.min_lr, config.teachers.use, config.output_dir) == (2.5e-3, ("mae", "mae"), "")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert len(complaints(str(tmp_path / "config.yaml"))) == 2, "as a recipe it is to be trained"
 
 
 def test_a_wrong_word_names_the_allowed_ones() -> None:
