@@ -105,15 +105,11 @@ def _refuse_unused(action: str | None, jobs: int | None, ranks: int | None, opti
     """An option that the action has no use for was meant for another one.
 
     Raises:
-        click.UsageError: there is one; or one of sbatch is for a stage that there is not.
+        click.UsageError: there is one.
     """
     on_slurm = action in ("--slurm", "--submit")
     if options and not on_slurm:
         raise click.UsageError(f"--sbatch={options[0]}: is for --slurm or --submit; add one of them, or take it out")
-    stages = {option: option.partition(":")[0] for option in options if ":-" in option and not option.startswith("-")}
-    for option, stage in stages.items():
-        if stage not in STAGES:
-            raise click.UsageError(f"--sbatch={option}: there is no stage {stage}; there are: {', '.join(STAGES)}")
     if ranks is not None and on_slurm:
         meant = f"for {action} give --sbatch=--ntasks-per-node={ranks}"
         raise click.UsageError(f"--ranks {ranks}: is for this machine; {meant}, or take it out")

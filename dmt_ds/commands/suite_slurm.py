@@ -14,7 +14,7 @@ from dmt_ds.commands.suite import note_on_parent
 from dmt_ds.commands.suite_check import check_batches, check_finished, check_follow_ups, check_inputs
 from dmt_ds.commands.suite_local import Say
 from dmt_ds.commands.suite_state import changed, check_teachers, choose, is_judged, is_tuned, left_of
-from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
+from dmt_ds.config.suite_follow_ups import KINDS, FollowUp, asked_for
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import Role, SuiteRun, as_overrides
 from dmt_ds.errors import ConfigError, LaunchError
@@ -62,9 +62,11 @@ def arrays(
         options: of sbatch, further ones; `STAGE:OPTION` is of that stage alone.
 
     Raises:
-        ConfigError: what is finished has other settings than the suite asks for now.
+        ConfigError: what is finished has other settings than the suite asks for now; or an option is of a stage that
+            the suite does not have, or is none.
         LaunchError: the scripts are not there.
     """
+    _check_options(plan, options)
     check_finished(plan, runs)
     script = _script()
     if not script.is_file():
@@ -170,8 +172,37 @@ def _script() -> Path:
 
 def _options_of(stage: str, options: Sequence[str]) -> list[str]:
     """Those of all stages, then those of this one, which win."""
-    of_all = (option for option in options if option.partition(":")[0] not in STAGES)
-    return [*of_all, *(option.removeprefix(f"{stage}:") for option in options if option.startswith(f"{stage}:"))]
+    split = [_split(option) for option in options]
+    return [option for of in (None, stage) for of_stage, option in split if of_stage == of]
+
+
+def _split(option: str) -> tuple[str | None, str]:
+    """(stage, or what is written in its place, or None where it is of all; the option of sbatch)."""
+    stage, _, rest = option.partition(":")
+    is_of_one = stage in STAGES or (rest.startswith("-") and not stage.startswith("-"))
+    return (stage, rest) if is_of_one else (None, option)
+
+
+def _check_options(plan: SuitePlan, options: Sequence[str]) -> None:
+    """What sbatch would take for the name of a script, when arrays before it are submitted, or nobody would take.
+
+    Raises:
+        ConfigError: an option of one stage does not begin as one does, or the suite has no such stage.
+    """
+    suite = plan.file.suite
+    has = {"teachers": bool(suite.teachers), "tune": suite.tune is not None, "seeds": True}
+    has |= {kind.name: True for kind, _ in asked_for(suite)}
+    for option in options:
+        stage, own = _split(option)
+        if stage is None:
+            continue
+        if stage not in STAGES:
+            raise ConfigError(f"--sbatch={option}: there is no stage {stage}; there are: {', '.join(STAGES)}")
+        if not own.startswith("-"):
+            raise ConfigError(f"--sbatch={option}: is no option of sbatch: write one, such as {stage}:--nodes=2")
+        if not has.get(stage):
+            stages = ", ".join(known for known in STAGES if has.get(known))
+            raise ConfigError(f"--sbatch={option}: {plan.file.label} has no {stage}; its stages are: {stages}")
 
 
 def _mark_of(runs: Sequence[SuiteRun]) -> str:

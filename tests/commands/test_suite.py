@@ -404,6 +404,25 @@ def test_an_option_may_be_of_one_stage_and_a_dependency_of_ones_own_is_the_first
     assert "--sbatch=seed:--nodes=1: there is no stage seed; there are: teachers, tune, seeds, " in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("seeds:nodes=2", "is no option of sbatch: write one, such as seeds:--nodes=2"),
+        ("seeds:", "is no option of sbatch: write one, such as seeds:--nodes=2"),
+        ("detect:--nodes=4", "suite.yaml has no detect; its stages are: teachers, seeds"),
+        ("tune:--nodes=4", "suite.yaml has no tune; its stages are: teachers, seeds"),
+    ],
+)
+def test_an_option_that_sbatch_would_take_for_a_script_or_no_stage_takes_is_refused(
+    option: str, said: str, tmp_path: Path
+) -> None:
+    suite = tiny_suite.write_suite(tmp_path, tune=None)
+    refused = call(suite, "--slurm", f"--sbatch={option}")
+    (line,) = refused.stderr.splitlines()
+    assert (refused.exit_code, refused.stdout) == (2, "") and f"--sbatch={option}: " in line and said in line
+    assert " --time 9:00:00 " in call(suite, "--slurm", "--sbatch=--time", "--sbatch=9:00:00").output  # as two words
+
+
 def test_a_batch_that_an_arrays_tasks_cannot_share_is_told_before_anything_is_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
