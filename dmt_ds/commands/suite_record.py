@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from dmt_ds.commands.annotated_tasks import kind_of
@@ -11,8 +11,9 @@ from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.data.sources import open_source
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
-from dmt_ds.errors import DmtError
+from dmt_ds.engine.checkpoint import RunState, read_run_state
+from dmt_ds.engine.manifest import saved_in
+from dmt_ds.errors import CheckpointError, DmtError, StorageError
 from dmt_ds.models.teachers import load_teacher
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, TEACHER_ENGINES_FILE
 
@@ -21,7 +22,8 @@ def other_inputs(folder: Path, saved: RunConfig, now: RunConfig) -> list[str]:
     """Images, teachers' weights and precision that are not the run's, one line each.
 
     The same images, weights or precision under another name are no difference. Only what has another name is looked
-    at, and teachers that are finished runs, which may have been made anew in their old place.
+    at, and teachers that are finished runs, which may have been made anew in their old place. A checkpoint's record
+    that this version can't read is as none.
 
     Args:
         folder: of the finished run.
@@ -29,51 +31,89 @@ def other_inputs(folder: Path, saved: RunConfig, now: RunConfig) -> list[str]:
         now: those that the suite asks for.
 
     Raises:
-        StorageError: the run's checkpoints can't be read.
+        StorageError: the run's checkpoints can't be read for now.
     """
-    newest = CheckpointFolder(folder / CHECKPOINTS_FOLDER, keep=1).newest()
-    state = None if newest is None else newest.state
-    found = [*_images(saved, now, state), *_precision_of_student(saved, now, state)]
+    record = _Record(folder)
+    found = [*_images(saved, now, record), *_precision_of_student(saved, now, record)]
     if now.task in TEACHER_TASKS:
-        found += [*_teachers(saved, now, state), *_precision_of_teachers(folder, saved, now)]
+        found += [*_teachers(saved, now, record), *_precision_of_teachers(saved, now, record)]
     return found
 
 
-def _images(saved: RunConfig, now: RunConfig, state: RunState | None) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Record:
+    """What a run's folder tells, read where somebody asks."""
+
+    folder: Path
+
+    @cached_property
+    def state(self) -> RunState | None:
+        """Of the newest checkpoint that tells, be its weights there still or not."""
+        for checkpoint in self._checkpoints():
+            try:
+                return read_run_state(checkpoint)
+            except StorageError:
+                raise
+            except CheckpointError:
+                continue
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        """The newest first."""
+        try:
+            return saved_in(self.folder / CHECKPOINTS_FOLDER)[::-1]
+        except StorageError:
+            raise
+        except CheckpointError:  # may not be read
+            return []
+
+    @property
+    def precision_of_teachers(self) -> str | None:
+        """None where the file is not there, or damaged."""
+        try:
+            of_teachers = json.loads((self.folder / TEACHER_ENGINES_FILE).read_text())
+            return next((precision(ds_config) for ds_config in of_teachers.values()), None)
+        except (OSError, ValueError, AttributeError):
+            return None
+
+
+def _images(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
     before, after = saved.data.path, now.data.path
     if now.data.source == "digits" or before == after:
         return  # digits have no path
     key = now.model_dump_json(include={"task", "data", "segment", "detect"})
-    recorded = None if state is None else state.data_fingerprint
+    recorded = None if record.state is None else record.state.data_fingerprint
     yield from _compared(f"data.path: {before} -> {after}", recorded, partial(_fingerprint, _Images(key, now)))
 
 
-def _precision_of_student(saved: RunConfig, now: RunConfig, state: RunState | None) -> Iterator[str]:
+def _precision_of_student(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
     before, after = saved.train.deepspeed, now.train.deepspeed
     if before != after:
-        recorded = None if state is None else state.precision
+        recorded = None if record.state is None else record.state.precision
         yield from _compared(f"train.deepspeed: {before} -> {after}", recorded, partial(_precision, after))
 
 
-def _teachers(saved: RunConfig, now: RunConfig, state: RunState | None) -> Iterator[str]:
+def _teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
     sources = {name: teacher.source for name, teacher in saved.teachers.used().items()}
     for name, teacher in now.teachers.used().items():
         before, after = sources.get(name), teacher.source
-        recorded = None if state is None else state.teachers.get(name)
-        if before is None or (before == after and (recorded is None or not (Path(after) / DONE).exists())):
+        if before is None:
             continue  # a teacher that came or went is told by its settings
+        is_in_its_place = before == after
+        if is_in_its_place and not (Path(after) / DONE).exists():
+            continue
+        recorded = None if record.state is None else record.state.teachers.get(name)
+        if is_in_its_place and recorded is None:
+            continue
         moved = f"teachers.models.{name}.source: {before}" + ("" if before == after else f" -> {after}")
         yield from _compared(moved, recorded, partial(_sha256, name, teacher))
 
 
-def _precision_of_teachers(folder: Path, saved: RunConfig, now: RunConfig) -> Iterator[str]:
+def _precision_of_teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
     before, after = saved.teachers.deepspeed, now.teachers.deepspeed
-    if before == after:
-        return
-    path = folder / TEACHER_ENGINES_FILE
-    of_teachers = json.loads(path.read_text()).values() if path.is_file() else ()
-    recorded = next((precision(ds_config) for ds_config in of_teachers), None)
-    yield from _compared(f"teachers.deepspeed: {before} -> {after}", recorded, partial(_precision, after))
+    if before != after:
+        moved = f"teachers.deepspeed: {before} -> {after}"
+        yield from _compared(moved, record.precision_of_teachers, partial(_precision, after))
 
 
 def _compared(setting: str, recorded: str | None, look: Callable[[], str]) -> Iterator[str]:

@@ -129,6 +129,33 @@ def test_where_a_run_kept_no_record_another_name_is_refused(suite: Callable[...,
     assert refused is not None and "(the run kept no record to compare it with)" in refused
 
 
+def test_a_record_is_read_only_where_something_has_another_name_and_needs_no_weights_beside_it(
+    suite: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    run = plan_of(suite()).variants({})[0]
+    finish(run)
+    shutil.copytree(images, tmp_path / "moved")
+    moved = plan_of(suite(**{"data.path": str(tmp_path / "moved")})).variants({})[0]
+    (checkpoint,) = (run.folder / "checkpoints").glob("step*")
+    (checkpoint / "weights.pt").unlink()
+    assert changed(moved) is None
+    state = json.loads((checkpoint / "run_state.json").read_text())
+    (checkpoint / "run_state.json").write_text(json.dumps({**state, "of_a_later_version": 1}))
+    assert changed(run) is None
+    told = changed(moved)
+    assert told is not None and f"{images} -> {tmp_path}/moved (the run kept no record to compare it with)" in told
+
+
+def test_a_damaged_record_of_teachers_precision_is_none(suite: Callable[..., Path]) -> None:
+    run = plan_of(suite()).variants({})[0]
+    finish(run)
+    other = plan_of(suite(**{"teachers.deepspeed": "teacher_zero3_inference"})).variants({})[0]
+    for text in ("{", "[]", '{"mae": 1}'):
+        (run.folder / "deepspeed_teachers.json").write_text(text)
+        told = changed(other)
+        assert told is not None and "-> teacher_zero3_inference (the run kept no record to compare it with)" in told
+
+
 def test_settings_that_are_refused_today_do_not_keep_a_finished_run_from_its_suite(suite: Callable[..., Path]) -> None:
     """A rate that rises to min_lr, a teacher that is named twice: what was trained so may be gone through."""
     plan = plan_of(suite())
