@@ -1,6 +1,7 @@
 """What a finished run of a suite learned from, as its own record has it, against what the suite would take now."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -13,7 +14,7 @@ from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoint import RunState, read_run_state
 from dmt_ds.engine.manifest import saved_in
-from dmt_ds.errors import CheckpointError, DmtError, StorageError
+from dmt_ds.errors import CheckpointError, ConfigError, DmtError, StorageError
 from dmt_ds.models.teachers import load_teacher
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, TEACHER_ENGINES_FILE
 
@@ -79,7 +80,7 @@ class _Record:
 
 def _images(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
     before, after = saved.data.path, now.data.path
-    if now.data.source == "digits" or before == after:
+    if now.data.source == "digits" or before == after or _is_same_place(before, after):
         return  # digits have no path
     key = now.model_dump_json(include={"task", "data", "segment", "detect"})
     recorded = None if record.state is None else record.state.data_fingerprint
@@ -88,7 +89,7 @@ def _images(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
 
 def _precision_of_student(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
     before, after = saved.train.deepspeed, now.train.deepspeed
-    if before != after:
+    if not _is_same_json(before, after):
         recorded = None if record.state is None else record.state.precision
         yield from _compared(f"train.deepspeed: {before} -> {after}", recorded, partial(_precision, after))
 
@@ -99,8 +100,8 @@ def _teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str
         before, after = sources.get(name), teacher.source
         if before is None:
             continue  # a teacher that came or went is told by its settings
-        is_in_its_place = before == after
-        if is_in_its_place and not (Path(after) / DONE).exists():
+        is_in_its_place = before == after or _is_same_place(before, after)
+        if is_in_its_place and not Path(os.path.expanduser(after), DONE).exists():
             continue
         recorded = None if record.state is None else record.state.teachers.get(name)
         if is_in_its_place and recorded is None:
@@ -111,9 +112,27 @@ def _teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str
 
 def _precision_of_teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
     before, after = saved.teachers.deepspeed, now.teachers.deepspeed
-    if before != after:
+    if not _is_same_json(before, after):
         moved = f"teachers.deepspeed: {before} -> {after}"
         yield from _compared(moved, record.precision_of_teachers, partial(_precision, after))
+
+
+def _is_same_place(before: str | None, after: str | None) -> bool:
+    """Whether a path is only written otherwise: from another folder, with a slash at its end, by way of a link."""
+    if not before or not after:
+        return False
+    here, there = (os.path.realpath(os.path.expanduser(path)) for path in (before, after))
+    return here == there
+
+
+def _is_same_json(before: str, after: str) -> bool:
+    """Whether both name one DeepSpeed JSON; a shipped one has a name and a path."""
+    if before == after:
+        return True
+    try:
+        return find_ds_config(before).resolve() == find_ds_config(after).resolve()
+    except ConfigError:
+        return False
 
 
 def _compared(setting: str, recorded: str | None, look: Callable[[], str]) -> Iterator[str]:

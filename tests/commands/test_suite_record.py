@@ -125,8 +125,26 @@ def test_what_is_the_same_under_another_name_and_what_decides_nothing_may_change
 def test_where_a_run_kept_no_record_another_name_is_refused(suite: Callable[..., Path], tmp_path: Path) -> None:
     pretend_finished(plan_of(suite()).variants({})[0])
     assert changed(plan_of(suite()).variants({})[0]) is None
-    refused = changed(plan_of(suite(**{"train.deepspeed": str(find_ds_config(FP32))})).variants({})[0])
+    other = shutil.copy(find_ds_config(FP32), tmp_path / "own.json")
+    refused = changed(plan_of(suite(**{"train.deepspeed": str(other)})).variants({})[0])
     assert refused is not None and "(the run kept no record to compare it with)" in refused
+
+
+def test_one_thing_by_two_names_needs_no_record(
+    suite: Callable[..., Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_finished(plan_of(suite()).variants({})[0])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for changes in (
+        {"data.path": "images"},
+        {"data.path": f"{images}/"},
+        {"data.path": str(tmp_path / "link" / "images")},
+        {"teachers.models.mae.source": "mae.pth"},
+        {"train.deepspeed": str(find_ds_config(FP32))},
+        {"teachers.deepspeed": str(find_ds_config("teacher_zero3_inference_fp32"))},
+    ):
+        assert changed(plan_of(suite(**changes)).variants({})[0]) is None, changes
 
 
 def test_a_record_is_read_only_where_something_has_another_name_and_needs_no_weights_beside_it(
