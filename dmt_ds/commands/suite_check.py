@@ -28,13 +28,18 @@ _WHERE_IMAGES_ARE = {"source", "path", "train_split", "val_split", "image_column
 """Settings of `data`; runs that differ in others read the same files."""
 
 
-def check_finished(plan: SuitePlan, runs: Sequence[SuiteRun]) -> None:
+def check_finished(plan: SuitePlan, runs: Sequence[SuiteRun], only_what_is_here: bool = False) -> None:
     """Whether what is finished, and will be kept, is what the suite asks for now; a tuned run waits for its value.
+
+    Args:
+        plan: all of the suite.
+        runs: those to make.
+        only_what_is_here: pass over images and weights that can't be looked at here, for others will look.
 
     Raises:
         ConfigError: one line for each run that is not.
     """
-    found = [changed_follow_up(run) if is_tuned(plan, run) else changed(run) for run in runs]
+    found = [(changed_follow_up if is_tuned(plan, run) else changed)(run, only_what_is_here) for run in runs]
     if lines := [line for line in found if line is not None]:
         raise ConfigError("\n".join(lines))
 

@@ -19,8 +19,21 @@ from dmt_ds.models.teachers import load_teacher
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, TEACHER_ENGINES_FILE
 
 
-def other_inputs(folder: Path, saved: RunConfig, now: RunConfig) -> list[str]:
-    """Images, teachers' weights and precision that are not the run's, one line each.
+@dataclass(frozen=True)
+class OtherInput:
+    """Images, a teacher's weights or a precision that are not the run's, or that nobody can tell of.
+
+    Attributes:
+        line: the setting, then and now, and what is found there.
+        was_seen: False where the look itself failed here, which says nothing of what was trained.
+    """
+
+    line: str
+    was_seen: bool = True
+
+
+def other_inputs(folder: Path, saved: RunConfig, now: RunConfig) -> list[OtherInput]:
+    """Images, teachers' weights and precision that are not the run's, one finding each.
 
     The same images, weights or precision under another name are no difference. Only what has another name is looked
     at, and teachers that are finished runs, which may have been made anew in their old place. A checkpoint's record
@@ -78,7 +91,7 @@ class _Record:
             return None
 
 
-def _images(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
+def _images(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[OtherInput]:
     before, after = saved.data.path, now.data.path
     if now.data.source == "digits" or before == after or _is_same_place(before, after):
         return  # digits have no path
@@ -87,14 +100,14 @@ def _images(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
     yield from _compared(f"data.path: {before} -> {after}", recorded, partial(_fingerprint, _Images(key, now)))
 
 
-def _precision_of_student(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
+def _precision_of_student(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[OtherInput]:
     before, after = saved.train.deepspeed, now.train.deepspeed
     if not _is_same_json(before, after):
         recorded = None if record.state is None else record.state.precision
         yield from _compared(f"train.deepspeed: {before} -> {after}", recorded, partial(_precision, after))
 
 
-def _teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
+def _teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[OtherInput]:
     sources = {name: teacher.source for name, teacher in saved.teachers.used().items()}
     for name, teacher in now.teachers.used().items():
         before, after = sources.get(name), teacher.source
@@ -110,7 +123,7 @@ def _teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str
         yield from _compared(moved, recorded, partial(_sha256, name, teacher))
 
 
-def _precision_of_teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[str]:
+def _precision_of_teachers(saved: RunConfig, now: RunConfig, record: _Record) -> Iterator[OtherInput]:
     before, after = saved.teachers.deepspeed, now.teachers.deepspeed
     if not _is_same_json(before, after):
         moved = f"teachers.deepspeed: {before} -> {after}"
@@ -135,18 +148,18 @@ def _is_same_json(before: str, after: str) -> bool:
         return False
 
 
-def _compared(setting: str, recorded: str | None, look: Callable[[], str]) -> Iterator[str]:
+def _compared(setting: str, recorded: str | None, look: Callable[[], str]) -> Iterator[OtherInput]:
     """The setting as a finding, where what it names now is not what was recorded, or can't be compared with that."""
     if recorded is None:
-        yield f"{setting} (the run kept no record to compare it with)"
+        yield OtherInput(f"{setting} (the run kept no record to compare it with)")
         return
     try:
         found = look()
     except DmtError as error:
-        yield f"{setting} ({' '.join(str(error).split())})"
+        yield OtherInput(f"{setting} ({' '.join(str(error).split())})", was_seen=False)
         return
     if found != recorded:
-        yield f"{setting} (holds another thing: {recorded[:12]} -> {found[:12]})"
+        yield OtherInput(f"{setting} (holds another thing: {recorded[:12]} -> {found[:12]})")
 
 
 @dataclass(frozen=True)

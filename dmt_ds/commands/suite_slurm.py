@@ -62,12 +62,12 @@ def arrays(
         options: of sbatch, further ones; `STAGE:OPTION` is of that stage alone.
 
     Raises:
-        ConfigError: what is finished has other settings than the suite asks for now; or an option is of a stage that
-            the suite does not have, or is none.
+        ConfigError: what is finished has other settings than the suite asks for now, as far as that can be seen here;
+            or an option is of a stage that the suite does not have, or is none.
         LaunchError: the scripts are not there.
     """
     _check_options(plan, options)
-    check_finished(plan, runs)
+    check_finished(plan, runs, only_what_is_here=True)  # a task looks anew, where it runs
     script = _script()
     if not script.is_file():
         raise LaunchError(f"{script}: is not there; set DMT_DS_HOME to a checkout, which has the scripts for SLURM")
@@ -104,7 +104,7 @@ def submit(plan: SuitePlan, runs: Sequence[SuiteRun], arrays: Sequence[Array], s
 
     Raises:
         ConfigError: what is to be done with the encoders can't be done, a batch can't be cut for the tasks that sbatch
-            is asked for, or images or teachers are not there.
+            is asked for, or images or teachers are not there, also those of finished runs that have another name.
         LaunchError: there is no sbatch, or it refuses.
     """
     if shutil.which("sbatch") is None:
@@ -112,6 +112,7 @@ def submit(plan: SuitePlan, runs: Sequence[SuiteRun], arrays: Sequence[Array], s
     check_follow_ups(runs)
     if os.environ.get("DMT_DS_DOCTOR") != "0":  # which is set where compute nodes alone have the data
         check_batches(plan, runs, {array.what: ranks_of(_script(), array.options) for array in arrays}.get)
+        check_finished(plan, runs)
         check_inputs(plan, runs)
     note_on_parent(plan, "RUNNING")
     before: str | None = None

@@ -86,41 +86,58 @@ def _state_of_training(run: SuiteRun) -> str:
     return "started" if statuses else "not started"
 
 
-def changed(run: SuiteRun) -> str | None:
+def changed(run: SuiteRun, only_what_is_here: bool = False) -> str | None:
     """How a trained run, or what was done with its encoder, differs from what the suite asks for now, in one line.
 
     None where nothing does.
+
+    Args:
+        run: finished or not.
+        only_what_is_here: pass over images and weights that can't be looked at here, for others will look.
 
     Raises:
         ConfigError: a config.yaml can't be read.
         StorageError: checkpoints can't be read.
     """
-    trained = _changed(run.folder, run.config) if is_trained(run) else None
-    return trained or changed_follow_up(run)
+    trained = _changed(run.folder, run.config, only_what_is_here) if is_trained(run) else None
+    return trained or changed_follow_up(run, only_what_is_here)
 
 
-def changed_follow_up(run: SuiteRun) -> str | None:
+def changed_follow_up(run: SuiteRun, only_what_is_here: bool = False) -> str | None:
     """How what was done with an encoder differs from what is asked for now; what the encoder gives is not compared."""
     done = (follow_up for follow_up in follow_ups_of(run) if (follow_up.folder / DONE).exists())
     lines = (
-        _changed(follow_up.folder, follow_up.config, (*follow_up.given_by_encoder, *_OF_FROZEN_ENCODERS))
+        _changed(
+            follow_up.folder,
+            follow_up.config,
+            only_what_is_here,
+            (*follow_up.given_by_encoder, *_OF_FROZEN_ENCODERS),
+        )
         for follow_up in done
     )
     return next((line for line in lines if line is not None), None)
 
 
-def _changed(folder: Path, asked_for: RunConfig, ignore: Sequence[str] = ()) -> str | None:
+def _changed(folder: Path, asked_for: RunConfig, only_what_is_here: bool, ignored: Sequence[str] = ()) -> str | None:
     path = folder / SETTINGS_FILE
     if not path.exists():
         return None
     saved = config_from_yaml(path.read_text(), str(path))
-    found = differences(_relevant(saved), _relevant(asked_for), (*SEEDS_MAY_DIFFER, *COMPARED_BY_RECORD, *ignore))
-    found += other_inputs(folder, saved, asked_for)
-    if not found:
+    ignore = (*SEEDS_MAY_DIFFER, *COMPARED_BY_RECORD, *ignored)
+    inputs = other_inputs(folder, saved, asked_for)
+    found = differences(_relevant(saved), _relevant(asked_for), ignore)
+    if found := [*found, *(other.line for other in inputs if other.was_seen)]:
+        return (
+            f"{folder}: was trained with other settings than the suite asks for now (then -> now): "
+            f"{'; '.join(found)}; choose another -o, or remove the folder"
+        )
+    unseen = [other.line for other in inputs if not other.was_seen]
+    if not unseen or only_what_is_here:
         return None
     return (
-        f"{folder}: was trained with other settings than the suite asks for now (then -> now): {'; '.join(found)}; "
-        "choose another -o, or remove the folder"
+        f"{folder}: can't be compared here with what the suite asks for now (then -> now): {'; '.join(unseen)}; "
+        "name what is there, or keep the former; with --submit, where compute nodes alone have it, DMT_DS_DOCTOR=0 "
+        "submits without a look"
     )
 
 

@@ -1,6 +1,7 @@
 """Finished runs of a suite stay in one table only with runs that learn from the same and are judged alike."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,6 @@ def test_seeds_are_refused_that_would_learn_from_other_things_or_be_judged_other
     (other_images / "train" / "cat" / "0.png").unlink()
     for key, value, said in (
         ("data.path", other_images, f"data.path: {images} -> {other_images} (holds another thing: "),
-        ("data.path", "/typo", f"data.path: {images} -> /typo (data.path: /typo does not exist"),
         ("teachers.models.mae.source", other_teacher, f"{tmp_path}/mae.pth -> {other_teacher} (holds another thing: "),
         ("train.deepspeed", "student_zero2_bf16", "_bf16 (holds another thing: fp32 -> bf16)"),
         ("teachers.deepspeed", "teacher_zero3_inference", "inference (holds another thing: fp32 -> bf16)"),
@@ -172,6 +172,36 @@ def test_a_damaged_record_of_teachers_precision_is_none(suite: Callable[..., Pat
         (run.folder / "deepspeed_teachers.json").write_text(text)
         told = changed(other)
         assert told is not None and "-> teacher_zero3_inference (the run kept no record to compare it with)" in told
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("data.path", "/far", "/far (data.path: /far does not exist: "),
+        ("teachers.models.mae.source", "/far.pth", "/far.pth (teacher 'mae': /far.pth: no such file; "),
+    ],
+)
+def test_what_cannot_be_looked_at_here_is_told_as_that_or_left_to_the_compute_nodes(
+    suite: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, said: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 7\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    quiet = {"tracking.enabled": False}
+    finish(plan_of(suite(**quiet)).variants({})[0])
+    moved = suite(**quiet, **{key: value})
+    submit = ("--submit", "--sbatch=--ntasks-per-node=1")
+    for action in (("--dry-run",), submit):
+        refused = call(moved, *action)
+        (line,) = refused.stderr.splitlines()
+        assert refused.exit_code == 2 and "dmt/seed0: can't be compared here with what the suite asks for now" in line
+        assert said in line and "DMT_DS_DOCTOR=0" in line and "remove" not in line
+    assert call(moved, "--slurm").exit_code == 0
+    monkeypatch.setenv("DMT_DS_DOCTOR", "0")
+    assert call(moved, *submit).output.startswith("7  ")
+    other = suite(**quiet, **{key: value, "optim.weight_decay": 0.3})
+    assert "dmt/seed0: was trained with other settings" in call(other, *submit).stderr
 
 
 def test_settings_that_are_refused_today_do_not_keep_a_finished_run_from_its_suite(suite: Callable[..., Path]) -> None:
