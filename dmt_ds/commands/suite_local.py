@@ -10,7 +10,16 @@ import torch
 
 from dmt_ds.commands.stages import RunningStage, Stage
 from dmt_ds.commands.suite_phases import Phase, next_phase
-from dmt_ds.commands.suite_state import SCORE, changed, check_teachers, choose, is_finished, is_tuned, scores_of
+from dmt_ds.commands.suite_state import (
+    SCORE,
+    changed,
+    check_teachers,
+    choose,
+    is_finished,
+    is_tuned,
+    judge_as_asked,
+    scores_of,
+)
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import Role, SuiteRun
 from dmt_ds.engine.stopping import StopRequest
@@ -132,6 +141,8 @@ class LocalSuite:
         return next(other for other in self._plan.variants(self._chosen) if other.folder == run.folder)
 
     def _start(self, run: SuiteRun, phase: Phase, started: float) -> None:
+        if phase.name == "evaluate":
+            judge_as_asked(run)
         slot = next(slot for slot in range(self._num_jobs) if slot not in {job.slot for job in self._jobs})
         words, processes = (phase.name, *phase.arguments), self._ranks if phase.on_all_ranks else 1
         stage = Stage(words, run.folder / OUTPUT_FILE, self._environment(slot), processes)

@@ -1,19 +1,20 @@
 """How far each run of a suite is, read from its folder; starts nothing and asks no store."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dmt_ds.commands.suite_record import other_inputs
-from dmt_ds.config.load import config_from_yaml, flatten
+from dmt_ds.config.load import config_from_yaml, flatten, to_yaml
 from dmt_ds.config.resume import COMPARED_BY_RECORD, SEEDS_MAY_DIFFER, differences
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.suite import TuneSpec
 from dmt_ds.config.suite_follow_ups import FollowUp, follow_ups_of
 from dmt_ds.config.suite_plan import SuitePlan, value_text
-from dmt_ds.config.suite_run import SuiteRun
+from dmt_ds.config.suite_run import SuiteRun, as_overrides
 from dmt_ds.engine.checkpoint import CheckpointFolder
 from dmt_ds.errors import ConfigError
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, EVALUATION_FILE, FAILURE_FILE, RECORDS_FILE, SETTINGS_FILE
@@ -22,7 +23,7 @@ from dmt_ds.tracking.journal import read_lines, write_atomically
 SCORE = "eval/knn_top1"
 """What lines for people show of a run."""
 _OF_FROZEN_ENCODERS = ("knn", "linear")
-"""Sections that what is done with an encoder does not look at."""
+"""Sections that neither a training nor what is done with an encoder looks at: they judge what was trained."""
 
 
 def is_trained(run: SuiteRun) -> bool:
@@ -100,30 +101,26 @@ def changed(run: SuiteRun, only_what_is_here: bool = False) -> str | None:
         StorageError: checkpoints can't be read.
     """
     trained = _changed(run.folder, run.config, only_what_is_here) if is_trained(run) else None
-    return trained or changed_follow_up(run, only_what_is_here)
+    return trained or _judged_otherwise(run) or changed_follow_up(run, only_what_is_here)
 
 
 def changed_follow_up(run: SuiteRun, only_what_is_here: bool = False) -> str | None:
     """How what was done with an encoder differs from what is asked for now; what the encoder gives is not compared."""
     done = (follow_up for follow_up in follow_ups_of(run) if (follow_up.folder / DONE).exists())
     lines = (
-        _changed(
-            follow_up.folder,
-            follow_up.config,
-            only_what_is_here,
-            (*follow_up.given_by_encoder, *_OF_FROZEN_ENCODERS),
-        )
+        _changed(follow_up.folder, follow_up.config, only_what_is_here, follow_up.given_by_encoder)
         for follow_up in done
     )
     return next((line for line in lines if line is not None), None)
 
 
-def _changed(folder: Path, asked_for: RunConfig, only_what_is_here: bool, ignored: Sequence[str] = ()) -> str | None:
-    path = folder / SETTINGS_FILE
-    if not path.exists():
+def _changed(
+    folder: Path, asked_for: RunConfig, only_what_is_here: bool, given_by_encoder: Sequence[str] = ()
+) -> str | None:
+    saved = _saved(folder)
+    if saved is None:
         return None
-    saved = config_from_yaml(path.read_text(), str(path))
-    ignore = (*SEEDS_MAY_DIFFER, *COMPARED_BY_RECORD, *ignored)
+    ignore = (*SEEDS_MAY_DIFFER, *COMPARED_BY_RECORD, *_OF_FROZEN_ENCODERS, *given_by_encoder)
     inputs = other_inputs(folder, saved, asked_for)
     found = differences(_relevant(saved), _relevant(asked_for), ignore)
     if found := [*found, *(other.line for other in inputs if other.was_seen)]:
@@ -139,6 +136,52 @@ def _changed(folder: Path, asked_for: RunConfig, only_what_is_here: bool, ignore
         "name what is there, or keep the former; with --submit, where compute nodes alone have it, DMT_DS_DOCTOR=0 "
         "submits without a look"
     )
+
+
+def _judged_otherwise(run: SuiteRun) -> str | None:
+    """How the readouts of a judged run differ from those that the suite asks for; nobody compares a teacher's."""
+    saved = _saved(run.folder) if is_judged(run) and run.role != "teacher" else None
+    if saved is None:
+        return None
+    now = flatten(run.config)
+    found = differences(_of_readouts(flatten(saved)), _of_readouts(now), SEEDS_MAY_DIFFER)
+    if not found:
+        return None
+    keys = [line.partition(":")[0] for line in found]
+    if run.config.data.source != "digits" and saved.data.path != run.config.data.path:
+        keys.append("data.path")
+    command = ["dmt-ds", "evaluate", "-e", str(run.folder), *as_overrides({key: now[key] for key in keys})]
+    return (
+        f"{run.folder}: was judged with other settings than the suite asks for now (then -> now): {'; '.join(found)}; "
+        "keep the former: the encoder is the same, and is judged with others, beside the suite, by "
+        f"`{shlex.join(command)}` (further -e in one table)"
+    )
+
+
+def _of_readouts(settings: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in settings.items() if key.partition(".")[0] in _OF_FROZEN_ENCODERS}
+
+
+def judge_as_asked(run: SuiteRun) -> None:
+    """Have a trained run that is to be judged say so by the readouts that the suite asks for now.
+
+    `dmt-ds evaluate` keeps scores with a run where they are by the run's own settings. No training looks at these.
+
+    Raises:
+        ConfigError: its config.yaml can't be read.
+    """
+    saved = _saved(run.folder)
+    if saved is None:
+        return
+    asked_for = saved.model_copy(update={name: getattr(run.config, name) for name in _OF_FROZEN_ENCODERS})
+    if asked_for != saved:
+        write_atomically(run.folder / SETTINGS_FILE, to_yaml(asked_for))
+
+
+def _saved(folder: Path) -> RunConfig | None:
+    """What the folder's run was asked for; None where it does not say."""
+    path = folder / SETTINGS_FILE
+    return config_from_yaml(path.read_text(), str(path)) if path.exists() else None
 
 
 def _relevant(config: RunConfig) -> dict[str, object]:

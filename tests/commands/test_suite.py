@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 
+from dmt_ds.cli import main
+from dmt_ds.commands.stages import Stage
 from dmt_ds.commands.suite import by_cause, select
 from dmt_ds.commands.suite_check import check_batches, check_inputs
 from dmt_ds.commands.suite_local import LocalSuite, share_of
@@ -112,6 +114,33 @@ def test_a_whole_suite_is_one_parent_run_with_all_runs_under_it(tmp_path: Path) 
     assert all("eval/knn_top1" in run.data.metrics for run in runs.values())
     again = processes.run(tiny_suite.command(suite))
     assert "7 of them finished" in again.stdout and "training" not in again.stdout
+
+
+class StageInThisProcess:
+    """Does at once what a process would do."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._code = CliRunner().invoke(main, [*stage.arguments]).exit_code
+
+    def poll(self) -> int:
+        return self._code
+
+
+def test_a_suite_judges_what_is_left_by_its_own_readouts(
+    tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmt_ds.commands.suite_local.RunningStage", StageInThisProcess)
+    changes = {"teachers": None, "tune": None, "paper": None, "seeds": [0], "variants": {"made": {}}}
+    quiet = {"tracking.enabled": False, "linear.max_iterations": 1}
+    suite = tiny_suite.write_suite(tmp_path, recipe="maker.yaml", set=quiet, **changes)
+    (run,) = plan_of(suite).variants({})
+    pretend_finished(run)
+    (run.folder / "evaluation.json").unlink()
+    tiny_run.make_teacher(run.folder, seed=0)
+    made = call(suite, "knn.k=5")
+    assert made.exit_code == 0, made.output
+    assert json.loads((run.folder / "evaluation.json").read_text())["made_from"]["knn"]["k"] == 5
+    assert changed(plan_of(suite).variants({})[0]) is not None  # judged by 5 neighbours, not by 20
 
 
 # What is not started

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dmt_ds.commands.suite_state import changed
+from dmt_ds.commands.suite_state import changed, judge_as_asked
 from dmt_ds.config.deepspeed import find_ds_config
+from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
@@ -82,7 +83,7 @@ def finish(run: SuiteRun) -> None:
     (run.folder / "deepspeed_teachers.json").write_text(json.dumps(recorded))
 
 
-def test_seeds_are_refused_that_would_learn_from_other_things_or_be_judged_otherwise(
+def test_seeds_are_refused_that_would_learn_from_other_things(
     suite: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
     finish(plan_of(suite()).variants({})[0])
@@ -94,9 +95,6 @@ def test_seeds_are_refused_that_would_learn_from_other_things_or_be_judged_other
         ("teachers.models.mae.source", other_teacher, f"{tmp_path}/mae.pth -> {other_teacher} (holds another thing: "),
         ("train.deepspeed", "student_zero2_bf16", "_bf16 (holds another thing: fp32 -> bf16)"),
         ("teachers.deepspeed", "teacher_zero3_inference", "inference (holds another thing: fp32 -> bf16)"),
-        ("knn.k", 5, "knn.k: 20 -> 5"),
-        ("knn.temperature", 1, "knn.temperature: 0.07 -> 1.0"),
-        ("linear.max_iterations", 7, "linear.max_iterations: 300 -> 7"),
     ):
         refused = call(suite(**{key: str(value)}), "--slurm")
         (line,) = refused.stderr.splitlines()
@@ -202,6 +200,51 @@ def test_what_cannot_be_looked_at_here_is_told_as_that_or_left_to_the_compute_no
     assert call(moved, *submit).output.startswith("7  ")
     other = suite(**quiet, **{key: value, "optim.weight_decay": 0.3})
     assert "dmt/seed0: was trained with other settings" in call(other, *submit).stderr
+
+
+def test_runs_that_were_judged_otherwise_are_told_how_their_encoders_are_judged_anew(
+    suite: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    run, _ = plan_of(suite()).variants({})
+    finish(run)
+    shutil.copytree(images, tmp_path / "my photos")
+    for given, said, words in (
+        ({"knn.k": 5}, "knn.k: 20 -> 5", "knn.k=5"),
+        ({"knn.temperature": 1}, "knn.temperature: 0.07 -> 1.0", "knn.temperature=1.0"),
+        ({"linear.max_iterations": 7}, "linear.max_iterations: 300 -> 7", "linear.max_iterations=7"),
+        (
+            {"knn.k": 5, "data.path": str(tmp_path / "my photos")},
+            "knn.k: 20 -> 5",
+            f"knn.k=5 'data.path={tmp_path}/my photos'",
+        ),
+    ):
+        refused = call(suite(**given), "--slurm")
+        (line,) = refused.stderr.splitlines()
+        assert refused.exit_code == 2 and f"{run.folder}: was judged with other settings" in line
+        assert f"(then -> now): {said}; keep" in line and f"`dmt-ds evaluate -e {run.folder} {words}`" in line
+        assert "remove" not in line
+    both = call(suite(**{"knn.k": 5, "optim.weight_decay": 0.3}), "--slurm").stderr
+    assert "was trained with other settings" in both and "knn" not in both
+
+
+def test_what_is_trained_and_not_judged_yet_is_judged_as_the_suite_asks_now(suite: Callable[..., Path]) -> None:
+    run, _ = plan_of(suite()).variants({})
+    finish(run)
+    (run.folder / "evaluation.json").unlink()
+    now, _ = plan_of(suite(**{"knn.k": 5, "linear.max_iterations": 7, "data.num_workers": 1})).variants({})
+    assert changed(now) is None
+    judge_as_asked(now)
+    file = run.folder / "config.yaml"
+    saved = config_from_yaml(file.read_text())
+    assert (saved.knn, saved.linear) == (now.config.knn, now.config.linear)
+    assert saved.model_copy(update={"knn": run.config.knn, "linear": run.config.linear}) == run.config
+
+
+def test_a_teacher_may_have_been_judged_otherwise(tmp_path: Path) -> None:
+    for run in plan_of(tiny_suite.write_suite(tmp_path)).teachers():
+        pretend_finished(run)
+    given = tiny_suite.write_suite(tmp_path, set={"teachers.models.mae.source": "{teachers}/mae", "knn.k": 5})
+    assert call(given, "--slurm").exit_code == 0
 
 
 def test_settings_that_are_refused_today_do_not_keep_a_finished_run_from_its_suite(suite: Callable[..., Path]) -> None:
