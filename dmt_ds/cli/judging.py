@@ -1,5 +1,6 @@
 """The commands that judge encoders: knn, evaluate."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
     from dmt_ds.commands.judging import Encoder
     from dmt_ds.config.schema import RunConfig
+
+logger = logging.getLogger(__name__)
+
+_ANNOTATED_BY = {"segment": "maps of classes", "detect": "boxes and masks"}
+"""Tasks whose images have no class each, so that frozen features can't be judged on them."""
 
 encoders_option = click.option(
     "-e", "--encoder", "encoders", multiple=True, metavar="SOURCE", help="Encoder to judge; repeatable."
@@ -76,15 +82,44 @@ def _judged(
     """The settings, and what is judged with them by its name in the table."""
     from dmt_ds.config.load import COMMAND_LINE, load_layers
 
-    run_recipes = (Path(source).expanduser() / SETTINGS_FILE for source in encoders)
-    recipe = recipe or next((str(path) for path in run_recipes if path.is_file()), None)
+    runs = (source for source in encoders if (Path(source).expanduser() / SETTINGS_FILE).is_file())
+    run = None if recipe else next(runs, None)
     # Without any recipe the task is one that needs no teachers.
-    layers = [(COMMAND_LINE, overrides if recipe else ("task=mae", *overrides))]
-    config = load_layers(recipe, layers, new=False)  # nothing is trained
+    given = recipe or (run and str(Path(run).expanduser() / SETTINGS_FILE))
+    layers = [(COMMAND_LINE, overrides if given else ("task=mae", *overrides))]
+    config = load_layers(given, layers, new=False)  # nothing is trained
+    _check_images_are_named(config, given, run, overrides)
     judged = {source: source for source in encoders} or config.teachers.used()
     if not judged:
         raise click.UsageError("which encoder? Say -e SOURCE, or -c RECIPE with teachers")
     return config, judged
+
+
+def _check_images_are_named(
+    config: "RunConfig", recipe: str | None, run: str | None, overrides: tuple[str, ...]
+) -> None:
+    """Whether there are images to judge on, where nobody named any; those of digits are said to be taken.
+
+    Args:
+        recipe: a run's too; None where there is none.
+        run: the one whose settings are taken.
+
+    Raises:
+        ConfigError: those of the run have annotations, and no classes.
+    """
+    from dmt_ds.errors import ConfigError
+
+    if any(override.partition("=")[0].strip() in ("data.path", "data.source") for override in overrides):
+        return
+    if run is not None and config.task in _ANNOTATED_BY:
+        raise ConfigError(
+            f"{run}: its images have {_ANNOTATED_BY[config.task]}, and no class each to judge by: name images that "
+            "have, by data.source=folder data.path=... data.train_split=train data.val_split=val, or by -c RECIPE"
+        )
+    if recipe is None:
+        logger.warning(
+            "no images are named: scikit-learn's digits are taken; data.source=folder data.path=... takes others"
+        )
 
 
 def _device() -> "torch.device":

@@ -205,8 +205,8 @@ def check_image_size(where: str, shape: VitShape, image_size: int) -> None:
         return
     own, asked = shape.image_size // shape.patch_size, image_size / shape.patch_size
     raise WeightsError(
-        f"{where}: its positions are a {own} x {own} grid (image {shape.image_size}, patch {shape.patch_size}), the "
-        f"run's image_size {image_size} gives {asked:g} x {asked:g}: set data.image_size={shape.image_size}, "
+        f"{where}: its positions are a {own} x {own} grid (image {shape.image_size}, patch {shape.patch_size}), "
+        f"data.image_size {image_size} gives {asked:g} x {asked:g}: set data.image_size={shape.image_size}, "
         "or take other weights"
     )
 

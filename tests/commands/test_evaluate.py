@@ -227,3 +227,37 @@ def test_the_table_has_four_columns_in_percent() -> None:
     columns = ("knn_top1", "knn_patch_top1", "linear_top1", "linear_patch_top1")
     assert lines[2].split() == ["pixels", *(f"{100 * scores[f'eval/{name}']:.2f}" for name in columns)]
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+@pytest.mark.parametrize("command", ["knn", "evaluate"])
+@pytest.mark.parametrize(("task", "told"), [("segment", "maps of classes"), ("detect", "boxes and masks")])
+def test_a_run_whose_images_have_no_classes_is_judged_on_others_that_are_named(
+    command: str, task: str, told: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    config = make_run(folder, "tracking.enabled=false", "data.source=folder", "data.path=scenes")
+    (folder / "config.yaml").write_text(to_yaml(config.model_copy(update={"task": task})))
+    arguments = [command, "-e", str(folder)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert f"error: {folder}: its images have {told}, and no class each" in result.stderr
+    assert "data.source=folder data.path=... data.train_split=train" in result.stderr
+    result = CliRunner().invoke(main, [*arguments, "data.source=digits", "data.path=null"])
+    assert result.exit_code == 0, result.output
+
+
+def test_where_no_images_are_named_it_is_said_that_digits_are_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, told = tiny_run.make_teacher(tmp_path / "encoder", seed=0), "scikit-learn's digits are taken"
+    for named in (), ("data.source=digits",):
+        caplog.clear()
+        settings = (*named, "data.image_size=16", "data.num_workers=0", "data.max_train_images=100")
+        assert CliRunner().invoke(main, ["knn", "-e", str(folder), *settings]).exit_code == 0
+        assert (told in caplog.text) == (not named)
+
+
+def test_images_of_another_size_than_the_encoders_are_called_by_their_setting(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["knn", "-e", str(tiny_run.make_teacher(tmp_path / "encoder", seed=0))])
+    assert result.exit_code == 2
+    assert "data.image_size 224 gives 56 x 56: set data.image_size=16" in result.stderr
