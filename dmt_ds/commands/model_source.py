@@ -6,7 +6,7 @@ from pathlib import Path
 from dmt_ds.commands.judging import PUBLISHED, is_run
 from dmt_ds.engine.checkpoint import CheckpointFolder
 from dmt_ds.errors import ExportError
-from dmt_ds.models.backbone_folder import CONFIG_FILE
+from dmt_ds.models.backbone_folder import CONFIG_FILE, family_members
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE
 
 _WHAT_TO_NAME = f"name a run's output folder, one of its checkpoints, or a folder with {CONFIG_FILE}"
@@ -38,6 +38,9 @@ def find_model(text: str) -> ModelSource:
         raise ExportError(f"{text}: is a file; {_WHAT_TO_NAME}")
     path = path.resolve()
     if is_run(path):
+        if members := family_members(path):
+            names = ", ".join(f"{text.rstrip('/')}/{member.name}" for member in members)
+            raise ExportError(f"{text}: is a family's folder; name a member: {names}")
         _check_finished(path, text)
     for folder in (*(path / name for name in reversed(PUBLISHED)), path):
         if (folder / CONFIG_FILE).is_file():

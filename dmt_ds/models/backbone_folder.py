@@ -16,7 +16,7 @@ from dmt_ds.errors import WeightsError
 from dmt_ds.models.vit import VitShape, build_vit, create, describe, full_name, set_last_block_heads
 from dmt_ds.models.weights import load_strict, read_weights, write_safetensors
 from dmt_ds.models.whole_folder import whole_folder
-from dmt_ds.run_files import BACKBONE_FOLDER
+from dmt_ds.run_files import BACKBONE_FOLDER, SETTINGS_FILE
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -27,6 +27,13 @@ _SPDX_IDS = {
     "bsd-3-clause": "BSD-3-Clause",
     "bsd-2-clause": "BSD-2-Clause",
 }  # the others are capitals
+
+
+def family_members(folder: Path) -> list[Path]:
+    """Folders of the runs in a family's folder, by name; none where it is another folder, or has an encoder itself."""
+    if not (folder / SETTINGS_FILE).is_file() or (folder / BACKBONE_FOLDER).exists():
+        return []
+    return sorted(found.parent for found in folder.glob(f"*/{SETTINGS_FILE}"))
 
 
 def save_backbone(

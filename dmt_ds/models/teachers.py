@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.backbone_folder import CONFIG_FILE, load_backbone, spdx_id
+from dmt_ds.models.backbone_folder import CONFIG_FILE, family_members, load_backbone, spdx_id
 from dmt_ds.models.blueprint import build_from, check_image_size
 from dmt_ds.models.hf_vit import read_hf
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
@@ -254,10 +254,12 @@ def _encoder_folder(path: Path) -> Path:
         if (folder / CONFIG_FILE).is_file():
             logger.warning("%s: the run has not finished; its newest checkpoint is taken: %s", path, folder.parent)
             return folder
+    if members := family_members(path):
+        raise WeightsError(f"{path}: is a family's folder; name a member: {', '.join(map(str, members))}")
     raise WeightsError(
         f"{path}: no encoder in it, neither {BACKBONE_FOLDER}/{CONFIG_FILE} nor {CONFIG_FILE}, nor one that "
         f"{CHECKPOINTS_FOLDER}/{LATEST_FILE} points to: the run has not saved yet, or it is another folder; "
-        "name a run that has saved (of a family: a member's folder in it), or a weights file"
+        "name a run that has saved, or a weights file"
     )
 
 

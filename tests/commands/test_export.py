@@ -228,6 +228,17 @@ def test_what_can_not_leave_is_named_in_one_line(name, reason, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_of_a_familys_folder_the_members_are_named(tmp_path):
+    family = tmp_path / "family"
+    make_run(family / "tiny")
+    make_run(family / "base")
+    (family / "config.yaml").write_text((family / "tiny" / "config.yaml").read_text())
+    told = f"{family}: is a family's folder; name a member: {family}/base, {family}/tiny\n"
+    assert call(family, "-f", "timm").stderr == f"dmt-ds: error: {told}"
+    for command in ("evaluate", "data.source=digits", "data.path=null", "-e"), ("teachers", "inspect"):
+        assert CliRunner().invoke(main, [*command, str(family)]).stderr.endswith(told)
+
+
 @pytest.mark.parametrize("name", ["segmenter", "detector"])
 def test_what_no_format_can_hold_is_refused_and_its_encoder_leaves_under_its_own_name(name, tmp_path):
     run = make_run(tmp_path / "run")
