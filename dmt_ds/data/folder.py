@@ -117,10 +117,18 @@ def existing(path: Path, key: str) -> Path:
         return path
     parent = next(folder for folder in path.parents if folder.exists())
     missing = path.relative_to(parent).parts[0]
-    there = sorted(os.listdir(parent)) if parent.is_dir() else []
-    near = difflib.get_close_matches(missing, there, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(there[:8]) or 'no files'}"
+    there = os.listdir(parent) if parent.is_dir() else []
+    near = difflib.get_close_matches(missing, there, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {_some_of(parent, there)}"
     raise DataError(f"{key}: {path} does not exist: no '{missing}' in {parent}; {hint}")
+
+
+def _some_of(folder: Path, names: list[str], most: int = 8) -> str:
+    """Names of what a folder holds, folders first; of many the first ones and dots."""
+    if not names:
+        return "no files"
+    shown = sorted(names, key=lambda name: (not (folder / name).is_dir(), name))[:most]
+    return ", ".join([*shown, "..."] if len(names) > most else shown)
 
 
 def listed(look: Callable[[], T]) -> T:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.folder import existing, listed
+from dmt_ds.data.folder import IMAGE_SUFFIXES, existing, listed
 from dmt_ds.errors import DataError
 
 Split = Literal["train", "val"]
@@ -32,7 +32,12 @@ def split_folder(section: DataConfig, split: Split) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    return existing(root / names[0], f"data.{split}_split")
+    try:
+        return existing(root / names[0], f"data.{split}_split")
+    except DataError as error:
+        if root.is_dir() and any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(root)):
+            raise DataError(f"{error}; data.{split}_split=. takes the images that lie in {root} itself") from None
+        raise
 
 
 def split_files(section: DataConfig, split: Split) -> list[str]:

@@ -163,6 +163,32 @@ def test_a_missing_split_is_answered_with_those_that_are_there(image_folder: Pat
     assert "did you mean train?" in one_line(lambda: open_source(section, "train"))
 
 
+def test_of_many_files_some_are_named_folders_first_and_dots_say_that_there_are_more(tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.txt").touch()
+    (tmp_path / "notes").mkdir()
+    section = DataConfig(source="folder", path=str(tmp_path))
+    message = one_line(lambda: open_source(section, "train"))
+    assert message.endswith("; there are: notes, 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 5.txt, 6.txt, ...")
+    (tmp_path / "7.txt").unlink()
+    assert one_line(lambda: open_source(section, "train")).endswith("5.txt, 6.txt")
+
+
+def test_a_name_that_is_only_half_alike_is_not_taken_for_a_slip(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    section = DataConfig(source="folder", path=str(tmp_path / "data"))
+    assert one_line(lambda: open_source(section, "train")).endswith("there are: flat")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_folder_of_images_without_splits_is_told_how_it_is_taken(split: Any, tmp_path: Path, digits: Any) -> None:
+    picture(digits, 0).save(tmp_path / "0.PNG")
+    section = DataConfig(source="folder", path=str(tmp_path))
+    told = f"data.{split}_split=. takes the images that lie in {tmp_path} itself"
+    assert one_line(lambda: open_source(section, split)).endswith(told)
+    assert len(open_source(section.model_copy(update={f"{split}_split": "."}), split)) == 1
+
+
 def test_a_file_in_place_of_a_folder_gets_a_line(image_folder: Path) -> None:
     (image_folder / "file").write_text("x")
     one_line(lambda: open_source(DataConfig(source="folder", path=str(image_folder / "file")), "train"))
