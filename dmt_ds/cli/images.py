@@ -50,6 +50,8 @@ def make(
     For when the loader holds training back. The copies are not the originals: by how much training crops change is
     measured and said. Started again, it makes what is missing; any number of processes gives the same bytes.
     """
+    if "=" in str(folder):
+        raise click.UsageError(f"OUT comes first: {folder} looks like a setting; say shards make OUT {folder} ...")
     config = load_recipe(recipe, overrides if recipe else ("task=mae", *overrides))  # the data alone need no teacher
     from dmt_ds.commands import shards as command
     from dmt_ds.data.shards import ShardSettings

@@ -72,9 +72,12 @@ def _claim(folder: Path, settings: ShardSettings, sources: Mapping[str, ImageSou
 
 
 def _describe(split: Split, source: ImageSource, settings: ShardSettings, crop: CropSpec, change: Change) -> str:
+    megabytes = change.bytes_an_image * len(source) / 1e6
+    size = f"{megabytes:,.0f}" if megabytes >= 10 else f"{megabytes:.2g}"
+    before, after = (f"{100 * share:.0f} %" for share in (change.enlarged_before, change.enlarged_after))
     return (
         f"{split}: {len(source)} images, short side at most {settings.short_side}, JPEG quality {settings.quality}: "
-        f"about {change.bytes_an_image * len(source) / 1e6:,.0f} MB. The copies are not the originals: crops of "
-        f"{crop.size} pixels differ by {change.mean_difference:.2f} of 255 in the mean, and "
-        f"{100 * change.enlarged_after:.0f} % of them are enlarged instead of {100 * change.enlarged_before:.0f} %"
+        f"about {size} MB. The copies are not the originals: crops of {crop.size} pixels differ by "
+        f"{change.mean_difference:.2f} of 255 in the mean, and {after} of them are enlarged"
+        + (", as before" if after == before else f" instead of {before}")
     )

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,23 @@ def test_a_run_reads_the_shards_as_they_are(photos: Path, tmp_path: Path) -> Non
         small = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
         difference = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() - source.read(index)
         assert difference.abs().mean() < 3 and source.read(index).shape[1:] == (small.height, small.width)
+
+
+def test_small_shards_are_not_called_nothing_and_what_is_as_before_is_called_that(photos: Path, tmp_path: Path) -> None:
+    said = make(photos, tmp_path / "out").output.splitlines()[0]
+    assert re.search(r"about 0\.0\d+ MB\. ", said), said
+    for short_side, share in (
+        ("512", "0 % of them are enlarged, as before"),
+        ("8", "100 % of them are enlarged instead of"),
+    ):
+        said = make(photos, tmp_path / short_side, "--short-side", short_side).output.splitlines()[0]
+        assert share in said
+
+
+def test_a_setting_in_the_place_of_the_folder_is_told(photos: Path) -> None:
+    settings = ["data.source=folder", f"data.path={photos}"]
+    result = CliRunner().invoke(main, ["shards", "make", *settings, "out"])
+    assert result.exit_code == 2 and "OUT comes first: data.source=folder looks like a setting" in result.stderr
 
 
 def test_any_number_of_processes_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:
