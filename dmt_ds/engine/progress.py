@@ -2,7 +2,9 @@
 
 import logging
 import sys
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -16,6 +18,8 @@ class ProgressView:
         self._total = total_steps
         self._visible = visible
         self._bar: Any = None
+        self._first: tuple[int, float] | None = None
+        """Step and clock of the first report: what came before it, such as compiling, says nothing of the rest."""
         self._without_bar: list[logging.Handler] = []  # whose lines of figures the bar stands for
 
     def start(self, step: int) -> None:
@@ -40,8 +44,19 @@ class ProgressView:
             return
         who = f"{of}  " if of else ""
         if self._bar is not None:
-            self._bar.set_postfix_str(who + _figures(metrics, limit=4), refresh=False)
-        logger.info("step %d/%d  %s%s", step, self._total, who, _figures(metrics))
+            self._bar.set_postfix_str(who + _told(metrics, _for_the_bar(metrics)), refresh=False)
+        logger.info("step %d/%d  %s%s%s", step, self._total, who, _told(metrics, _figures(metrics)), self._left(step))
+
+    def _left(self, step: int) -> str:
+        """The time that the steps to come will take, as far as those since the first report tell."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        first, then = self._first
+        if not first < step < self._total:
+            return ""
+        seconds = (now - then) / (step - first) * (self._total - step)
+        return f"  left {timedelta(seconds=round(seconds))}"
 
     def close(self) -> None:
         """Leave the bar as it stands, on a line of its own; what comes then is plain lines again."""
@@ -57,8 +72,22 @@ def _is_no_figure(record: logging.LogRecord) -> bool:
     return record.name != __name__
 
 
-def _figures(metrics: Mapping[str, float], limit: int | None = None) -> str:
-    """`loss 1.234  loss_tfd 1.1 ...`, losses first and speed last; what the step says already is left out."""
+def _figures(metrics: Mapping[str, float]) -> list[str]:
+    """Names in order: losses first and speed last, without what the step says and what repeats a loss."""
     shown = [name for name in metrics if name.startswith(("train/", "perf/")) and name != "train/images_seen"]
     shown.sort(key=lambda name: (name.startswith("perf/"), not name.startswith("train/loss")))
-    return "  ".join(f"{name.split('/', 1)[1]} {metrics[name]:.4g}" for name in shown[:limit])
+    texts = {name: f"{metrics[name]:.4g}" for name in shown if name.startswith(("train/loss", "train/kl_"))}
+    first = {text: name for name, text in reversed(texts.items())}
+    return [name for name in shown if not metrics[name] or name not in texts or first[texts[name]] == name]
+
+
+def _for_the_bar(metrics: Mapping[str, float], num_losses: int = 3) -> list[str]:
+    """Those for which a terminal's line has room: some losses, the learning rate, the speed."""
+    shown = _figures(metrics)
+    losses = [name for name in shown if name.startswith("train/loss")]
+    return [*losses[:num_losses], *(name for name in ("train/lr", "perf/images_per_second") if name in shown)]
+
+
+def _told(metrics: Mapping[str, float], names: list[str]) -> str:
+    """`loss 1.234  loss_tfd 1.1 ...`."""
+    return "  ".join(f"{name.split('/', 1)[1]} {metrics[name]:.4g}" for name in names)
