@@ -81,11 +81,11 @@ def _figures(metrics: Mapping[str, float]) -> list[str]:
     return [name for name in shown if not metrics[name] or name not in texts or first[texts[name]] == name]
 
 
-def _for_the_bar(metrics: Mapping[str, float], num_losses: int = 3) -> list[str]:
-    """Those for which a terminal's line has room: some losses, the learning rate, the speed."""
+def _for_the_bar(metrics: Mapping[str, float]) -> list[str]:
+    """The loss, the learning rate and the speed; then the other losses, which a narrow terminal cuts off."""
     shown = _figures(metrics)
-    losses = [name for name in shown if name.startswith("train/loss")]
-    return [*losses[:num_losses], *(name for name in ("train/lr", "perf/images_per_second") if name in shown)]
+    first = [name for name in ("train/loss", "train/lr", "perf/images_per_second") if name in shown]
+    return first + [name for name in shown if name.startswith("train/loss") and name not in first]
 
 
 def _told(metrics: Mapping[str, float], names: list[str]) -> str:

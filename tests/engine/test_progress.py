@@ -68,7 +68,7 @@ def test_the_bar_has_losses_learning_rate_and_speed_and_no_number_twice(monkeypa
     view.report(1, FIGURES)
     view.close()
     last = terminal.getvalue().splitlines()[-1]
-    assert "loss 1.75  loss_tfd 1.5  loss_sfd 0.25  lr 0.001  images_per_second 20]" in last
+    assert "loss 1.75  lr 0.001  images_per_second 20  loss_tfd 1.5  loss_sfd 0.25]" in last
     view = ProgressView("tiny", 8, visible=True)
     view.start(0)
     view.report(1, {"train/loss": 1.5, "train/loss_reconstruction": 1.5, "train/lr": 0.001})
