@@ -143,10 +143,14 @@ def _draw_bar(axis: "Axes", height: float, scores: Scores, metric: str, colour: 
 
 
 def _make_room(axis: "Axes", rows: Sequence[Row], metric: str) -> None:
-    """On the right, for the numbers."""
-    values = [value for row in rows for value in row.scores[metric].values]
+    """On the right, for the numbers; what is a percentage has ticks from 0 to 100, however far the room goes."""
+    values = [_scale(metric) * value for row in rows for value in row.scores[metric].values]
     if values and max(values) > 0:
-        axis.set_xlim(min(0.0, *values) * _scale(metric), 1.45 * max(values) * _scale(metric))
+        axis.set_xlim(min(0.0, *values), 1.45 * max(values))
+    elif SCORE.fullmatch(metric):
+        axis.set_xlim(0.0, 1.0)
+    if SCORE.fullmatch(metric):
+        axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= min(100.0, axis.get_xlim()[1])])
 
 
 def _draw_panels(named: Mapping[str, Sequence[Curve]], metric: str, path: Path, comparable: bool) -> None:

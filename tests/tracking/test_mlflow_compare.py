@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from dmt_ds.errors import TrackingError
+from dmt_ds.tracking import comparison_pictures
 from dmt_ds.tracking.budget import against_images, budget_of
 from dmt_ds.tracking.comparison import Comparison, Row, compare
 from dmt_ds.tracking.comparison_pictures import band, bars
@@ -116,6 +118,18 @@ def test_bars_of_many_metrics_stand_in_rows_of_four(uri: str, tmp_path: Path) ->
         bars(few, tmp_path / f"{name}.png")
     sizes = {name: pictures.open(tmp_path / f"{name}.png").size for name in ("five", "four", "one")}
     assert sizes["five"] == (sizes["four"][0], 2 * sizes["one"][1]) and sizes["four"][1] == sizes["one"][1]
+
+
+@pytest.mark.parametrize(("score", "highest"), [(0.0, 1.0), (0.004, 0.5), (0.97, 100.0), (1.0, 100.0)])
+def test_bars_of_percentages_have_ticks_from_0_to_100_alone(
+    score: float, highest: float, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(comparison_pictures, "save", lambda figure, path: drawn.append(figure))
+    Recorder.of_experiment(uri, "one").add("vit", {KNN: score})
+    bars(compare(study_of(uri), ()), tmp_path / "bars.png")
+    ticks = drawn[0].axes[0].get_xticks()
+    assert ticks[0] == 0 and ticks[-1] == highest and drawn[0].axes[0].get_xlim()[0] == 0
 
 
 def test_a_variant_without_any_run_that_counts_keeps_its_row(uri: str) -> None:
