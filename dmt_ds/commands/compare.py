@@ -55,8 +55,11 @@ def run(question: Question, environ: Mapping[str, str], say: Callable[[str], Non
         TrackingError: no such store, experiment, suite, metric, role or run; or the store doesn't answer.
     """
     folder = _folder_with_store(question)
-    store = named_store(_uri(question, folder, environ), must_exist=True)
-    study = read_study(store, None if folder else question.experiment, question.suite)
+    try:
+        store = named_store(_uri(question, folder, environ), must_exist=True)
+        study = read_study(store, None if folder else question.experiment, question.suite)
+    except TrackingError as error:
+        raise TrackingError(f"{error}{_elsewhere(question, folder)}") from error
     target = _run_to_log_to(question, store, study)
     comparison = compare(study, question.metrics, question.by, question.roles)
     say(texts.terminal_table(comparison))
@@ -120,6 +123,14 @@ def _folder_with_store(question: Question) -> Path | None:
         return None
     folder = Path(question.experiment)
     return folder if (folder / "mlflow.db").is_file() else None
+
+
+def _elsewhere(question: Question, folder: Path | None) -> str:
+    """What a question that found nothing may have meant: a suite of that name, whose runs have a store of their own."""
+    if folder is not None or question.uri is not None or not (name := question.experiment or question.suite):
+        return ""
+    place = Path("runs", name)
+    return f"; {place} has a store of its own: say {place}" if (place / "mlflow.db").is_file() else ""
 
 
 def _uri(question: Question, folder: Path | None, environ: Mapping[str, str]) -> str:

@@ -186,6 +186,19 @@ def test_an_unknown_experiment_or_suite_is_told_with_names_that_come_near(folder
     assert not Path("compare_small_study").exists()
 
 
+def test_a_suite_that_is_asked_for_by_its_name_is_found_among_the_runs(folder: Path) -> None:
+    fill(Recorder.of_suite(store(folder), "small_study"))
+    hint = "; runs/trial has a store of its own: say runs/trial"
+    assert "has a store of its own" not in refusal("trial")
+    shutil.copytree(folder, "runs/trial")
+    assert refusal("trial").endswith(hint)  # no store here
+    shutil.copyfile(folder / "mlflow.db", "mlflow.db")
+    for asked in ("trial",), ("--suite", "trial"):
+        assert refusal(*asked).endswith(hint)
+    assert "has a store of its own" not in refusal("trial", "--uri", store(folder))
+    assert compare("runs/trial").exit_code == 0
+
+
 def test_an_empty_suite_experiment_or_store_is_told(folder: Path) -> None:
     uri = ("--uri", store(folder))
     assert refusal(*uri).endswith("there are no runs in it yet; name another store with --uri")
