@@ -1,5 +1,6 @@
 """`dmt-ds suite`: named variants of a recipe, with seeds, made and judged alike; goes on where it stopped."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from dmt_ds.config.yaml_text import parse_value
 from dmt_ds.errors import ConfigError, DmtError
 from dmt_ds.tracking.mlflow_tracker import describe_parent
 from dmt_ds.tracking.tracker import Status
+
+logger = logging.getLogger(__name__)
 
 
 def open_plan(suite: str, overrides: Sequence[str], output: Path | None) -> SuitePlan:
@@ -84,7 +87,7 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
 
 
 def look_before(plan: SuitePlan, runs: Sequence[SuiteRun], ranks: int) -> None:
-    """All that can be seen before anything is started.
+    """All that can be seen before anything is started; says what was looked at.
 
     Raises:
         ConfigError: a finished run has other settings than the suite asks for now, a batch can't be shared by so many
@@ -94,6 +97,9 @@ def look_before(plan: SuitePlan, runs: Sequence[SuiteRun], ranks: int) -> None:
     check_batches(plan, runs, lambda _: ranks)
     check_follow_ups(runs)
     check_inputs(plan, runs)
+    left = sum(not is_finished(run) for run in runs)
+    looked_at = f"images, teachers, batches and follow-ups of {left} that are left" if left else "all are finished"
+    logger.info("%s: settings of %d runs, %s: nothing in the way", plan.file.suite.name, len(runs), looked_at)
 
 
 def note_on_parent(plan: SuitePlan, status: Status | Literal["RUNNING"]) -> None:

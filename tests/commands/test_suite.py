@@ -1,6 +1,7 @@
 """`dmt-ds suite` in real processes: what is finished stays, what fails is told, what it needs comes first."""
 
 import json
+import logging
 import os
 import signal
 import stat
@@ -183,9 +184,13 @@ def test_a_batch_that_the_processes_cannot_share_is_told_once_before_any_run_sta
     check_batches(plan_of(suite), select(plan_of(suite), ()), lambda _: 3)  # what is trained is not cut again
 
 
-def test_a_dry_run_looks_and_starts_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_looks_and_starts_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     suite = tiny_suite.write_suite(tmp_path, set={"teachers.models.mae.source": "{teachers}/mae", **NO_MLFLOW})
-    result = call(suite, "--dry-run")
+    with caplog.at_level(logging.INFO, "dmt_ds"):
+        result = call(suite, "--dry-run")
+    num_runs = len(select(plan_of(suite), ()))
+    told = f"images, teachers, batches and follow-ups of {num_runs} that are left: nothing in the way"
+    assert f"settings of {num_runs} runs, {told}" in caplog.text
     assert result.exit_code == 0 and result.stdout == call(suite, "--list").stdout
     assert call(suite, "--dry-run", "--ranks", "3").exit_code == 2
     assert "data.path: /typo does not exist" in call(suite, "--dry-run", "data.source=folder", "data.path=/typo").stderr
