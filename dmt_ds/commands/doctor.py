@@ -8,33 +8,32 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.data_check import check_data
 from dmt_ds.commands.default_check import look_at_defaults
 from dmt_ds.commands.device_check import look_at_device
 from dmt_ds.commands.findings import Finding, failure
-from dmt_ds.commands.image_check import look_at_images
+from dmt_ds.commands.patient import Patient
 from dmt_ds.commands.resume import refuse_another_run
 from dmt_ds.commands.runs import advice_for_cpu, check_batch_norm
 from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters, image_size_of_start
-from dmt_ds.config.batch import BatchPlan, plan_batch, plan_length
-from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, resolve_teacher, zero_stage
+from dmt_ds.commands.teacher_check import check_teachers
+from dmt_ds.config.batch import plan_batch
+from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
 from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
-from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.engine.ds_check import check_ds_config
-from dmt_ds.errors import DataError, DmtError, StorageError
+from dmt_ds.errors import DmtError, StorageError
 from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, check_same_tokens, load_encoder, load_teacher
+from dmt_ds.models.teachers import load_encoder
 from dmt_ds.run_files import CHECKPOINTS_FOLDER
 from dmt_ds.storage import is_away
 from dmt_ds.tracking.environment import code_fingerprint, library_versions
@@ -44,24 +43,7 @@ BYTES_A_PARAMETER = 16
 PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "transformers", "datasets", "mlflow")
 
 
-@dataclass
-class _Patient:
-    """The run that is examined, and what one check finds out for the next."""
-
-    config: RunConfig
-    ranks: int
-    batch: BatchPlan | None = None
-    ds_config: dict[str, Any] | None = None
-    every_image: bool = False
-    source: ImageSource | None = None
-    class_names: tuple[str, ...] = ()
-    teachers: dict[str, TeacherModel] = field(default_factory=dict)
-    num_parameters: int | None = None
-    parameters: str | None = None
-    """Hash of their names and shapes."""
-
-
-Check = Callable[[_Patient], Iterator[Finding]]
+Check = Callable[[Patient], Iterator[Finding]]
 
 
 def run(config: RunConfig, ranks: int | None, every_image: bool = False) -> list[Finding]:
@@ -72,7 +54,7 @@ def run(config: RunConfig, ranks: int | None, every_image: bool = False) -> list
         ranks: its processes; None takes this launch's, else one a GPU of this machine.
         every_image: decode all images, not a few.
     """
-    patient = _Patient(config, ranks or _ranks_of_launch(os.environ), every_image=every_image)
+    patient = Patient(config, ranks or _ranks_of_launch(os.environ), every_image=every_image)
     findings = [finding for what, check in OF_ALL.items() for finding in _examine(what, check, patient)]
     # What was found out so far is the same for all members of a family.
     members = {f" {name}": replace(patient, config=member) for name, member in member_runs(config).items()}
@@ -84,7 +66,7 @@ def run(config: RunConfig, ranks: int | None, every_image: bool = False) -> list
     return findings + [finding for what, check in OF_RUN.items() for finding in _examine(what, check, patient)]
 
 
-def _examine(what: str, check: Check, patient: _Patient) -> Iterator[Finding]:
+def _examine(what: str, check: Check, patient: Patient) -> Iterator[Finding]:
     """A check's findings, under its own name where they have none; what it raises is one more."""
     try:
         yield from (replace(finding, what=finding.what or what) for finding in check(patient))
@@ -99,7 +81,7 @@ def _ranks_of_launch(environ: "os._Environ[str]") -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _check_software(patient: _Patient) -> Iterator[Finding]:
+def _check_software(patient: Patient) -> Iterator[Finding]:
     versions = [f"{package} {_version(package)}" for package in PACKAGES]
     yield Finding("ok", "software", ", ".join([f"python {sys.version.split()[0]}", *versions]))
 
@@ -111,11 +93,11 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _check_device(patient: _Patient) -> Iterator[Finding]:
+def _check_device(patient: Patient) -> Iterator[Finding]:
     yield from look_at_device(advice_for_cpu(patient.config))
 
 
-def _check_batch(patient: _Patient) -> Iterator[Finding]:
+def _check_batch(patient: Patient) -> Iterator[Finding]:
     train = patient.config.train
     plan = patient.batch = plan_batch(train.global_batch_size, train.micro_batch_size, patient.ranks)
     arithmetic = f"{plan.micro_batch_size} x {plan.world_size} ranks x {plan.grad_accum_steps} accumulation steps"
@@ -127,64 +109,7 @@ def _check_batch(patient: _Patient) -> Iterator[Finding]:
         yield Finding("warn", "batch", f"moco_v3: {keys} keys instead of {plan.global_batch_size}: {why}")
 
 
-def _check_data(patient: _Patient) -> Iterator[Finding]:
-    config = patient.config
-    kind = kind_of(config)
-    source = patient.source = kind.source(config, "train") if kind else open_source(config.data, "train")
-    classes = f", {len(source.class_names)} classes" if source.class_names else ", no labels"
-    yield Finding("ok", "data", f"{len(source)} training images{classes}")
-    yield from _check_decoding(source, patient.every_image)
-    length = plan_length(config.train, config.optim, len(source))
-    steps = f"{length.total_steps} steps, {length.warmup_steps} of them warm-up"
-    if length.warmup_steps >= length.total_steps:
-        yield Finding("warn", "length", f"{steps}: the learning rate never peaks; optim.warmup_steps=...")
-    else:
-        yield Finding("ok", "length", steps)
-    if kind:
-        images = kind.open(config)  # raises DataError: no annotations, no validation split
-        patient.class_names = images.class_names
-        yield from (Finding("ok", "data", line) for line in kind.meaning(images))
-        yield from (Finding("warn", "data", line) for line in kind.gaps(images))
-    try:
-        source = kind.source(config, "val") if kind else open_source(config.data, "val")
-    except DataError as error:
-        yield Finding("warn", "data", f"needed for k-NN only: {error}")
-        return
-    yield Finding("ok", "data", f"{len(source)} validation images")
-    if patient.every_image:
-        yield from _check_decoding(source, every_image=True)
-
-
-def _check_decoding(source: ImageSource, every_image: bool) -> Iterator[Finding]:
-    count, broken = look_at_images(source, every_image)
-    yield from (finding for error in broken for finding in failure("data", error))
-    if not broken:
-        yield Finding("ok", "data", f"{count} images from first to last decode")
-
-
-def _check_teachers(patient: _Patient) -> Iterator[Finding]:
-    config = patient.config
-    if config.task not in TEACHER_TASKS:
-        return
-    ds_path = find_ds_config(config.teachers.deepspeed)
-    check_ds_config(ds_path, resolve_teacher(ds_path, embed_dim=768))
-    yield Finding("ok", "deepspeed", f"teachers: {ds_path.name}, sharding {config.teachers.sharding}")
-    for name, section in config.teachers.used().items():
-        try:
-            teacher = load_teacher(name, section, config.data.image_size)
-        except DmtError as error:
-            yield from failure("teachers", error)
-            continue
-        patient.teachers[name] = teacher
-        record, shape = teacher.record, teacher.record.shape
-        what = f"{record.layout}, {shape.embed_dim} wide, {shape.depth} blocks, {shape.num_heads} heads"
-        licence = record.licence or "licence not known"
-        yield Finding("ok", "teachers", f"{name}: {what}, sha256 {(record.sha256 or 'none')[:12]}, {licence}")
-    are_added = config.task == "dmt" and config.distill.fusion != "concat"
-    check_same_tokens(patient.teachers, same_width=are_added)
-
-
-def _check_engine(patient: _Patient) -> Iterator[Finding]:
+def _check_engine(patient: Patient) -> Iterator[Finding]:
     if patient.batch is None:
         return  # what is wrong with it has been said
     path = find_ds_config(patient.config.train.deepspeed)
@@ -194,7 +119,7 @@ def _check_engine(patient: _Patient) -> Iterator[Finding]:
     yield Finding("ok", "", f"student: {path.name}, ZeRO stage {stage}, {numbers}")
 
 
-def _check_student(patient: _Patient) -> Iterator[Finding]:
+def _check_student(patient: Patient) -> Iterator[Finding]:
     config = patient.config
     if config.task in ANNOTATED_TASKS and not patient.class_names:
         yield Finding("warn", "", "not built: mend the data above first, the head needs its classes")
@@ -210,7 +135,7 @@ def _check_student(patient: _Patient) -> Iterator[Finding]:
     yield Finding("ok", "", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters")
 
 
-def _student(patient: _Patient) -> nn.Module:
+def _student(patient: Patient) -> nn.Module:
     """The student as the run builds it, checked against its teachers."""
     config = patient.config
     vit = build_student_vit(config, patient.teachers)
@@ -221,7 +146,7 @@ def _student(patient: _Patient) -> nn.Module:
     return Student(vit, targets, config.student.adapter)
 
 
-def _check_output(patient: _Patient) -> Iterator[Finding]:
+def _check_output(patient: Patient) -> Iterator[Finding]:
     train, folder = patient.config.train, Path(patient.config.output_dir).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
@@ -240,7 +165,7 @@ def _check_output(patient: _Patient) -> Iterator[Finding]:
         yield Finding("ok", "output", f"{folder}: {room}")
 
 
-def _check_tracking(patient: _Patient) -> Iterator[Finding]:
+def _check_tracking(patient: Patient) -> Iterator[Finding]:
     section = patient.config.tracking
     if not section.enabled:
         yield Finding("ok", "tracking", "off; metrics go to metrics.jsonl")
@@ -251,7 +176,7 @@ def _check_tracking(patient: _Patient) -> Iterator[Finding]:
     yield Finding("ok" if is_well else "warn", "tracking", answer)
 
 
-def _check_checkpoint(patient: _Patient) -> Iterator[Finding]:
+def _check_checkpoint(patient: Patient) -> Iterator[Finding]:
     config = patient.config
     checkpoint = CheckpointFolder(Path(config.output_dir) / CHECKPOINTS_FOLDER, config.train.keep_checkpoints).newest()
     if checkpoint is None:
@@ -290,8 +215,8 @@ OF_ALL: dict[str, Check] = {
     "device": _check_device,
     "batch": _check_batch,
     "defaults": lambda patient: look_at_defaults(patient.config),
-    "data": _check_data,
-    "teachers": _check_teachers,
+    "data": check_data,
+    "teachers": check_teachers,
 }
 OF_STUDENTS: dict[str, Check] = {"deepspeed": _check_engine, "student": _check_student, "checkpoint": _check_checkpoint}
 """Of each member, where the run is a family."""
