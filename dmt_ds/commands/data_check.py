@@ -7,7 +7,7 @@ from dmt_ds.commands.findings import Finding, failure
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.patient import Patient
 from dmt_ds.config.batch import plan_length
-from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.errors import DataError
 
 
@@ -18,6 +18,7 @@ def check_data(patient: Patient) -> Iterator[Finding]:
     source = patient.source = kind.source(config, "train") if kind else open_source(config.data, "train")
     classes = f", {len(source.class_names)} classes" if source.class_names else ", no labels"
     yield Finding("ok", "data", f"{len(source)} training images{classes}")
+    yield from _check_left_out(source)
     yield from _check_decoding(source, patient.every_image)
     length = plan_length(config.train, config.optim, len(source))
     steps = f"{length.total_steps} steps, {length.warmup_steps} of them warm-up"
@@ -36,8 +37,14 @@ def check_data(patient: Patient) -> Iterator[Finding]:
         yield Finding("warn", "data", f"needed for k-NN only: {error}")
         return
     yield Finding("ok", "data", f"{len(source)} validation images")
+    yield from _check_left_out(source)
     if patient.every_image:
         yield from _check_decoding(source, every_image=True)
+
+
+def _check_left_out(source: ImageSource) -> Iterator[Finding]:
+    if line := left_out(source):
+        yield Finding("warn", "data", line)
 
 
 def _check_decoding(source: ImageSource, every_image: bool) -> Iterator[Finding]:

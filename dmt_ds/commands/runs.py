@@ -17,7 +17,7 @@ from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
 from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
-from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.engine import cpu_bf16, dist
 from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.errors import ConfigError
@@ -71,6 +71,9 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
         config.train.micro_batch_size,
         batch.grad_accum_steps,
     )
+    for images in (source, annotated.test) if annotated else (source,):
+        if dist.is_main() and (line := left_out(images)):
+            logger.warning("%s", line)
     if device.type == "cpu" and (advice := advice_for_cpu(config)):
         logger.warning("%s", advice)
     return [

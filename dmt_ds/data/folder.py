@@ -26,13 +26,15 @@ LISTING_THREADS = 16
 class FolderSource:
     """The images of ROOT/CLASS/**, classes and files in torchvision's order; a ROOT without folders has no labels.
 
+    Beside folders, images right below ROOT have no class and are left out, as torchvision leaves them out.
+
     Raises:
         DataError: a folder has no image, or may not be read.
         StorageError: the disk or file server gives no answer.
     """
 
     def __init__(self, root: Path) -> None:
-        class_names = listed(partial(_folders, root))
+        class_names, beside = listed(partial(_folders_and_pictures, root))
         with ThreadPoolExecutor(LISTING_THREADS) as threads:
             files = list(threads.map(partial(files_below, root), class_names or [""]))
         for name, found in zip(class_names or [""], files, strict=True):
@@ -42,11 +44,23 @@ class FolderSource:
                     "turn back do not count); fill or remove it"
                 )
         self.class_names = tuple(class_names)
+        self.num_left_out = len(beside) if class_names else 0
         self._root = root
         numbers = np.arange(len(class_names)) if class_names else [-1]
         self._labels = np.repeat(numbers, [len(found) for found in files])
         self._names = PackedNames([name for found in files for name in found])
         self.fingerprint = self._names.digest()
+
+    @property
+    def left_out(self) -> str | None:
+        """A line on images that lie beside the class folders, how many and what to do; None: there are none."""
+        if not self.num_left_out:
+            return None
+        return (
+            f"{self._root}: images beside its class folders ({', '.join(self.class_names[:3])}"
+            f"{', ...' if len(self.class_names) > 3 else ''}) are left out, {self.num_left_out} of them: move them "
+            "into one, or take the folders away"
+        )
 
     def __len__(self) -> int:
         """Number of images."""
@@ -194,5 +208,9 @@ def _raised(error: OSError) -> NoReturn:
     raise error
 
 
-def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+def _folders_and_pictures(root: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders right below, which are classes, and of the images that lie beside them."""
+    with os.scandir(root) as entries:
+        are_folders = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+    folders = sorted(name for name, is_folder in are_folders.items() if is_folder)
+    return folders, [name for name in are_folders.keys() - set(folders) if name.lower().endswith(IMAGE_SUFFIXES)]

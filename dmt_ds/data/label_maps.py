@@ -17,7 +17,7 @@ from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.class_values import ClassValues, class_values
 from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, files_below, read_file
-from dmt_ds.data.sources import ImageSource, SpacedImages, open_source, open_table
+from dmt_ds.data.sources import ImageSource, SpacedImages, left_out, open_source, open_table
 from dmt_ds.data.splits import Split, split_files, split_names
 from dmt_ds.errors import DataError, first_line
 from dmt_ds.storage import patiently
@@ -59,6 +59,11 @@ class LabelMapSource:
     def __len__(self) -> int:
         """Number of images."""
         return len(self._images)
+
+    @property
+    def left_out(self) -> str | None:
+        """What the images' folder has beside them."""
+        return left_out(self._images)
 
     def read(self, index: int) -> Tensor:
         """[3, H, W] uint8."""

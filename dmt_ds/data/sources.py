@@ -6,7 +6,7 @@ import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -51,6 +51,17 @@ class ImageSource(Protocol):
     def name(self, index: int) -> str:
         """File path or row, for messages."""
         ...
+
+
+@runtime_checkable
+class _OfFolder(Protocol):
+    @property
+    def left_out(self) -> str | None: ...
+
+
+def left_out(source: ImageSource) -> str | None:
+    """A line on images that lie where the source's do and are not used; None: there are none."""
+    return source.left_out if isinstance(source, _OfFolder) else None
 
 
 def open_source(section: DataConfig, split: Split) -> ImageSource:
@@ -105,6 +116,11 @@ class SpacedImages:
     def row(self, index: int) -> int:
         """The source's number of the image."""
         return index * len(self._source) // self._count
+
+    @property
+    def left_out(self) -> str | None:
+        """What the source itself leaves out."""
+        return left_out(self._source)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -252,6 +252,16 @@ def test_a_corrupt_image_among_those_looked_at_is_named(tmp_path: Path, images: 
     assert str(images / "train" / "dog" / "3.jpg") in failed(teacher_making(tmp_path, images))["data"]
 
 
+def test_images_that_no_class_folder_has_are_told_of_each_split(tmp_path: Path, images: Path) -> None:
+    assert "left out" not in said(teacher_making(tmp_path, images), "data")
+    for name in ("train/cat/1.jpg", "train/cat/2.jpg", "val/cat/1.jpg"):
+        shutil.copy(images / name, images / name.split("/")[0])
+    told = said(teacher_making(tmp_path, images), "data")
+    for split, count in (("train", 2), ("val", 1)):
+        line = f"warn: {images / split}: images beside its class folders (cat, dog) are left out, {count} of them: "
+        assert told.count(line) == 1, told
+
+
 def test_a_missing_validation_split_is_no_failure(tmp_path: Path, images: Path) -> None:
     findings = teacher_making(tmp_path, images, "data.val_split=elsewhere")
     assert failed(findings) == {}

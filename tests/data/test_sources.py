@@ -22,7 +22,7 @@ from dmt_ds import storage
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.folder import PackedNames
-from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.errors import DataError, StorageError
 from tests.faults import places
 
@@ -110,6 +110,21 @@ def test_hidden_files_are_no_pictures(image_folder: Path) -> None:
     assert open_source(section, "train").fingerprint == whole.fingerprint
 
 
+def test_images_beside_class_folders_are_counted_and_leave_the_others_as_they_are(image_folder: Path) -> None:
+    section = DataConfig(source="folder", path=str(image_folder))
+    whole, train = open_source(section, "train"), image_folder / "train"
+    (train / "readme.txt").touch()
+    (train / ".hidden.png").touch()
+    assert left_out(whole) is None and left_out(open_source(section, "train")) is None
+    shutil.copytree(train / "digit_3", train, dirs_exist_ok=True)
+    few = open_source(section.model_copy(update={"max_train_images": 20}), "train")
+    count = len(list(train.glob("[!.]*.png")))
+    for source in (open_source(section, "train"), few):
+        line = left_out(source)
+        assert line is not None and f"(digit_0, digit_1, digit_2, ...) are left out, {count} of them: " in line
+    assert open_source(section, "train").fingerprint == whole.fingerprint
+
+
 def test_val_is_found_where_the_recipe_says_validation(image_folder: Path) -> None:
     assert len(open_source(DataConfig(source="folder", path=str(image_folder)), "val")) == 40
 
@@ -120,7 +135,7 @@ def test_a_folder_without_classes_has_no_labels(image_folder: Path) -> None:
     for file in (image_folder / "train").rglob("*.png"):
         shutil.copy(file, flat / file.name)
     source = open_source(DataConfig(source="folder", path=str(image_folder), train_split="flat"), "train")
-    assert len(source) == 60 and source.class_names == () and source.label(7) == -1
+    assert len(source) == 60 and source.class_names == () and source.label(7) == -1 and left_out(source) is None
     assert source.read(7).shape == (3, 8, 8)
 
 

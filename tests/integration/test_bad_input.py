@@ -95,9 +95,11 @@ def test_a_corrupt_image_can_be_skipped_and_is_named_in_the_log(tmp_path, image_
     broken = sorted(image_folder.rglob("*.png"))[20]
     broken.write_bytes(b"")
     sorted(image_folder.rglob("*.png"))[0].write_bytes(b"")  # also one of those that would be pictured
+    shutil.copy(broken, image_folder / "train" / "beside.png")  # and one that has no class
     processes.run(tiny_run.pretrain(recipe, "tracking.pictures=true"))
     assert (tmp_path / "run" / "DONE").exists()
-    assert str(broken) in (tmp_path / "run" / "train.log").read_text()
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert str(broken) in log and log.count("beside its class folders") == 1
 
 
 def test_an_empty_data_set_is_one_line(tmp_path):
