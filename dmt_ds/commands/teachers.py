@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import blueprint_of, build_from, heads_of, width_of
-from dmt_ds.models.hf_vit import read_hf
+from dmt_ds.models.hf_vit import read_file, read_hf
 from dmt_ds.models.layouts import LICENCES
 from dmt_ds.models.teachers import TeacherRecord, load_encoder, summary_of
 from dmt_ds.models.vit import VitShape, describe
-from dmt_ds.models.weights import METADATA_KEY, Weights, read_weights, sha256_of
+from dmt_ds.models.weights import METADATA_KEY, Weights, sha256_of
 
 _NO_LICENCE = "unknown; set licence"
 
@@ -183,7 +183,7 @@ def _read(path: str | Path, checkpoint_key: str | None) -> Weights:
         return read_hf(str(path)[3:])
     if Path(path).is_dir() or _is_timm(path):
         raise WeightsError(f"{path}: is no weights file; name one, or hf:FOLDER for a transformers model")
-    return read_weights(path, checkpoint_key)
+    return read_file(path, checkpoint_key)
 
 
 def _refuse_key(path: str | Path, checkpoint_key: str | None) -> None:

@@ -17,7 +17,8 @@ class TeacherConfig(Section):
     """timm architecture of a weights file; null infers it from the tensors' shapes (head width 64 unless `num_heads`
     says otherwise)."""
     num_heads: Count | None = None
-    """Heads; they cannot be read off a weights file (MoCo v3's ViT-S has 12, timm's 6)."""
+    """Heads; they cannot be read off a weights file (MoCo v3's ViT-S has 12, timm's 6). Of transformers'
+    `model.safetensors` they are in the config.json beside it, which is read where it fits."""
     checkpoint_key: str | None = None
     """Which part of a full checkpoint: `teacher`, `student`, `base_encoder`, `momentum_encoder`; null takes the
     layout's usual one."""

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.errors import ExportError, WeightsError
+from dmt_ds.models.blueprint import width_of
 from dmt_ds.models.portable import Answer, PortableModel, Preprocessing
 from dmt_ds.models.weights import Weights, read_weights, triple, write_safetensors
 
 _MODEL_TYPES = ("vit", "vit_mae", "deit", "beit", "dinov2", "dinov2_with_registers")
+_LAYOUTS = ("hf", "beit")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _TO_HF_NAMES = (  # those on disk, which transformers 4 and 5 both read
     (r"^cls_token$", "embeddings.cls_token"),
@@ -45,18 +47,60 @@ def read_hf(source: str) -> Weights:
     config = _config(source)
     if config.model_type not in _MODEL_TYPES:
         raise WeightsError(f"hf:{source}: model_type '{config.model_type}' is none of {', '.join(_MODEL_TYPES)}")
-    if config.hidden_act != "gelu":
-        raise WeightsError(f"hf:{source}: hidden_act '{config.hidden_act}' is not supported, only gelu is")
+    _check_activation(config, f"hf:{source}")
     weights = read_weights(_weights_file(source))
-    if weights.layout not in ("hf", "beit"):
+    if weights.layout not in _LAYOUTS:
         raise WeightsError(
             f"hf:{source}: its tensors have {weights.layout} names, not transformers'; give the file itself"
         )
+    return replace(_described(weights, config, source), where=f"hf:{source}")
+
+
+def read_file(path: str | Path, checkpoint_key: str | None = None) -> Weights:
+    """Reads a weights file as `read_weights` does; of transformers' own name, with the config.json that lies beside it.
+
+    Args:
+        checkpoint_key: which part of a full checkpoint.
+
+    Raises:
+        WeightsError: as `read_weights`; or the config is of these weights, and asks for what is not supported.
+    """
+    path = Path(path)
+    weights = read_weights(path, checkpoint_key)
+    config = _config_beside(path, weights)
+    if config is None:
+        return weights
+    _check_activation(config, str(path))
+    return _described(weights, config, str(path.parent))
+
+
+def _config_beside(path: Path, weights: Weights) -> Any:
+    """What is said of the file where it lies; None where nothing is, or of a model of other sizes."""
+    if path.name not in _WEIGHT_FILES or weights.layout not in _LAYOUTS or weights.num_heads is not None:
+        return None
+    if not path.with_name("config.json").is_file():
+        return None
+    try:
+        config = _config(str(path.parent))
+    except WeightsError:
+        return None
+    if config.model_type not in _MODEL_TYPES:
+        return None
+    depth = sum(name.endswith(".norm1.weight") for name in weights.state)
+    return config if (config.hidden_size, config.num_hidden_layers) == (width_of(weights.state), depth) else None
+
+
+def _check_activation(config: Any, where: str) -> None:
+    if config.hidden_act != "gelu":
+        raise WeightsError(f"{where}: hidden_act '{config.hidden_act}' is not supported, only gelu is")
+
+
+def _described(weights: Weights, config: Any, source: str) -> Weights:
+    """With the heads, epsilon and normalisation of the files beside them."""
     processor = _json(source, "preprocessor_config.json")
     unchanged = processor.get("do_normalize", True) is False
     return replace(
         weights,
-        where=f"hf:{source}",
         num_heads=config.num_attention_heads,
         norm_eps=config.layer_norm_eps,
         mean=(0.0, 0.0, 0.0) if unchanged else triple(processor.get("image_mean")) or weights.mean,

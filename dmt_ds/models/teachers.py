@@ -16,9 +16,9 @@ from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.backbone_folder import CONFIG_FILE, family_members, load_backbone, spdx_id
 from dmt_ds.models.blueprint import build_from, check_image_size
-from dmt_ds.models.hf_vit import read_hf
+from dmt_ds.models.hf_vit import read_file, read_hf
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
-from dmt_ds.models.weights import Weights, read_weights, triple
+from dmt_ds.models.weights import Weights, triple
 from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, LATEST_FILE
 
 logger = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def _find(section: TeacherConfig, remedy: str) -> _Found:
         return _of_folder(section, path)
     if not path.exists():
         raise WeightsError(f"{path}: no such file; {remedy}")
-    return _of_weights(read_weights(path, section.checkpoint_key), section)
+    return _of_weights(read_file(path, section.checkpoint_key), section)
 
 
 def _of_timm(section: TeacherConfig, tag: str) -> _Found:

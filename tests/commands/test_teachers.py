@@ -4,7 +4,7 @@ import torch
 from dmt_ds.commands.teachers import convert, inspect_file, list_teachers
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.teachers import load_teacher
+from dmt_ds.models.teachers import load_encoder, load_teacher
 from dmt_ds.models.weights import sha256_of
 from tests import tiny_run
 from tests.models import tiny
@@ -43,6 +43,21 @@ def test_a_converted_file_is_the_same_teacher_and_knows_its_heads_and_licence(fi
     assert (after.record.layout, after.record.licence) == ("ibot", "Apache-2.0")
     with pytest.raises(WeightsError, match="num_heads 4 is asked for"):
         load_teacher("b", TeacherConfig(source=str(out), num_heads=4))
+
+
+def test_a_file_of_transformers_keeps_what_its_config_says_through_a_conversion(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, image_size=32, patch_size=8,
+        layer_norm_eps=1e-2,
+    )  # fmt: skip
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    file, out = tmp_path / "model.safetensors", tmp_path / "alone" / "converted.safetensors"
+    assert (rows(file)["heads"], rows(file)["LayerNorm epsilon"]) == ("2", "0.01")
+    out.parent.mkdir()
+    convert(file, out)
+    folder, of_file, of_converted = (load_encoder(str(source))(tiny.pictures()) for source in (tmp_path, file, out))
+    assert torch.equal(folder, of_file) and torch.equal(folder, of_converted)
 
 
 def test_conversion_never_overwrites(file, tmp_path):

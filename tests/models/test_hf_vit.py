@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import build_from
-from dmt_ds.models.hf_vit import read_hf
+from dmt_ds.models.hf_vit import read_file, read_hf
 from tests.models import tiny
 
 transformers = pytest.importorskip("transformers")
@@ -89,6 +89,35 @@ def test_heads_and_normalisation_come_from_the_folder(tmp_path):
     assert (weights.num_heads, weights.mean, weights.std) == (2, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     with pytest.raises(WeightsError, match=r"num_heads 4 is asked for.*have 2 heads"):
         build_from(weights, num_heads=4)
+
+
+def test_a_file_is_read_with_the_config_that_lies_beside_it(tmp_path):
+    model = _model("ViT", layer_norm_eps=1e-2)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.4, 0.3]}))
+    weights = read_file(tmp_path / "model.safetensors")
+    assert (weights.num_heads, weights.norm_eps, weights.mean) == (2, 1e-2, (0.5, 0.4, 0.3))
+    torch.testing.assert_close(tiny.tokens(build_from(weights).eval()), _their_tokens(model, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 64}, {"num_hidden_layers": 3}, {"model_type": "clip"}, None])
+def test_a_config_that_is_of_other_weights_says_nothing_of_a_file(changes, tmp_path):
+    _model("ViT").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text("damaged" if changes is None else json.dumps(json.loads(path.read_text()) | changes))
+    assert read_file(tmp_path / "model.safetensors").num_heads is None
+
+
+def test_a_file_of_another_name_is_none_that_the_config_is_of(tmp_path):
+    _model("ViT").save_pretrained(tmp_path)
+    other = (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    assert read_file(other).num_heads is None
+
+
+def test_a_file_whose_config_has_another_activation_is_refused(tmp_path):
+    _model("ViT", hidden_act="relu").save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"model.safetensors: hidden_act 'relu' is not supported, only gelu is"):
+        read_file(tmp_path / "model.safetensors")
 
 
 def test_a_folder_that_says_nothing_of_its_normalisation_has_its_layouts(tmp_path):
