@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dmt_ds.commands.findings import Finding, failure
 from dmt_ds.commands.patient import Patient
+from dmt_ds.commands.teacher_engines import guess_of
 from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
 from dmt_ds.config.schema import TEACHER_TASKS
 from dmt_ds.engine.ds_check import check_ds_config
@@ -30,5 +31,7 @@ def check_teachers(patient: Patient) -> Iterator[Finding]:
         what = f"{record.layout}, {shape.embed_dim} wide, {shape.depth} blocks, {shape.num_heads} heads"
         licence = record.licence or "licence not known"
         yield Finding("ok", "teachers", f"{name}: {what}, sha256 {(record.sha256 or 'none')[:12]}, {licence}")
+        if line := guess_of(name, record):
+            yield Finding("warn", "teachers", line)
     are_added = config.task == "dmt" and config.distill.fusion != "concat"
     check_same_tokens(patient.teachers, same_width=are_added)

@@ -11,7 +11,7 @@ from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.teacher_sharding import choose_sharding
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_teacher
 from dmt_ds.config.teachers import TeachersConfig
-from dmt_ds.engine import ds_teachers
+from dmt_ds.engine import dist, ds_teachers
 from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.errors import ConfigError
@@ -41,7 +41,22 @@ def load_teachers(section: TeachersConfig, image_size: int) -> dict[str, Teacher
     Args:
         image_size: side of the run's images, in pixels.
     """
-    return {name: load_teacher(name, teacher, image_size) for name, teacher in section.used().items()}
+    models = {name: load_teacher(name, teacher, image_size) for name, teacher in section.used().items()}
+    for name, model in models.items() if dist.is_main() else ():
+        if line := guess_of(name, model.record):
+            logger.warning("%s", line)
+    return models
+
+
+def guess_of(name: str, record: TeacherRecord) -> str | None:
+    """A line on a teacher whose heads nobody said, with the key to set; other heads give other tokens, and no error."""
+    if not record.guessed_heads:
+        return None
+    heads, width = record.shape.num_heads, record.shape.embed_dim
+    return (
+        f"{name}: num_heads {heads} is a guess by the width, {width}: the file does not tell; if it is right, say so "
+        f"by teachers.models.{name}.num_heads={heads}, else give the right one"
+    )
 
 
 def check_same_grid(student: VitShape, teachers: Mapping[str, TeacherModel]) -> None:

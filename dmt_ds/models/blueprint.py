@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmt_ds.errors import WeightsError
+from dmt_ds.models.layouts import LICENCES
 from dmt_ds.models.vit import VitShape, create, describe, full_name
 from dmt_ds.models.weights import Weights, check_keys, load_strict
 
 _ARCH_OF_WIDTH = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}
 _UNUSUAL_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # ViTs of these widths don't have heads 64 wide
+_PUBLISHED_WIDTHS = (192, 384, 768, 1024, 1280, 1536)  # by authors whose layouts are known: ViT-Ti, S, B, L, H, g
 _MOCO_V3_SMALL = (384, 12)
 _MODERN = "rotary positions, gated MLPs and convolution stems are not read from files; take its timm tag (timm:TAG)"
 
@@ -166,6 +168,16 @@ def heads_of(weights: Weights, asked: int | None = None) -> int | None:
     if heads and width % heads:
         raise WeightsError(f"{weights.where}: width {width} is not a multiple of num_heads {heads}; set num_heads")
     return heads
+
+
+def heads_are_guessed(weights: Weights, arch: str | None = None, asked: int | None = None) -> bool:
+    """Whether nothing but the width speaks for the heads that `build_from` takes.
+
+    In its authors' own layout a file of a width that they publish has their heads, 64 wide but for those that
+    `heads_of` knows; a file in timm's or transformers' names may be anybody's.
+    """
+    is_published = weights.layout in LICENCES and width_of(weights.state) in _PUBLISHED_WIDTHS
+    return asked is None and arch is None and _known_heads(weights) is None and not is_published
 
 
 def _known_heads(weights: Weights) -> int | None:

@@ -15,7 +15,7 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.backbone_folder import CONFIG_FILE, family_members, load_backbone, spdx_id
-from dmt_ds.models.blueprint import build_from, check_image_size
+from dmt_ds.models.blueprint import build_from, check_image_size, heads_are_guessed
 from dmt_ds.models.hf_vit import read_file, read_hf
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
 from dmt_ds.models.weights import Weights, triple
@@ -37,6 +37,7 @@ class TeacherRecord:
         licence: SPDX id of the weights; None where nobody said.
         sha256: of the weights file (of all tensors, for timm's tags); None where the weights are of no file.
         dropped: keys of the file that are not the encoder's.
+        guessed_heads: whether the number of heads is the usual one for the width, and nobody said it.
     """
 
     source: str
@@ -47,6 +48,7 @@ class TeacherRecord:
     licence: str | None = None
     sha256: str | None = None
     dropped: tuple[str, ...] = ()
+    guessed_heads: bool = False
 
     def as_params(self) -> dict[str, Any]:
         """Flat plain values, for the tracker and for JSON."""
@@ -113,6 +115,7 @@ class _Found:
     dropped: tuple[str, ...] = ()
     mean: Triple | None = None
     std: Triple | None = None
+    guessed_heads: bool = False
 
 
 def load_teacher(name: str, section: TeacherConfig, image_size: int | None = None) -> TeacherModel:
@@ -162,6 +165,7 @@ def _load(section: TeacherConfig, image_size: int | None, who: str, remedy: str)
         licence=section.licence or found.licence,
         sha256=found.sha256,
         dropped=found.dropped,
+        guessed_heads=found.guessed_heads,
     )
     return TeacherModel(found.vit, record)
 
@@ -273,6 +277,7 @@ def _of_weights(weights: Weights, section: TeacherConfig) -> _Found:
         dropped=weights.dropped,
         mean=weights.mean,
         std=weights.std,
+        guessed_heads=heads_are_guessed(weights, section.arch, section.num_heads),
     )
 
 

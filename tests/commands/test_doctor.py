@@ -282,6 +282,16 @@ def test_a_damaged_teacher_is_named_with_its_key(tmp_path: Path, images: Path) -
     assert "norm.weight" in message
 
 
+def test_heads_that_are_guessed_are_told_with_the_key_to_set(tmp_path: Path, images: Path) -> None:
+    torch.save(tiny.vit(embed_dim=64, num_heads=2).state_dict(), tmp_path / "some.pth")
+    source = f"teachers.models.some.source={tmp_path}/some.pth"
+    guessed = said(run(small_run(tmp_path, images, source), ranks=2), "teachers")
+    assert "warn: some: num_heads 1 is a guess by the width, 64" in guessed
+    assert "teachers.models.some.num_heads=1" in guessed
+    told = said(run(small_run(tmp_path, images, source, "teachers.models.some.num_heads=2"), ranks=2), "teachers")
+    assert "guess" not in told and "64 wide, 2 blocks, 2 heads" in told
+
+
 def test_a_teacher_that_is_not_there_is_told_with_its_key_and_where_to_get_it(tmp_path: Path, images: Path) -> None:
     message = failed(distillation(tmp_path, images, tmp_path / "none.pth"))["teachers"]
     assert message == (

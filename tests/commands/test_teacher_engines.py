@@ -8,9 +8,22 @@ import torch
 from dmt_ds.commands.teacher_engines import load_teachers, start_teachers
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.models.packed_linear import PackedLinear, packing_pays
+from tests.models import tiny
 from tests.tiny_run import make_teacher
 
 CPU = torch.device("cpu")
+
+
+def test_a_teacher_whose_heads_are_guessed_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(tiny.vit(embed_dim=64, num_heads=2).state_dict(), tmp_path / "some.pth")
+    teacher = {"source": str(tmp_path / "some.pth")}
+    section = TeachersConfig.model_validate({"models": {"red": teacher, "blue": teacher | {"num_heads": 2}}})
+    load_teachers(section, tiny.IMAGE_SIZE)
+    (line,) = caplog.messages
+    assert line == (
+        "red: num_heads 1 is a guess by the width, 64: the file does not tell; if it is right, say so by "
+        "teachers.models.red.num_heads=1, else give the right one"
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

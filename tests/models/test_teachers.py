@@ -83,6 +83,29 @@ def test_a_teachers_record_says_what_it_is(file):
     assert load_teacher("mae", _section(file, licence="MIT")).record.licence == "MIT"
 
 
+@pytest.mark.parametrize(
+    ("width", "names", "said", "is_guess"),
+    [
+        (64, "timm", {}, True),
+        (64, "timm", {"num_heads": 2}, False),
+        (192, "timm", {}, True),  # may be anybody's
+        (192, "timm", {"arch": "vit_tiny"}, False),
+        (192, "mae", {}, False),  # as its authors have them
+        (64, "mae", {}, True),  # which they never published
+    ],
+)
+def test_heads_that_only_the_width_speaks_for_are_a_guess(width, names, said, is_guess, tmp_path):
+    depth = 12 if "arch" in said else 1
+    state = tiny.vit(embed_dim=width, depth=depth, num_heads=1, patch_size=16).state_dict()
+    torch.save({"model": state} if names == "mae" else state, tmp_path / "some.pth")
+    record = load_teacher("some", TeacherConfig(source=str(tmp_path / "some.pth"), **said)).record
+    assert (record.layout, record.guessed_heads) == (names, is_guess)
+
+
+def test_a_folder_says_its_heads(run_folder):
+    assert not load_encoder(str(run_folder)).record.guessed_heads
+
+
 def test_a_finished_run_is_a_teacher_with_its_own_normalisation(vit, run_folder):
     for source in (run_folder, run_folder / "backbone"):
         teacher = load_encoder(str(source), tiny.IMAGE_SIZE)
