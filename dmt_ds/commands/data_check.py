@@ -7,6 +7,7 @@ from dmt_ds.commands.findings import Finding, failure
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.patient import Patient
 from dmt_ds.config.batch import plan_length
+from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.errors import DataError
 
@@ -20,12 +21,7 @@ def check_data(patient: Patient) -> Iterator[Finding]:
     yield Finding("ok", "data", f"{len(source)} training images{classes}")
     yield from _check_left_out(source)
     yield from _check_decoding(source, patient.every_image)
-    length = plan_length(config.train, config.optim, len(source))
-    steps = f"{length.total_steps} steps, {length.warmup_steps} of them warm-up"
-    if length.warmup_steps >= length.total_steps:
-        yield Finding("warn", "length", f"{steps}: the learning rate never peaks; optim.warmup_steps=...")
-    else:
-        yield Finding("ok", "length", steps)
+    yield from _check_length(config, len(source))
     if kind:
         images = kind.open(config)  # raises DataError: no annotations, no validation split
         patient.class_names = images.class_names
@@ -40,6 +36,20 @@ def check_data(patient: Patient) -> Iterator[Finding]:
     yield from _check_left_out(source)
     if patient.every_image:
         yield from _check_decoding(source, every_image=True)
+
+
+def _check_length(config: RunConfig, num_images: int) -> Iterator[Finding]:
+    batch, length = config.train.global_batch_size, plan_length(config.train, config.optim, num_images)
+    if batch > num_images:
+        often = f"each is seen {batch / num_images:.3g} times in an update"
+        remedy = f"train.global_batch_size={num_images} or less is usual"
+        yield Finding("warn", "batch", f"{batch} images an update of {num_images} training images: {often}; {remedy}")
+    epochs = length.total_steps * batch / num_images
+    steps = f"{length.total_steps} steps ({epochs:.4g} epochs), {length.warmup_steps} of them warm-up"
+    if length.warmup_steps >= length.total_steps:
+        yield Finding("warn", "length", f"{steps}: the learning rate never peaks; optim.warmup_steps=...")
+    else:
+        yield Finding("ok", "length", steps)
 
 
 def _check_left_out(source: ImageSource) -> Iterator[Finding]:

@@ -270,7 +270,16 @@ def test_a_missing_validation_split_is_no_failure(tmp_path: Path, images: Path) 
 
 def test_a_warmup_as_long_as_the_run_is_told(tmp_path: Path, images: Path) -> None:
     findings = teacher_making(tmp_path, images, "train.steps=5", "optim.warmup_steps=5")
-    assert said(findings, "length").startswith("warn: 5 steps, 5 of them warm-up")
+    assert said(findings, "length").startswith("warn: 5 steps (3.333 epochs), 5 of them warm-up")
+
+
+def test_a_batch_that_has_each_image_many_times_is_told(tmp_path: Path, images: Path) -> None:
+    assert "images an update" not in said(
+        teacher_making(tmp_path, images, "train.global_batch_size=6", ranks=1), "batch"
+    )
+    told = teacher_making(tmp_path, images, "train.global_batch_size=16", "train.steps=30")
+    assert "warn: 16 images an update of 6 training images: each is seen 2.67 times" in said(told, "batch")
+    assert said(told, "length").startswith("ok: 30 steps (80 epochs), ")
 
 
 def test_a_damaged_teacher_is_named_with_its_key(tmp_path: Path, images: Path) -> None:
