@@ -59,6 +59,6 @@ def _check_left_out(source: ImageSource) -> Iterator[Finding]:
 
 def _check_decoding(source: ImageSource, every_image: bool) -> Iterator[Finding]:
     count, broken = look_at_images(source, every_image)
-    yield from (finding for error in broken for finding in failure("data", error))
+    yield from (failure("data", error) for error in broken)
     if not broken:
         yield Finding("ok", "data", f"{count} images from first to last decode")

@@ -71,7 +71,7 @@ def _examine(what: str, check: Check, patient: Patient) -> Iterator[Finding]:
     try:
         yield from (replace(finding, what=finding.what or what) for finding in check(patient))
     except Exception as error:  # a doctor that falls over hides the rest
-        yield from failure(what, error)
+        yield failure(what, error)
 
 
 def _ranks_of_launch(environ: "os._Environ[str]") -> int:

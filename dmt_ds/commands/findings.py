@@ -19,17 +19,17 @@ class Finding:
     status: Status
     what: str
     message: str
-    """How it stands, in one line; the remedy where it does not stand well."""
+    """How it stands, in one line, or more where an error has more; the remedy where it does not stand well."""
     exit_code: int = DmtError.exit_code
     """Of a process that ends with it, where it is a failure: 75 where another try may help."""
 
 
-def failure(what: str, error: Exception) -> list[Finding]:
-    """What an error comes to, a finding a line."""
+def failure(what: str, error: Exception) -> Finding:
+    """What an error comes to: one finding, however many lines it has."""
     if isinstance(error, DmtError):
-        return [Finding("fail", what, line, error.exit_code) for line in str(error).splitlines()]
+        return Finding("fail", what, str(error), error.exit_code)
     code = StorageError.exit_code if is_away(error) else DmtError.exit_code
-    return [Finding("fail", what, f"{type(error).__name__}: {' '.join(str(error).split())}", code)]
+    return Finding("fail", what, f"{type(error).__name__}: {' '.join(str(error).split())}", code)
 
 
 def exit_code(findings: Collection[Finding]) -> int:
@@ -40,7 +40,11 @@ def exit_code(findings: Collection[Finding]) -> int:
 def render(findings: list[Finding]) -> str:
     """A table, and what it comes to."""
     width = max(len(finding.what) for finding in findings)
-    lines = [f"{MARKS[finding.status]} {finding.what:{width}}  {finding.message}" for finding in findings]
+    lines = []
+    for finding in findings:
+        first, *more = finding.message.split("\n")
+        lines += [f"{MARKS[finding.status]} {finding.what:{width}}  {first}"]
+        lines += [f"{'':{width}}    {line}" for line in more]
     failed, warned = (sum(finding.status == status for finding in findings) for status in ("fail", "warn"))
     end = f"{failed} will fail" if failed else "ready"
     return "\n".join([*lines, "", f"{end}, {warned} to look at" if warned else end])

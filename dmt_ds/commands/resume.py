@@ -122,7 +122,8 @@ def _differences(saved: RunState, now: RunState) -> list[tuple[str, str]]:
         before, after = getattr(saved, what), getattr(now, what)
         if before != after:
             kind = "data" if what == "data_fingerprint" else "engine"
-            found.append((kind, f"{what}: {_short(before)} -> {_short(after)}"))
+            why = ", a hash of the names and shapes of all that is trained" if what == "parameters" else ""
+            found.append((kind, f"{what}: {_short(before)} -> {_short(after)}{why}"))
     if saved.code and (others := sorted(dict(saved.code.items() ^ now.code.items()))):
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
         found.append(("code", f"code: {', '.join(others[:4])}{more} of dmt_ds differ"))

@@ -24,7 +24,7 @@ def check_teachers(patient: Patient) -> Iterator[Finding]:
         try:
             teacher = load_teacher(name, section, config.data.image_size)
         except DmtError as error:
-            yield from failure("teachers", error)
+            yield failure("teachers", error)
             continue
         patient.teachers[name] = teacher
         record, shape = teacher.record, teacher.record.shape

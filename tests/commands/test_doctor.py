@@ -496,9 +496,10 @@ def test_a_checkpoint_of_the_same_run_is_gone_on_from(
 def test_a_checkpoint_of_another_run_shows_the_difference(tmp_path: Path, images: Path) -> None:
     other = small_run(tmp_path, images, "task=mae", "optim.base_lr=1")
     save_checkpoint(tmp_path, other, "other images")
-    lines = said(run(small_run(tmp_path, images, "task=mae"), ranks=2), "checkpoint")
-    assert "fail: optim.base_lr: 1.0 -> 0.00015" in lines
-    assert "fail: data_fingerprint: other images" in lines
+    findings = run(small_run(tmp_path, images, "task=mae"), ranks=2)
+    (refusal,) = [finding.message for finding in findings if finding.status == "fail"]
+    assert "\noptim.base_lr: 1.0 -> 0.00015\ndata_fingerprint: other images -> " in refusal
+    assert render(findings).splitlines()[-1].startswith("1 will fail")
 
 
 def test_the_table_marks_each_line_and_says_what_it_comes_to() -> None:
@@ -509,6 +510,14 @@ def test_the_table_marks_each_line_and_says_what_it_comes_to() -> None:
         "✗ c    broken",
         "",
         "1 will fail, 1 to look at",
+    ]
+    refusal = [Finding("ok", "longer", "fine"), Finding("fail", "c", "is another run:\nseed: 0 -> 1\nname: a -> b")]
+    assert render(refusal).splitlines()[1:] == [
+        "✗ c       is another run:",
+        "          seed: 0 -> 1",
+        "          name: a -> b",
+        "",
+        "1 will fail",
     ]
     assert render(findings[:1]).splitlines()[-1] == "ready"
 

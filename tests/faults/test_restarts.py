@@ -83,6 +83,7 @@ def test_other_settings_and_teachers_are_taken_where_that_is_said(copy, tmp_path
 def test_another_model_is_never_taken(copy):
     text = refused([*copy, "student.embed_dim=36", "train.accept_changes=[recipe,code,data,teachers]"])
     assert "parameters: " in text and "accept" not in text
+    assert ", a hash of the names and shapes of all that is trained" in text
 
 
 def test_other_code_is_refused_with_the_name_of_the_file(copy, tmp_path):
