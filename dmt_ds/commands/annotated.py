@@ -179,6 +179,10 @@ class AnnotatedKind(ABC, Generic[T, Images]):
         """Lines on how the annotations are read."""
         return []
 
+    def doubts(self, config: RunConfig) -> list[str]:
+        """Lines on settings that don't seem to go together, for warnings."""
+        return []
+
     def gaps(self, images: Images) -> list[str]:
         """Lines on what the annotations lack, for warnings."""
         return []

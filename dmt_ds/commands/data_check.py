@@ -16,6 +16,7 @@ def check_data(patient: Patient) -> Iterator[Finding]:
     """Both splits, decoded in part or whole, and the number of steps."""
     config = patient.config
     kind = kind_of(config)
+    yield from (Finding("warn", config.task, line) for line in (kind.doubts(config) if kind else ()))
     source = patient.source = kind.source(config, "train") if kind else open_source(config.data, "train")
     classes = f", {len(source.class_names)} classes" if source.class_names else ", no labels"
     yield Finding("ok", "data", f"{len(source)} training images{classes}")

@@ -33,6 +33,10 @@ NUM_SHOWN = 8
 MAPS_COUNTED = 100
 """Training maps whose pixels are counted where nothing is trained."""
 
+MOST_UNLIKE = 2.0
+"""Short side of the images by the crop's, or the other way round, at most without a word; Cityscapes' is 1024 by 512.
+"""
+
 
 class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
     """Classes of pixels."""
@@ -54,6 +58,16 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
     def meaning(self, images: SegmentedImages) -> list[str]:
         """Which class each value of a pixel is."""
         return [images.train.values.told()]
+
+    def doubts(self, config: RunConfig) -> list[str]:
+        """A crop that shows little of an image, or an image that fills little of a crop."""
+        short_side, crop = config.segment.short_side, config.data.image_size
+        if short_side is None or 1 / MOST_UNLIKE <= short_side / crop <= MOST_UNLIKE:
+            return []
+        part = f"1/{max(short_side / crop, crop / short_side) ** 2:.0f}"
+        shows = f"a crop shows about {part} of an image" if short_side > crop else f"an image fills {part} of a crop"
+        sides = f"images are scaled to a short side of {short_side} pixels, crops have {crop} (data.image_size)"
+        return [f"{sides}: {shows}; segment.short_side={crop} is usual"]
 
     def gaps(self, images: SegmentedImages) -> list[str]:
         """Values that look as if they were meant otherwise, by a few training maps from first to last."""

@@ -19,6 +19,7 @@ from dmt_ds.commands.doctor import run
 from dmt_ds.commands.findings import Finding, exit_code, render
 from dmt_ds.commands.image_check import look_at_images
 from dmt_ds.commands.runs import check_batch_norm
+from dmt_ds.commands.segment import Segmentation
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.load import load_config, shipped_recipes
@@ -101,6 +102,30 @@ def test_what_the_values_of_annotations_stand_for_is_told_and_doubted(tmp_path: 
     assert Finding("ok", "data", told) in findings
     (doubt,) = [finding.message for finding in findings if (finding.status, finding.what) == ("warn", "data")]
     assert doubt.startswith("value 0 is called 'sky', but ignored:")
+
+
+@pytest.mark.parametrize(
+    ("short_side", "told"),
+    [
+        ("512", "a crop shows about 1/256 of an image; segment.short_side=32 is usual"),
+        ("8", "an image fills 1/16 of a crop; segment.short_side=32 is usual"),
+        ("64", ""),
+        ("16", ""),
+        ("null", ""),
+    ],
+)
+def test_a_crop_out_of_proportion_to_the_image_is_told(tmp_path: Path, short_side: str, told: str) -> None:
+    data = ("task=segment", "data.train_split=training", "data.val_split=validation", "segment.channels=8")
+    config = small_run(tmp_path, write_ade(tmp_path / "ade"), *data, f"segment.short_side={short_side}")
+    assert tiny.IMAGE_SIZE == 32
+    findings = [finding for finding in run(config, ranks=1) if finding.what == "segment"]
+    assert [finding.status for finding in findings] == ["warn"] * bool(told)
+    assert not told or findings[0].message.endswith(told)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if "segment" in name])
+def test_shipped_recipes_crop_in_proportion(name: str) -> None:
+    assert Segmentation().doubts(load_config(name)) == []
 
 
 def test_segmentation_with_one_image_a_rank_is_refused_on_one_rank_alone(tmp_path: Path) -> None:
