@@ -1,7 +1,7 @@
 """`dmt-ds pretrain`: puts a run together, trains it, and leaves the encoder in `<output_dir>/backbone`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,8 @@ from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
-from dmt_ds.commands.record import describe, open_record, run_state, write_text
+from dmt_ds.commands.record import FAILURE_TAG, describe, open_record, run_state, write_text
+from dmt_ds.commands.run_log import end_noted, failure_line
 from dmt_ds.commands.runs import Run, resolve
 from dmt_ds.commands.take_over import Attempt, ClaimedRun, take_over
 from dmt_ds.commands.tasks import BuiltTask, build_tasks
@@ -34,7 +35,7 @@ from dmt_ds.engine.task import AnnotatedTask
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
 from dmt_ds.errors import CheckpointError
 from dmt_ds.run_files import DONE, PROFILE_FOLDER
-from dmt_ds.tracking.tracker import Tracker
+from dmt_ds.tracking.tracker import Status, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -52,51 +53,63 @@ def run(config: RunConfig) -> int:
     device = ds_engine.start(hang + GROUP_SLACK_SECONDS + _store_seconds(config))
     peers = Peers()
     watchdog = Watchdog(hang, dist.rank(), peers).start()
-    with peers.together(), explained(partial(what_to_lower, config)):
+    with end_noted(), peers.together(), explained(partial(what_to_lower, config)):
         runs = resolve(config, device)
         annotated = runs[0].annotated
         builts = build_tasks([run.config for run in runs], device, annotated.class_names if annotated else ())
         watchdog.beat("built teachers")
-        outcome = _train(config, take_over(config, runs, builts), stop, watchdog)
+        outcome = _train(config, take_over(config, runs, builts), stop, watchdog, peers)
         watchdog.stop()
     ds_engine.stop()
     logger.info("%s: %s", config.output_dir, outcome.value)
     return 0
 
 
-def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Outcome:
+def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog, peers: Peers) -> Outcome:
     trackers: list[Tracker] = []  # all that are open, so that whatever fails closes them
-    watchdog.last_words = lambda: _record_failure(config, trackers, watchdog)
+    watchdog.last_words = partial(_record_failure, config, trackers, watchdog)
     watchdog.last_words_seconds = _store_seconds(config)
     try:
-        for member in attempt.members:
-            trackers.append(open_record(member.run, member.resume, member.fence))
-            describe(trackers[-1], member.run, member.built, member.fence, member.resume)
-        learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
-        around = _surroundings(config, attempt, stop, watchdog)
-        judge = _judge(attempt.members[0], learners[0], around)
-        if judge and not attempt.step:
-            judge.look_at_images()
-        trainer = _build_trainer(config, attempt, learners, around)
-        outcome = trainer.fit()
-        if outcome is Outcome.FINISHED:
-            if judge:
-                judge.finish(trainer.step)
-            for member, learner in zip(attempt.members, learners, strict=True):
-                watchdog.beat("publishing")
-                attempt.check_fences()
-                _publish(member, learner, trainer.step)
-            attempt.check_fences()
-            if dist.is_main():
-                write_text(Path(config.output_dir) / DONE, f"{trainer.step}\n")
-    except BaseException:
-        _record_failure(config, trackers, watchdog)
+        with explained(partial(what_to_lower, config)):  # already here, for the record
+            outcome = _fit(config, attempt, trackers, stop, watchdog)
+    except KeyboardInterrupt:
+        _record_end(config, trackers, watchdog, "KILLED", {})
+        raise
+    except BaseException as error:
+        _record_failure(config, trackers, watchdog, peers.reason() or failure_line(error))
         raise
     attempt.check_fences()
     _allow_for_the_store(config, watchdog)
     for tracker in trackers:
         tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
+    return outcome
+
+
+def _fit(
+    config: RunConfig, attempt: Attempt, trackers: list[Tracker], stop: StopRequest, watchdog: Watchdog
+) -> Outcome:
+    """Train, and publish where it is done; each tracker is added as it is opened."""
+    for member in attempt.members:
+        trackers.append(open_record(member.run, member.resume, member.fence))
+        describe(trackers[-1], member.run, member.built, member.fence, member.resume)
+    learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
+    around = _surroundings(config, attempt, stop, watchdog)
+    judge = _judge(attempt.members[0], learners[0], around)
+    if judge and not attempt.step:
+        judge.look_at_images()
+    trainer = _build_trainer(config, attempt, learners, around)
+    outcome = trainer.fit()
+    if outcome is Outcome.FINISHED:
+        if judge:
+            judge.finish(trainer.step)
+        for member, learner in zip(attempt.members, learners, strict=True):
+            watchdog.beat("publishing")
+            attempt.check_fences()
+            _publish(member, learner, trainer.step)
+        attempt.check_fences()
+        if dist.is_main():
+            write_text(Path(config.output_dir) / DONE, f"{trainer.step}\n")
     return outcome
 
 
@@ -122,12 +135,20 @@ def _store_seconds(config: RunConfig) -> float:
     return max(1, len(config.family)) * config.tracking.drain_seconds
 
 
-def _record_failure(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog) -> None:
+def _record_failure(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog, reason: str) -> None:
+    _record_end(config, trackers, watchdog, "FAILED", {FAILURE_TAG: " ".join(reason.split())})
+
+
+def _record_end(
+    config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog, status: Status, tags: Mapping[str, str]
+) -> None:
     """An attempt whose run was taken over leaves the record to the one that has it now."""
     _allow_for_the_store(config, watchdog)
     for tracker in trackers:
         with suppress(CheckpointError):
-            tracker.finish("FAILED")
+            if tags:
+                tracker.set_tags(tags)
+            tracker.finish(status)
 
 
 def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:

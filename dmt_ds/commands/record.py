@@ -38,6 +38,9 @@ from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.tracker import Tracker
 
+FAILURE_TAG = "failure"
+"""Why the newest attempt failed, in one line."""
+
 
 def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) -> RunState:
     """What a checkpoint of this step says of the run."""
@@ -80,7 +83,7 @@ def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None, 
     attempts = {} if fence is None else {"attempts": str(fence.number)}
     # The store has each point once: of steps that are made again by other settings it keeps what they were.
     changed = {"changed_at_step": str(resume.checkpoint.state.step)} if resume and resume.is_changed else {}
-    tracker.set_tags({**_tags(run, built), **attempts, **changed, **environment_tags(os.environ)})
+    tracker.set_tags({**_tags(run, built), FAILURE_TAG: "", **attempts, **changed, **environment_tags(os.environ)})
     records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
     tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
     tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 
 from dmt_ds.commands.annotated import AnnotatedImages
 from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.run_log import open_log
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
 from dmt_ds.config.members import member_runs
@@ -21,7 +21,6 @@ from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.engine import cpu_bf16, dist
 from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.errors import ConfigError
-from dmt_ds.redact import MaskingFormatter
 from dmt_ds.run_files import LOG_FILE
 
 logger = logging.getLogger(__name__)
@@ -152,25 +151,10 @@ def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        _log_to_file(Path(config.output_dir) / LOG_FILE)
+        open_log(Path(config.output_dir) / LOG_FILE)
     except OSError as error:
         if error.errno not in _NOT_A_PLACE:
             raise
         where = f"output_dir={config.output_dir}: {error.filename} can't be made ({error.strerror})"
         raise ConfigError(f"{where}; choose another output_dir") from error
     open_images(config)
-
-
-class _LogFile(logging.FileHandler):
-    """A full disk costs lines of the log; it does not print a page of traceback for each."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Nothing where the disk takes none: the run's points and the terminal say the same."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
-def _log_to_file(path: Path) -> None:
-    handler = _LogFile(path)
-    handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("dmt_ds").addHandler(handler)

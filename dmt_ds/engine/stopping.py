@@ -68,12 +68,12 @@ class Watchdog:
     Nothing that hangs keeps the process from its end: neither its log, nor its terminal, nor `last_words`.
 
     Attributes:
-        last_words: called before the process ends, in the watchdog's thread: closes the run's record.
+        last_words: called with the reason before the process ends, in the watchdog's thread: closes the run's record.
         last_words_seconds: how long they may take.
     """
 
     def __init__(self, timeout_seconds: float, rank: int, peers: Peers) -> None:
-        self.last_words: Callable[[], None] = lambda: None
+        self.last_words: Callable[[str], None] = lambda reason: None
         self.last_words_seconds = 0.0
         self._timeout = timeout_seconds
         self._rank = rank
@@ -135,14 +135,14 @@ class Watchdog:
         if _NO_PROGRESS in reason:
             self._end_surely(HANG_EXIT_CODE)
             _say(f"rank {self._rank}: at {self._doing} while that happened: stacks follow")
-            self._end_with_stacks()
+            self._end_with_stacks(reason)
         # The main thread may see the same by itself and end in order; it gets the time for it.
         if self._stopped.wait(2 * POLL_SECONDS):
             return
         self._end_surely(1)
         if self._rank == 0:
             _say(f"the job ends: {reason}")
-        self.last_words()
+        self.last_words(reason)
         os._exit(1)  # less than any code of the rank that failed: srun gives the highest
 
     def _end_hanging(self) -> None:
@@ -154,7 +154,7 @@ class Watchdog:
         )
         # In a thread of its own: where the rank that hosts the peers' note was stopped, leaving one never ends.
         threading.Thread(target=self._peers.announce, args=(found,), daemon=True).start()
-        self._end_with_stacks()
+        self._end_with_stacks(f"rank {self._rank}: {found}")
 
     def _end_surely(self, code: int) -> None:
         """Set a time for the end that nothing after this can put off."""
@@ -167,7 +167,7 @@ class Watchdog:
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115 - the timer writes there, for as long as the process lives
         faulthandler.dump_traceback_later(seconds + _SURE_SECONDS, file=self._nowhere, exit=True)
 
-    def _end_with_stacks(self) -> None:
+    def _end_with_stacks(self, reason: str) -> None:
         faulthandler.dump_traceback(file=_stderr(), all_threads=True)
         for place in self._peers.places:
             if place.is_stopped_beside(self._peers.here):
@@ -175,7 +175,7 @@ class Watchdog:
                 with suppress(OSError):
                     place.show_stacks_and_go_on()
         time.sleep(_LINGER_SECONDS)
-        self.last_words()
+        self.last_words(reason)
         os._exit(HANG_EXIT_CODE)
 
 

@@ -154,10 +154,11 @@ class MlflowRun:
         self._set_tags({"tags": changed})
 
     def _set_tags(self, record: Record) -> None:
+        """An empty tag takes away what an earlier one said, and is not made where there was none."""
         from mlflow.entities import RunTag
 
         named = {_valid_name(key): masked(str(value))[:_TAG_CHARACTERS] for key, value in record["tags"].items()}
-        tags = [RunTag(key, value) for key, value in named.items() if self._tags.get(key) != value]
+        tags = [RunTag(key, value) for key, value in named.items() if self._tags.get(key, "") != value]
         for start in range(0, len(tags), PARAMS_AT_ONCE):
             self._client.log_batch(self.run_id, tags=tags[start : start + PARAMS_AT_ONCE], synchronous=True)
         self._tags.update(named)

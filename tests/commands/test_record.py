@@ -1,6 +1,7 @@
 """What a run's record is found by, who writes it, and how long its end may take."""
 
 import errno
+import logging
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from dmt_ds.commands.fenced_tracker import FencedTracker
 from dmt_ds.commands.pretrain import _record_failure
 from dmt_ds.commands.record import keep, losses_in_use
+from dmt_ds.commands.run_log import end_noted, failure_line, open_log
 from dmt_ds.config.load import load_config
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.peers import Peers
@@ -50,6 +52,22 @@ def test_an_attempt_whose_run_was_taken_over_writes_nothing_into_the_record(tmp_
         with pytest.raises(CheckpointError, match="has taken this run over"):
             write()
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_what_ends_a_run_stands_in_its_log_without_secrets(tmp_path: Path) -> None:
+    logger = logging.getLogger("dmt_ds")
+    before = list(logger.handlers)
+    open_log(tmp_path / "train.log")
+    try:
+        with pytest.raises(CheckpointError), end_noted():
+            raise CheckpointError("http://me:correct-horse@host is away\nand so is the disk")
+        with pytest.raises(KeyError), end_noted():
+            raise KeyError("norm.weight")
+    finally:
+        logger.handlers = before
+    lines = [line.partition(" ERROR ")[2] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert lines == ["http://***@host is away", "and so is the disk", "KeyError: 'norm.weight'"]
+    assert failure_line(CheckpointError("a\nb")) == "a; b"
 
 
 def texts_in(folder: Path) -> dict[str, str]:
@@ -106,6 +124,6 @@ def test_a_failure_that_waits_for_a_store_that_is_away_is_not_ended_as_a_hang(tm
 
     config = load_config(None, ["task=mae", "tracking.drain_seconds=20"])
     watchdog = Noting(0.4, 0, Peers()).start()
-    _record_failure(config, [Away(tmp_path)], watchdog)
+    _record_failure(config, [Away(tmp_path)], watchdog, "why")
     watchdog.stop()
     assert not watchdog.ended

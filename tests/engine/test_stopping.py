@@ -49,7 +49,7 @@ def log_hangs(watchdog):
     logging.getLogger("dmt_ds").addHandler(Hanging())
 
 def last_words_hang(watchdog):
-    watchdog.last_words = lambda: time.sleep(1000)
+    watchdog.last_words = lambda reason: time.sleep(1000)
 
 def terminal_hangs(watchdog):  # a pipe that nobody empties: stacks can't be printed
     logging.getLogger("dmt_ds").addHandler(logging.NullHandler())
@@ -93,7 +93,7 @@ from dmt_ds.engine.peers import Peers
 stopping._LINGER_SECONDS = 0.5
 watchdog = stopping.Watchdog(0.2, 0, Peers())
 
-def last_words():
+def last_words(reason):
     watchdog.beat("closing the record")  # in its own thread
     print("closed", flush=True)
 

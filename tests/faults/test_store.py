@@ -190,7 +190,7 @@ def fail_with_a_peer(uri: str, folder: str, begun: Event, go: Event) -> None:
     go.wait(60)
     tracker.log_metrics({"train/loss": 1.0}, 1)
     watchdog = Watchdog(60, 0, Told())
-    watchdog.last_words, watchdog.last_words_seconds = lambda: tracker.finish("FAILED"), 30
+    watchdog.last_words, watchdog.last_words_seconds = lambda reason: tracker.finish("FAILED"), 30
     watchdog.start()
     tracker.finish("FAILED")
     time.sleep(60)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from dmt_ds.engine.stopping import HANG_EXIT_CODE
 from tests import processes, tiny_run
 from tests.tiny_run import wait_for_step
-from tests.tracking.stores import mlflow_runs
+from tests.tracking.stores import mlflow_runs, wait_until
 
 pytestmark = pytest.mark.distributed
 
@@ -63,6 +64,28 @@ def test_an_exception_ends_the_mlflow_run_as_failed(tmp_path):
     assert len(errors) == 1 and "the loss is not finite on rank 0" in errors[0] and "digits" in errors[0]
     _, runs = mlflow_runs(tmp_path)
     assert [r.info.status for r in runs] == ["FAILED"]
+    said = errors[0].removeprefix("dmt-ds: error: ")
+    assert f"ERROR {said}\n" in (tmp_path / "run" / "train.log").read_text()
+    assert runs[0].data.tags["failure"] == said
+
+    processes.run(tiny_run.pretrain(recipe, "optim.base_lr=0.01", "train.stop_after_step=1"))
+    _, runs = mlflow_runs(tmp_path)
+    assert [(r.info.status, r.data.tags["failure"]) for r in runs] == [("KILLED", "")]
+
+
+def test_ctrl_c_twice_before_the_first_save_is_no_failure(tmp_path):
+    tracking = {"enabled": True, "uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "system_metrics_seconds": 0}
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2000, "micro_batch_size": 1}, tracking=tracking)
+    run = tmp_path / "run"
+    launched = processes.start(tiny_run.pretrain(recipe), log=tmp_path / "log")
+    wait_until((run / "tracking" / "records.jsonl").exists, 120)
+    launched.send_signal(signal.SIGINT)
+    time.sleep(0.3)  # two signals at once are one
+    launched.send_signal(signal.SIGINT)
+    assert launched.wait(60) == 130, (tmp_path / "log").read_text()
+    assert "WARNING stopped\n" in (run / "train.log").read_text()
+    _, runs = mlflow_runs(tmp_path)
+    assert [(r.info.status, "failure" in r.data.tags) for r in runs] == [("KILLED", False)]
 
 
 def test_a_failure_while_the_record_is_opened_ends_the_mlflow_run_as_failed(tmp_path):

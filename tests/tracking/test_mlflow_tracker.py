@@ -115,6 +115,18 @@ def test_every_point_arrives_once_though_the_server_dies_and_comes_back(server: 
     assert sorted(waits)[len(waits) // 2] < 1e-3 and sorted(waits)[-10] < 0.1
 
 
+def test_an_empty_tag_takes_away_what_an_earlier_one_said_and_is_not_made_by_itself(
+    server: Server, tmp_path: Path
+) -> None:
+    server.start()
+    tracker = MlflowTracker(settings(server.uri), tmp_path / "run", "mended", None)
+    tracker.set_tags({"failure": "a loss that is no number", "never": ""})
+    tracker.set_tags({"failure": ""})
+    tracker.finish("FINISHED")
+    tags = run_of(server.uri, tracker).data.tags
+    assert tags["failure"] == "" and "never" not in tags
+
+
 def test_a_second_finish_waits_for_the_first_one_but_no_longer_than_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
