@@ -56,6 +56,7 @@ class Learner:
         self._meters = MeanMeters()
         self._learning_rate = 0.0
         self._skipped_steps = 0
+        self._has_checkpoint = False
 
     def resume(self, checkpoint: Checkpoint, tag: str) -> None:
         """Go on from a checkpoint; `tag` is its own, or that of its universal form.
@@ -69,6 +70,7 @@ class Learner:
             state = torch.load(checkpoint.folder / TASK_STATE, map_location=self.engine.device, weights_only=True)
         restore_untrained(self.engine.module, state["untrained"])
         self.task.load_state_dict(state["task"])
+        self._has_checkpoint = True
         if checkpoint.state.world_size == dist.world_size():
             with answering(checkpoint.folder):
                 rng_state.restore(rng_state.path(checkpoint.folder, dist.rank()))
@@ -111,6 +113,13 @@ class Learner:
         """` of NAME` in messages."""
         return f" of {self.name}" if self.name else ""
 
+    @property
+    def start_again(self) -> str:
+        """What can be done after a failure, as the beginning of a sentence."""
+        if self._has_checkpoint:
+            return "Start again to go on from the newest checkpoint"
+        return "There is no checkpoint yet: start again"
+
     def figures(self) -> dict[str, float]:
         """Means since the last call over micro-batches and ranks, learning rate, gradient; waits for the device."""
         metrics = self._meters.pop_means(dist.mean_over_ranks)
@@ -122,6 +131,7 @@ class Learner:
         """Write a checkpoint of this step; all ranks. Points of steps that will not be made again come first."""
         self.tracker.sync()
         self._checkpoints.save(self._record(step), lambda folder, tag: self._write(folder, tag, step))
+        self._has_checkpoint = True
 
     def _write(self, folder: Path, tag: str, step: int) -> None:
         self.engine.save(folder, tag)
@@ -139,7 +149,7 @@ def _yes(device: torch.device) -> Tensor:
 def gradient_error(step: int, learner: Learner) -> DmtError:
     """What each rank raises when the gradient of an update is not finite."""
     message = (
-        f"step {step}: the gradient{learner.of_name} is not finite, though the loss is. Start again to go on from the "
-        "newest checkpoint, with a lower optim.base_lr if it comes back"
+        f"step {step}: the gradient{learner.of_name} is not finite, though the loss is. {learner.start_again}, "
+        "with a lower optim.base_lr if it comes back"
     )
     return dist.alike_on_all(DivergenceError(message))

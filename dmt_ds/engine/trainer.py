@@ -263,8 +263,8 @@ class Trainer:
         where = "; ".join(f"rank {rank}: {images}, ..." for rank, images in report.items())
         message = (
             f"step {agreement.step}: the loss{learner.of_name} is not finite on rank {', '.join(map(str, report))}; "
-            f"this update was not made. Images of its batch: {where}. Start again to go on from the newest "
-            "checkpoint, with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
+            f"this update was not made. Images of its batch: {where}. {learner.start_again}, "
+            "with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
         )
         raise dist.alike_on_all(DivergenceError(message))
 

@@ -62,6 +62,7 @@ def test_an_exception_ends_the_mlflow_run_as_failed(tmp_path):
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
     assert len(errors) == 1 and "the loss is not finite on rank 0" in errors[0] and "digits" in errors[0]
+    assert "There is no checkpoint yet: start again, with a lower optim.base_lr" in errors[0]
     _, runs = mlflow_runs(tmp_path)
     assert [r.info.status for r in runs] == ["FAILED"]
     said = errors[0].removeprefix("dmt-ds: error: ")
