@@ -32,7 +32,7 @@ def parent_id(client: "MlflowClient", experiment_id: str, name: str, alone: bool
         name: of the parent.
         alone: whether a lock keeps everyone else from making one meanwhile.
     """
-    found = _candidates(client, experiment_id, name)
+    found = runs_above(client, experiment_id, name)
     if found and (alone or SETTLED_TAG in found[0].data.tags):
         return str(found[0].info.run_id)
     began = time.monotonic()
@@ -42,7 +42,7 @@ def parent_id(client: "MlflowClient", experiment_id: str, name: str, alone: bool
         return own
     # Whoever saw none before ours was there has made his own by then, unless he is much slower than we were.
     time.sleep(_SETTLE_SECONDS + _SETTLE_FACTOR * (time.monotonic() - began))
-    seen = _candidates(client, experiment_id, name)
+    seen = runs_above(client, experiment_id, name)
     kept = str(seen[0].info.run_id) if seen else own
     if kept == own:  # its maker alone marks it: a server refuses a tag that many give at the same moment
         client.set_tag(own, SETTLED_TAG, "true")
@@ -89,7 +89,7 @@ def origin_tags() -> dict[str, str]:
     return {"mlflow.source.name": "dmt-ds", "mlflow.user": os.environ.get("USER") or str(os.getuid())}
 
 
-def _candidates(client: "MlflowClient", experiment_id: str, name: str) -> "list[Run]":
+def runs_above(client: "MlflowClient", experiment_id: str, name: str) -> "list[Run]":
     """Runs that stand for that name: what is settled first, then the oldest."""
     found = client.search_runs([experiment_id], f"tags.`{PARENT_OF_TAG}` = '{name}'", max_results=1000)
     return sorted(found, key=lambda run: (SETTLED_TAG not in run.data.tags, run.info.start_time, run.info.run_id))

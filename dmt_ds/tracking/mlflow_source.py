@@ -36,6 +36,7 @@ class SourceRun:
         ids: names of the run; the first is the one it was born with and keeps through copies of copies.
         key: the spool's name of it, which all its records share; None for runs of other programs.
         parent: an id of its parent.
+        parent_name: in place of an id, for what was sent nowhere: `tracking.parent`.
         read_points: every point of every metric.
         read_files: path and size in bytes of every artifact.
         fetch: brings an artifact, named by its path, into a folder; returns the file.
@@ -55,6 +56,7 @@ class SourceRun:
     read_points: Callable[[], list["Metric"]]
     read_files: Callable[[], dict[str, int]]
     fetch: Callable[[str, Path], Path]
+    parent_name: str | None = None
 
 
 @contextmanager
@@ -249,7 +251,8 @@ def _run_of_folder(folder: Path) -> SourceRun | None:
         status=memory.status,
         params=memory.params,
         tags={KEY_TAG: begin["key"], **origin_tags(), **memory.tags},
-        parent=memory.tags.get(PARENT_TAG),
+        parent=None,
+        parent_name=memory.params.get("tracking.parent", "None").removeprefix("None") or None,
         datasets=memory.datasets,
         read_points=lambda: _points_of_folder(folder),
         read_files=lambda: {path: file.stat().st_size for path, file in memory.files.items() if file.exists()},

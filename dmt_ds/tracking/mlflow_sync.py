@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -14,7 +14,7 @@ from dmt_ds.errors import TrackingError
 from dmt_ds.tracking import mlflow_store
 from dmt_ds.tracking.journal import FileLock
 from dmt_ds.tracking.mlflow_opening import import_mlflow, opening
-from dmt_ds.tracking.mlflow_parent import PARENT_TAG
+from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG, follow_children, runs_above
 from dmt_ds.tracking.mlflow_source import (
     ORIGIN_TAG,
     SourceRun,
@@ -118,6 +118,8 @@ class _Copy:
             self._add_files(run, copy),
             self._set_status(run, copy),
         ]
+        if run.parent_name and any(changes):
+            self._follow_children(copy)
         return Outcome(title, (*(["new"] if is_new else []), *(change for change in changes if change)))
 
     def _find(self, run: SourceRun) -> "Run | None":
@@ -128,7 +130,15 @@ class _Copy:
             # Of two runs with one key (one was deleted, rewritten, restored) each has its own copy.
             other = found.data.tags.get(ORIGIN_TAG, run.key) if found else run.key
             found = found if run.key in (other, run.ids[0]) else None
-        return found
+        return found or self._parent_born_here(run)
+
+    def _parent_born_here(self, run: SourceRun) -> "Run | None":
+        """What was made as the same parent, for runs that came before it: those of folders."""
+        name = run.tags.get(PARENT_OF_TAG)
+        with asking(self._store):
+            known = self._client.get_experiment_by_name(run.experiment) if name else None
+            found = runs_above(self._client, known.experiment_id, name) if name and known else []
+        return next((above for above in found if ORIGIN_TAG not in above.data.tags), None)
 
     def _make(self, run: SourceRun) -> "Run":
         if run.experiment not in self._experiments:
@@ -184,6 +194,10 @@ class _Copy:
         wanted = {name: value for name, value in run.tags.items() if name not in _OWN_TAGS}
         if run.parent is not None and (parent := self._copy_of(run.parent)):
             wanted[PARENT_TAG] = parent
+        elif run.parent_name is not None and PARENT_TAG not in copy.data.tags:
+            place = (self._client, self._store, copy.info.experiment_id)
+            with asking(self._store):
+                wanted[PARENT_TAG] = mlflow_store.find_parent(*place, run.parent_name)
         new = [RunTag(name, value) for name, value in wanted.items() if copy.data.tags.get(name) != value]
         self._log(copy, mlflow_store.PARAMS_AT_ONCE, tags=new)
         return _counted(len(new), "tag")
@@ -197,10 +211,8 @@ class _Copy:
 
     def _copy_of(self, run_id: str) -> str | None:
         """What a run of the source is called in the target; None while it is not there."""
-        if run_id not in self._copies:
-            found = self._tagged(ORIGIN_TAG, run_id) or self._run(run_id)
-            if found is not None:
-                self._copies[run_id] = found.info.run_id
+        if run_id not in self._copies and (found := self._tagged(ORIGIN_TAG, run_id) or self._run(run_id)):
+            self._copies[run_id] = found.info.run_id
         return self._copies.get(run_id)
 
     def _add_datasets(self, run: SourceRun, copy: "Run") -> str:
@@ -236,6 +248,12 @@ class _Copy:
             else:
                 self._client.set_terminated(copy.info.run_id, run.status, run.end_time)
         return run.status
+
+    def _follow_children(self, copy: "Run") -> None:
+        """As each run does that ends under a parent; one that was deleted is left alone."""
+        with suppress(ItemRefused), asking(self._store):
+            tags = self._client.get_run(copy.info.run_id).data.tags
+            follow_children(self._client, copy.info.experiment_id, tags[PARENT_TAG])
 
 
 def _lock(folder: Path | None, from_store: StoreUri | None, to_store: StoreUri) -> AbstractContextManager[Any]:

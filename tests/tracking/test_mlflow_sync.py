@@ -45,7 +45,8 @@ def server(empty_database: Path, tmp_path: Path) -> Iterator[Server]:
 def track(uri: str, folder: Path, steps: range, status: Any = "FINISHED", **fields: object) -> MlflowTracker:
     """A training process, from its start or restart to its end."""
     tracker = MlflowTracker(settings(uri, **fields), folder, folder.name, None)
-    tracker.log_params({"seed": 1, "optim": {"base_lr": 0.1}, "tracking": {"experiment": "dmt_ds"}})
+    section = {"experiment": "dmt_ds", "parent": fields.get("parent")}
+    tracker.log_params({"seed": 1, "optim": {"base_lr": 0.1}, "tracking": section})
     tracker.set_tags({"stage": "distill"})
     tracker.log_dataset("digits", "digits", "f" * 8, "training")
     (folder / "config.yaml").write_text("seed: 1")
@@ -164,6 +165,37 @@ def test_run_folders_that_never_reached_a_store_are_copied_as_they_would_have_be
     assert copy(runs, stores[0]) == ["dmt_ds/run: 1 point added"]
     assert wordings(stores[0]) == wordings(stores[1])
     assert copy(stores[1], stores[0]) == ["dmt_ds/run: up to date"]
+
+
+def test_runs_of_folders_stand_under_the_parent_that_training_would_have_made(
+    stores: list[str], server: Server, tmp_path: Path
+) -> None:
+    runs = tmp_path / "a"
+    for name, status in (("one", "FINISHED"), ("two", "FAILED")):
+        track(stores[0], runs / name, range(3), status, parent="trial")
+    track(stores[0], runs / "alone", range(3))
+    truth, target = hierarchy(stores[0]), server.uri
+    assert truth == {"alone": None, "one": "trial", "two": "trial", "trial": None}
+    copy(runs, target)
+    assert hierarchy(target) == truth
+    status = {run.info.run_name: run.info.status for run in runs_of(target)}
+    assert status["trial"] == "FAILED"
+    assert set(copy(runs, target)) == {f"dmt_ds/{name}: up to date" for name in ("alone", "one", "two")}
+    copy(stores[0], target)  # where they have been all the time
+    assert hierarchy(target) == truth
+    assert copy(stores[0], target)[0] == "dmt_ds/trial: up to date"
+    copy(stores[0], stores[1])
+    copy(runs, stores[1])
+    assert hierarchy(stores[1]) == truth
+
+
+def hierarchy(uri: str) -> dict[str, str | None]:
+    """Name of each run -> that of its parent."""
+    runs = runs_of(uri)
+    names = {run.info.run_id: str(run.info.run_name) for run in runs}
+    found = {names[run.info.run_id]: names.get(run.data.tags.get("mlflow.parentRunId", "")) for run in runs}
+    assert len(found) == len(runs)
+    return found
 
 
 def test_a_copied_folder_whose_run_reaches_the_same_store_later_stays_one_run(
