@@ -138,7 +138,7 @@ def _refuse_unused(action: str | None, jobs: int | None, ranks: int | None, opti
     type=click.Path(path_type=Path),
     help="Folder; default: EXPERIMENT/compare where that is a folder, else compare_NAME.",
 )
-@click.option("--log", metavar="RUN", help="Run that keeps it; default: the suite's parent run, if any; none: no run.")
+@click.option("--log", metavar="RUN", help="Run that keeps it; none: no run. Default: the suite's parent run, if any.")
 def compare(
     experiment: str | None,
     suite: str | None,
@@ -156,7 +156,8 @@ def compare(
     out. Scores are in percent.
 
     Saved are compare.md, compare.csv (a line a run), compare.json, bars and curves. They are also kept with the suite's
-    parent run, as artifacts in compare/; of an experiment without a suite only where --log names a run.
+    parent run, as artifacts in compare/. Of an experiment without a suite, and with --metric, --by, --roles or -o, that
+    is done only where --log names a run.
     """
     from dmt_ds.commands import compare as command
 

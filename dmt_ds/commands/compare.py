@@ -42,9 +42,14 @@ class Question:
     output: Path | None = None
     log: str | None = None
 
+    @property
+    def is_of_its_own(self) -> bool:
+        """Whether it asks otherwise than a suite's table does, which is kept under the same names."""
+        return bool(self.metrics or self.roles or self.output or self.by != Question.by)
+
 
 def run(question: Question, environ: Mapping[str, str], say: Callable[[str], None]) -> Comparison:
-    """Print the table, save it with its pictures, and log both to the suite's parent run or the one that was named.
+    """Print the table, save it with its pictures, and log both to the run that is to keep them.
 
     Args:
         question: what to compare.
@@ -150,11 +155,16 @@ def _uri(question: Question, folder: Path | None, environ: Mapping[str, str]) ->
 
 
 def _run_to_log_to(question: Question, store: StoreUri, study: RecordedStudy) -> tuple[str, str] | None:
-    """Id and name of the run that keeps the files; a parent that is no suite's, but a family's, is not asked."""
+    """Id and name of the run that keeps the files; a parent that is no suite's, but a family's, is not asked.
+
+    What was asked otherwise, or saved elsewhere, leaves the suite's table as it is, unless a run is named for it.
+    """
     if question.log == NOWHERE:
         return None
     if question.log is not None:
         return find_run(store, study, question.log), question.log
+    if question.is_of_its_own:
+        return None
     suites = {run.tags.get(SUITE_TAG) for run in study.runs}
     if study.parent is None or study.parent.tags[PARENT_OF_TAG] not in suites:
         return None

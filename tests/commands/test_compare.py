@@ -123,6 +123,15 @@ def test_nothing_is_logged_where_that_is_asked(folder: Path) -> None:
     assert artifacts(store(folder), "small", None) == []
 
 
+@pytest.mark.parametrize("asked", [["--by", "seed"], ["--metric", "train/loss"], ["--roles", "variant"], []])
+def test_another_table_leaves_the_suites_as_it_is_unless_a_run_is_named(folder: Path, asked: list[str]) -> None:
+    fill(Recorder.of_suite(store(folder), "small"))
+    result = compare(folder, *asked, *([] if asked else ["-o", "elsewhere"]))
+    assert result.exit_code == 0 and "in MLflow" not in result.stdout
+    assert artifacts(store(folder), "small", None) == []
+    assert "Kept with run small" in compare(folder, *asked, "--log", "small").stdout
+
+
 def test_a_score_that_was_measured_during_the_runs_is_drawn_as_a_curve(folder: Path) -> None:
     suite = Recorder.of_suite(store(folder), "small")
     for number in range(10):  # more than share a panel
@@ -135,7 +144,7 @@ def test_a_score_that_was_measured_during_the_runs_is_drawn_as_a_curve(folder: P
 def test_through_a_server_all_is_as_in_its_file(folder: Path, server: Server) -> None:
     for uri in (store(folder), server.uri):
         fill(Recorder.of_suite(uri, "small"))
-    beside = compare("small", "--uri", server.uri, "-o", "served")
+    beside = compare("small", "--uri", server.uri, "-o", "served", "--log", "small")
     assert beside.exit_code == 0, beside.output
     assert compare(folder).stdout.split("\nSaved in")[0] == beside.stdout.split("\nSaved in")[0]
     assert artifacts(server.uri, "small") == FILES
