@@ -75,10 +75,15 @@ def store_uri(uri: str | None, output_dir: Path, environ: Mapping[str, str], mak
 def named_store(text: str, must_exist: bool) -> StoreUri:
     """The store that a URI, or an SQLite file, names.
 
+    Args:
+        text: URI, or path of a file; one that is still to be made ends as names of SQLite files do.
+        must_exist: a file that is not there is an error.
+
     Raises:
         TrackingError: MLflow has no such store, or the file is missing.
     """
-    if Path(text).is_file():
+    is_new = not must_exist and ":" not in text and Path(text).suffix in _OF_SQLITE and not Path(text).exists()
+    if Path(text).is_file() or is_new:
         text = f"sqlite:///{Path(text).resolve()}"
     prefix, _, database = text.partition(":///")
     if must_exist and prefix.startswith("sqlite") and not Path(database).is_file():

@@ -315,6 +315,16 @@ def test_what_can_not_be_copied_is_one_line_and_exit_code_two(stores: list[str],
     assert not (tmp_path / "none").exists()
 
 
+def test_a_file_of_sqlite_that_is_not_there_yet_is_made(
+    stores: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track(stores[0], tmp_path / "a" / "run", range(2))
+    monkeypatch.chdir(tmp_path)
+    for words in ("new, 4 points added", "up to date"):
+        assert copy(stores[0], "new/all.db")[0].startswith(f"dmt_ds/run: {words}")
+    assert wordings(f"sqlite:///{tmp_path}/new/all.db") == wordings(stores[0])
+
+
 def test_the_command_says_a_line_a_run(stores: list[str], tmp_path: Path) -> None:
     track(NOWHERE, tmp_path / "runs" / "run", range(2), drain_seconds=0.1)
     for words in ("new, 4 points added", "up to date\nruns: 1, changed: 0"):
