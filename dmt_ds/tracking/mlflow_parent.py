@@ -5,6 +5,7 @@ all keep the same one: the oldest. That one is marked, and what is marked wins: 
 an earlier time.
 """
 
+import getpass
 import os
 import time
 from collections.abc import Mapping
@@ -86,7 +87,15 @@ def _status_of_children(client: "MlflowClient", experiment_id: str, run_id: str)
 
 def origin_tags() -> dict[str, str]:
     """What and who made a run."""
-    return {"mlflow.source.name": "dmt-ds", "mlflow.user": os.environ.get("USER") or str(os.getuid())}
+    return {"mlflow.source.name": "dmt-ds", "mlflow.user": _user()}
+
+
+def _user() -> str:
+    """Jobs and containers may lack the variable, and a machine may not know the name of a number."""
+    try:
+        return os.environ.get("USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def runs_above(client: "MlflowClient", experiment_id: str, name: str) -> "list[Run]":

@@ -1,5 +1,7 @@
 """The run above others, in real stores: one, however many runs ask for it at the same moment."""
 
+import os
+import pwd
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from threading import Barrier
 import pytest
 
 from dmt_ds.config.tracking import TrackingConfig
-from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG, parent_id
+from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG, origin_tags, parent_id
 from dmt_ds.tracking.mlflow_sync import sync
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, describe_parent
 from tests.tracking.stores import FORKSERVER, Server, mlflow_client, run_of, settings, wait_until
@@ -154,3 +156,13 @@ def test_a_copy_of_a_parent_is_found_by_runs_that_begin_in_the_copy(
     (parent,) = (run for run in runs if PARENT_OF_TAG in run.data.tags)
     children = {run.info.run_name: run.data.tags[PARENT_TAG] for run in runs if run is not parent}
     assert children == {"first": parent.info.run_id, "second": parent.info.run_id}
+
+
+def test_a_run_has_its_users_name_where_no_variable_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "ada")
+    assert origin_tags()["mlflow.user"] == "ada"
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert origin_tags()["mlflow.user"] == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # a number without a name
+    assert origin_tags()["mlflow.user"] == str(os.getuid())
