@@ -9,6 +9,7 @@ DONE = "DONE"
 # How it trained
 STUDENT_ENGINE_FILE = "deepspeed_student.json"
 TEACHER_ENGINES_FILE = "deepspeed_teachers.json"
+"""Where there are teachers."""
 ENVIRONMENT_FILE = "environment.json"
 """Machine, versions and commit."""
 CHANGES_FILE = "code_changes.diff"

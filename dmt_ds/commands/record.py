@@ -9,6 +9,7 @@ import torch
 
 from dmt_ds.commands.fenced_tracker import FencedTracker
 from dmt_ds.commands.resume import ResumePlan
+from dmt_ds.commands.run_record import data_name
 from dmt_ds.commands.run_tags import origin_tags, stage_of
 from dmt_ds.commands.runs import Run
 from dmt_ds.commands.tasks import BuiltTask
@@ -86,10 +87,11 @@ def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None, 
     tracker.set_tags({**_tags(run, built), FAILURE_TAG: "", **attempts, **changed, **environment_tags(os.environ)})
     records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
     tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
-    tracker.log_dataset(config.data.source, config.data.path or config.data.source, run.source.fingerprint, "training")
+    data = config.data
+    tracker.log_dataset(data_name(data), data.path or data.source, run.source.fingerprint, "training")
     described = {
         STUDENT_ENGINE_FILE: run.ds_config,
-        TEACHER_ENGINES_FILE: built.teacher_ds_configs,
+        **({TEACHER_ENGINES_FILE: built.teacher_ds_configs} if built.teacher_ds_configs else {}),
         ENVIRONMENT_FILE: environment_record(),
     }
     texts = {name: json.dumps(content, indent=1) for name, content in described.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from dmt_ds.commands.annotated_tasks import KINDS, kind_of
 from dmt_ds.config.load import config_from_yaml
-from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
 from dmt_ds.run_files import ENVIRONMENT_FILE, SETTINGS_FILE
 from dmt_ds.tracking.compared_runs import SCORE
 from dmt_ds.tracking.tracker import read_points
@@ -49,10 +49,7 @@ class RunRecord:
     @property
     def data_name(self) -> str | None:
         """What people call the images."""
-        if self.config is None:
-            return None
-        data = self.config.data
-        return data.source if data.path is None or data.source == "digits" else public_name(data.path)
+        return None if self.config is None else data_name(self.config.data)
 
     def settings(self) -> dict[str, Any]:
         """The recipe's part that makes the model what it is, as plain values."""
@@ -100,6 +97,13 @@ def read_record(folder: Path | None, provenance: Mapping[str, Any], name: str) -
         scores=_scores(folder, provenance.get("step"), averaged=kind is not None and kind.averages(config)),
         environment=_environment(folder / ENVIRONMENT_FILE),
     )
+
+
+def data_name(data: DataConfig) -> str:
+    """What people call the images; of a glob of files the folder."""
+    if data.path is None or data.source == "digits":
+        return data.source
+    return public_name(re.split(r"/[^/]*[*?\[{]", data.path)[0])
 
 
 def public_name(source: str) -> str:

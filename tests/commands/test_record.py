@@ -4,14 +4,20 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from dmt_ds.commands.fenced_tracker import FencedTracker
 from dmt_ds.commands.pretrain import _record_failure
-from dmt_ds.commands.record import keep, losses_in_use
+from dmt_ds.commands.record import describe, keep, losses_in_use
 from dmt_ds.commands.run_log import end_noted, failure_line, open_log
+from dmt_ds.commands.run_record import data_name
+from dmt_ds.commands.runs import resolve
+from dmt_ds.commands.tasks import build_tasks
 from dmt_ds.config.load import load_config
 from dmt_ds.engine.fence import Fence
 from dmt_ds.engine.peers import Peers
@@ -52,6 +58,76 @@ def test_an_attempt_whose_run_was_taken_over_writes_nothing_into_the_record(tmp_
         with pytest.raises(CheckpointError, match="has taken this run over"):
             write()
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+class Noting(JsonlTracker):
+    """Keeps what a run is described by."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.params: dict[str, object] = {}
+        self.files: list[str] = []
+        self.datasets: list[tuple[str, str]] = []
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        self.params.update(params)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        self.files.append(path.name)
+
+    def log_dataset(self, name: str, source: str, fingerprint: str, context: str) -> None:
+        self.datasets.append((name, source))
+
+
+def described(folder: Path, *overrides: str) -> Noting:
+    """What the record of a small run says of it."""
+    (folder / "photos" / "train").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(folder / "photos" / "train" / "a.png")
+    student = ["student.patch_size=4", "student.embed_dim=24", "student.depth=2", "student.num_heads=3"]
+    settings = [
+        f"output_dir={folder / 'run'}",
+        "data.source=folder",
+        f"data.path={folder / 'photos'}",
+        "data.image_size=16",
+        *student,
+    ]
+    own = [
+        "train.steps=1",
+        "train.global_batch_size=8",
+        "train.micro_batch_size=8",
+        "train.deepspeed=student_zero2_fp32",
+    ]
+    logger, cpu = logging.getLogger("dmt_ds"), torch.device("cpu")
+    before = list(logger.handlers)
+    try:
+        (run,) = resolve(load_config(None, [*settings, *own, *overrides]), cpu)
+        (built,) = build_tasks([run.config], cpu, ())
+    finally:
+        logger.handlers = before
+    describe(tracker := Noting(run.folder), run, built, None, None)
+    return tracker
+
+
+def test_a_run_without_teachers_has_no_engines_of_theirs_and_its_images_are_called_by_their_folder(
+    tmp_path: Path,
+) -> None:
+    told = described(tmp_path, "task=mae")
+    assert told.files == ["deepspeed_student.json", "environment.json", *told.files[2:-1], "config.yaml"]
+    assert not (tmp_path / "run" / "deepspeed_teachers.json").exists()
+    assert told.datasets == [("photos", str(tmp_path / "photos"))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ("source=digits", "digits"),
+        ("source=webdataset path=/data/photos/train-*.tar", "photos"),
+        ("source=hub path=ILSVRC/imagenet-1k", "ILSVRC/imagenet-1k"),
+    ],
+)
+def test_images_are_called_what_people_call_them(settings: str, name: str) -> None:
+    overrides = [f"data.{setting}" for setting in settings.split()]
+    assert data_name(load_config(None, ["task=mae", *overrides]).data) == name
 
 
 def test_what_ends_a_run_stands_in_its_log_without_secrets(tmp_path: Path) -> None:
