@@ -9,6 +9,7 @@ from pathlib import Path
 from dmt_ds.commands.annotated import Judge, Scene
 from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.compiling import compiles
+from dmt_ds.commands.finished import is_finished
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import FAILURE_TAG, describe, open_record, run_state, write_text
@@ -55,13 +56,16 @@ def run(config: RunConfig) -> int:
     watchdog = Watchdog(hang, dist.rank(), peers).start()
     with end_noted(), peers.together(), explained(partial(what_to_lower, config)):
         runs = resolve(config, device)
-        annotated = runs[0].annotated
-        builts = build_tasks([run.config for run in runs], device, annotated.class_names if annotated else ())
-        watchdog.beat("built teachers")
-        outcome = _train(config, take_over(config, runs, builts), stop, watchdog, peers)
+        if is_finished(config, runs):
+            told = f"finished at step {runs[0].length.total_steps} already; nothing to do"
+        else:
+            annotated = runs[0].annotated
+            builts = build_tasks([run.config for run in runs], device, annotated.class_names if annotated else ())
+            watchdog.beat("built teachers")
+            told = _train(config, take_over(config, runs, builts), stop, watchdog, peers).value
         watchdog.stop()
     ds_engine.stop()
-    logger.info("%s: %s", config.output_dir, outcome.value)
+    logger.info("%s: %s", config.output_dir, told)
     return 0
 
 

@@ -18,8 +18,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dmt_ds.run_files import METRICS_FILE, RECORDS_FILE, RUN_ID_FILE, SYSTEM_FILE, TRACKING_FOLDER
-from dmt_ds.tracking.journal import FileLock, Journal, Record, remove_leftovers, write_atomically
+from dmt_ds.run_files import METRICS_FILE, RECORDS_FILE, RUN_ID_FILE, SHIPPED_FILE, SYSTEM_FILE, TRACKING_FOLDER
+from dmt_ds.tracking.journal import FileLock, Journal, Record, read_lines, remove_leftovers, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Spool:
         self.system = Journal(self.output_dir / SYSTEM_FILE)
         self.lock = FileLock(self.folder / "lock")
         self.run_id = known_run(output_dir)
-        self._shipped = Shipped(self.folder / "shipped.json")
+        self._shipped = Shipped(self.output_dir / SHIPPED_FILE)
         for journal in self._journals:
             self._shipped.go_back_to_end(journal)
         self._copies: deque[Copy] = deque()
@@ -158,15 +158,23 @@ def known_run(output_dir: Path) -> str | None:
     return _read(output_dir / RUN_ID_FILE).strip() or None
 
 
+def is_at_rest(output_dir: Path) -> bool:
+    """Whether a folder's run is FINISHED, and all that was kept of it has arrived; nothing is made."""
+    shipped = _json(output_dir / SHIPPED_FILE)
+    files = [output_dir / name for name in (METRICS_FILE, RECORDS_FILE, SYSTEM_FILE)]
+    arrived = all(int(shipped.get(path.name, 0)) == path.stat().st_size for path in files if path.exists())
+    states = [
+        record.get("status") for record in read_lines(output_dir / RECORDS_FILE) if record.get("kind") == "status"
+    ]
+    return arrived and states[-1:] == ["FINISHED"]
+
+
 class Shipped:
     """How far each journal has been taken by the store: one small file, replaced atomically."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._state: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self._state = {}
+        self._state = _json(path)
 
     def begin(self, run_id: str) -> None:
         """The offsets are those of this run; of another one nothing has been shipped."""
@@ -200,3 +208,10 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

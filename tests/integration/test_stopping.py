@@ -111,3 +111,25 @@ def test_a_rank_that_hangs_ends_the_job_with_stacks(tmp_path):
     log = (tmp_path / "log").read_text()
     assert "no progress for" in log and "Thread" in log
     assert re.search(rf"exitcode\s*: {HANG_EXIT_CODE}", log)
+
+
+def test_a_finished_run_started_again_is_left_as_it_is_and_goes_on_only_where_something_is_left(tmp_path):
+    tracking = {"enabled": True, "uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "system_metrics_seconds": 0}
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2}, tracking=tracking)
+    run = tmp_path / "run"
+    processes.run(tiny_run.pretrain(recipe))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+    _, (first,) = mlflow_runs(tmp_path)
+    done = processes.run(tiny_run.pretrain(recipe))
+    assert f"{run}: finished at step 2 already; nothing to do" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not (run / "attempts" / "0002").exists() and "attempt.json" in {path.name for path in before}
+    _, (second,) = mlflow_runs(tmp_path)
+    assert (second.info.to_proto(), second.data.tags) == (first.info.to_proto(), first.data.tags)
+
+    (run / "DONE").unlink()  # killed while it published
+    (run / "backbone" / "model.safetensors").unlink()
+    processes.run(tiny_run.pretrain(recipe))
+    assert (run / "DONE").exists() and (run / "backbone" / "model.safetensors").exists()
+    processes.run(tiny_run.pretrain(recipe, "train.steps=3", "train.accept_changes=[recipe]"))
+    assert (run / "DONE").read_text() == "3\n" and sorted(tiny_run.losses(run)) == [1, 2, 3]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.tracking.spool import Copy, Spool
+from dmt_ds.tracking.spool import Copy, Spool, is_at_rest
 from dmt_ds.tracking.tracker import JsonlTracker, read_points
 
 
@@ -163,3 +163,22 @@ def test_after_a_sync_all_that_was_put_in_is_on_the_disk(tmp_path: Path, monkeyp
     spool.sync()
     queues = (spool.metrics, spool.records, spool.system)
     assert sorted(written_out) == sorted(str(journal.path.resolve()) for journal in queues)
+
+
+def test_a_run_is_at_rest_once_it_is_finished_and_all_has_arrived(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "run")
+    spool.adopt("1")
+    spool.metrics.append({"step": 1})
+
+    def arrives() -> None:
+        for journal in (spool.metrics, spool.records):
+            spool.confirm(journal, journal.num_bytes)
+
+    for status in ("RUNNING", "FAILED", "FINISHED"):
+        spool.put("status", status=status)
+        assert not is_at_rest(tmp_path)
+        arrives()
+        assert is_at_rest(tmp_path) == (status == "FINISHED")
+    spool.system.append({"step": 1})
+    assert not is_at_rest(tmp_path)
+    spool.close()

@@ -1,0 +1,59 @@
+"""Whether a start has anything left to do; looks at a run's folder, and touches nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmt_ds.commands.runs import Run
+from dmt_ds.config.load import to_yaml
+from dmt_ds.config.schema import RunConfig
+from dmt_ds.engine import dist
+from dmt_ds.engine.checkpoint import read_run_state, tag_of
+from dmt_ds.errors import CheckpointError
+from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, DONE, SETTINGS_FILE
+from dmt_ds.tracking.environment import code_fingerprint
+from dmt_ds.tracking.spool import is_at_rest
+
+
+def is_finished(config: RunConfig, runs: Sequence[Run]) -> bool:
+    """Whether just this was trained to its last step, published and recorded; all ranks call.
+
+    Asked before teachers are loaded, so that whether their files are still the same is left open. Where anything else
+    is not as the run left it, an ordinary start finds out what, completes it or refuses it.
+
+    Args:
+        config: the run as it is started now.
+        runs: it, or the members of its family.
+    """
+    return dist.decided_by_main(lambda: _is_finished(config, runs))
+
+
+def _is_finished(config: RunConfig, runs: Sequence[Run]) -> bool:
+    folder = Path(config.output_dir)
+    return (
+        config.train.resume == "auto"
+        and _reads(folder / DONE, f"{runs[0].length.total_steps}\n")
+        and _reads(folder / SETTINGS_FILE, to_yaml(config))
+        and all(_is_complete(run) for run in runs)
+    )
+
+
+def _is_complete(run: Run) -> bool:
+    step = run.length.total_steps
+    try:
+        state = read_run_state(run.folder / CHECKPOINTS_FOLDER / tag_of(step))
+    except CheckpointError:
+        return False
+    return (
+        _reads(run.folder / DONE, f"{step}\n")
+        and (run.folder / BACKBONE_FOLDER).is_dir()
+        and state.data_fingerprint == run.source.fingerprint
+        and state.code == code_fingerprint()
+        and (not run.config.tracking.enabled or is_at_rest(run.folder))
+    )
+
+
+def _reads(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False
