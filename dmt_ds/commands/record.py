@@ -9,12 +9,11 @@ import torch
 
 from dmt_ds.commands.fenced_tracker import FencedTracker
 from dmt_ds.commands.resume import ResumePlan
-from dmt_ds.commands.run_record import data_name
+from dmt_ds.commands.run_record import data_name, recorded_settings
 from dmt_ds.commands.run_tags import origin_tags, stage_of
 from dmt_ds.commands.runs import Run
 from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.deepspeed import precision, zero_stage
-from dmt_ds.config.load import flatten
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
@@ -86,7 +85,9 @@ def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None, 
     changed = {"changed_at_step": str(resume.checkpoint.state.step)} if resume and resume.is_changed else {}
     tracker.set_tags({**_tags(run, built), FAILURE_TAG: "", **attempts, **changed, **environment_tags(os.environ)})
     records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
-    tracker.log_params({**flatten(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}})
+    tracker.log_params(
+        {**recorded_settings(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}}
+    )
     data = config.data
     tracker.log_dataset(data_name(data), data.path or data.source, run.source.fingerprint, "training")
     described = {

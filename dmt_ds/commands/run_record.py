@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dmt_ds.commands.annotated_tasks import KINDS, kind_of
-from dmt_ds.config.load import config_from_yaml
-from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
+from dmt_ds.config.load import config_from_yaml, flatten
+from dmt_ds.config.schema import TASKS_OF_SECTION, TEACHER_TASKS, DataConfig, RunConfig
 from dmt_ds.run_files import ENVIRONMENT_FILE, SETTINGS_FILE
 from dmt_ds.tracking.compared_runs import SCORE
 from dmt_ds.tracking.tracker import read_points
@@ -97,6 +97,12 @@ def read_record(folder: Path | None, provenance: Mapping[str, Any], name: str) -
         scores=_scores(folder, provenance.get("step"), averaged=kind is not None and kind.averages(config)),
         environment=_environment(folder / ENVIRONMENT_FILE),
     )
+
+
+def recorded_settings(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> value, without the sections that only other tasks read."""
+    others = {section for section, tasks in TASKS_OF_SECTION.items() if config.task not in tasks}
+    return {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in others}
 
 
 def data_name(data: DataConfig) -> str:

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dmt_ds.config.schema import TASKS_OF_SECTION
 from dmt_ds.tracking.compared_runs import (
     NO_SETTINGS,
     TEACHER,
@@ -191,6 +192,12 @@ def _notes(rows: Sequence[Row], runs: Sequence[ComparedRun], roles: Sequence[str
 
 
 def _differing(runs: Sequence[RecordedRun], by: str) -> list[str]:
-    """Settings that tell the runs of a row apart, but the seed and the places."""
+    """Settings that tell the runs of a row apart, but the seed and the places.
+
+    A task's section that one of them lacks says nothing: older runs kept those of all tasks.
+    """
+    sections = [{key.partition(".")[0] for key in run.params} for run in runs]
+    unread = {name for name in TASKS_OF_SECTION if any(name not in known for known in sections)}
     keys = sorted({key for run in runs for key in run.params if key not in ("seed", by)})
+    keys = [key for key in keys if key.partition(".")[0] not in unread]
     return [key for key in keys if not key.startswith(NO_SETTINGS) and len({run.params.get(key) for run in runs}) > 1]

@@ -114,6 +114,9 @@ def test_a_run_without_teachers_has_no_engines_of_theirs_and_its_images_are_call
     told = described(tmp_path, "task=mae")
     assert told.files == ["deepspeed_student.json", "environment.json", *told.files[2:-1], "config.yaml"]
     assert not (tmp_path / "run" / "deepspeed_teachers.json").exists()
+    sections = {key.partition(".")[0] for key in told.params if "." in key}
+    assert sections == {"data", "augment", "teachers", "student", "mae", "optim", "train", "tracking", "knn", "linear"}
+    assert told.params["mae.mask_ratio"] == 0.75
     assert told.datasets == [("photos", str(tmp_path / "photos"))]
 
 

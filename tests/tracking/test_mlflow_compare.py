@@ -158,6 +158,14 @@ def test_runs_of_a_row_that_differ_in_more_than_the_seed_are_told(uri: str) -> N
     assert compare(study_of(uri), (), by="optim.base_lr").notes == ()
 
 
+def test_sections_of_other_tasks_that_older_runs_kept_are_no_difference(uri: str) -> None:
+    runs = Recorder.of_experiment(uri, "loose")
+    old = {"mae.mask_ratio": 0.75, "mae.decoder_depth": 8}
+    runs.add("vit-seed0", {KNN: 0.1}, params={"task": "dmt", "distill.fusion": "sum", **old})
+    runs.add("vit-seed1", {KNN: 0.2}, params={"task": "dmt", "distill.fusion": "sum"})
+    assert compare(study_of(uri), ()).notes == ()
+
+
 def test_runs_of_one_seed_are_not_called_seeds(uri: str) -> None:
     runs = Recorder.of_experiment(uri, "loose")
     for name, rate in (("a", 1), ("b", 2)):
