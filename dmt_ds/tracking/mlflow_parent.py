@@ -102,3 +102,16 @@ def runs_above(client: "MlflowClient", experiment_id: str, name: str) -> "list[R
     """Runs that stand for that name: what is settled first, then the oldest."""
     found = client.search_runs([experiment_id], f"tags.`{PARENT_OF_TAG}` = '{name}'", max_results=1000)
     return sorted(found, key=lambda run: (SETTLED_TAG not in run.data.tags, run.info.start_time, run.info.run_id))
+
+
+def parent_of_copies(client: "MlflowClient", experiment_id: str, name: str, origin_tag: str) -> "Run | None":
+    """A parent that was made for copies of runs: it is no copy itself, and all that stands under it are.
+
+    Args:
+        origin_tag: what copies have.
+    """
+    for above in runs_above(client, experiment_id, name):
+        below = client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{above.info.run_id}'", max_results=1000)
+        if origin_tag not in above.data.tags and below and all(origin_tag in run.data.tags for run in below):
+            return above
+    return None

@@ -14,7 +14,7 @@ from dmt_ds.errors import TrackingError
 from dmt_ds.tracking import mlflow_store
 from dmt_ds.tracking.journal import FileLock
 from dmt_ds.tracking.mlflow_opening import import_mlflow, opening
-from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG, follow_children, runs_above
+from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG, follow_children, parent_of_copies
 from dmt_ds.tracking.mlflow_source import (
     ORIGIN_TAG,
     SourceRun,
@@ -137,8 +137,7 @@ class _Copy:
         name = run.tags.get(PARENT_OF_TAG)
         with asking(self._store):
             known = self._client.get_experiment_by_name(run.experiment) if name else None
-            found = runs_above(self._client, known.experiment_id, name) if name and known else []
-        return next((above for above in found if ORIGIN_TAG not in above.data.tags), None)
+            return parent_of_copies(self._client, known.experiment_id, name, ORIGIN_TAG) if name and known else None
 
     def _make(self, run: SourceRun) -> "Run":
         if run.experiment not in self._experiments:

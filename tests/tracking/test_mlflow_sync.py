@@ -189,6 +189,17 @@ def test_runs_of_folders_stand_under_the_parent_that_training_would_have_made(
     assert hierarchy(stores[1]) == truth
 
 
+def test_suites_of_one_name_that_were_trained_in_both_stores_stay_two(stores: list[str], tmp_path: Path) -> None:
+    for store, status in zip(stores[:2], ("FINISHED", "FAILED"), strict=True):
+        track(store, tmp_path / status, range(3), status, parent="trial")
+    (born,) = [run for run in runs_of(stores[1]) if run.info.run_name == "trial"]
+    copy(stores[0], stores[1])
+    both = {run.info.run_id: run for run in runs_of(stores[1]) if run.info.run_name == "trial"}
+    kept = both.pop(born.info.run_id)
+    assert (kept.info.status, kept.data.tags) == (born.info.status, born.data.tags)
+    assert [run.info.status for run in both.values()] == ["FINISHED"]
+
+
 def hierarchy(uri: str) -> dict[str, str | None]:
     """Name of each run -> that of its parent."""
     runs = runs_of(uri)
