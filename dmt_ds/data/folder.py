@@ -2,9 +2,11 @@
 
 import difflib
 import hashlib
+import heapq
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -131,18 +133,24 @@ def existing(path: Path, key: str) -> Path:
         return path
     parent = next(folder for folder in path.parents if folder.exists())
     missing = path.relative_to(parent).parts[0]
-    there = os.listdir(parent) if parent.is_dir() else []
+    there = {entry.name: entry for entry in os.scandir(parent)} if parent.is_dir() else {}
     near = difflib.get_close_matches(missing, there, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {_some_of(parent, there)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {_some_of(there)}"
     raise DataError(f"{key}: {path} does not exist: no '{missing}' in {parent}; {hint}")
 
 
-def _some_of(folder: Path, names: list[str], most: int = 8) -> str:
+def _some_of(entries: Mapping[str, "os.DirEntry[str]"], most: int = 8) -> str:
     """Names of what a folder holds, folders first; of many the first ones and dots."""
-    if not names:
+
+    def is_file(name: str) -> bool:
+        with suppress(OSError):  # a dead mount, a link too long: no reason to say another thing than what is missing
+            return not entries[name].is_dir()
+        return True
+
+    if not entries:
         return "no files"
-    shown = sorted(names, key=lambda name: (not (folder / name).is_dir(), name))[:most]
-    return ", ".join([*shown, "..."] if len(names) > most else shown)
+    shown = heapq.nsmallest(most, entries, key=lambda name: (is_file(name), name))
+    return ", ".join([*shown, "..."] if len(entries) > most else shown)
 
 
 def listed(look: Callable[[], T]) -> T:

@@ -187,6 +187,10 @@ def test_of_many_files_some_are_named_folders_first_and_dots_say_that_there_are_
     assert message.endswith("; there are: notes, 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 5.txt, 6.txt, ...")
     (tmp_path / "7.txt").unlink()
     assert one_line(lambda: open_source(section, "train")).endswith("5.txt, 6.txt")
+    (tmp_path / "0.link").symlink_to("x" * 300)  # what can't be looked at, as a mount whose server is gone
+    assert one_line(lambda: open_source(section, "train")).endswith(
+        "there are: notes, 0.link, 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 5.txt, ..."
+    )
 
 
 def test_a_name_that_is_only_half_alike_is_not_taken_for_a_slip(tmp_path: Path) -> None:
