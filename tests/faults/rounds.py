@@ -117,7 +117,7 @@ class Lane:
 
     def _broken_promises(self, done: Round, log: str, spoilt: bool) -> list[str]:
         """What must not be so after any round, and what not after one of this fault."""
-        found = [f"exit code {code}" for code in unpromised_codes(done)]
+        found = [f"exit code {code}: {last_words(log)}" for code in unpromised_codes(done)]
         # Python's own, of a loader process that was not whole yet when its trainer was killed, can't be helped.
         if "Traceback (most recent call last)" in log and done.moment != "start":
             found.append("a traceback in the log")
@@ -179,6 +179,12 @@ def unpromised_codes(done: Round) -> list[int]:
     if not done.took_effect or done.moment == "start":
         return []
     return [code for code in done.codes if code not in PROMISED_CODES.get(done.fault, {KILLED})]
+
+
+def last_words(log: str) -> str:
+    """Why the ranks ended, by themselves or for a watchdog; empty where they did not say."""
+    reasons = [line for line in log.splitlines() if "no progress" in line or line.startswith("dmt-ds: error: ")]
+    return reasons[0] if reasons else ""
 
 
 def helpers_of(pids: list[int]) -> list[psutil.Process]:
