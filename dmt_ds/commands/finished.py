@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.commands.runs import Run
 from dmt_ds.config.load import to_yaml
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import read_run_state, tag_of
 from dmt_ds.errors import CheckpointError
-from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, DONE, SETTINGS_FILE
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, SETTINGS_FILE
 from dmt_ds.tracking.environment import code_fingerprint
 from dmt_ds.tracking.spool import is_at_rest
 
@@ -27,6 +28,12 @@ def is_finished(config: RunConfig, runs: Sequence[Run]) -> bool:
     return dist.decided_by_main(lambda: _is_finished(config, runs))
 
 
+def nothing_to_do(config: RunConfig, runs: Sequence[Run]) -> str:
+    """What a start of such a run is told."""
+    elsewhere = "; `dmt-ds mlflow sync` takes its record to another store" if config.tracking.enabled else ""
+    return f"finished at step {runs[0].length.total_steps} already; nothing to do{elsewhere}"
+
+
 def _is_finished(config: RunConfig, runs: Sequence[Run]) -> bool:
     folder = Path(config.output_dir)
     return (
@@ -39,17 +46,23 @@ def _is_finished(config: RunConfig, runs: Sequence[Run]) -> bool:
 
 def _is_complete(run: Run) -> bool:
     step = run.length.total_steps
+    checkpoint = run.folder / CHECKPOINTS_FOLDER / tag_of(step)
     try:
-        state = read_run_state(run.folder / CHECKPOINTS_FOLDER / tag_of(step))
+        state = read_run_state(checkpoint)
     except CheckpointError:
         return False
     return (
         _reads(run.folder / DONE, f"{step}\n")
-        and (run.folder / BACKBONE_FOLDER).is_dir()
+        and all(_sizes(run.folder / name) == _sizes(checkpoint / name) for name in PUBLISHED)
         and state.data_fingerprint == run.source.fingerprint
         and state.code == code_fingerprint()
         and (not run.config.tracking.enabled or is_at_rest(run.folder))
     )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of a published model; empty where there is none."""
+    return {path.name: path.stat().st_size for path in folder.glob("*")}
 
 
 def _reads(path: Path, text: str) -> bool:

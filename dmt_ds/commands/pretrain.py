@@ -9,7 +9,7 @@ from pathlib import Path
 from dmt_ds.commands.annotated import Judge, Scene
 from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.compiling import compiles
-from dmt_ds.commands.finished import is_finished
+from dmt_ds.commands.finished import is_finished, nothing_to_do
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import FAILURE_TAG, describe, open_record, run_state, write_text
@@ -57,7 +57,7 @@ def run(config: RunConfig) -> int:
     with end_noted(), peers.together(), explained(partial(what_to_lower, config)):
         runs = resolve(config, device)
         if is_finished(config, runs):
-            told = f"finished at step {runs[0].length.total_steps} already; nothing to do"
+            told = nothing_to_do(config, runs)
         else:
             annotated = runs[0].annotated
             builts = build_tasks([run.config for run in runs], device, annotated.class_names if annotated else ())

@@ -127,8 +127,9 @@ def test_a_finished_run_started_again_is_left_as_it_is_and_goes_on_only_where_so
     _, (second,) = mlflow_runs(tmp_path)
     assert (second.info.to_proto(), second.data.tags) == (first.info.to_proto(), first.data.tags)
 
-    (run / "DONE").unlink()  # killed while it published
     (run / "backbone" / "model.safetensors").unlink()
+    processes.run(tiny_run.pretrain(recipe))
+    (run / "DONE").unlink()  # killed while it published
     processes.run(tiny_run.pretrain(recipe))
     assert (run / "DONE").exists() and (run / "backbone" / "model.safetensors").exists()
     processes.run(tiny_run.pretrain(recipe, "train.steps=3", "train.accept_changes=[recipe]"))
