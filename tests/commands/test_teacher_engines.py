@@ -1,5 +1,6 @@
 """Teachers are made ready as their place and number format want it."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def test_a_teacher_whose_heads_are_guessed_is_warned_of_once(tmp_path: Path, cap
     torch.save(tiny.vit(embed_dim=64, num_heads=2).state_dict(), tmp_path / "some.pth")
     teacher = {"source": str(tmp_path / "some.pth")}
     section = TeachersConfig.model_validate({"models": {"red": teacher, "blue": teacher | {"num_heads": 2}}})
+    caplog.set_level(logging.WARNING)
     load_teachers(section, tiny.IMAGE_SIZE)
     (line,) = caplog.messages
     assert line == (

@@ -25,11 +25,11 @@ def look(profile: StepProfile, first: int, last: int) -> bool:
 
 
 def test_steps_that_are_not_all_made_leave_a_word_and_no_files_and_another_look_is_free(tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.WARNING)
     cut_short = StepProfile((2, 4), 8, tmp_path / "cut_short", CPU)
     assert not look(cut_short, 1, 3)
-    with caplog.at_level(logging.WARNING):
-        cut_short.close(3)
-        cut_short.close(3)
+    cut_short.close(3)
+    cut_short.close(3)
     (line,) = caplog.messages
     assert line.startswith("train.profile_steps [2, 4] is not written: training ended behind step 3")
     assert not cut_short.folder.exists()
