@@ -1,9 +1,11 @@
 """Fixtures that all tests share."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         line = {"test": report.nodeid, "outcome": report.outcome, **dict(report.user_properties)}
         with open(path, "a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what a command that ran in this process set: levels and handlers would be the next test's."""
+    loggers = [logging.getLogger(), logging.getLogger("dmt_ds")]
+    before = [(each, each.level, list(each.handlers)) for each in loggers]
+    yield
+    for each, level, handlers in before:
+        each.setLevel(level)
+        for handler in set(each.handlers) - set(handlers):
+            each.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="session")
