@@ -9,6 +9,7 @@ from dmt_ds.config.load import to_yaml
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import read_run_state, tag_of
+from dmt_ds.engine.manifest import sizes_in
 from dmt_ds.errors import CheckpointError
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, SETTINGS_FILE
 from dmt_ds.tracking.environment import code_fingerprint
@@ -53,16 +54,11 @@ def _is_complete(run: Run) -> bool:
         return False
     return (
         _reads(run.folder / DONE, f"{step}\n")
-        and all(_sizes(run.folder / name) == _sizes(checkpoint / name) for name in PUBLISHED)
+        and all(sizes_in(run.folder / name) == sizes_in(checkpoint / name) for name in PUBLISHED)
         and state.data_fingerprint == run.source.fingerprint
         and state.code == code_fingerprint()
         and (not run.config.tracking.enabled or is_at_rest(run.folder))
     )
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file of a published model; empty where there is none."""
-    return {path.name: path.stat().st_size for path in folder.glob("*")}
 
 
 def _reads(path: Path, text: str) -> bool:
