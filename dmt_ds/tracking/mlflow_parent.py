@@ -80,8 +80,7 @@ def follow_children(client: "MlflowClient", experiment_id: str, run_id: str) -> 
 
 def _status_of_children(client: "MlflowClient", experiment_id: str, run_id: str) -> str | None:
     """None without children."""
-    children = client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'", max_results=1000)
-    found = {str(run.info.status) for run in children}
+    found = {str(run.info.status) for run in _runs_below(client, experiment_id, run_id)}
     return next((status for status in ("RUNNING", "FAILED", "KILLED", "FINISHED") if status in found), None)
 
 
@@ -111,7 +110,11 @@ def parent_of_copies(client: "MlflowClient", experiment_id: str, name: str, orig
         origin_tag: what copies have.
     """
     for above in runs_above(client, experiment_id, name):
-        below = client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{above.info.run_id}'", max_results=1000)
+        below = _runs_below(client, experiment_id, above.info.run_id)
         if origin_tag not in above.data.tags and below and all(origin_tag in run.data.tags for run in below):
             return above
     return None
+
+
+def _runs_below(client: "MlflowClient", experiment_id: str, run_id: str) -> "list[Run]":
+    return list(client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'", max_results=1000))
