@@ -15,7 +15,7 @@ def start() -> None:
     DeepSpeed's engines hold on to the group.
     """
     codes: list[int] = []
-    atexit.register(_leave, codes)  # before what is heavy is imported: at the end that acts first
+    atexit.register(_leave, codes)  # before heavy imports register theirs, so it runs after them
     try:
         main()
     except SystemExit as end:
