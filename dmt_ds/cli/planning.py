@@ -47,7 +47,7 @@ def plan(
 ) -> None:
     """What a distillation would need on a cluster: a model from formulas and data sheets, not a measurement.
 
-    Neither weights nor images are opened, and nothing needs a GPU.
+    No weights are loaded, no images opened, and nothing needs a GPU.
     """
     from dmt_ds.commands import plan as command
     from dmt_ds.planning.layout import Cluster

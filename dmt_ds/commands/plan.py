@@ -1,4 +1,4 @@
-"""`dmt-ds plan`: what a recipe would need on a cluster, from formulas; imports no torch, opens no file of the run."""
+"""`dmt-ds plan`: what a recipe would need on a cluster, from formulas; imports no torch, loads no weights."""
 
 import json
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""A run seen as sizes: what of a recipe decides memory, traffic and time; no torch, no weights are opened."""
+"""A run seen as sizes: what of a recipe decides memory, traffic and time; no torch, and of weights only shapes."""
 
 import json
 import re
@@ -116,7 +116,7 @@ def student_size(section: StudentConfig, image_size: int) -> VitSize:
 
 
 def teacher_sizes(section: TeachersConfig, patch_size: int, image_size: int) -> tuple[dict[str, VitSize], list[str]]:
-    """Teachers by what their folder says, else by what `arch` or the source is called.
+    """Teachers by what their folder or file says, else by what `arch` or the source is called.
 
     Returns:
         Name -> size, and the names of those that had to be guessed (ViT-B).
@@ -125,7 +125,8 @@ def teacher_sizes(section: TeachersConfig, patch_size: int, image_size: int) -> 
     guessed = []
     for name, teacher in section.used().items():
         text = teacher.arch or Path(teacher.source).name  # folders on the way there may be called after others
-        if (own := _of_folder(Path(teacher.source).expanduser(), image_size)) is not None:
+        source = Path(teacher.source).expanduser()
+        if (own := _of_folder(source, image_size) or _of_safetensors(source, image_size)) is not None:
             sizes[name] = own
             continue
         shape = _shape_named(text)
@@ -161,6 +162,23 @@ def _of_folder(folder: Path, image_size: int) -> VitSize | None:
     if not {"embed_dim", "depth", "patch_size"} <= model.keys():
         return None
     return VitSize(model["embed_dim"], model["depth"], model["patch_size"], image_size)
+
+
+def _of_safetensors(path: Path, image_size: int) -> VitSize | None:
+    """A file under timm's names, as `dmt-ds teachers convert` writes it, by the shapes that it begins with."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except ValueError:
+        return None  # no such file after all, which loading it will tell; here its size is a guess
+    projection = header.get("patch_embed.proj.weight")  # [D, 3, P, P]
+    if projection is None:
+        return None
+    width, _, _, patch_size = projection["shape"]
+    depth = len({block[1] for key in header if (block := re.match(r"blocks\.(\d+)\.", key))})
+    return VitSize(width, depth, patch_size, image_size)
 
 
 def _shape_named(text: str) -> tuple[int, int] | None:

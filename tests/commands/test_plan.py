@@ -16,6 +16,7 @@ from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.weights import write_safetensors
 from dmt_ds.planning.layout import student_size, teacher_sizes
 from dmt_ds.planning.rates import Calibration
 from dmt_ds.planning.vit_cost import VitSize
@@ -158,6 +159,16 @@ def test_a_teacher_is_known_by_its_files_name_not_by_the_folders_on_the_way() ->
     source = "/data/vit_large_models/patch8/mae_pretrain_vit_base.pth"
     section = TeachersConfig.model_validate({"models": {"a": {"source": source}}})
     assert teacher_sizes(section, 16, 224) == ({"a": VitSize(768, 12, 16, 224)}, [])
+
+
+def test_a_teacher_in_timms_layout_is_as_large_as_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    vit = build_vit(StudentConfig(arch="vit_tiny", embed_dim=64, depth=5, num_heads=2, patch_size=8), 48)
+    write_safetensors(path, vit.state_dict())
+    section = TeachersConfig.model_validate({"models": {"a": {"source": str(path)}}})
+    assert teacher_sizes(section, 16, 224) == ({"a": VitSize(64, 5, 8, 224)}, [])
+    path.write_bytes(path.read_bytes()[:100])
+    assert teacher_sizes(section, 16, 224) == ({"a": VitSize(768, 12, 16, 224)}, ["a"])
 
 
 @pytest.mark.parametrize(
