@@ -4,7 +4,8 @@ import math
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from dmt_ds.errors import DmtError, LaunchError, PeerFailedError
 
 T = TypeVar("T")
+
+_group_timeout: timedelta | None = None
 
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -156,6 +159,31 @@ def local_world_size() -> int:
     if slurm_step_tasks(os.environ) > 1:
         return math.gcd(*slurm_tasks_of_nodes(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) or world_size()
     return world_size()
+
+
+def why_apart(error: Exception) -> str:
+    """Why the ranks found no way to each other, and what to do: NCCL's reason comes last of many lines."""
+    text = str(error).strip()
+    if "NCCL" not in text:
+        reason = text.splitlines()[0]
+        return f"{reason}. Is the port taken by another job? Set another MASTER_PORT (torchrun: --master-port)"
+    reason = " ".join(text.rpartition("Last error:")[2].split())
+    return f"NCCL: {reason}. Each rank needs a GPU of its own; NCCL_DEBUG=INFO shows more"
+
+
+def set_group_timeout(timeout: timedelta) -> None:
+    """How long collectives of groups made from now on wait for the slowest rank.
+
+    torch gives this to the group of all alone; every other group of NCCL has 10 minutes, then kills its ranks.
+    """
+    global _group_timeout
+    _group_timeout = timeout
+
+
+def new_group(ranks: Iterable[int]) -> torch_dist.ProcessGroup:
+    """A group of some ranks; all ranks call, in the same order."""
+    group: torch_dist.ProcessGroup = torch_dist.new_group(list(ranks), timeout=_group_timeout)
+    return group
 
 
 def barrier() -> None:

@@ -76,15 +76,17 @@ def start(timeout_seconds: float) -> torch.device:
         keep_freed_memory()
     deepspeed = library()
     _forbid_shared_memory_build(deepspeed)
+    timeout = timedelta(seconds=timeout_seconds)
     try:
-        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_seconds))
+        deepspeed.init_distributed(verbose=False, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-        reason = str(error).strip().splitlines()[0]
         raise LaunchError(
-            f"rank {environment['RANK']}: no process group at {address}: {reason}. "
-            "Is the port taken by another job? Set another MASTER_PORT (torchrun: --master-port)"
+            f"rank {environment['RANK']}: no process group at {address}: {dist.why_apart(error)}"
         ) from error
+    dist.set_group_timeout(timeout)
+    # DeepSpeed's engines talk in a copy of the group of all, which it would make without a timeout.
+    deepspeed.utils.groups._WORLD_GROUP = dist.new_group(range(dist.world_size()))
     return device
 
 

@@ -124,5 +124,5 @@ def shard_group(shard_over: str) -> tuple[Any, int]:
     world, local = dist.world_size(), dist.local_world_size()
     if shard_over == "world" or local >= world or world % local:
         return None, world
-    groups = [torch.distributed.new_group(list(range(first, first + local))) for first in range(0, world, local)]
+    groups = [dist.new_group(range(first, first + local)) for first in range(0, world, local)]
     return groups[dist.rank() // local], local

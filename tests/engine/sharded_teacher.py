@@ -1,6 +1,7 @@
 """Run by test_ds_engine on every rank: facts about a ViT-B cut by ZeRO-3 beside a ZeRO-2 student, as JSON."""
 
 import json
+import os
 import sys
 
 import torch
@@ -17,6 +18,8 @@ from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.models.relations import RelationTeacher, last_qkv
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe
+
+TIMEOUT_SECONDS = 4321
 
 
 def teacher(arch: str = "vit_base") -> TeacherModel:
@@ -65,9 +68,17 @@ def compiled_facts(images: Tensor, device: torch.device) -> dict[str, object]:
     }
 
 
+def group_timeouts() -> list[float]:
+    """Seconds that the collectives of each group wait: of all that engines made, and of those of a node."""
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    ds_teachers.shard_group("node")
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups]
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    device = ds_engine.start(120)
+    device = ds_engine.start(TIMEOUT_SECONDS)
     linear_before = F.linear
     config = resolve_teacher(find_ds_config("teacher_zero3_inference"), 768)
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -109,6 +120,7 @@ def main() -> None:
         "student_has_ds_id": any(hasattr(p, "ds_id") for p in student_engine.module.parameters()),
         **relation_facts(images, device),
         **compiled_facts(images, device),
+        "group_timeouts": group_timeouts(),
     }
     if dist.is_main():
         sys.stdout.write("FACTS " + json.dumps(facts) + "\n")

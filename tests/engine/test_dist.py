@@ -9,6 +9,7 @@ from dmt_ds.engine.dist import (
     local_world_size,
     slurm_tasks_of_nodes,
     unseen_gpus,
+    why_apart,
 )
 from dmt_ds.errors import LaunchError
 
@@ -120,3 +121,14 @@ def test_nothing_set_is_one_process_on_a_free_port():
     first, second = launch_environment({}), launch_environment({})
     assert first["WORLD_SIZE"] == "1" and first["MASTER_ADDR"] == "127.0.0.1"
     assert 1024 < int(first["MASTER_PORT"]) < 65536 and 1024 < int(second["MASTER_PORT"]) < 65536
+
+
+def test_nccls_reason_is_not_cut_off_with_the_lines_before_it():
+    error = RuntimeError(
+        "NCCL error in: /torch/csrc/distributed/c10d/NCCLUtils.cpp:94, invalid usage (run with NCCL_DEBUG=WARN)\n"
+        "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
+        "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000"
+    )
+    assert why_apart(error).startswith("NCCL: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000. ")
+    assert "MASTER_PORT" not in why_apart(error)
+    assert "MASTER_PORT" in why_apart(RuntimeError("The server socket has failed to listen, port: 29500\nmore"))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests import processes
+from tests.engine.sharded_teacher import TIMEOUT_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,8 @@ def test_compiled_teachers_cut_or_whole_give_the_plain_tokens_bit_for_bit(facts)
 def test_equal_blocks_share_compiled_code_and_so_do_equal_whole_teachers_and_no_hook_breaks_it(facts):
     assert facts["compiled_breaks"] == 0
     assert facts["compiled_graphs"] == 2  # a block that is cut, and a whole teacher
+
+
+def test_the_collectives_of_every_group_wait_as_long_as_those_of_the_group_of_all(facts):
+    assert len(facts["group_timeouts"]) >= 3, "of all, DeepSpeed's copy of it, a node's"
+    assert set(facts["group_timeouts"]) == {TIMEOUT_SECONDS}
