@@ -23,6 +23,7 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.bucket_reduction import reduce_at_once
 from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
+from dmt_ds.engine.gradient_order import GradientOrder
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
 from dmt_ds.engine.manifest import unread
 from dmt_ds.engine.own_settings import part_update_counters, settings_kept, torch_optimizer
@@ -80,10 +81,7 @@ def start(timeout_seconds: float) -> torch.device:
     try:
         deepspeed.init_distributed(verbose=False, timeout=timeout)
     except (RuntimeError, ValueError) as error:
-        address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-        raise LaunchError(
-            f"rank {environment['RANK']}: no process group at {address}: {dist.why_apart(error)}"
-        ) from error
+        raise LaunchError(dist.why_apart(environment, error)) from error
     dist.set_group_timeout(timeout)
     # DeepSpeed's engines talk in a copy of the group of all, which it would make without a timeout.
     deepspeed.utils.groups._WORLD_GROUP = dist.new_group(range(dist.world_size()))
@@ -110,6 +108,7 @@ class StudentEngine:
         self._engine = engine
         self._skip = skip
         self._norm: Tensor | None = None
+        self._order = GradientOrder(engine.module) if engine.zero_optimization_stage() in (1, 2) else None
         self.module: nn.Module = engine.module
         self.device: torch.device = torch.device(engine.device)
 
@@ -122,6 +121,9 @@ class StudentEngine:
         """Add this micro-batch's gradient; DeepSpeed divides by the accumulation steps."""
         with span("backward"):
             self._engine.backward(loss)
+        if self._order is not None:
+            self._order.check()
+            self._order = None
 
     @property
     def _is_stage_zero(self) -> bool:
