@@ -8,7 +8,11 @@ import torch
 
 from dmt_ds.errors import OutOfMemoryError
 
-_OF_THE_CPU = re.compile(r"DefaultCPUAllocator: (can't|not enough) (allocate )?memory")
+_OUTSIDE_OF_TORCH = re.compile(
+    r"DefaultCPUAllocator: (can't|not enough) (allocate )?memory|CUDA error: out of memory|"
+    r"Cuda failure \d+ 'out of memory'|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED"
+)
+"""What fails first may not be torch's own allocator: the CPU's, NCCL's buffers, a library's handle, a kernel's code."""
 _ASKED_FOR = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 _HAS = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 
@@ -32,7 +36,7 @@ def explained(remedy: Callable[[], str]) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _OF_THE_CPU.search(str(error)) is not None
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _OUTSIDE_OF_TORCH.search(str(error)) is not None
 
 
 def _figures(text: str) -> str:
