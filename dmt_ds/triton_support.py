@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+_OLDEST_GPU = (8, 0)
+
 
 def obstacle_to_triton(device: torch.device) -> str | None:
     """Why Triton's kernels can't run on a device, in a few words; None where they can.
@@ -18,6 +20,10 @@ def obstacle_to_triton(device: torch.device) -> str | None:
         return f"the device is {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _OLDEST_GPU:
+        return (
+            f"triton needs a GPU of compute capability 8.0 (Ampere) or newer, not {torch.cuda.get_device_name(device)}"
+        )
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "triton needs a C compiler, and there is none (gcc, clang, or its path as CC)"
     headers = Path(sysconfig.get_config_var("INCLUDEPY") or "")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from dmt_ds.commands.device_check import look_at_device
 from dmt_ds.commands.findings import Finding, failure
 from dmt_ds.commands.patient import Patient
 from dmt_ds.commands.resume import refuse_another_run
-from dmt_ds.commands.runs import advice_for_cpu, check_batch_norm
+from dmt_ds.commands.runs import advice_on_precision, check_batch_norm
 from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_parameters, image_size_of_start
 from dmt_ds.commands.teacher_check import check_teachers
 from dmt_ds.config.batch import plan_batch
@@ -94,7 +95,7 @@ def _version(package: str) -> str:
 
 
 def _check_device(patient: Patient) -> Iterator[Finding]:
-    yield from look_at_device(advice_for_cpu(patient.config))
+    yield from look_at_device(partial(advice_on_precision, patient.config))
 
 
 def _check_batch(patient: Patient) -> Iterator[Finding]:

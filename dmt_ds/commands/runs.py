@@ -18,7 +18,7 @@ from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
 from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, left_out, open_source
-from dmt_ds.engine import cpu_bf16, dist
+from dmt_ds.engine import dist, slow_bf16
 from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.errors import ConfigError
 from dmt_ds.run_files import LOG_FILE
@@ -73,7 +73,7 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     for images in (source, annotated.test) if annotated else (source,):
         if dist.is_main() and (line := left_out(images)):
             logger.warning("%s", line)
-    if device.type == "cpu" and (advice := advice_for_cpu(config)):
+    if advice := advice_on_precision(config, device):
         logger.warning("%s", advice)
     return [
         Run(member, Path(member.output_dir), device, source, batch, lengths[name], ds_configs[name], annotated, name)
@@ -90,11 +90,11 @@ def open_images(config: RunConfig) -> tuple[ImageSource, AnnotatedImages | None]
     return annotated.train, annotated
 
 
-def advice_for_cpu(config: RunConfig) -> str | None:
-    """What would make a run on this machine's CPU faster; None: nothing, or a DeepSpeed JSON that can't be read."""
+def advice_on_precision(config: RunConfig, device: torch.device) -> str | None:
+    """What would make a run on this device faster; None: nothing, or a DeepSpeed JSON that can't be read."""
     teachers = config.teachers.deepspeed if config.task in TEACHER_TASKS else None
     with suppress(ConfigError):
-        return cpu_bf16.advice(config.train.deepspeed, teachers)
+        return slow_bf16.advice(device, config.train.deepspeed, teachers)
     return None
 
 

@@ -6,13 +6,13 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from dmt_ds.errors import DmtError, LaunchError, PeerFailedError
+from dmt_ds.errors import DmtError, LaunchError, PeerFailedError, first_line
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def local_device(environment: dict[str, str]) -> torch.device:
     """This rank's device. DeepSpeed takes LOCAL_RANK for its index, so that is set to fit.
 
     Raises:
-        LaunchError: there are more ranks on this node than GPUs, or GPUs that torch does not see.
+        LaunchError: there are more ranks on this node than GPUs, or a GPU that torch does not see or can't start.
     """
     if not torch.cuda.is_available():
         if unseen := unseen_gpus(os.environ):
@@ -65,7 +65,14 @@ def local_device(environment: dict[str, str]) -> torch.device:
             f"{'s' if num_gpus > 1 else ''}: start one process a GPU, or hide them with CUDA_VISIBLE_DEVICES="
         )
     device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
+    try:
+        torch.cuda.set_device(device)
+        torch.zeros(1, device=device)
+    except RuntimeError as error:  # another process fills it, or has it to itself
+        raise LaunchError(
+            f"rank {environment['RANK']}: GPU {local_rank} of this node does not start: {first_line(error)}; "
+            "nvidia-smi shows who uses it"
+        ) from error
     return device
 
 
@@ -161,14 +168,17 @@ def local_world_size() -> int:
     return world_size()
 
 
-def why_apart(error: Exception) -> str:
-    """Why the ranks found no way to each other, and what to do: NCCL's reason comes last of many lines."""
+def why_apart(environment: Mapping[str, str], error: Exception) -> str:
+    """Why a rank found no way to the others, and what to do; NCCL's reason is the last of many lines."""
     text = str(error).strip()
-    if "NCCL" not in text:
+    if "NCCL" in text:
+        reason = " ".join(text.rpartition("Last error:")[2].split())
+        remedy = "Each rank needs a GPU of its own; NCCL_DEBUG=INFO shows more"
+    else:
         reason = text.splitlines()[0]
-        return f"{reason}. Is the port taken by another job? Set another MASTER_PORT (torchrun: --master-port)"
-    reason = " ".join(text.rpartition("Last error:")[2].split())
-    return f"NCCL: {reason}. Each rank needs a GPU of its own; NCCL_DEBUG=INFO shows more"
+        remedy = "Is the port taken by another job? Set another MASTER_PORT (torchrun: --master-port)"
+    address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return f"rank {environment['RANK']}: no process group at {address}: {reason}. {remedy}"
 
 
 def set_group_timeout(timeout: timedelta) -> None:
@@ -180,10 +190,9 @@ def set_group_timeout(timeout: timedelta) -> None:
     _group_timeout = timeout
 
 
-def new_group(ranks: Iterable[int]) -> torch_dist.ProcessGroup:
+def new_group(ranks: Iterable[int]) -> Any:
     """A group of some ranks; all ranks call, in the same order."""
-    group: torch_dist.ProcessGroup = torch_dist.new_group(list(ranks), timeout=_group_timeout)
-    return group
+    return torch_dist.new_group(list(ranks), timeout=_group_timeout)
 
 
 def barrier() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dmt_ds import storage
 from dmt_ds.commands.default_check import look_at_defaults
-from dmt_ds.commands.device_check import slow_paths
+from dmt_ds.commands.device_check import slow_paths, without_kernels
 from dmt_ds.commands.doctor import run
 from dmt_ds.commands.findings import Finding, exit_code, render
 from dmt_ds.commands.image_check import look_at_images
@@ -193,6 +193,15 @@ def test_a_gpus_node_without_a_compiler_or_pythons_headers_is_slower_and_told_so
     assert compiler.message.startswith(
         "losses and jitter take slower code and nothing is compiled: triton needs a C compiler"
     )
+
+
+@pytest.mark.parametrize(("capability", "fits"), [((7, 0), False), ((7, 5), True), ((8, 9), True), ((12, 1), True)])
+def test_a_gpu_that_torch_has_no_kernels_for_is_named(monkeypatch, capability, fits) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "sm_120", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    told = without_kernels()
+    assert told is None if fits else told and "Tesla V100 has compute capability 7.0, and torch" in told
 
 
 def test_a_batch_that_does_not_divide_shows_its_arithmetic(tmp_path: Path, images: Path) -> None:

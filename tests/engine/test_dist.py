@@ -129,6 +129,9 @@ def test_nccls_reason_is_not_cut_off_with_the_lines_before_it():
         "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
         "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000"
     )
-    assert why_apart(error).startswith("NCCL: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000. ")
-    assert "MASTER_PORT" not in why_apart(error)
-    assert "MASTER_PORT" in why_apart(RuntimeError("The server socket has failed to listen, port: 29500\nmore"))
+    told = why_apart(TORCHRUN, error)
+    assert told.startswith(
+        "rank 3: no process group at n1:29500: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000. "
+    )
+    assert "MASTER_PORT" not in told
+    assert "MASTER_PORT" in why_apart(TORCHRUN, RuntimeError("The server socket has failed to listen\nmore"))

@@ -1,6 +1,8 @@
-"""Whether this machine's CPU multiplies bf16 by itself; where it does not, training in bf16 is slow there."""
+"""Whether this machine multiplies in bf16 by itself; where it does not, training in bf16 is several times slower."""
 
 from pathlib import Path
+
+import torch
 
 from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
 
@@ -17,8 +19,18 @@ def has_bf16_instructions(cpuinfo: Path = CPUINFO) -> bool:
     return flags is None or bool(_FLAGS & set(flags.partition(":")[2].split()))
 
 
-def advice(student_json: str, teachers_json: str | None, cpuinfo: Path = CPUINFO) -> str | None:
-    """What to set so that a run on this CPU is not slow for want of bf16 instructions; None: nothing.
+def device_without_bf16(device: torch.device, cpuinfo: Path = CPUINFO) -> str | None:
+    """What the device is called, where it has no bf16 instructions; None where it has."""
+    if device.type == "cpu":
+        return None if has_bf16_instructions(cpuinfo) else "this CPU"
+    # By default torch also counts GPUs that emulate bf16, which all do.
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    return torch.cuda.get_device_name(device)
+
+
+def advice(device: torch.device, student_json: str, teachers_json: str | None, cpuinfo: Path = CPUINFO) -> str | None:
+    """What to set so that a run is not slowed down by bf16 on this device; None: nothing.
 
     Args:
         student_json: `train.deepspeed`.
@@ -28,6 +40,7 @@ def advice(student_json: str, teachers_json: str | None, cpuinfo: Path = CPUINFO
     if teachers_json is not None:
         in_use["teachers.deepspeed=teacher_zero3_inference_fp32"] = teachers_json
     remedies = [remedy for remedy, name in in_use.items() if precision(read_ds_config(find_ds_config(name))) == "bf16"]
-    if not remedies or has_bf16_instructions(cpuinfo):
+    slow = device_without_bf16(device, cpuinfo) if remedies else None
+    if slow is None:
         return None
-    return f"this CPU has no bf16 instructions and is several times slower in bf16: set {' '.join(remedies)}"
+    return f"{slow} has no bf16 instructions and is several times slower in bf16: set {' '.join(remedies)}"
