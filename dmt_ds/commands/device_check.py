@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dmt_ds.commands.findings import Finding
-from dmt_ds.engine.dist import unseen_gpus
+from dmt_ds.engine.devices import unseen_gpus, unused_gpus
 from dmt_ds.triton_support import obstacle_to_triton
 
 
@@ -22,7 +22,8 @@ def look_at_device(advice_on_precision: Callable[[torch.device], str | None]) ->
         yield Finding("fail", "device", unseen)
         return
     if count == 0:
-        yield Finding("warn", "device", "no CUDA device here: the run would use the CPU and gloo")
+        told = unused_gpus(os.environ) or "no CUDA device here: the run would use the CPU and gloo"
+        yield Finding("warn", "device", told)
     else:
         name, gib = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory / 2**30
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]

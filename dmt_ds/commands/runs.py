@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.engine import dist, slow_bf16
+from dmt_ds.engine.devices import name_of, unused_gpus
 from dmt_ds.engine.ds_check import check_ds_config
 from dmt_ds.errors import ConfigError
 from dmt_ds.run_files import LOG_FILE
@@ -61,6 +63,7 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     dist.decided_by_main(lambda: _prepare(config, [Path(member.output_dir) for member in members.values()]))
     source, annotated = open_images(config)
     lengths = {name: plan_length(member.train, member.optim, len(source)) for name, member in members.items()}
+    logger.info("ranks: %d, rank 0 on %s", dist.world_size(), name_of(device))
     logger.info(
         "%d images; %d steps of %d images = %d ranks x %d x %d accumulation",
         len(source),
@@ -73,8 +76,9 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     for images in (source, annotated.test) if annotated else (source,):
         if dist.is_main() and (line := left_out(images)):
             logger.warning("%s", line)
-    if advice := advice_on_precision(config, device):
-        logger.warning("%s", advice)
+    for advice in (unused_gpus(os.environ), advice_on_precision(config, device)):
+        if advice:
+            logger.warning("%s", advice)
     return [
         Run(member, Path(member.output_dir), device, source, batch, lengths[name], ds_configs[name], annotated, name)
         for name, member in members.items()

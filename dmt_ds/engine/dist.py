@@ -12,7 +12,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from dmt_ds.errors import DmtError, LaunchError, PeerFailedError, first_line
+from dmt_ds.errors import DmtError, LaunchError, PeerFailedError
 
 T = TypeVar("T")
 
@@ -42,55 +42,6 @@ def launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
-
-
-def local_device(environment: dict[str, str]) -> torch.device:
-    """This rank's device. DeepSpeed takes LOCAL_RANK for its index, so that is set to fit.
-
-    Raises:
-        LaunchError: there are more ranks on this node than GPUs, or a GPU that torch does not see or can't start.
-    """
-    if not torch.cuda.is_available():
-        if unseen := unseen_gpus(os.environ):
-            raise LaunchError(unseen)
-        return torch.device("cpu")
-    local_rank, num_gpus = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
-    if num_gpus == 1 and "SLURM_STEP_GPUS" in os.environ:
-        # srun showed this task one GPU only, which has index 0 whatever the local rank is.
-        local_rank = 0
-        os.environ["LOCAL_RANK"] = "0"
-    if local_rank >= num_gpus:
-        raise LaunchError(
-            f"rank {environment['RANK']}: local rank {local_rank}, but this node has {num_gpus} GPU"
-            f"{'s' if num_gpus > 1 else ''}: start one process a GPU, or hide them with CUDA_VISIBLE_DEVICES="
-        )
-    device = torch.device("cuda", local_rank)
-    try:
-        torch.cuda.set_device(device)
-        torch.zeros(1, device=device)
-    except RuntimeError as error:  # another process fills it, or has it to itself
-        raise LaunchError(
-            f"rank {environment['RANK']}: GPU {local_rank} of this node does not start: {first_line(error)}; "
-            "nvidia-smi shows who uses it"
-        ) from error
-    return device
-
-
-def unseen_gpus(environ: Mapping[str, str]) -> str | None:
-    """What is wrong where SLURM gave this job GPUs and torch has none: hours on a CPU, for the price of GPUs.
-
-    None where there are none, where torch sees them, or where somebody hid them by an empty CUDA_VISIBLE_DEVICES.
-    """
-    on_node, of_step = environ.get("SLURM_GPUS_ON_NODE", ""), environ.get("SLURM_STEP_GPUS", "")
-    count = int(on_node) if on_node.isdigit() else len(of_step.split(",")) if of_step else 0
-    if count == 0 or torch.cuda.is_available() or environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1"):
-        return None
-    cuda = torch.version.cuda
-    wheel = f"torch {torch.__version__} is built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
-    return (
-        f"{count} GPU{'s are' if count > 1 else ' is'} allocated but torch sees none: driver or wheel ({wheel}); "
-        "compare with nvidia-smi on this node, or ask for none (--gpus-per-node=0) to use the CPU"
-    )
 
 
 def slurm_step_tasks(environ: Mapping[str, str]) -> int:

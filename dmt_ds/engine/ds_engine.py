@@ -23,6 +23,7 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.bucket_reduction import reduce_at_once
 from dmt_ds.engine.cpu_memory import keep_freed_memory
 from dmt_ds.engine.device_skip import DeviceSkip, can_skip, without_own_check
+from dmt_ds.engine.devices import local_device
 from dmt_ds.engine.gradient_order import GradientOrder
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
 from dmt_ds.engine.manifest import unread
@@ -72,7 +73,7 @@ def start(timeout_seconds: float) -> torch.device:
     """
     environment = dist.launch_environment(os.environ)
     os.environ.update(environment)
-    device = dist.local_device(environment)
+    device = local_device(environment)
     if device.type == "cpu":
         keep_freed_memory()
     deepspeed = library()

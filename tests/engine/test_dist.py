@@ -3,14 +3,8 @@
 import pytest
 import torch
 
-from dmt_ds.engine.dist import (
-    launch_environment,
-    local_device,
-    local_world_size,
-    slurm_tasks_of_nodes,
-    unseen_gpus,
-    why_apart,
-)
+from dmt_ds.engine.devices import local_device, unseen_gpus, unused_gpus
+from dmt_ds.engine.dist import launch_environment, local_world_size, slurm_tasks_of_nodes, why_apart
 from dmt_ds.errors import LaunchError
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
@@ -67,6 +61,16 @@ def test_gpus_of_a_job_that_torch_does_not_see_stop_it(monkeypatch, gpus, count)
 def test_a_job_without_gpus_or_with_hidden_ones_runs_on_the_cpu(monkeypatch, environ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert unseen_gpus(environ) is None
+
+
+def test_gpus_of_the_driver_that_torch_does_not_see_are_told_outside_of_slurm(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert unused_gpus({}, tmp_path / "no driver") is None
+    assert unused_gpus({}, tmp_path) is None, "a driver without GPUs"
+    (tmp_path / "0000:01:00.0").mkdir()
+    told = unused_gpus({}, tmp_path)
+    assert told and told.startswith("this machine has GPUs but torch sees none, so the CPU is used")
+    assert unused_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) is None, "hidden on purpose"
 
 
 def test_a_half_set_launcher_environment_names_what_is_missing():
