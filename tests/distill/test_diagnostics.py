@@ -33,6 +33,18 @@ def test_weights_count_in_the_shares() -> None:
     assert metrics["diag/b/share"] == pytest.approx(0.25)
 
 
+def test_class_tokens_have_shares_of_their_own_and_leave_those_of_the_patches_alone() -> None:
+    tokens = random_tokens(0)
+    other = tokens.clone()
+    other[:, 0] *= -3
+    metrics = diagnose({"a": tokens, "b": other})
+    assert metrics["diag/a/share"] == pytest.approx(1 / 2, abs=1e-6)
+    assert metrics["diag/a/class_share"] == pytest.approx(-1 / 2, abs=1e-6)  # against a sum of -2 of its own
+    assert metrics["diag/b/class_share"] == pytest.approx(3 / 2, abs=1e-6)
+    assert metrics["diag/a/cosine"] == pytest.approx(1, abs=1e-6)
+    assert metrics["diag/agreement/a-b"] == pytest.approx(1, abs=1e-6)
+
+
 def test_a_constant_teacher_holds_the_raw_sum_but_nothing_after_centring() -> None:
     constant = 5 * random_tokens(0, num_images=1)[:, :1].expand(8, 10, 16)
     metrics = diagnose({"constant": constant, "moving": random_tokens(1)})
@@ -107,6 +119,13 @@ def test_an_outlier_channel_shows_in_the_tfd_entropy_only() -> None:
     assert metrics["diag/fused/sfd_entropy"] > 0.95
 
 
+def test_a_large_class_token_shows_in_no_entropy_over_positions() -> None:
+    tokens = 0.1 * random_tokens(0)
+    tokens[:, 0] += 30  # all channels alike, so the entropy over channels stays as well
+    metrics = diagnose({"a": tokens})
+    assert metrics["diag/fused/sfd_entropy"] > 0.95 and metrics["diag/fused/tfd_entropy"] > 0.95
+
+
 def test_students_agreement_with_its_target_is_a_cosine() -> None:
     fused = random_tokens(0)
     same = TeacherDiagnostics().of_student({"fused": 7 * fused}, {"fused": fused})
@@ -157,6 +176,8 @@ def test_only_the_first_images_are_looked_at() -> None:
     spoiled = tokens.clone()
     spoiled[4:] = float("nan")
     assert diagnose({"a": spoiled}, max_images=4) == diagnose({"a": tokens[:4]})
+    found = TeacherDiagnostics(max_images=4).of_student({"fused": spoiled}, {"fused": spoiled})
+    assert found["diag/fused/student_cosine"].item() == pytest.approx(1, abs=1e-6)
 
 
 def test_every_metric_is_a_detached_scalar_also_for_bfloat16_teachers() -> None:

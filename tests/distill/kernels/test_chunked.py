@@ -207,8 +207,9 @@ def test_a_function_with_it_is_compiled_in_one_graph(direction: Direction) -> No
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
 
 
-def test_the_op_keeps_the_dispatchers_rules(direction: Direction) -> None:
-    student, fused = (random_tokens(seed, 2, 6, 5, dtype=torch.float64) for seed in (0, 1))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_op_keeps_the_dispatchers_rules(direction: Direction, dtype: torch.dtype) -> None:
+    student, fused = (random_tokens(seed, 2, 6, 5, dtype=dtype) for seed in (0, 1))
     settings = (direction == "student_teacher", 1.0, 1.0, 0, "chunked", True)
     results = torch.library.opcheck(_op, (student.requires_grad_(), fused, *settings))
     assert set(results.values()) == {"SUCCESS"}
