@@ -6,7 +6,7 @@ import torch
 from dmt_ds.engine.task import Progress
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.heads import PrototypeHead
-from dmt_ds.methods.ibot import IbotTask, Views
+from dmt_ds.methods.ibot import IbotTask, Views, class_temperature, patch_temperature
 from dmt_ds.methods.masking import hide_patches
 from tests.methods import tiny
 
@@ -22,6 +22,17 @@ def test_the_loss_is_class_loss_plus_weighted_patch_loss():
     out = task.losses(task.module, tiny.batch(task), START, False)
     expected = out.metrics["train/loss_class"] + 0.5 * out.metrics["train/loss_patch"]
     torch.testing.assert_close(out.loss.detach(), expected)
+
+
+def test_class_tokens_and_patches_have_temperatures_of_their_own():
+    section = tiny.IBOT.model_copy(
+        update={
+            **{"teacher_temperature": 0.03, "teacher_temperature_final": 0.05, "teacher_temperature_warmup": 0.5},
+            **{"teacher_patch_temperature": 0.02, "teacher_patch_temperature_final": 0.08},
+        }
+    )
+    assert [class_temperature(section)(done) for done in (0, 0.25, 0.5, 1)] == pytest.approx([0.03, 0.04, 0.05, 0.05])
+    assert [patch_temperature(section)(done) for done in (0, 0.25, 0.5, 1)] == pytest.approx([0.02, 0.05, 0.08, 0.08])
 
 
 def test_dino_hides_nothing_and_has_no_patch_loss():
@@ -46,6 +57,16 @@ def test_hidden_patches_do_not_reach_the_student():
     for logits, same in zip(module(large, hidden), module(other, hidden), strict=True):
         assert torch.equal(logits, same)
     assert not torch.equal(module(large)[0], module(other)[0])
+
+
+def test_the_teacher_sees_what_the_student_must_guess():
+    task = tiny.task("ibot")
+    state = task.state_dict()
+    state["teacher.mask_token"] = torch.full_like(state["teacher.mask_token"], float("nan"))
+    task.load_state_dict(state)
+    out = task.losses(task.module, tiny.batch(task), START, False)
+    assert out.metrics["train/loss_patch"] > 0  # something was hidden
+    assert out.loss.isfinite()
 
 
 def test_patch_logits_are_those_of_the_slots():
@@ -88,6 +109,15 @@ def test_cosines_are_not_rounded_to_bf16(by_autocast):
     assert (logits - units[0] @ units[1].T).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("name", ["ibot", "dino"])
+def test_after_a_step_each_centre_that_is_used_has_moved(name):
+    task = tiny.task(name)
+    tiny.train(task, steps=1, size=4)
+    state = task.state_dict()
+    assert state["class_centre"].isfinite().all() and state["class_centre"].abs().max() > 0
+    assert (state["patch_centre"].abs().max() > 0) == (name == "ibot")
+
+
 def test_the_prototypes_are_frozen_for_the_first_share_of_the_run():
     def frozen_until(**settings):
         return IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update=settings), 16).frozen_until
@@ -111,6 +141,19 @@ def test_two_large_crops_come_first_then_the_small_ones():
     assert [spec.size for spec in specs] == [16, 16, 8, 8]
     assert [spec.scale for spec in specs] == [(0.5, 1.0)] * 2 + [(0.3, 0.5)] * 2
     assert {spec.rotation_degrees for spec in specs} == {10.0}
+
+
+def test_every_crop_has_a_seed_of_its_own():
+    task, seen = tiny.task("ibot"), []
+
+    def model(large, hidden, small):
+        seen.extend([large.seeds, small.seeds])
+        return task.module(large, hidden, small)
+
+    batch = tiny.batch(task, 3)
+    task.losses(model, batch, START, False)
+    assert torch.equal(seen[0][:3], batch.seeds)
+    assert len(torch.cat(seen).unique()) == 3 * (2 + 2)
 
 
 def test_small_crops_that_are_no_whole_number_of_patches_are_refused():

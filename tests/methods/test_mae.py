@@ -94,6 +94,19 @@ def test_a_ratio_that_leaves_nothing_to_see_or_to_guess_is_refused(ratio):
         MaeTask(tiny.STUDENT, MaeConfig(mask_ratio=ratio), 16, tiny.PLAIN)
 
 
+def test_the_loss_is_of_the_patches_that_the_encoder_did_not_see():
+    task = MaeTask(tiny.STUDENT, tiny.MAE.model_copy(update={"normalize_pixels": False}), 16, tiny.PLAIN)
+
+    def off_by_3_where_nothing_was_seen(images, order, num_kept, seeds):
+        guess = patchify(images, 4)
+        for image, places in enumerate(order):
+            guess[image, places[num_kept:]] += 3
+        return guess
+
+    loss = task.losses(off_by_3_where_nothing_was_seen, tiny.batch(task, 3), Progress(0, 10), False).loss
+    assert loss.item() == pytest.approx(9, rel=1e-5)
+
+
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_halves():
     task = tiny.task("mae")
     whole = tiny.batch(task, 8)

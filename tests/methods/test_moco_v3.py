@@ -3,8 +3,10 @@
 import math
 
 import torch
+from torch import nn
 
 from dmt_ds.engine.task import Progress
+from dmt_ds.methods.heads import batch_norm_mlp
 from dmt_ds.methods.moco_v3 import contrast
 from tests.methods import tiny
 
@@ -47,6 +49,13 @@ def test_a_query_meets_the_key_of_the_other_crop():
     (query_1, query_2), (key_1, key_2) = module(images, seeds), module.encoder(images, seeds)
     expected = contrast(query_1, key_2, 0.2)[0] + contrast(query_2, key_1, 0.2)[0]
     torch.testing.assert_close(task.losses(module, data, Progress(0, 10), False).loss, expected)
+
+
+def test_the_last_norm_of_a_head_has_neither_gain_nor_shift():
+    head = batch_norm_mlp((8, 16, 16, 4))
+    assert [layer.affine for layer in head if isinstance(layer, nn.BatchNorm1d)] == [True, True, False]
+    assert [layer.bias for layer in head if isinstance(layer, nn.Linear)] == [None] * 3
+    assert isinstance(head[-1], nn.BatchNorm1d)
 
 
 def test_the_patch_embedding_stays_as_it_was_drawn():

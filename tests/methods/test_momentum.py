@@ -63,6 +63,8 @@ def test_the_average_normalises_by_the_batch_and_drops_nothing():
     rows = average(average.network, torch.randn(50, 3))
     torch.testing.assert_close(rows.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
     assert (rows != 0).all()
+    norm, dropout = average.network[1], average.network[2]
+    assert norm.training and not dropout.training  # in evaluation a norm shared by CUDA ranks would be each rank's own
 
 
 def test_momentum_rises_from_its_start_to_one_by_a_half_cosine():
