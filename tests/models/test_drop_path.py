@@ -30,6 +30,11 @@ def test_branches_of_a_block_and_blocks_draw_independently():
     assert (torch.corrcoef(kept) - torch.eye(3)).abs().max() < 0.06
 
 
+def test_no_two_branches_of_a_vit_have_the_same_number():
+    drops = [module for module in _student().modules() if isinstance(module, ImageDropPath)]
+    assert len({drop.branch for drop in drops}) == len(drops) == 6  # two in each block but the last
+
+
 def test_kept_branches_are_scaled_so_that_the_mean_stays():
     drop = ImageDropPath(0.25, 0).train()
     with drop_path_seeds(drop, torch.arange(8000)):

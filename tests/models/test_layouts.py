@@ -66,6 +66,7 @@ FILES = {
     "ibot backbone": (lambda s: {"state_dict": s}, "ibot", "Apache-2.0"),
     "ibot full": (_ibot, "ibot", "Apache-2.0"),
     "dino full": (_dino, "dino", "Apache-2.0"),
+    "timm's training": (lambda s: {"state_dict": s | {"head.weight": OTHERS}}, "timm", None),
     "flat": (lambda s: s, "timm", None),
     "compiled": (lambda s: _prefixed(s, "_orig_mod."), "timm", None),
     "deepspeed": (lambda s: {"module": _prefixed(s, "module.")}, "timm", None),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,14 @@ def test_a_linear_adapter_has_a_bias_and_nothing_after_it():
     adapter = build_adapter("auto", 32, 48)
     assert isinstance(adapter, nn.Linear)
     assert adapter.bias is not None
+
+
+@pytest.mark.parametrize("kind", ["auto", "linear", "ln_linear", "mlp"])
+def test_the_linear_maps_of_an_adapter_start_as_the_vits_own(kind):
+    for linear in (part for part in build_adapter(kind, 32, 48).modules() if isinstance(part, nn.Linear)):
+        largest = math.sqrt(6 / (linear.in_features + linear.out_features))  # Xavier's
+        assert 0.98 * largest < linear.weight.abs().max() <= largest
+        assert linear.bias.abs().max() == 0
 
 
 def test_an_identity_between_different_widths_is_refused_with_both():
