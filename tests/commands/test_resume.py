@@ -91,3 +91,11 @@ def test_other_images_of_the_same_data_set_are_told_apart():
     with pytest.raises(CheckpointError) as error:
         refuse_another_run(Checkpoint(Path("step5"), state), replace(state, data_fingerprint="31b6fd311a3a0f52"))
     assert str(error.value).endswith("data_fingerprint: 31b6fd311a3a[200 spaced] -> 31b6fd311a3a")
+
+
+@pytest.mark.parametrize("code", [{"a.py": "1"}, {"a.py": "1", "b.py": "3"}, {"a.py": "1", "b.py": "2", "c.py": "4"}])
+def test_a_file_of_code_that_is_gone_changed_or_new_is_told(code):
+    state = RunState(5, 40, 1, 2, "fp32", {}, code={"a.py": "1", "b.py": "2"})
+    name = "c.py" if "c.py" in code else "b.py"
+    with pytest.raises(CheckpointError, match=rf"accept_changes=\[code\][^\n]*\ncode: {name} of dmt_ds differ"):
+        refuse_another_run(Checkpoint(Path("step5"), state), replace(state, code=code))

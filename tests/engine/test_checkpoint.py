@@ -50,6 +50,21 @@ def test_only_the_newest_are_kept(folder):
     assert sorted(p.name for p in folder.folder.glob("step*")) == ["step00000003", "step00000010"]
 
 
+def test_a_damaged_one_stays_while_no_newer_one_is_whole(folder):
+    for step in (1, 2):
+        folder.save(state(step), write_weights)
+    (folder.folder / tag_of(2) / "weights.pt").write_bytes(b"")
+    folder.prune(2)
+    assert sorted(p.name for p in folder.folder.glob("step*")) == ["step00000001", "step00000002"]
+
+
+def test_one_of_a_later_step_can_only_be_another_attempts_and_goes(folder):
+    for step in (1, 9, 2):
+        folder.save(state(step), write_weights)
+    folder.prune(2)
+    assert sorted(p.name for p in folder.folder.glob("step*")) == ["step00000001", "step00000002"]
+
+
 def test_a_damaged_one_goes_once_a_newer_one_is_whole_and_what_somebody_put_aside_stays(folder):
     for step in (1, 2):
         folder.save(state(step), write_weights)
@@ -91,13 +106,15 @@ def test_a_disk_that_torch_finds_full_is_told_as_one(folder):
         folder.save(state(1), lambda root, tag: torch.save({"x": torch.zeros(100_000)}, full))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest", "empty manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "longer", "missing", "no manifest", "empty manifest"])
 def test_an_incomplete_checkpoint_is_passed_over(folder, damage):
     folder.save(state(1), write_weights)
     folder.save(state(2), write_weights)
     newest = folder.folder / "step00000002"
     if damage == "truncated":
         (newest / "weights.pt").write_bytes(b"w" * 10)
+    elif damage == "longer":
+        (newest / "weights.pt").write_bytes((newest / "weights.pt").read_bytes() + b"w")
     elif damage == "missing":
         (newest / "weights.pt").unlink()
     elif damage == "no manifest":

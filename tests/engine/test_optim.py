@@ -79,6 +79,12 @@ def test_the_optimizer_follows_the_schedule_per_step():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5])
 
 
+def test_adamw_has_the_recipes_betas_and_eps():
+    section = OptimConfig(betas=(0.7, 0.8), eps=1e-3)
+    optimizer = build_optimizer(nn.Linear(2, 2), section, 256, fused=False)
+    assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.7, 0.8), 1e-3)}
+
+
 def test_sgd_is_torchs():
     torch.manual_seed(0)
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)

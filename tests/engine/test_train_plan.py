@@ -34,3 +34,20 @@ def test_ade20ks_recipes_evaluate_every_16000_steps_and_not_just_before_the_end(
 def test_zero_evaluates_at_the_end_only_and_a_batch_above_an_epoch_at_every_step() -> None:
     assert evaluations(103, 0, 8, 90) == []
     assert evaluations(10, 1, 64, 5) == [1, 2, 3, 4]
+
+
+def test_the_first_each_nth_and_the_last_step_are_logged() -> None:
+    plan = TrainPlan(total_steps=11, global_batch_size=8, grad_accum_steps=1, log_every_steps=4, save_every_steps=100)
+    assert [step for step in range(1, 12) if plan.logs_at(step)] == [1, 4, 8, 11]
+
+
+def test_each_nth_step_the_last_and_the_one_to_stop_after_are_saved() -> None:
+    plan = TrainPlan(11, 8, 1, log_every_steps=100, save_every_steps=4, stop_after_step=6)
+    assert [step for step in range(1, 12) if plan.saves_at(step)] == [4, 6, 8, 11]
+    assert [step for step in range(1, 12) if plan.stops_at(step)] == [6, 7, 8, 9, 10, 11]  # also one that goes on there
+    assert not any(TrainPlan(11, 8, 1, 1, 1).stops_at(step) for step in range(12))
+
+
+def test_what_is_logged_saved_or_judged_is_looked_at_before() -> None:
+    plan = TrainPlan(20, 8, 1, log_every_steps=19, save_every_steps=6, stop_after_step=9, eval_every_images=40)
+    assert [step for step in range(1, 21) if plan.shows_at(step)] == [1, 5, 6, 9, 10, 12, 15, 18, 19, 20]
