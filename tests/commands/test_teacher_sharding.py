@@ -16,8 +16,13 @@ def cost(share: float, gather: float = 1.0, forward: float = 2.0, ranks: int = 8
     [
         (cost(0.006), "replicate", "memory is no reason to cut"),
         (cost(0.006, gather=0.001), "replicate", "memory is no reason to cut"),
+        (cost(0.1), "replicate", "memory is no reason to cut"),
+        (cost(0.11), "zero3", "hides behind the arithmetic"),
         (cost(0.3), "zero3", "hides behind the arithmetic"),
+        (cost(0.3, gather=2.0), "zero3", "hides behind the arithmetic"),
         (cost(0.3, gather=3.0), "replicate", "does not hide"),
+        (cost(0.5, gather=3.0), "replicate", "does not hide"),
+        (cost(0.51, gather=3.0), "zero3", "the student needs the memory"),
         (cost(0.6, gather=3.0), "zero3", "the student needs the memory"),
         (cost(0.6, ranks=1), "replicate", "one rank"),
     ],

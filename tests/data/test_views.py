@@ -92,6 +92,17 @@ def test_a_box_never_leaves_the_image() -> None:
         assert crop_height > 0 and crop_width > 0
 
 
+def test_a_box_reaches_the_last_row_and_column() -> None:
+    quarter = CropSpec(64, scale=(0.25, 0.25), ratio=(1.0, 1.0))
+    for place, first in ((0.0, 0), (1 - 2**-24, 5)):  # the smallest and the largest number that is drawn
+        assert crop_box(10, 10, quarter, [0.5] * 20 + [place, place, 0.0, 0.0]) == (first, first, 5, 5)
+
+
+def test_a_ratio_is_width_over_height() -> None:
+    wide = CropSpec(64, scale=(0.25, 0.25), ratio=(4.0, 4.0))
+    assert crop_box(100, 100, wide, [0.5] * 24)[2:] == (25, 100)
+
+
 def photograph(height: int, width: int) -> torch.Tensor:
     """Smooth colours with hard edges, which make bicubic overshoot; channels-last, as a decoder gives it."""
     generator = torch.Generator().manual_seed(height * width)
