@@ -55,10 +55,11 @@ def test_patch_mean_leaves_the_class_token_out() -> None:
 
 
 def test_the_encoder_is_asked_in_evaluation_mode_and_left_as_it_was() -> None:
-    encoder = ChannelMeans().train()
-    extract_features(encoder, make_batches(), CPU)
-    assert set(encoder.modes_seen) == {(False, False)}
-    assert encoder.training
+    for training in (True, False):
+        encoder = ChannelMeans().train(training)
+        extract_features(encoder, make_batches(), CPU)
+        assert set(encoder.modes_seen) == {(False, False)}
+        assert encoder.training is training
 
 
 def test_features_are_the_same_at_any_batch_size() -> None:

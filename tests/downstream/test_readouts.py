@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
+from dmt_ds.downstream import readouts as module
+from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.features import Features
 from dmt_ds.downstream.readouts import Scores, frozen_readouts
 from dmt_ds.errors import DataError
@@ -38,6 +40,20 @@ def test_each_kind_of_feature_has_scores_of_its_own() -> None:
             name, patch_name = f"eval/{readout}_{top}", f"eval/{readout}_patch_{top}"
             assert by_class[name] > 0.9 > chance > by_class[patch_name]
             assert by_patches[patch_name] == by_class[name] and by_patches[name] == by_class[patch_name]
+
+
+def test_the_probes_settings_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def scores(*arguments: object) -> Accuracy:
+        asked.append(arguments[4:])
+        return Accuracy(0.0, 0.0)
+
+    monkeypatch.setattr(module, "linear_scores", scores)
+    features, labels = clusters(0, 60)
+    images = Features(features, features.clone(), labels)
+    frozen_readouts(images, images, NUM_CLASSES, KnnConfig(), LinearConfig(weight_decay=0.5, max_iterations=7), CPU)
+    assert asked == [(0.5, 7, NUM_CLASSES)] * 2
 
 
 def test_there_are_nine_scores() -> None:

@@ -98,6 +98,27 @@ def test_each_stage_takes_the_boxes_of_the_one_before_and_scores_are_averaged() 
         assert torch.allclose(found[0]["scores"][found[0]["labels"] == label], expected[label], atol=1e-5)
 
 
+def test_a_later_stage_learns_from_the_boxes_that_the_one_before_has_moved() -> None:
+    three = cascade()
+    seen: list[list[Tensor]] = []
+    for number, stage in enumerate(three.stages):
+        stage.box_roi_pool = Watched(stage.box_roi_pool, seen)
+        with torch.no_grad():
+            correction = stage.box_predictor.layers.bbox_pred
+            correction.weight.zero_()
+            correction.bias.zero_()
+            correction.bias[0] = STAGES[number][1][0] / 2  # to the right by half of the width
+    three(*inputs(), tiny.targets())
+    annotated = tiny.targets()[0]["boxes"]
+    for before, after in ((seen[0][0], seen[1][0]), (seen[1][0], seen[2][0])):
+        moved = before + torch.tensor([1.0, 0, 1, 0]) * (before[:, 2] - before[:, 0])[:, None] / 2
+        moved[:, 0::2] = moved[:, 0::2].clamp(0, 60)
+        moved[:, 1::2] = moved[:, 1::2].clamp(0, 48)
+        differences = (after[:, None] - torch.cat([moved, annotated])).abs().amax(dim=2)  # [after, any of these]
+        assert differences.amin(dim=1).max() < 1e-3
+        assert len(after) > len(annotated)
+
+
 class Watched(torch.nn.Module):
     def __init__(self, pool: torch.nn.Module, seen: list[list[Tensor]]) -> None:
         super().__init__()

@@ -42,6 +42,11 @@ def test_boxes_and_masks_are_in_pixels_of_the_file_and_ids_are_the_jsons() -> No
     assert mask[20:40, 10:30].all() and mask.sum() == 400
 
 
+def test_each_side_is_scaled_by_its_own_factor() -> None:
+    (only,) = results_of(found([20, 40, 60, 80]), (200, 100), (100, 100), 42, [3])
+    assert only["bbox"] == [20, 20, 40, 20]
+
+
 def test_masks_are_the_same_however_many_of_them_are_put_into_the_image_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
