@@ -293,3 +293,10 @@ def test_centred_works_on_tokens_made_in_inference_mode() -> None:
         fuse(plain, teacher_tokens(seed=step + 10))
         plain.after_step()
         torch.testing.assert_close(fused.clone(), expected)
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0, 3.0])
+def test_the_first_teachers_weight_counts_below_1_too(weight: float) -> None:
+    first, second = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    fused = TokenFusion("sum", {"a": weight, "b": 0.5}, {})([("a", first), ("b", second)])["fused"]
+    torch.testing.assert_close(fused, weight * first + 0.5 * second)
