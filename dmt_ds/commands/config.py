@@ -81,7 +81,7 @@ def _entry_lines(annotation: object, indent: str) -> Iterator[str]:
         yield f"{indent}# NAME:"
         for name, field in section.model_fields.items():
             if isinstance(field.default, BaseModel):
-                yield f"{indent}#   {name}: {{}}  # settings as under {name}, whose values stand for those not given"
+                yield f"{indent}#   {name}: {{}}  # as in section {name}, whose values are the defaults"
                 continue
             default = "..." if field.is_required() else _inline(field.default)
             yield f"{indent}#   {name}: {default}  # {_in_one_line(field.description)}"

@@ -199,8 +199,8 @@ def _untrainable(config: Json) -> Iterator[str]:
     offloads = _offload_device(zero, "offload_optimizer") != "none"
     if offloads and config.get("zero_force_ds_cpu_optimizer", True) is not False:
         yield (
-            "zero_optimization.offload_optimizer: DeepSpeed wants an AdamW there that it compiles; add "
-            '"zero_force_ds_cpu_optimizer": false at the top to have torch\'s on the CPU, or take it out'
+            "zero_optimization.offload_optimizer: DeepSpeed needs its own compiled AdamW there; add "
+            '"zero_force_ds_cpu_optimizer": false at the top to use torch\'s on the CPU, or take it out'
         )
 
 

@@ -21,18 +21,18 @@ class KnnConfig(Section):
     k: Count = 20
     """Neighbours that vote."""
     temperature: Positive = 0.07
-    """Of the votes' weights exp(cosine / T)."""
+    """Temperature T of the votes' weights exp(cosine / T)."""
     features: Literal["class", "patch_mean"] = "class"
     """What `dmt-ds knn` compares: the class token, or the mean of the patch tokens; after the final norm, without
     adapter. `dmt-ds evaluate` judges both."""
     batch_size: Count = 256
-    """Images at once while features are taken, for every readout."""
+    """Images per batch when features are computed, for every readout."""
 
 
 class LinearConfig(Section):
     """Softmax regression on frozen, standardised features: the minimum of a convex loss, found by L-BFGS."""
 
     weight_decay: Positive = 1e-4
-    """Half of it times the squared weights is added to the mean cross-entropy; the bias has none."""
+    """L2 penalty: half of it times the squared weights is added to the mean cross-entropy; the bias has none."""
     max_iterations: Count = 300
-    """Steps of L-BFGS, each one or a few passes over all features; fewer where the minimum is reached before."""
+    """Most steps of L-BFGS, each one or a few passes over all features; it stops earlier at the minimum."""

@@ -18,7 +18,7 @@ from dmt_ds.config.section import (
 
 
 class AugmentConfig(Section):
-    """What happens to the student's pixels on the device, after the shared crop; strengths as torchvision has them."""
+    """What is done to the student's pixels on the device after the shared crop; strengths as in torchvision."""
 
     mean: Triple = IMAGENET_MEAN
     """Normalisation of the student's input, per channel of pixels in 0..1."""
@@ -31,7 +31,7 @@ class AugmentConfig(Section):
     saturation: NonNegative = 0.4
     """Factor drawn from [1 - s, 1 + s] for each image."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Turn of the hue, drawn from [-h, h] of a full circle."""
+    """Shift of the hue, drawn from [-h, h] of a full circle."""
     jitter_probability: Fraction = 1.0
     """Share of images that are jittered at all."""
     grayscale_probability: Fraction = 0.0
@@ -50,7 +50,7 @@ _SECOND_VIEW = _FIRST_VIEW.model_copy(update={"blur_probability": 0.1, "solarize
 
 
 class DistillConfig(Section):
-    """The objective: the paper's eq. 2, 3 and 4 and the variants beside them."""
+    """The objective: equations 2, 3 and 4 of the paper, and variants of them."""
 
     divergence: Literal["kl", "mse"] = "kl"
     """`kl` of softmaxed tokens, or `mse` of the tokens themselves (Table 3)."""
@@ -61,11 +61,11 @@ class DistillConfig(Section):
     sfd_weight: NonNegative = 1.0
     """Weight of spatial fusion distillation (softmax over positions); 0 leaves it out."""
     fusion: Literal["sum", "mean", "unit_std", "centred", "concat"] = "sum"
-    """How teachers become one target; `concat` keeps them apart: one adapter and one pair of losses each."""
+    """How the teachers become one target; `concat` keeps them apart, with an adapter and a pair of losses for each."""
     centring_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Momentum, per step, of the running channel means that `centred` subtracts."""
     kernel: Literal["auto", "eager", "chunked", "triton"] = "auto"
-    """How both KL losses are computed: as written (`eager`), or at once with a hand-derived gradient, image by image
+    """How both KL losses are computed: as written (`eager`), or together with a hand-derived gradient, image by image
     (`chunked`) or on CUDA (`triton`); the numbers are the same."""
 
     @model_validator(mode="after")
@@ -87,16 +87,16 @@ class MaeConfig(Section):
     decoder_num_heads: Count = 16
     """Heads of the decoder."""
     normalize_pixels: bool = True
-    """Each patch of the target has its own mean and standard deviation removed."""
+    """Normalise each patch of the target by its own mean and standard deviation."""
 
 
 class MocoV3Config(Section):
     """Momentum contrast for ViTs (Chen et al., 2021)."""
 
     temperature: Positive = 0.2
-    """Of the contrastive softmax."""
+    """Temperature of the contrastive softmax."""
     momentum: Fraction = 0.99
-    """Of the key encoder at the start; rises to 1 by a half cosine."""
+    """Momentum of the key encoder at the start; rises to 1 along half a cosine."""
     hidden_dim: Count = 4096
     """Width of the MLP heads' hidden layers."""
     output_dim: Count = 256
@@ -110,32 +110,32 @@ class MocoV3Config(Section):
 
 
 class IbotConfig(Section):
-    """Image BERT with online tokenizer (Zhou et al., 2022); `task: dino` is it without masks (Caron et al., 2021)."""
+    """Image BERT with online tokenizer (Zhou et al., 2022); without masks it is `task: dino` (Caron et al., 2021)."""
 
     output_dim: Count = 8192
-    """Prototypes of the head, shared by class and patch tokens."""
+    """Number of prototypes of the head, which class and patch tokens share."""
     hidden_dim: Count = 2048
     """Width of the head's hidden layers."""
     bottleneck_dim: Count = 256
     """Width before the prototypes."""
     head_batch_norm: bool = False
-    """Batch norm in the head: helps small data against the uniform collapse."""
+    """Batch norm in the head: helps against collapse to uniform outputs on small data."""
     student_temperature: Positive = 0.1
-    """Of the student's softmax."""
+    """Temperature of the student's softmax."""
     teacher_temperature: Positive = 0.04
-    """Of the momentum teacher's softmax, class token, at the start of training."""
+    """Temperature of the momentum teacher's softmax for the class token, at the start of training."""
     teacher_temperature_final: Positive = 0.07
-    """The same after its warm-up."""
+    """The temperature for the class token after its warm-up."""
     teacher_patch_temperature: Positive = 0.04
-    """Of the momentum teacher's softmax, patch tokens, at the start of training."""
+    """Temperature of the momentum teacher's softmax for patch tokens, at the start of training."""
     teacher_patch_temperature_final: Positive = 0.07
-    """The same after its warm-up."""
+    """The temperature for patch tokens after its warm-up."""
     teacher_temperature_warmup: Fraction = 0.3
     """Share of the run over which both temperatures rise."""
     center_momentum: Fraction = 0.9
-    """Of the running mean that is subtracted from the momentum teacher's outputs."""
+    """Momentum of the running mean that is subtracted from the momentum teacher's outputs."""
     momentum: Fraction = 0.996
-    """Of the momentum teacher at the start; rises to 1 by a half cosine."""
+    """Momentum of the momentum teacher at the start; rises to 1 along half a cosine."""
     patch_loss_weight: NonNegative = 1.0
     """Weight of the masked-patch loss; 0 is DINO."""
     mask_ratio: tuple[Fraction, Fraction] = (0.1, 0.5)
@@ -143,17 +143,17 @@ class IbotConfig(Section):
     mask_probability: Fraction = 0.5
     """Share of the images that are masked."""
     mask_shape: Literal["block", "random"] = "block"
-    """Patches are hidden by rectangles, or one by one."""
+    """Hide patches in rectangles (`block`) or one by one (`random`)."""
     freeze_last_layer: Fraction = 0.01
-    """Share of the run during which the prototypes stay as they are; AdamW's moments follow their gradient."""
+    """Share of the run during which the prototypes stay frozen; AdamW's moments still follow their gradient."""
     global_crop_scale: tuple[Fraction, Fraction] = (0.25, 1.0)
-    """Area of the two large crops."""
+    """Range of the area of the two large crops, as a share of the image's."""
     local_crops: Annotated[int, Field(ge=0)] = 10
-    """Small crops an image, seen by the student only."""
+    """Number of small crops per image, which only the student sees."""
     local_crop_size: Count = 96
-    """Side of the small crops, in pixels; a multiple of the patch."""
+    """Side of the small crops, in pixels; a multiple of the patch size."""
     local_crop_scale: tuple[Fraction, Fraction] = (0.05, 0.25)
-    """Area of the small crops."""
+    """Range of the area of the small crops, as a share of the image's."""
     view_1: AugmentConfig = _FIRST_VIEW
     """Augmentation of the first large crop."""
     view_2: AugmentConfig = _SECOND_VIEW
@@ -171,7 +171,7 @@ class IbotConfig(Section):
 
 
 class TinyMimConfig(Section):
-    """TinyMIM (Ren et al., 2023): relations inside the last block's attention; several teachers make it m-TinyMIM."""
+    """TinyMIM (Ren et al., 2023): relations in the last block's attention; with several teachers it is m-TinyMIM."""
 
     qk_weight: NonNegative = 1.0
     """Weight of the loss on softmax(Q K^T / sqrt(d)); 0 leaves it out."""
@@ -189,16 +189,16 @@ class ClassifyConfig(Section):
     """Training with labels: from scratch (DeiT's recipe; Touvron et al., 2021), or from `student.init_from`."""
 
     pooling: Literal["class", "patch_mean"] = "class"
-    """What the head sees, by the ViT's own final LayerNorm: the class token after it, or the mean of the patch tokens
-    before it, normed then (MAE's and timm's `fc_norm`)."""
+    """What the head sees: the class token after the ViT's final LayerNorm, or the mean of the patch tokens before it,
+    which that LayerNorm then normalises (MAE's and timm's `fc_norm`)."""
     frozen: bool = False
-    """Train the head alone, on features with batch norm before it (MAE's linear probe); the encoder stays as it is."""
+    """Train only the head, with batch norm before it (MAE's linear probe); the encoder stays as it is."""
     head_std: Positive | None = None
-    """Standard deviation of the head's first weights; null takes 2e-5 on given weights, so that they are not torn at
-    first (MAE's and TinyMIM's), 0.02 on random ones (DeiT's), and 0.01 on frozen ones (MAE's probe)."""
+    """Standard deviation of the head's initial weights; null takes 2e-5 on pretrained weights, so that first updates
+    don't damage them (MAE's and TinyMIM's), 0.02 on random ones (DeiT's) and 0.01 on frozen ones (MAE's probe)."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum, a step, of a running mean of the weights that is judged beside them, as `eval/ema_top1`, and published
-    in their place; 0 keeps none."""
+    """Momentum, per step, of a running mean of the weights, which is evaluated too, as `eval/ema_top1`, and published
+    instead of them; 0 keeps none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target that is spread over all classes."""
     mixup: NonNegative = 0.8
@@ -208,14 +208,14 @@ class ClassifyConfig(Section):
     mix_probability: Fraction = 1.0
     """Share of the images that are mixed or pasted into."""
     cutmix_share: Fraction = 0.5
-    """Share of these that get a rectangle, where both are on."""
+    """Share of these that get a rectangle (cutmix) when mixup is on too."""
     rand_augment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
-    """Of RandAugment's two operations an image, each done with probability 1/2 (timm's rand-m9-mstd0.5-inc1); 0 leaves
-    it out. In the loader: 1 to 2 ms of CPU an image of 224 pixels."""
+    """Magnitude of RandAugment: two operations per image, each applied with probability 1/2 (timm's
+    rand-m9-mstd0.5-inc1); 0 leaves it out. Costs the loader 1 to 2 ms of CPU per image of 224 pixels."""
     rand_augment_std: NonNegative = 0.5
     """Standard deviation of that magnitude."""
     erasing: Fraction = 0.25
-    """Share of the images of which a rectangle (2 to 33 % of the area) becomes noise."""
+    """Share of the images in which a rectangle (2 to 33 % of the area) is replaced by noise."""
 
     @model_validator(mode="after")
     def _a_head_alone_has_no_average(self) -> "ClassifyConfig":

@@ -62,7 +62,7 @@ class DataConfig(Section):
     """`folder`: train/CLASS/*.jpg and val/CLASS/*.jpg; `parquet`, `webdataset`, `hub`: through `datasets`; `digits`:
     scikit-learn's, offline."""
     path: str | None = None
-    """Folder, glob of files, or hub id; not used by `digits`."""
+    """Folder, glob pattern of files, or hub id; not used by `digits`."""
     train_split: str = "train"
     """Name of the training split (of the folder, for `folder`)."""
     val_split: str = "validation"
@@ -70,26 +70,27 @@ class DataConfig(Section):
     image_column: str = "image"
     """Column with the images; webdataset: the file ending, such as `jpg`."""
     label_column: str | None = "label"
-    """Column with class numbers; null where there is none."""
+    """Column with class numbers; null if there is none."""
     image_size: Annotated[int, Field(ge=8)] = 224
     """Side of the crop, in pixels; teachers and student must fit it."""
     crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
-    """Range of the crop's share of the image's area."""
+    """Range of the crop's area, as a share of the image's."""
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    """Range of the crop's width over height."""
+    """Range of the crop's aspect ratio, width / height."""
     interpolation: Interpolation = "bicubic"
     """Resampling, always with antialiasing."""
     horizontal_flip: Fraction = 0.5
-    """Probability of a mirrored crop; 0 where left and right mean something (digits)."""
+    """Probability of mirroring the crop; set 0 where left and right matter (digits)."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Crops are turned by up to this angle either way."""
+    """Crops are rotated by up to this angle in either direction."""
     num_workers: Workers = "auto"
-    """Loader processes a rank, never more than its CPU cores; `auto`: one a core, less one for training, 16 at most; 0
+    """Loader processes per rank, at most its CPU cores; `auto`: one per core minus one for training, at most 16; 0
     decodes in the training process."""
     bad_images: BadImages = "stop"
-    """An unreadable image stops the run, or is named in the log and another takes its place; not if a disk failed."""
+    """What happens to an unreadable image: `stop` ends the run, `skip` logs it and uses another in its place. A failing
+    disk ends the run either way."""
     max_train_images: Count | None = None
-    """Use only so many training images, evenly spaced over the split (of COCO the first): for a trial run."""
+    """Use at most this many training images, evenly spaced over the split (the first ones of COCO): for a trial run."""
 
     @model_validator(mode="after")
     def _path_is_there_when_needed(self) -> "DataConfig":
@@ -114,17 +115,18 @@ class StudentConfig(Section):
     num_heads: Count | None = None
     """Heads; null takes the architecture's."""
     last_block_num_heads: Count | None = None
-    """Heads of the last block; null: as the others, or as the teachers' for tinymim."""
+    """Heads of the last block; null: as many as in the other blocks, or, for tinymim, as the teachers have."""
     positions: Literal["sincos", "learned"] = "sincos"
     """Fixed sine-cosine positions, or learned ones."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Probability that a residual branch is dropped for an image; in which block, `drop_path_rule` says."""
+    """Probability that a residual branch is dropped for an image; `drop_path_rule` spreads it over the blocks."""
     drop_path_rule: Literal["constant", "linear"] = "constant"
-    """The same in all blocks and 0 in the last, as TinyMIM distils; or rising from 0 to it in the last, as all else."""
+    """`constant`: the same in all blocks but the last, which has 0, as TinyMIM distils; `linear`: rises from 0 in the
+    first block to `drop_path` in the last, as in other methods."""
     adapter: Literal["auto", "linear", "ln_linear", "mlp", "identity"] = "auto"
-    """Student tokens -> teacher width; `auto` is `linear`, or `identity` where the widths agree."""
+    """Maps student tokens to the teacher's width; `auto` is `linear`, or `identity` if the widths are equal."""
     init_from: str | None = None
-    """Weights to start from, written as a teacher's `source`; null starts from random ones."""
+    """Weights to start from, in the form of a teacher's `source`; null starts from random weights."""
 
 
 class TrainConfig(Section):
@@ -133,38 +135,39 @@ class TrainConfig(Section):
     epochs: Positive | None = 300.0
     """Passes over the data; give this or `steps`."""
     steps: Annotated[int, Field(ge=0)] | None = None
-    """Optimizer updates; wins over `epochs`. 0 leaves the encoder as it starts: the untrained baseline."""
+    """Optimizer updates; overrides `epochs`. 0 leaves the encoder as initialised: the untrained baseline."""
     global_batch_size: Count = 4096
-    """Images an update, over all ranks and accumulation steps, exactly."""
+    """Images per update, exactly, over all ranks and accumulation steps."""
     micro_batch_size: Count = 128
-    """Images a rank takes at once; accumulation is derived from it."""
+    """Images per rank and forward pass; the number of accumulation steps is derived from it."""
     deepspeed: str = "student_zero2_bf16"
-    """DeepSpeed JSON of the student: a name in ds_configs/ or a path. It owns ZeRO stage, precision and offload."""
+    """DeepSpeed JSON of the student: a name in ds_configs/ or a path. It sets ZeRO stage, precision and offload."""
     log_every_steps: Count = 20
-    """Steps between two points in the log and in MLflow; metrics are read from the device only then."""
+    """Steps between two points in the log and in MLflow; only then are metrics read from the device."""
     save_every_steps: Count = 1000
-    """Steps between two checkpoints; there is always one at the end and one on a signal."""
+    """Steps between two checkpoints; one is also saved at the end, and on a signal."""
     eval_every_epochs: NonNegative = 0.0
-    """Passes over the data between two evaluations of a task that learns labels; 0 evaluates at the end only."""
+    """Passes over the data between two evaluations, in tasks that learn from labels; 0 evaluates only at the end."""
     keep_checkpoints: Count = 2
-    """Complete checkpoints that stay on disk."""
+    """Complete checkpoints to keep on disk."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto` goes on from the newest complete checkpoint of output_dir; `never` refuses to start where there is one."""
+    """`auto` resumes from the newest complete checkpoint in output_dir; `never` refuses to start if there is one."""
     accept_changes: tuple[Literal["code", "recipe", "teachers", "data"], ...] = ()
-    """A restart with other code, settings, teachers or data is refused with the difference, but for what is named."""
+    """Differences to accept when resuming. Any other change of code, recipe, teachers or data is refused, and the
+    difference is shown."""
     stop_after_step: Count | None = None
-    """This start ends, saved, once so many steps of the run are done, whose schedule stays: for runs in slices. A start
-    that finds them done ends at once."""
+    """Save and exit after this step of the run without changing its schedule, to train in slices. If the step has been
+    reached already, exit at once."""
     hang_timeout_seconds: Positive = 1800.0
-    """A rank that makes no step for so long dumps all stacks and ends the job."""
+    """If a rank makes no step for this many seconds, it dumps all stacks and ends the job."""
     compile: bool = False
-    """torch.compile the student; without effect where it can't run (no CUDA, or a node without a C compiler) and for
+    """torch.compile the student; has no effect where it can't run (no CUDA, or a node without a C compiler) and for
     task tinymim."""
     deterministic: bool = False
-    """Only kernels that give the same bits each time, or an error that names the one that can't; slower on CUDA.
-    A run then goes on with other versions of libraries only where accept_changes names code."""
+    """Use only kernels that give the same bits each time; an operation that has none is an error. Slower on CUDA. Such
+    a run resumes with other versions of libraries only if accept_changes has `code`."""
     profile_steps: tuple[Count, Count] | None = None
-    """First and last update that rank 0 looks at closely: a trace and a table of where the time went, in `profile/`."""
+    """First and last update that rank 0 profiles: a trace, and a table of where the time went, in `profile/`."""
 
     @model_validator(mode="after")
     def _profiled_steps_in_order(self) -> "TrainConfig":
@@ -180,7 +183,7 @@ class TrainConfig(Section):
 
 
 class FamilyMember(Section):
-    """One student of a family; what it does not say is as in the run's own `student`, `optim` and `train.deepspeed`."""
+    """One student of a family; what it leaves out is taken from the run's own `student`, `optim`, `train.deepspeed`."""
 
     student: StudentConfig = StudentConfig()
     optim: OptimConfig = OptimConfig()
@@ -193,19 +196,19 @@ class RunConfig(Section):
 
     task: Task = "dmt"
     """`dmt` and `tinymim` distil; `mae`, `moco_v3`, `ibot` and `dino` make teachers; `classify`, `segment` and
-    `detect` train with labels: of images, of pixels, of objects."""
+    `detect` train with labels of images, of pixels, of objects."""
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run: letters, digits, `.`, `_`, `-`."""
     output_dir: str = "runs/{name}"
     """Folder of the run; `{name}` and `{seed}` are filled in."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of weights, order of images, crops, masks."""
+    """Seed for initial weights, image order, crops and masks."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     teachers: TeachersConfig = TeachersConfig()
     student: StudentConfig = StudentConfig()
     family: dict[str, FamilyMember] = Field(default={})
-    """Name -> student, all taught by one pass of the teachers; a list names architectures: `[vit_tiny, vit_small]`."""
+    """Name -> student, all trained on one pass of the teachers; or a list of architectures: `[vit_tiny, vit_small]`."""
     distill: DistillConfig = DistillConfig()
     tinymim: TinyMimConfig = TinyMimConfig()
     mae: MaeConfig = MaeConfig()

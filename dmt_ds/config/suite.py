@@ -1,4 +1,4 @@
-"""What a suite file may say: named variants of a recipe, seeds, teachers, a grid to tune; resolves no run."""
+"""What a suite file may contain: named variants of a recipe, seeds, teachers, a grid to tune; resolves no run."""
 
 import difflib
 import re
@@ -21,54 +21,54 @@ FOLDERS = ("teachers", "tune")
 
 
 class RunSpec(Section):
-    """One kind of run: a recipe and what it has otherwise."""
+    """One kind of run: a recipe and its overrides."""
 
     recipe: str | None = None
-    """Shipped recipe, or a file (a path beside the suite's file, or from here); null takes the suite's."""
+    """Shipped recipe, or a file (relative to the suite's file or to the working directory); null takes the suite's."""
     set: dict[str, Any] = Field(default={})
-    """Overrides with dotted keys, over the suite's own."""
+    """Overrides with dotted keys, on top of the suite's own."""
 
 
 class FollowUpSpec(RunSpec):
-    """What is done with the encoder of every variant's run: trained on, by a recipe of its own."""
+    """Further training of the encoder of every variant's run, by a recipe of its own."""
 
     recipe: str
-    """As of a run; the suite's own does not stand in."""
+    """As for a run, but the suite's own recipe is not the default."""
     set: dict[str, Any] = Field(default={})
-    """Overrides with dotted keys; the suite's own `set` is not for it. On the command line `segment.set.KEY=VALUE`, and
-    so on, wins over it."""
+    """Overrides with dotted keys; the suite's own `set` does not apply here. On the command line
+    `segment.set.KEY=VALUE` and the like override it."""
 
 
 class VariantSpec(RunSpec):
     """One system of the comparison, trained with every seed."""
 
     title: str | None = None
-    """What tables call it; null takes its name."""
+    """Its name in tables; null takes the variant's name."""
     paper: str | None = None
-    """The paper's number, as it prints it; what it measures is said in the suite's `paper`."""
+    """The number that the paper reports, as printed; the suite's `paper` explains what it measures."""
     tune: bool = True
     """Whether it takes part in the suite's tuning."""
     finetune: bool = True
-    """Whether its encoders are fine-tuned, where the suite does that."""
+    """Whether its encoders are fine-tuned, if the suite does that."""
     segment: bool = True
-    """Whether its encoders are put under UPerNet, where the suite does that."""
+    """Whether its encoders are trained for segmentation under UPerNet, if the suite does that."""
     detect: bool = True
-    """Whether its encoders are put under a detector, where the suite does that."""
+    """Whether its encoders are trained for detection, if the suite does that."""
 
 
 class TuneSpec(Section):
-    """One setting chosen for each variant before its seeds, on a seed that they don't use."""
+    """One setting, chosen for each variant before its seeds are trained, with a seed that they don't use."""
 
     key: str = "optim.base_lr"
-    """The setting, with dots."""
+    """Dotted key of the setting."""
     values: tuple[float, ...]
-    """What is tried, each in a run."""
+    """Values to try, one run each."""
     seed: int = 100
-    """Of these runs; none of the suite's `seeds`."""
+    """Seed of these runs; not one of the suite's `seeds`."""
     set: dict[str, Any] = Field(default={})
-    """Overrides of these runs, over the variant's: a shorter training."""
+    """Overrides of these runs, on top of the variant's, such as a shorter training."""
     metric: str = "eval/select_knn_top1"
-    """Chooses the value: higher is better. It must not look at validation images."""
+    """Metric that chooses the value: higher is better. It must not use validation images."""
 
 
 class PaperSpec(Section):
@@ -84,28 +84,28 @@ class Suite(Section):
     name: str = Field(pattern=rf"^{NAME.pattern}$")
     """Letters, digits, `.`, `_`, `-`: experiment and parent run in MLflow, and folder of the runs."""
     recipe: str | None = None
-    """Recipe of every run that does not say another one."""
+    """Recipe of every run that names no other."""
     seeds: tuple[int, ...] = Field(min_length=1)
-    """Each variant is trained with each."""
+    """Each variant is trained once with each of these seeds."""
     set: dict[str, Any] = Field(default={})
-    """Overrides of all runs, below each variant's own; `{teachers}` stands for the folder of the teachers' runs."""
+    """Overrides of all runs; a variant's own take precedence; `{teachers}` is the folder of the teachers' runs."""
     teachers: dict[str, RunSpec] = Field(default={})
-    """Name -> run that others start from, made first, once."""
+    """Name -> run that trains a teacher of other runs; made first, once."""
     tune: TuneSpec | None = None
     """Null tunes nothing."""
     variants: dict[str, VariantSpec] = Field(min_length=1)
-    """Name -> what is compared."""
+    """Name -> system to compare."""
     finetune: FollowUpSpec | None = None
-    """Recipe of task `classify` by which the encoder of a variant's run is fine-tuned after it was judged, on the run's
-    images and with its seed; null fine-tunes nothing."""
+    """Recipe of task `classify` with which the encoder of each variant's run is fine-tuned after its evaluation, on the
+    run's images and with its seed; null fine-tunes nothing."""
     segment: FollowUpSpec | None = None
-    """Recipe of task `segment` by which that encoder is put under UPerNet after that, with the run's seed, on images
+    """Recipe of task `segment` with which that encoder is then trained under UPerNet, with the run's seed, on images
     that this recipe and its `set` name, never the run's; null segments nothing."""
     detect: FollowUpSpec | None = None
-    """Recipe of task `detect` by which that encoder is put under a detector after that, on images of its own too; null
+    """Recipe of task `detect` with which that encoder is then trained under a detector, also on images of its own; null
     detects nothing."""
     paper: PaperSpec | None = None
-    """Null where no variant has a number of the paper's."""
+    """Null if no variant has a number from the paper."""
 
     @field_validator("teachers", "variants", mode="before")
     @classmethod
@@ -163,7 +163,7 @@ class SuiteFile(Section):
         recipe = spec.recipe or self.suite.recipe
         if recipe is None:
             raise ConfigError(
-                f"{self.label}: {where}.recipe: is missing, and the suite has none for all: give recipe=..."
+                f"{self.label}: {where}.recipe: is missing, and the suite has none for all runs: give recipe=..."
             )
         beside = self.path.parent / recipe
         if "/" in recipe or recipe.endswith(".yaml"):

@@ -185,7 +185,7 @@ def _unused(plan: SuitePlan, tasks: Collection[Task]) -> Iterator[str]:
         if not users or set(users) & set(tasks):
             continue
         meant = [f"{kind.name}.set.{setting}" for kind, _ in asked_for(plan.file.suite) if kind.task in users]
-        remedy = f"for what is done with their encoders give {meant[0]}" if meant else "take it out"
+        remedy = f"for the further training of their encoders give {meant[0]}" if meant else "take it out"
         yield f"{COMMAND_LINE}: {key}: no run of the suite is of task {' or '.join(users)}; {remedy}"
 
 

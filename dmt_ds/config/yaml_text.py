@@ -33,7 +33,7 @@ class _TextLoader(yaml.SafeLoader):
         """As SafeLoader has it, but nothing that holds itself, which no walk over settings would end in."""
         node = super().compose_node(parent, index)
         if node is not None and node.end_mark is None:
-            raise yaml.MarkedYAMLError(None, None, "an anchor stands within itself", node.start_mark)
+            raise yaml.MarkedYAMLError(None, None, "an anchor contains itself", node.start_mark)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

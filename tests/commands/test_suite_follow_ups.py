@@ -143,7 +143,7 @@ def test_the_command_line_wins_over_what_the_file_says_of_them_and_is_for_no_run
     [
         (
             "segment.channels=64",
-            "task segment; for what is done with their encoders give segment.set.segment.channels=64",
+            "task segment; for the further training of their encoders give segment.set.segment.channels=64",
         ),
         ("classify.frozen=true", "task classify; take it out"),
         ("ibot.output_dim=64", "task ibot or dino; take it out"),

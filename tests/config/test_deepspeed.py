@@ -147,7 +147,7 @@ def test_a_student_in_bf16_without_masters_is_refused_and_in_float32_it_is_not(t
 def test_an_offloaded_optimizer_must_be_torchs(tmp_path: Path) -> None:
     zero = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     (line,) = complaints(written(tmp_path, zero))
-    assert line.startswith("zero_optimization.offload_optimizer: DeepSpeed wants an AdamW there that it compiles; add ")
+    assert line.startswith("zero_optimization.offload_optimizer: DeepSpeed needs its own compiled AdamW there; add ")
     resolve_student(written(tmp_path, {**zero, "zero_force_ds_cpu_optimizer": False}), PLAN, 0.0)
     resolve_student(
         written(tmp_path, {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}}), PLAN, 0.0

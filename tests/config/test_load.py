@@ -160,10 +160,10 @@ def test_a_shipped_recipe_is_named_without_the_place_of_the_installation() -> No
         ("ibot.mask_ratio=[0.5, 0.1]", "ibot: mask_ratio [0.5, 0.1] is the wrong way round: [0.1, 0.5]"),
         ("ibot.global_crop_scale=[1, 0.3]", "ibot: global_crop_scale [1.0, 0.3] is the wrong way round: [0.3, 1.0]"),
         ("ibot.local_crop_scale=[0, 0]", "ibot: local_crop_scale [0.0, 0.0] holds nothing: end it above 0"),
-        ("teachers.use=[]", "teachers: use names no teacher: name some, or leave it out (null), which uses all"),
+        ("teachers.use=[]", "teachers: use names no teacher: name at least one, or leave it out (null) to use all"),
         (
             "teachers.use=[mae, mae]",
-            "teachers: use names 'mae' twice: keep one; teachers.models.mae.weight=2 counts it so",
+            "teachers: use names 'mae' twice: keep one; teachers.models.mae.weight=2 counts it twice",
         ),
         ("output_dir=", "output_dir: is empty: name the folder of the run; is a shell variable not set?"),
         ("optim=3", "optim=3: is a section; set its keys, such as optim.base_lr=..."),
@@ -279,7 +279,7 @@ def test_a_key_that_stands_twice_in_a_recipe_is_located(tmp_path: Path) -> None:
         ("optim:\n  ? {a: b}\n  : 1", "2:5: not valid YAML: a key must be text, not a list or mapping"),
         ("seed: !!timestamp x", "1:7: not valid YAML: tag !!timestamp has no use here: take it out"),
         ("optim: {eps: !!int x}", "1:14: not valid YAML: tag !!int has no use here: take it out"),
-        ("optim: &all {eps: *all}", "1:8: not valid YAML: an anchor stands within itself"),
+        ("optim: &all {eps: *all}", "1:8: not valid YAML: an anchor contains itself"),
     ],
 )
 def test_yaml_that_has_no_settings_in_it_is_located(tmp_path: Path, text: str, problem: str) -> None:
