@@ -1,7 +1,7 @@
-"""What all ranks learn of each update: whether it is sound, and whether one of them was asked to stop.
+"""What all ranks learn about each update: whether it is sound, and whether one of them was asked to stop.
 
 The ranks add their flags up on the device. The host may read the sum at once, or a step later, when the copy has long
-arrived while the device already works on the next step.
+arrived and the device already works on the next step.
 """
 
 import math
@@ -17,12 +17,12 @@ _NAMED_IMAGES = 4  # of each micro-batch, in messages
 
 
 class Verdict(NamedTuple):
-    """Flags of one update, a flag a learner but for `stop_asked`; all but the last are the same on every rank."""
+    """Flags of one update, one per learner except `stop_asked`; all but the last are the same on every rank."""
 
     loss_unsound: list[bool]
     """A loss of some rank is not finite."""
     gradient_unsound: list[bool]
-    """The gradient is not finite; False where DeepSpeed looks at it by itself, as it does but at ZeRO stage 0."""
+    """The gradient is not finite; always False where DeepSpeed itself checks the gradient in `step`."""
     stop_asked: bool
     """Some rank was asked to stop."""
     loss_unsound_here: list[bool]
@@ -30,7 +30,7 @@ class Verdict(NamedTuple):
 
 
 class Agreement:
-    """One update's flags on their way; making it is a collective call."""
+    """The flags of one update, in flight; the constructor is a collective call."""
 
     def __init__(
         self, step: int, rows: Sequence[Tensor], finite: Tensor, squared_norms: Tensor, stop_asked: bool
@@ -39,10 +39,10 @@ class Agreement:
 
         Args:
             step: number of the update, from 1.
-            rows: of the data set, those of each micro-batch, on the host; the first are remembered for messages.
-            finite: whether all losses of this rank are: [L] bool on the device, one a learner.
+            rows: data-set rows of each micro-batch, on the host; the first few are kept for error messages.
+            finite: whether all losses of this rank are finite: [L] bool on the device, one per learner.
             squared_norms: of this rank's part of each learner's gradient: [L] float32 on the device.
-            stop_asked: of this rank.
+            stop_asked: whether this rank was asked to stop.
         """
         self.step = step
         self.images: list[int] = [int(row) for batch in rows for row in batch[:_NAMED_IMAGES]]
@@ -52,9 +52,9 @@ class Agreement:
         count = len(here)
         summed = dist.sum_over_ranks(torch.cat([here, squared_norms, asked]))  # [2 L + 1]
         self.squared_norms = summed[count : 2 * count]
-        """Of the whole gradients: [L] float32 on the device, the same on all ranks."""
+        """Squared norms of the whole gradients: [L] float32 on the device, the same on all ranks."""
         self.unsound = (summed[:count].sum() > 0) | ~self.squared_norms.isfinite().all()
-        """Whether no learner may make the update: scalar bool on the device, the same on all ranks."""
+        """Whether the update must not be made, by any learner: scalar bool on the device, the same on all ranks."""
         flags = torch.cat([summed, here])  # [3 L + 1]
         self._event: torch.cuda.Event | None = None
         if flags.is_cuda:

@@ -1,9 +1,9 @@
 """A bucket of averaged gradients, added to this rank's part at once; knows no training loop.
 
-For ZeRO-2 in bf16 with float32 sums. DeepSpeed adds one gradient after the other, and copies the averaged bucket back
-to bf16 and from there to each gradient, where nobody looks before it is dropped: two launches a parameter, with the
-host's work around them, and two copies of all. A rank that is alone divides by one as well. The sums are the same bit
-for bit.
+For ZeRO-2 in bf16 with float32 sums. DeepSpeed accumulates gradients one by one, then copies the averaged bucket back
+to bf16 and into each gradient, which is dropped unread. That costs two kernel launches per parameter, with the host's
+work around them, and two copies of everything. A single rank divides by one as well. The sums are the same bit for
+bit.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _OF_DEEPSPEED = "_allreduce_noncontiguous_bucket_preserving_fp32"
 
 
 def reduce_at_once(engine: Any) -> None:
-    """Have a DeepSpeed engine reduce so; one that does not reduce whole buckets of bf16 gradients stays as it is."""
+    """Make a DeepSpeed engine reduce this way; one that does not reduce whole bf16 buckets stays as it is."""
     zero = engine.optimizer
     # Another stream's copies need marks of their own (`overlap_comm`).
     if hasattr(zero, _OF_DEEPSPEED) and not zero.overlap_comm and zero.gradient_average:

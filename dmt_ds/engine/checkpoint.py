@@ -127,26 +127,26 @@ class CheckpointFolder:
             raise self._failure(tag, error) from error
 
     def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, or None; incomplete ones are named in the log and passed over."""
+        """The newest complete checkpoint, or None; incomplete ones are named in the log and skipped."""
         return next((Checkpoint(folder, read_run_state(folder)) for folder in self.complete()), None)
 
     def complete(self) -> Iterator[Path]:
-        """Folders of complete checkpoints, the newest first; incomplete ones are named in the log and passed over.
+        """Folders of complete checkpoints, the newest first; incomplete ones are named in the log and skipped.
 
         Raises:
             StorageError: the disk or file server does not say what is there, or whether it is complete.
         """
         for folder in reversed(saved_in(self.folder)):
             if problem := unusable(folder):
-                logger.warning("%s: passed over: %s", folder, problem)
+                logger.warning("%s: skipped: %s", folder, problem)
             else:
                 yield folder
 
     def prune(self, step: int) -> None:
         """On rank 0, after a save: only the newest complete checkpoints up to `step` stay.
 
-        A later one can only be of an attempt that another one took the place of; it would count as the newest. One that
-        is damaged is of no use any more once a newer one is whole.
+        A later one can only be from a superseded attempt and would be taken for the newest. A damaged one is useless
+        once a newer one is complete.
 
         Raises:
             CheckpointError: the folder can't be changed, or a newer attempt has taken the run over.
@@ -172,9 +172,9 @@ class CheckpointFolder:
                 self._remove(folder)
 
     def _make_room(self, tag: str) -> Path:
-        """Remove what a kill left, and refuse at once where the disk is too full for a checkpoint like the last.
+        """Remove what a kill left, and fail at once if the disk is too full for a checkpoint like the last.
 
-        The hidden folder is this attempt's alone: one that was cut off in a save may write on when it comes back.
+        The hidden folder is this attempt's alone: another one that was cut off during a save may still write.
         """
 
         def prepare() -> str:
@@ -213,9 +213,9 @@ class CheckpointFolder:
         write_atomically(self.folder / LATEST_FILE, tag, self.folder / f"{_TEMPORARY}{LATEST_FILE}{self._mark}")
 
     def _remove(self, folder: Path) -> None:
-        """First out of sight: a kill in the middle must not leave part of a checkpoint under a checkpoint's name.
+        """Rename first, so that a kill never leaves half a checkpoint under a valid name.
 
-        Then the claim: a process that stood still until here may have hidden what a newer attempt needs.
+        Then check the claim again: a process that was suspended may have hidden what a newer attempt needs.
         """
         hidden = self.folder / f"{_TEMPORARY}old-{folder.name}{self._mark}"
         with suppress(FileNotFoundError):  # a newer attempt was first
@@ -257,7 +257,7 @@ class CheckpointFolder:
 
 
 def _remove_leftover(path: Path) -> None:
-    """What stays, the next save removes: an older attempt may be writing there at this very moment."""
+    """Best effort: an older attempt may still be writing there. The next save removes the rest."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -290,5 +290,5 @@ def read_run_state(folder: Path) -> RunState:
             return RunState(**json.loads(patiently((folder / RUN_STATE).read_text)))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / RUN_STATE}: unreadable ({error}); move this checkpoint away to go on from an older one"
+            f"{folder / RUN_STATE}: unreadable ({error}); move this checkpoint away to resume from an older one"
         ) from error

@@ -50,8 +50,8 @@ class CheckpointGroup:
                 return [self._read(member, tag, own) for member, own in self._with(tags)]
         if common:
             raise CheckpointError(
-                f"{self._folders[0].folder}: no checkpoint is what was written ({', '.join(sorted(common))}): the disk "
-                "or a copy has changed them. Bring one back, or choose another output_dir"
+                f"{self._folders[0].folder}: all checkpoints are damaged ({', '.join(sorted(common))}): the disk or a "
+                "copy has changed them. Restore one, or choose another output_dir"
             )
         if self._mark is None:
             self._refuse_to_forget(self._folders[0].folder)
@@ -60,30 +60,30 @@ class CheckpointGroup:
         found = "; ".join(f"{member.folder}: {', '.join(own) or 'none'}" for member, own in self._with(tags))
         if num_bytes(self._mark) is not None:
             raise CheckpointError(
-                f"no checkpoint that all of the family have: {found}. Bring back what is missing, or choose another "
-                "output_dir (a member that was trained further alone goes on alone)"
+                f"no checkpoint that all members of the family have: {found}. Restore what is missing, or choose "
+                "another output_dir (a member that was trained further alone can only resume alone)"
             )
-        logger.warning("the first save of all was not completed, so the family starts afresh: %s", found)
+        logger.warning("the first save of all members was not completed, so the family starts from scratch: %s", found)
         return None
 
     def _refuse_to_forget(self, folder: Path) -> None:
-        """A kill leaves a hidden folder at most: what has a checkpoint's name and is none was one, and was damaged."""
+        """A kill leaves at most a hidden folder: one named as a checkpoint that is not complete was damaged later."""
         if there := saved_in(folder):
             raise CheckpointError(
-                f"{there[-1]}: {unusable(there[-1])}, and there is no other checkpoint to go on from: bring it back, "
-                "move it away to start afresh, or choose another output_dir"
+                f"{there[-1]}: {unusable(there[-1])}, and there is no other checkpoint to resume from: restore it, "
+                "move it away to start from scratch, or choose another output_dir"
             )
 
     def _is_sound(self, tag: str) -> bool:
         """Whether each member's files of a step are what was written, by their hashes."""
         for member in self._folders:
             if problem := damage(member.folder / tag):
-                logger.warning("%s: passed over: %s", member.folder / tag, problem)
+                logger.warning("%s: skipped: %s", member.folder / tag, problem)
                 return False
         return True
 
     def saved(self, step: int) -> None:
-        """All members have saved this step: note it, and let go of what is older. All ranks call."""
+        """All members have saved this step: note it, and remove older checkpoints. All ranks call."""
         dist.decided_by_main(lambda: self._close(step))
 
     def _close(self, step: int) -> None:
@@ -103,7 +103,7 @@ class CheckpointGroup:
         return list(zip(self._folders, tags, strict=True))
 
     def _read(self, member: CheckpointFolder, tag: str, own: Sequence[str]) -> Checkpoint:
-        if own[0] > tag and len(self._folders) > 1:  # of one that is alone it has been said what was found wrong
-            logger.warning("%s: passed over: not all of the family have it whole", member.folder / own[0])
+        if own[0] > tag and len(self._folders) > 1:  # for a single model the reason has been logged already
+            logger.warning("%s: skipped: not all members of the family have it complete", member.folder / own[0])
         folder = member.folder / tag
         return Checkpoint(folder, read_run_state(folder))

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 logger = logging.getLogger(__name__)
 
 WAIT_SHARE = 0.1
-"""Of the time between two log steps; below it, more cores would not be noticed."""
+"""Share of the time between two log steps; below it, more cores would not be noticed."""
 
 
 class DataWaitAlarm:
-    """Speaks when two log intervals in a row were spent waiting: one alone may be the first batch, or a slow file.
+    """Warns after two consecutive log intervals of waiting; a single one may be the first batch or a slow file.
 
-    Where the training process of a CPU run decodes the images itself, it works all the time, and nothing is said.
+    If the training process of a CPU run decodes the images itself, it never waits, and there is no warning.
     """
 
     def __init__(self, num_workers: int, cores: int, on_gpu: bool) -> None:
@@ -36,7 +36,7 @@ class DataWaitAlarm:
             return
         self._said = True
         logger.warning(
-            "training waits for images %.0f %% of the time: %.0f images/s, %d loader processes and %d cores a rank; %s",
+            "training waits for images %.0f %% of the time: %.0f images/s, %d loader processes, %d cores per rank; %s",
             100 * share,
             metrics["perf/images_per_second"],
             self._num_workers,

@@ -14,7 +14,7 @@ class DeviceCopy:
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch on the device, ready for what the present stream does from now on; the host does not wait."""
-        if self._stream is None or batch.target is not None:  # the parts of a target are its own affair
+        if self._stream is None or batch.target is not None:  # a target moves its own tensors
             return batch.to(self._device)
         present = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):

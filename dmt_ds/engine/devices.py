@@ -30,7 +30,7 @@ def local_device(environment: dict[str, str]) -> torch.device:
     if local_rank >= num_gpus:
         raise LaunchError(
             f"rank {environment['RANK']}: local rank {local_rank}, but this node has {num_gpus} GPU"
-            f"{'s' if num_gpus > 1 else ''}: start one process a GPU, or hide them with CUDA_VISIBLE_DEVICES="
+            f"{'s' if num_gpus > 1 else ''}: start one process per GPU, or hide them with CUDA_VISIBLE_DEVICES="
         )
     device = torch.device("cuda", local_rank)
     try:
@@ -50,7 +50,7 @@ def name_of(device: torch.device) -> str:
 
 
 def unseen_gpus(environ: Mapping[str, str]) -> str | None:
-    """What is wrong where SLURM gave this job GPUs and torch has none: hours on a CPU, for the price of GPUs.
+    """The error message if SLURM gave this job GPUs that torch can't see: it would train on the CPU at a GPU's price.
 
     None where there are none, where torch sees them, or where somebody hid them by an empty CUDA_VISIBLE_DEVICES.
     """
@@ -60,7 +60,7 @@ def unseen_gpus(environ: Mapping[str, str]) -> str | None:
         return None
     return (
         f"{count} GPU{'s are' if count > 1 else ' is'} allocated but torch sees none: driver or wheel ({_wheel()}); "
-        "compare with nvidia-smi on this node, or ask for none (--gpus-per-node=0) to use the CPU"
+        "compare with nvidia-smi on this node, or request none (--gpus-per-node=0) to use the CPU"
     )
 
 

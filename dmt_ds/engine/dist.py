@@ -192,7 +192,7 @@ def from_main(item: T) -> T:
 
 
 def alike_on_all(error: DmtError) -> DmtError:
-    """What each rank raises where all find the same: rank 0 the error itself, the others no words of their own."""
+    """What each rank raises when all find the same error: rank 0 the error, the others a silent PeerFailedError."""
     return error if is_main() else PeerFailedError(str(error))
 
 

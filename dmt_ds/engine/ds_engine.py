@@ -136,9 +136,9 @@ class StudentEngine:
         return self._skip is not None
 
     def squared_gradient_norm(self) -> Tensor:
-        """Of this rank's part of the gradient, after the last backward: scalar float32, on the device.
+        """Squared norm of this rank's part of the gradient, after the last backward: scalar float32, on the device.
 
-        Not finite where a number of it is not; 0 where DeepSpeed looks at the gradient by itself in `step`.
+        Not finite if a number of it is not; 0 where DeepSpeed itself checks the gradient in `step`.
         """
         if self._skip is not None:
             return self._skip.squared_norm()

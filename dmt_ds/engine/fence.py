@@ -58,7 +58,7 @@ class Fence:
         return fence
 
     def check(self) -> None:
-        """Go on only as long as nobody else has claimed the folder; only another token in the claim says so.
+        """Raise if another attempt has claimed the folder, which only another token in the claim shows.
 
         Raises:
             CheckpointError: names the newer attempt, or says that the claim is gone.
@@ -68,20 +68,20 @@ class Fence:
             claim = _read(self._file)
         except FileNotFoundError:
             raise CheckpointError(
-                f"{self._file}: is gone: somebody has removed or moved the run's folder while attempt {self.number} "
-                "wrote there; bring it back, or start again"
+                f"{self._file}: is gone: the run's folder was removed or moved while attempt {self.number} was "
+                "writing there; restore it, or start again"
             ) from None
         except (OSError, ValueError) as error:
             raise _unreadable(self._file, error) from error
         if claim["token"] != self._token:
             raise CheckpointError(
                 f"{self._file.parent}: attempt {claim.get('number', '?')} ({claim.get('owner', 'unknown')}) has taken "
-                f"this run over; attempt {self.number} ends here and writes nothing any more"
+                f"this run over; attempt {self.number} ends here and writes nothing more"
             )
 
 
 def _number_of(file: Path) -> int:
-    """Of the last attempt; 0 where there was none, or where a power cut left nothing of its claim."""
+    """Number of the last attempt; 0 if there was none or a power cut left nothing of its claim."""
     try:
         patiently(file.stat)
         number = _read(file).get("number")
@@ -117,6 +117,6 @@ def _read(file: Path) -> dict[str, object]:
 def _unreadable(file: Path, error: OSError | ValueError) -> StorageError:
     reason = error.strerror if isinstance(error, OSError) else "it holds no claim"
     return StorageError(
-        f"{file}: can't be read ({reason}) for {READ_SECONDS:.0f} s, so that nobody can tell whether another attempt "
-        "has this run; look at the disk or file server, then start again to go on from the newest checkpoint"
+        f"{file}: can't be read ({reason}) for {READ_SECONDS:.0f} s, so it is unknown whether another attempt has "
+        "taken this run over; look at the disk or file server, then start again to resume from the newest checkpoint"
     )

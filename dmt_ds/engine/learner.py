@@ -76,7 +76,7 @@ class Learner:
                 rng_state.restore(rng_state.path(checkpoint.folder, dist.rank()))
 
     def start(self) -> None:
-        """Make ready for the first update of this process."""
+        """Prepare for this process's first update."""
         self.engine.train()
         self._skipped_steps = self.engine.skipped_steps
 
@@ -94,11 +94,11 @@ class Learner:
         self.engine.step()
 
     def check_update(self, step: int, looks: bool) -> None:
-        """A finite loss may have a gradient that is not: never log or save what such an update left.
+        """Raise if the gradient was not finite, which a finite loss doesn't rule out: never log or save such an update.
 
         Args:
             step: the update that was made.
-            looks: read the norm from the device too; an update that DeepSpeed left out is seen without.
+            looks: read the norm from the device too; an update that DeepSpeed skipped is noticed without.
 
         Raises:
             DivergenceError: on all ranks alike, as the norm is that of all.
@@ -117,7 +117,7 @@ class Learner:
     def start_again(self) -> str:
         """What can be done after a failure, as the beginning of a sentence."""
         if self._has_checkpoint:
-            return "Start again to go on from the newest checkpoint"
+            return "Start again to resume from the newest checkpoint"
         return "There is no checkpoint yet: start again"
 
     def figures(self) -> dict[str, float]:
@@ -128,7 +128,7 @@ class Learner:
         return metrics if norm is None else metrics | {"train/grad_norm": norm}
 
     def save(self, step: int) -> None:
-        """Write a checkpoint of this step; all ranks. Points of steps that will not be made again come first."""
+        """Write a checkpoint of this step; all ranks. Metrics are flushed first: these steps will not be repeated."""
         self.tracker.sync()
         self._checkpoints.save(self._record(step), lambda folder, tag: self._write(folder, tag, step))
         self._has_checkpoint = True
@@ -150,6 +150,6 @@ def gradient_error(step: int, learner: Learner) -> DmtError:
     """What each rank raises when the gradient of an update is not finite."""
     message = (
         f"step {step}: the gradient{learner.of_name} is not finite, though the loss is. {learner.start_again}, "
-        "with a lower optim.base_lr if it comes back"
+        "with a lower optim.base_lr if it recurs"
     )
     return dist.alike_on_all(DivergenceError(message))

@@ -1,8 +1,9 @@
-"""What a rank that is alone leaves out of DeepSpeed's update, on a CPU in float32; knows no training loop.
+"""What a single-rank float32 CPU run skips in DeepSpeed's update; knows no training loop.
 
-There is nobody to average a gradient with. DeepSpeed would copy it into a bucket, divide it by one, reduce it over one
-rank and copy it out again, take the norm of a copy in float64, and keep masters beside weights that are float32
-themselves: more time than AdamW takes, and 4 bytes a parameter. In bf16 that makes float32 of both, and is left alone.
+There is no other rank to average a gradient with. DeepSpeed would copy it into a bucket, divide it by one, reduce it
+over one rank and copy it out again, take the norm of a copy in float64, and keep masters beside weights that are
+float32 themselves: more time than AdamW takes, and 4 bytes per parameter. In bf16 these buffers provide the float32
+copies, so that case is left alone.
 """
 
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ DsConfig = dict[str, Any]
 
 
 def averages_with_nobody(config: DsConfig, world_size: int) -> bool:
-    """Whether an engine of this resolved DeepSpeed JSON can do without; on a CPU, where it was measured."""
+    """Whether an engine of this resolved DeepSpeed JSON can skip that: one float32 CPU rank, where it was measured."""
     return (
         world_size == 1
         and precision(config) == "fp32"
@@ -49,7 +50,7 @@ def _leave_in_place(*_arguments: object, **_named: object) -> None:
 
 
 def _norm(gradients: Iterable[Tensor], _parameters: object, norm_type: float = 2) -> Tensor:
-    """Of all gradients together: scalar; -1 where it is not finite, as DeepSpeed asks for it."""
+    """Norm of all gradients together: scalar; -1 if it is not finite, as DeepSpeed expects."""
     assert norm_type == 2
     norm = torch.stack(torch._foreach_norm(list(gradients))).double().norm().float()
     return torch.where(norm.isfinite(), norm, -1.0)

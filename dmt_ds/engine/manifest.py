@@ -44,7 +44,7 @@ def sizes_in(folder: Path) -> dict[str, int]:
 
 
 def seal(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of all files of all ranks, which are on the disk then; each rank sees to its share of them.
+    """Flush all ranks' files to disk and return name -> sha256; each rank handles its share.
 
     Raises:
         OSError: on a rank whose share can't be read or written out, or does not appear there in time.
@@ -115,12 +115,12 @@ def write_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
 
 @contextmanager
 def answering(path: Path) -> Iterator[None]:
-    """Around a look at a checkpoint's files: one that fails says nothing of them, unless it says that there are none.
+    """Wraps reads of a checkpoint's files: only a missing file says something about them, no other failure does.
 
     Raises:
         OSError: there is no such file.
         CheckpointError: it may not be read.
-        StorageError: it can't be read for now, so that nobody can tell whether the checkpoint is whole.
+        StorageError: it can't be read for now, so it is unknown whether the checkpoint is complete.
     """
     try:
         yield
@@ -133,10 +133,10 @@ def answering(path: Path) -> Iterator[None]:
 def unread(path: Path | str, error: OSError) -> CheckpointError:
     """What to raise where a checkpoint's file can't be read: worth another try, or with the remedy."""
     if not is_away(error):
-        return CheckpointError(f"{path}: can't be read ({error.strerror}); see to it that you may read it")
+        return CheckpointError(f"{path}: can't be read ({error.strerror}); make it readable for you")
     return StorageError(
-        f"{path}: can't be read ({error.strerror}), so that nobody can tell whether this checkpoint is whole: look at "
-        "the disk or file server, then start again; if it stays so, move the checkpoint away to go on from an older one"
+        f"{path}: can't be read ({error.strerror}), so it is unknown whether this checkpoint is complete: look at "
+        "the disk or file server, then start again; if that does not help, move it away to resume from an older one"
     )
 
 
@@ -206,7 +206,7 @@ def _damage(folder: Path, _written_at: int) -> str | None:
     wanted = {name: mark.sha256 for name, mark in _read_manifest(folder).items() if mark.sha256 is not None}
     found = hashes_of(folder, wanted)
     changed = next((name for name in wanted if found[name] != wanted[name]), None)
-    return None if changed is None else f"{changed} is not what was written (its sha256 differs)"
+    return None if changed is None else f"{changed} is damaged (its sha256 differs)"
 
 
 def _read_manifest(folder: Path) -> dict[str, FileMark]:

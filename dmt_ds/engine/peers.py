@@ -86,18 +86,18 @@ class Peers:
         try:
             self._store.set(_KEY, f"rank {dist.rank()}: {message}")
         except RuntimeError as error:
-            logger.debug("the other ranks can't be told: %s", error)
+            logger.debug("the other ranks can't be notified: %s", error)
             return False
         return True
 
     def _who_is_gone(self) -> str | None:
-        """What is said of a rank of this node that left no note; rank 0's command says it, the others must."""
+        """The message about a rank of this node that left no note; rank 0's command prints it, other ranks log it."""
         gone = [place for place in self.places if place.is_gone_beside(self.here)]
         if not gone:
             return None
         found = (
-            f"rank {gone[0].rank} (pid {gone[0].pid}) is gone without a word: it crashed, or was killed by somebody or "
-            "by the kernel for want of memory. Start again to go on from the newest checkpoint"
+            f"rank {gone[0].rank} (pid {gone[0].pid}) died without a message: it crashed, was killed, or ran out of "
+            "memory. Start again to resume from the newest checkpoint"
         )
         if not dist.is_main():
             logger.error("rank %d: %s", dist.rank(), found)

@@ -38,11 +38,11 @@ def refuse_programs(folder: Path) -> None:
                 raise unread(path, error) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{path}: refused, it is no PyTorch file that this run can have written ({reason}); move this "
-                "checkpoint away to go on from an older one"
+                f"{path}: refused, this run can't have written such a PyTorch file ({reason}); move this "
+                "checkpoint away to resume from an older one"
             ) from error
         if named:
             raise CheckpointError(
                 f"{path}: refused, loading it would run {', '.join(sorted(named))}, which no checkpoint of this "
-                "program needs: someone else has written it; move this checkpoint away to go on from an older one"
+                "program needs: someone else has written it; move this checkpoint away to resume from an older one"
             )

@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a bar on a terminal, plain lines in a log; rank 0 only."""
+"""What a person sees during training: a bar on a terminal, plain lines in a log; rank 0 only."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressView:
-    """One line a log step; on a terminal also a bar with the newest figures, from `start` to `close`."""
+    """One line per log step; on a terminal also a bar with the newest figures, from `start` to `close`."""
 
     def __init__(self, name: str, total_steps: int, *, visible: bool) -> None:
         self._name = name
@@ -19,11 +19,11 @@ class ProgressView:
         self._visible = visible
         self._bar: Any = None
         self._first: tuple[int, float] | None = None
-        """Step and clock of the first report: what came before it, such as compiling, says nothing of the rest."""
+        """Step and clock of the first report: what came before it, such as compiling, says nothing about the rest."""
         self._without_bar: list[logging.Handler] = []  # whose lines of figures the bar stands for
 
     def start(self, step: int) -> None:
-        """Begin, or go on, after so many steps; the bar's speed counts from here."""
+        """Start the bar at this step, 0 or that of a resumed run; its speed counts from here."""
         if not self._visible or not sys.stderr.isatty():
             return
         from tqdm import tqdm
@@ -48,7 +48,7 @@ class ProgressView:
         logger.info("step %d/%d  %s%s%s", step, self._total, who, _told(metrics, _figures(metrics)), self._left(step))
 
     def _left(self, step: int) -> str:
-        """The time that the steps to come will take, as far as those since the first report tell."""
+        """Estimated time left, from the speed since the first report."""
         now = time.monotonic()
         if self._first is None:
             self._first = (step, now)
@@ -56,10 +56,10 @@ class ProgressView:
         if not first < step < self._total:
             return ""
         seconds = (now - then) / (step - first) * (self._total - step)
-        return f"  left {timedelta(seconds=round(seconds))}"
+        return f"  ETA {timedelta(seconds=round(seconds))}"
 
     def close(self) -> None:
-        """Leave the bar as it stands, on a line of its own; what comes then is plain lines again."""
+        """Leave the bar as it is, on a line of its own; plain lines follow again."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -9,17 +9,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from dmt_ds.engine.task import Progress
 
 ByStep = Callable[[int], float]
-"""From the number of updates that are done."""
+"""A function of the number of updates that are done."""
 FROZEN_UNTIL = "frozen_until"
-"""Key of a parameter group that does not move at first: until which share of the run."""
+"""Key of a parameter group that is frozen at first: until which share of the run."""
 _OF_THE_RECIPE = ("_decay", "_decays")
 
 
 def with_frozen_groups(optimizer: Optimizer, factor: ByStep, total_steps: int) -> list[ByStep]:
     """Each group's own factor of its learning rate: 0 as long as it is frozen, which keeps it from decay too.
 
-    Its gradient is not taken away, so AdamW's moments are warm when it is let go. Zeros in its place would leave them
-    empty while the updates are counted: the first steps would then be several times as long as the rate says.
+    Its gradient is kept, so AdamW's moments are warm when it is unfrozen. Zeros in its place would leave them empty
+    while the updates are counted: the first steps would then be several times as large as the rate says.
     """
 
     def of(frozen_until: float) -> ByStep:
@@ -39,7 +39,7 @@ class RateAndDecay(LambdaLR):
         """Set what the first update takes.
 
         Args:
-            factors: of each group's learning rate; one for all, or one a group.
+            factors: of each group's learning rate; one for all, or one per group.
             decay: weight decay of the groups that have some; None leaves it as it is.
         """
         self._decay = decay

@@ -11,7 +11,7 @@ def own_master(name: str, parameter: nn.Parameter) -> Tensor:
 
 
 def norm_of_gradients(module: nn.Module) -> Tensor:
-    """Of all averaged gradients together: scalar, on the device."""
+    """Norm of all averaged gradients together: scalar, on the device."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
     return norm

@@ -20,14 +20,14 @@ _COLLECTIVES, _KERNELS = ("gloo:", "nccl:"), ("ncclDevKernel", "ncclKernel")  # 
 
 
 class StepProfile:
-    """Records some updates of this process, once; nothing, and says so, where some were made before or are not made.
+    """Profiles the given updates once; logs a warning and records nothing if the run resumes past or ends before them.
 
-    The table's parts are of updates alone: a save or an evaluation between two of them lies in the trace.
+    The table covers updates alone; a save or an evaluation between two of them is only in the trace.
 
     Args:
         steps: the first and the last of them, from 1.
         total_steps: of the run.
-        done: updates that are made already, by what this process goes on from.
+        done: updates in the checkpoint that this process resumes from.
         folder: gets `trace.json.gz` (open it in https://ui.perfetto.dev) and `steps.json`.
 
     Raises:
@@ -41,13 +41,13 @@ class StepProfile:
         self._first, self._last = steps
         if self._last > total_steps:
             raise ConfigError(
-                f"train.profile_steps [{self._first}, {self._last}] ends behind the run's last step {total_steps}: "
+                f"train.profile_steps [{self._first}, {self._last}] ends after the run's last step {total_steps}: "
                 f"set train.profile_steps=[{min(self._first, total_steps)},{total_steps}]"
             )
         if self._first <= done < total_steps:
             last = min(total_steps, done + 1 + self._last - self._first)
             logger.warning(
-                f"train.profile_steps [{self._first}, {self._last}] is not looked at: the run goes on behind step "
+                f"train.profile_steps [{self._first}, {self._last}] is skipped: the run resumes after step "
                 f"{done}; set train.profile_steps=[{done + 1},{last}]"
             )
         self._device = device
@@ -79,13 +79,13 @@ class StepProfile:
         return True
 
     def close(self, done: int) -> None:
-        """Call when the process makes no update any more; `done` are made. What has begun is given up."""
+        """Call when the process makes no more updates, after `done` of them; a recording that has begun is dropped."""
         if not self._recording:
             return
         self._end()
         logger.warning(
-            f"train.profile_steps [{self._first}, {self._last}] is not written: training ended behind step {done}; "
-            "the next start says which steps it can look at"
+            f"train.profile_steps [{self._first}, {self._last}] is not written: training ended after step {done}; "
+            "the next start says which steps can be profiled"
         )
 
     def _end(self) -> None:

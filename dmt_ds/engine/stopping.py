@@ -59,9 +59,9 @@ class StopRequest:
 
 
 class Watchdog:
-    """Ends the process when a peer has failed, or when `beat` was not called for long: a rank in a collective can't.
+    """Ends the process when a peer has failed or `beat` was not called for too long: a rank in a collective can't.
 
-    When one rank hangs, all print their stacks. A rank of this node that somebody has stopped is woken to print them;
+    When one rank hangs, all print their stacks. A rank of this node that a signal has stopped is woken to print them;
     one that holds Python's lock does it by a timer in C. Time during which the watchdog itself was stopped, as the
     whole job is when a scheduler suspends it, does not count.
 
@@ -92,7 +92,7 @@ class Watchdog:
         return self
 
     def beat(self, doing: str, seconds: float = 0.0) -> None:
-        """The rank lives.
+        """Report that the rank is alive.
 
         Args:
             doing: what, for the message.
@@ -103,7 +103,7 @@ class Watchdog:
         self._last = time.monotonic() + seconds
         self._doing = doing
         if not self._ends:
-            with suppress(RuntimeError):  # no thread starts where memory is out, which must stay what is told
+            with suppress(RuntimeError):  # no thread starts where memory is out, which must stay the reported error
                 faulthandler.dump_traceback_later(self._timeout + seconds + _LOCKED_SECONDS, file=_stderr())
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class Watchdog:
     def _end_with_peer(self, reason: str) -> None:
         if _NO_PROGRESS in reason:
             self._end_surely(HANG_EXIT_CODE)
-            _say(f"rank {self._rank}: at {self._doing} while that happened: stacks follow")
+            _say(f"rank {self._rank} was at {self._doing} when that happened: stacks follow")
             self._end_with_stacks(reason)
         # The main thread may see the same by itself and end in order; it gets the time for it.
         if self._stopped.wait(2 * POLL_SECONDS):
@@ -150,7 +150,7 @@ class Watchdog:
         found = f"{_NO_PROGRESS} for {time.monotonic() - self._last:.0f} s at {self._doing}"
         _say(
             f"rank {self._rank}: {found}: stacks follow, the job ends with code {HANG_EXIT_CODE}. "
-            "Start again to go on from the newest checkpoint; raise train.hang_timeout_seconds if it was slow"
+            "Start again to resume from the newest checkpoint; raise train.hang_timeout_seconds if it was only slow"
         )
         # In a thread of its own: where the rank that hosts the peers' note was stopped, leaving one never ends.
         threading.Thread(target=self._peers.announce, args=(found,), daemon=True).start()
@@ -180,7 +180,7 @@ class Watchdog:
 
 
 def _say(line: str) -> None:
-    """An error for the log; to the terminal alone where the log does not take it."""
+    """Log an error; if logging blocks, print it."""
     logs = threading.Thread(target=logger.error, args=("%s", line), daemon=True)
     logs.start()
     logs.join(_SAYING_SECONDS)

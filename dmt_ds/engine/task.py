@@ -121,7 +121,7 @@ def frozen_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 class AllInModule:
-    """A task that keeps nothing beside `module`: nothing to move, nothing to save, nothing that follows an update."""
+    """A task without state outside `module`."""
 
     def after_step(self, progress: Progress) -> None:
         """Nothing moves but the weights."""

@@ -33,7 +33,7 @@ class Outcome(Enum):
     """How `fit` ended."""
 
     FINISHED = "finished"
-    STOPPED = "saved and stopped; start again to go on"
+    STOPPED = "saved and stopped; start again to resume"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TrainPlan:
         return self.logs_at(step) or self.saves_at(step) or self.evaluates_at(step)
 
     def stops_at(self, step: int) -> bool:
-        """Whether a run with so many updates done is to end before its last; also one that starts there or behind."""
+        """Whether to stop early after `step` updates; also true for a run that starts at or past that step."""
         return self.stop_after_step is not None and step >= self.stop_after_step
 
     def evaluates_at(self, step: int) -> bool:
@@ -83,7 +83,7 @@ class Surroundings:
     image_name: Callable[[int], str]
     """Row of the data set -> its name in messages."""
     profile: StepProfile | None = None
-    """On rank 0, where some steps are to be looked at."""
+    """On rank 0, if some steps are to be profiled."""
     evaluate: Callable[[int], object] | None = None
     """Judges what learns at a step and logs it; all ranks call."""
 
@@ -120,7 +120,7 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Train to the last step, or to the end of the step in which a signal came."""
-        # What stands by now stays to the end: Python's collector need not walk through it again and again.
+        # All that exists by now lives to the end: keep Python's garbage collector from walking it again.
         gc.collect()
         gc.freeze()
         try:
@@ -222,9 +222,9 @@ class Trainer:
     def _agree(self, rows: Sequence[Tensor]) -> bool:
         """All ranks learn whether one has a loss that is not finite, or was asked to stop.
 
-        As a rule before the update. Where the device itself leaves an unsound update out, the host reads what it said
-        of the update before: it then waits for nothing that the device has still to do. Such a run ends one step late
-        and no worse, for the weights stay as they were, and what is logged, saved or judged is always read first.
+        Usually before the update. Where the device itself skips an unsound update, the host reads the flags of the
+        previous update, so it never waits for the device. Such a run stops one step late, without harm: the weights
+        stay as they were, and the flags of a step that is logged, saved or evaluated are always read first.
 
         Raises:
             DivergenceError: on all ranks alike.
@@ -244,7 +244,7 @@ class Trainer:
         return stop_asked
 
     def _settle(self, agreement: Agreement) -> bool:
-        """Read what the ranks said of an update: whether one was asked to stop.
+        """Read the flags of an update, and return whether a rank was asked to stop.
 
         Raises:
             DivergenceError: the update is unsound; on all ranks alike.
@@ -264,7 +264,7 @@ class Trainer:
         message = (
             f"step {agreement.step}: the loss{learner.of_name} is not finite on rank {', '.join(map(str, report))}; "
             f"this update was not made. Images of its batch: {where}. {learner.start_again}, "
-            "with a lower optim.base_lr or optim.clip_grad_norm=1 if it comes back"
+            "with a lower optim.base_lr or optim.clip_grad_norm=1 if it recurs"
         )
         raise dist.alike_on_all(DivergenceError(message))
 

@@ -16,13 +16,13 @@ def build_encoder(student: StudentConfig, image_size: int, *, any_size: bool = F
 
     Raises:
         ConfigError: the ViT has tokens beside patches and one class token, or positions that leave the class token out.
-        WeightsError: the weights to start from can't be had, or are of another ViT.
+        WeightsError: the weights to start from are unavailable, or belong to another ViT.
     """
     vit = build_vit(student, image_size, any_size=any_size)
     if vit.num_prefix_tokens != 1 or vit.no_embed_class:
         raise ConfigError(
             f"student.arch: '{student.arch}' has register tokens, which masked and contrastive pretraining "
-            "does not know: take vit_tiny, vit_small or vit_base"
+            "does not support: take vit_tiny, vit_small or vit_base"
         )
     if student.init_from is not None:
         start_from(vit, student.init_from, image_size)

@@ -285,7 +285,7 @@ def test_a_single_bit_of_any_file_that_has_turned_over_is_noticed(name, place, b
         content = bytearray(file.read_bytes())
         content[int(place * len(content))] ^= 1 << bit
         file.write_bytes(content)
-        assert damage(file.parent) == f"{name} is not what was written (its sha256 differs)"
+        assert damage(file.parent) == f"{name} is damaged (its sha256 differs)"
         (newest,) = group(folder).newest()
         assert newest.state.step == 1
 
@@ -298,7 +298,7 @@ def test_of_a_run_that_is_alone_nothing_is_said_of_a_family(folder, caplog):
         (newest,) = group(folder).newest()
     assert newest.state.step == 1
     (line,) = caplog.messages
-    assert "step00000002: passed over: weights.pt is not what was written" in line
+    assert "step00000002: skipped: weights.pt is damaged" in line
 
 
 # A disk or file server that does not answer

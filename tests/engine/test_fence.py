@@ -113,7 +113,7 @@ def test_a_claim_that_can_be_read_again_within_seconds_costs_nothing(tmp_path):
 def test_a_folder_that_was_removed_is_named_and_not_tried_again(tmp_path, impatient):
     attempt = Fence.claim(tmp_path)
     (tmp_path / CLAIM_FILE).unlink()
-    with pytest.raises(CheckpointError, match=r"attempt\.json: is gone: somebody has removed") as told:
+    with pytest.raises(CheckpointError, match=r"attempt\.json: is gone: the run's folder was removed") as told:
         attempt.check()
     assert told.value.exit_code == 2
 

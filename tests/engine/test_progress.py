@@ -92,4 +92,4 @@ def test_a_line_has_all_figures_once_and_the_time_that_is_left(monkeypatch, capl
             "images_per_second 20  memory_gib 0.5"
         )
     )
-    assert second.endswith("  left 0:08:00") and third.endswith("  left 0:11:45")
+    assert second.endswith("  ETA 0:08:00") and third.endswith("  ETA 0:11:45")

@@ -31,7 +31,7 @@ def test_steps_that_are_not_all_made_leave_a_word_and_no_files_and_another_look_
     cut_short.close(3)
     cut_short.close(3)
     (line,) = caplog.messages
-    assert line.startswith("train.profile_steps [2, 4] is not written: training ended behind step 3")
+    assert line.startswith("train.profile_steps [2, 4] is not written: training ended after step 3")
     assert not cut_short.folder.exists()
     other = StepProfile((5, 6), 8, tmp_path / "other", CPU)
     assert look(other, 5, 6) and (other.folder / "steps.json").is_file()

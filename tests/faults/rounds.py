@@ -66,7 +66,7 @@ class Lane:
     evaluates_every_steps: int | None = None
     rounds: list[Round] = field(default_factory=list)
     spoilt_step: int = 0
-    """Of the newest checkpoint, when it was last spoilt: as long as it lies there it may be passed over."""
+    """Of the newest checkpoint, when it was last spoilt: as long as it lies there it may be skipped."""
 
     def arguments(self, *more: str) -> list[str]:
         return tiny_run.pretrain(self.recipe, f"output_dir={self.run}", *more)
@@ -121,8 +121,8 @@ class Lane:
         # Python's own, of a loader process that was not whole yet when its trainer was killed, can't be helped.
         if "Traceback (most recent call last)" in log and done.moment != "start":
             found.append("a traceback in the log")
-        if "passed over" in log and not spoilt:
-            found.append("a checkpoint that nobody spoilt was passed over")
+        if ": skipped: " in log and not spoilt:
+            found.append("a checkpoint that nobody spoilt was skipped")
         if self.saved_step() > self.spoilt_step:
             newest = self.run / "checkpoints" / tag_of(self.saved_step())
             problem = manifest.incompleteness(newest) or manifest.damage(newest)

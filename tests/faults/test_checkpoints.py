@@ -63,8 +63,8 @@ def test_the_run_goes_on_from_what_is_whole_with_the_losses_of_an_unbroken_one(s
     HARMS[harm](copy / "checkpoints" / "step00000004" / OPTIMIZER)
     code, said = start(saved, copy)
     assert code == 0
-    assert ("step00000004: passed over" in said) == (harm != "latest points nowhere")
-    assert f"resuming from {copy}/checkpoints/step0000000{2 if 'passed over' in said else 4}" in said
+    assert ("step00000004: skipped" in said) == (harm != "latest points nowhere")
+    assert f"resuming from {copy}/checkpoints/step0000000{2 if 'skipped' in said else 4}" in said
     assert tiny_run.losses(copy) == unbroken
 
 

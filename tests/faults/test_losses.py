@@ -29,7 +29,7 @@ def test_a_loss_that_is_no_number_is_in_no_weight_and_the_next_start_is_as_if_no
         assert ranks.wait() == [2, 1]
     (line,) = errors(ranks.log)
     assert f"step 5: the loss is not finite on rank {rank}; this update was not made" in line and "digits" in line
-    assert "Start again to go on from the newest checkpoint, with a lower optim.base_lr" in line
+    assert "Start again to resume from the newest checkpoint, with a lower optim.base_lr" in line
     processes.run(tiny_run.pretrain(recipe), processes=2)
     assert tiny_run.losses(tmp_path / "run") == unbroken
 

@@ -89,8 +89,8 @@ def test_a_rank_that_was_killed_is_named_in_one_line_by_the_one_that_is_left(tmp
         os.kill(ranks.pids[victim], signal.SIGKILL)
         codes = ranks.wait(60)
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1
-    (line,) = [line for line in ranks.log.splitlines() if "is gone without a word" in line]
-    assert f"rank {victim} (pid {ranks.pids[victim]})" in line and "go on from the newest checkpoint" in line
+    (line,) = [line for line in ranks.log.splitlines() if "died without a message" in line]
+    assert f"rank {victim} (pid {ranks.pids[victim]})" in line and "resume from the newest checkpoint" in line
     assert "Traceback" not in ranks.log
 
 

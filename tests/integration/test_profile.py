@@ -50,9 +50,9 @@ def test_a_run_that_stops_among_the_steps_says_so_and_one_that_goes_on_behind_th
     recipe = tiny_run.write_recipe(tmp_path)
     stopped = processes.run(tiny_run.pretrain(recipe, "train.profile_steps=[3,6]", "train.stop_after_step=4"))
     (line,) = [line for line in stopped.stderr.splitlines() if "profile_steps" in line]
-    assert "[3, 6] is not written: training ended behind step 4" in line
+    assert "[3, 6] is not written: training ended after step 4" in line
     done = processes.run(tiny_run.pretrain(recipe, "train.profile_steps=[3,6]"))
     warnings = [line for line in done.stderr.splitlines() if "profile_steps" in line]
     assert len(warnings) == 1
-    assert "[3, 6] is not looked at: the run goes on behind step 4; set train.profile_steps=[5,8]" in warnings[0]
+    assert "[3, 6] is skipped: the run resumes after step 4; set train.profile_steps=[5,8]" in warnings[0]
     assert not (tmp_path / "run" / "profile").exists()
