@@ -43,13 +43,13 @@ class CheckpointError(DmtError):
 
 
 class StorageError(CheckpointError):
-    """A disk or file server does not answer; nobody has to mend anything in the run, so a job tries again."""
+    """A disk or file server does not answer. Nothing in the run needs fixing, so the job is requeued."""
 
     exit_code = 75  # EX_TEMPFAIL
 
 
 class TrackingError(DmtError):
-    """The MLflow store can't be used at all (one that is only away for a while is no error: points are spooled)."""
+    """The MLflow store can't be used at all (one that is unreachable for a while is no error: points are spooled)."""
 
 
 class LaunchError(DmtError):
@@ -61,13 +61,13 @@ class OutOfMemoryError(DmtError):
 
 
 class PeerFailedError(DmtError):
-    """Another rank failed and has said why; this one ends with it and adds no words.
+    """Another rank failed and has reported why; this one exits silently.
 
-    Of all ranks' codes a launcher gives the highest: that of the rank that failed.
+    A launcher returns the highest exit code of all ranks: that of the failed one.
     """
 
     exit_code = 1
 
 
 class DivergenceError(DmtError):
-    """The loss is not a number any more; the weights are those before the update."""
+    """The loss or its gradient is not finite; the weights are those before the update."""

@@ -61,7 +61,7 @@ def unwritten(told: str, error: OSError) -> CheckpointError:
         return StorageError(f"{told}; look at the disk or file server, then start again")
     if error.errno in _FULL:
         return CheckpointError(f"{told}; make room, then start again")
-    return CheckpointError(f"{told}; see to it that this can be written, or set output_dir to a folder of yours")
+    return CheckpointError(f"{told}; make it writable, or set output_dir to a folder of yours")
 
 
 def why_unwritable(path: Path) -> OSError | None:

@@ -84,9 +84,9 @@ class Scene:
             self.beat(doing)
 
     def say_best(self, metric: str) -> None:
-        """Log how a share, such as `eval/top1`, stands at the last step beside its best one; rank 0.
+        """Log a share, such as `eval/top1`, at the last step and at its best step; rank 0.
 
-        The best is chosen by the images it is judged on, so it is told, not published.
+        The best step is picked on the evaluation images themselves, so it is only reported; the last one is published.
         """
         scores = {
             point["step"]: point["metrics"][metric] for point in read_points(self.folder) if metric in point["metrics"]
@@ -96,10 +96,10 @@ class Scene:
         best, last = max(scores, key=lambda step: scores[step]), max(scores)
         self.tracker.log_metrics({f"{metric}_best": scores[best]}, last)
         told = (metric, 100 * scores[last], last, 100 * scores[best], best)
-        logger.info("%s: %.2f %% at the last step, %d, which is published; best %.2f %% at step %d", *told)
+        logger.info("%s: %.2f %% at the last step (%d, published); best %.2f %% at step %d", *told)
 
     def tell_origin(self, name: str, scores: Mapping[str, float]) -> None:
-        """What an encoder reaches stands with the run that made it, as `eval/NAME_SCORE`, as all readouts do; rank 0.
+        """Add an encoder's scores to the run that trained it, as `eval/NAME_SCORE`, like all readouts; rank 0.
 
         Args:
             name: one of the kind's `told_as`.
@@ -108,11 +108,11 @@ class Scene:
         origin = None if source is None else run_of(source)
         if source is None or origin is None or CHECKPOINTS_FOLDER in Path(source).parts:
             return  # a checkpoint on the way is not what the run came to
-        self.beat("telling the encoder's run")
+        self.beat("adding scores to the encoder's run")
         try:
             add_to_run(origin, {f"eval/{name}_{key}": score for key, score in scores.items()})
         except (DmtError, OSError) as error:
-            logger.warning("%s: what its encoder reaches is not added to its run: %s", origin, error)
+            logger.warning("%s: its encoder's scores are not added to its run: %s", origin, error)
 
     def picture(self, draw: Callable[[], None]) -> None:
         """Draw where pictures are wanted, on rank 0; none is a reason to lose a run: what goes wrong is a warning."""

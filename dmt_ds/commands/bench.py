@@ -53,7 +53,7 @@ def check_output(path: Path) -> None:
         else:
             tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise ConfigError(f"-o {path}: can't be written there ({error.strerror}); name another file") from error
+        raise ConfigError(f"-o {path}: can't be written there ({error.strerror}); choose another file") from error
 
 
 def run(config: RunConfig) -> Calibration:
@@ -98,7 +98,7 @@ def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     """Whole copies, made ready as `pretrain` does it; what cutting them costs is the gather's."""
     sizes, guesses = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
     if guesses:
-        logger.warning("teacher %s: taken as ViT-B/16: neither its source nor `arch` says", ", ".join(guesses))
+        logger.warning("teacher %s: assumed to be ViT-B/16: neither its source nor `arch` tells", ", ".join(guesses))
     whole = config.teachers.model_copy(update={"sharding": "replicate"})
     seconds = 0.0
     for name, size in sizes.items():  # one at a time: all of them whole may be more than the device holds

@@ -135,7 +135,7 @@ def _elsewhere(question: Question, folder: Path | None) -> str:
     if folder is not None or question.uri is not None or not (name := question.experiment or question.suite):
         return ""
     place = Path("runs", name)
-    return f"; {place} has a store of its own: say {place}" if (place / "mlflow.db").is_file() else ""
+    return f"; {place} has a store of its own: name {place}" if (place / "mlflow.db").is_file() else ""
 
 
 def _uri(question: Question, folder: Path | None, environ: Mapping[str, str]) -> str:
@@ -176,6 +176,6 @@ def _log(store: StoreUri, run_id: str, name: str, files: Sequence[Path], say: Ca
     try:
         log_files(store, run_id, files, FOLDER)
     except TrackingError as error:
-        logger.warning("not kept with run %s: %s", name, error)
+        logger.warning("not saved with run %s: %s", name, error)
         return
-    say(f"Kept with run {name} in MLflow, as artifacts in {FOLDER}/")
+    say(f"Saved with run {name} in MLflow, as artifacts in {FOLDER}/")

@@ -1,4 +1,4 @@
-"""Settings of DMT's that a recipe of another task took over by saying nothing of them."""
+"""DMT defaults that a recipe of another task inherits by not setting them."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ _JITTER = ("brightness", "contrast", "saturation")
 
 
 def look_at_defaults(config: RunConfig) -> Iterator[Finding]:
-    """Fields' defaults are DMT's for every task; recipes with a `base` say what their own authors have."""
+    """Fields' defaults are DMT's for every task; recipes with a `base` have their own authors' values."""
     left = [key for key in _JITTER if key not in config.augment.model_fields_set and getattr(config.augment, key)]
     if config.task in _WITHOUT_JITTER and left:
         told = ", ".join(f"{key} {getattr(config.augment, key):g}" for key in left)
@@ -31,4 +31,4 @@ def _look_at_drop_path(student: StudentConfig, task: Task) -> Iterator[Finding]:
 
 
 def _finding(section: str, told: str, task: Task, usual: str) -> Finding:
-    return Finding("warn", section, f"by DMT's defaults {told}; the usual recipes of task {task} have {usual}")
+    return Finding("warn", section, f"{told} is DMT's default; the usual recipes of task {task} have {usual}")

@@ -123,7 +123,7 @@ def _check_engine(patient: Patient) -> Iterator[Finding]:
 def _check_student(patient: Patient) -> Iterator[Finding]:
     config = patient.config
     if config.task in ANNOTATED_TASKS and not patient.class_names:
-        yield Finding("warn", "", "not built: mend the data above first, the head needs its classes")
+        yield Finding("warn", "", "not built: fix the data problem above first; the head needs the class names")
         return
     frozen: Iterable[str] = ()
     if config.task in TEACHER_TASKS:
@@ -181,14 +181,14 @@ def _check_checkpoint(patient: Patient) -> Iterator[Finding]:
     config = patient.config
     checkpoint = CheckpointFolder(Path(config.output_dir) / CHECKPOINTS_FOLDER, config.train.keep_checkpoints).newest()
     if checkpoint is None:
-        yield Finding("ok", "", "none: the run starts afresh")
+        yield Finding("ok", "", "none: the run starts from scratch")
         return
     if config.train.resume == "never":
         yield Finding("fail", "", f"{checkpoint.folder} is there, train.resume is 'never': choose another output_dir")
         return
     teachers_are_missing = config.task in TEACHER_TASKS and len(patient.teachers) < len(config.teachers.used())
     if patient.ds_config is None or patient.source is None or patient.parameters is None or teachers_are_missing:
-        yield Finding("warn", "", f"{checkpoint.folder}: not compared, mend what failed above first")
+        yield Finding("warn", "", f"{checkpoint.folder}: not compared: fix the failures above first")
         return
     saved, sources = checkpoint.state, {name: teacher.record for name, teacher in patient.teachers.items()}
     if config.student.init_from is not None:
@@ -208,7 +208,7 @@ def _check_checkpoint(patient: Patient) -> Iterator[Finding]:
     )
     yield from (Finding("warn", "", f"{checkpoint.folder}: {line}") for line in refuse_another_run(checkpoint, now))
     moved = f", converted from {saved.world_size} to {patient.ranks} ranks" if saved.world_size != patient.ranks else ""
-    yield Finding("ok", "", f"goes on from {checkpoint.folder} (step {saved.step}{moved})")
+    yield Finding("ok", "", f"resumes from {checkpoint.folder} (step {saved.step}{moved})")
 
 
 OF_ALL: dict[str, Check] = {

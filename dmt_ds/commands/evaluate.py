@@ -157,7 +157,9 @@ def _judge_run(
     made_from = {"encoder_sha256": encoder, "step": step_of_run(folder), **protocol.as_record()}
     kept = None if again else _kept_scores(folder, made_from)
     if kept is not None:
-        logger.info("%s: evaluated before on the same images with the same settings; --again does it anew", folder)
+        logger.info(
+            "%s: evaluated before on the same images with the same settings; --again evaluates it again", folder
+        )
         return kept
     train = protocol.images.train.fingerprint
     is_own = is_judged_as_run(folder, train, protocol.data, protocol.knn, protocol.linear)

@@ -23,7 +23,7 @@ from dmt_ds.tracking.mlflow_registry import check_names, register, run_in_store
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
-_ANOTHER_FOLDER = "remove it, or take another folder by -o"
+_ANOTHER_FOLDER = "remove it, or choose another folder with -o"
 
 
 class Exported(NamedTuple):
@@ -95,7 +95,7 @@ def _refuse_own_forms(source: str) -> None:
         if (folder := find_own_form(source, name)) is not None:
             raise ExportError(
                 f"{source}: its model is a {PUBLISHED[name]}, which no format can hold; name "
-                f"{folder.parent / BACKBONE_FOLDER} to export its encoder, or ask it by `dmt-ds predict -e {source}`"
+                f"{folder.parent / BACKBONE_FOLDER} to export its encoder, or use it with `dmt-ds predict -e {source}`"
             )
 
 
@@ -103,7 +103,7 @@ def _check_registration(found: ModelSource, registration: Registration) -> None:
     """Before anything is written."""
     check_names(*registration)
     if found.run is None:
-        raise TrackingError(f"{found.folder}: lies in no run's folder; a registered model belongs to a run")
+        raise TrackingError(f"{found.folder}: is not in a run's folder; a registered model belongs to a run")
     run_in_store(found.run)
 
 
@@ -122,7 +122,7 @@ def open_model(found: ModelSource) -> tuple[PortableModel, RunRecord]:
 def _forms_in(folder: Path) -> list[str]:
     forms = [form for form in FORMS if (folder / form).is_dir()]
     if not forms:
-        raise ExportError(f"{folder}: nothing was exported there that could be registered; name a --format")
+        raise ExportError(f"{folder}: no export there that could be registered; name a --format")
     return forms
 
 

@@ -1,4 +1,4 @@
-"""What a check found, how it is told, and what a job makes of it; knows no check."""
+"""What a check found, how it is shown, and the exit code that it gives; knows no check."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Finding:
     status: Status
     what: str
     message: str
-    """How it stands, in one line, or more where an error has more; the remedy where it does not stand well."""
+    """The result in one line, or more if an error has more; with the remedy if it is bad."""
     exit_code: int = DmtError.exit_code
-    """Of a process that ends with it, where it is a failure: 75 where another try may help."""
+    """Exit code of a process that ends with this failure: 75 if another try may help."""
 
 
 def failure(what: str, error: Exception) -> Finding:
@@ -33,12 +33,12 @@ def failure(what: str, error: Exception) -> Finding:
 
 
 def exit_code(findings: Collection[Finding]) -> int:
-    """0 where nothing will fail, 75 where all that does may be gone at another try, else 2."""
+    """0 if nothing fails, 75 if every failure may be temporary, else 2."""
     return min((finding.exit_code for finding in findings if finding.status == "fail"), default=0)
 
 
 def render(findings: list[Finding]) -> str:
-    """A table, and what it comes to."""
+    """A table of the findings, and a summary line."""
     width = max(len(finding.what) for finding in findings)
     lines = []
     for finding in findings:
@@ -46,5 +46,5 @@ def render(findings: list[Finding]) -> str:
         lines += [f"{MARKS[finding.status]} {finding.what:{width}}  {first}"]
         lines += [f"{'':{width}}    {line}" for line in more]
     failed, warned = (sum(finding.status == status for finding in findings) for status in ("fail", "warn"))
-    end = f"{failed} will fail" if failed else "ready"
-    return "\n".join([*lines, "", f"{end}, {warned} to look at" if warned else end])
+    end = f"{failed} problem{'s' if failed > 1 else ''}" if failed else "ready"
+    return "\n".join([*lines, "", f"{end}, {warned} warning{'s' if warned > 1 else ''}" if warned else end])

@@ -19,8 +19,8 @@ from dmt_ds.tracking.spool import is_at_rest
 def is_finished(config: RunConfig, runs: Sequence[Run]) -> bool:
     """Whether just this was trained to its last step, published and recorded; all ranks call.
 
-    Asked before teachers are loaded, so that whether their files are still the same is left open. Where anything else
-    is not as the run left it, an ordinary start finds out what, completes it or refuses it.
+    Called before teachers are loaded, so their files are not compared. If anything else differs from what the run
+    left, a normal start finds out, and completes or refuses the run.
 
     Args:
         config: the run as it is started now.
@@ -30,8 +30,8 @@ def is_finished(config: RunConfig, runs: Sequence[Run]) -> bool:
 
 
 def nothing_to_do(config: RunConfig, runs: Sequence[Run]) -> str:
-    """What a start of such a run is told."""
-    elsewhere = "; `dmt-ds mlflow sync` takes its record to another store" if config.tracking.enabled else ""
+    """The message for a start of such a run."""
+    elsewhere = "; `dmt-ds mlflow sync` copies its record to another store" if config.tracking.enabled else ""
     return f"finished at step {runs[0].length.total_steps} already; nothing to do{elsewhere}"
 
 

@@ -174,7 +174,11 @@ def is_judged_as_run(
         and not (key == "path" and _are_its_images(folder, train_fingerprint, data, config.data))
     ]
     if others:
-        logger.warning("%s: scores are not added to the run, which was not made with %s", folder, ", ".join(others))
+        logger.warning(
+            "%s: scores are not added to the run, because it was trained with different settings: %s",
+            folder,
+            ", ".join(others),
+        )
     return not others
 
 
@@ -197,4 +201,6 @@ def add_to_run(folder: Path, metrics: Mapping[str, float]) -> None:
     section = config_from_yaml((folder / SETTINGS_FILE).read_text()).tracking
     arrived = add_metrics(section, folder, metrics, step_of_run(folder))
     if section.enabled and not arrived:
-        logger.warning("%s: the tracking store is away; the scores wait in the folder", folder)
+        logger.warning(
+            "%s: the tracking store is unreachable; the scores are kept in the folder and sent later", folder
+        )

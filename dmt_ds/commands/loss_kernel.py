@@ -26,7 +26,7 @@ def choose_kernel(
         return "eager", "only one of the two losses is computed"
     obstacle = obstacle_to_triton(device)
     if setting == "triton" and obstacle:
-        raise ValueError(f"kernel triton can't run here: {obstacle}; take auto")
+        raise ValueError(f"kernel triton can't run here: {obstacle}; use auto")
     if setting != "auto":
         return setting, "as set"
     if obstacle is None:

@@ -17,5 +17,5 @@ def what_to_lower(config: RunConfig) -> str:
         elif config.teachers.shard_over != "world":
             ways.append("set teachers.shard_over=world")
         ways.append("set teachers.deepspeed=teacher_zero3_cpu_offload")
-    ways += ["lower data.num_workers where it is the host's memory", "take more or larger GPUs (`dmt-ds plan`)"]
+    ways += ["lower data.num_workers if the host's memory is full", "use more or larger GPUs (`dmt-ds plan`)"]
     return "; or ".join(ways)

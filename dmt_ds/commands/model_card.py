@@ -110,12 +110,12 @@ def _licence(model: PortableModel, record: RunRecord) -> str:
         who = ", ".join(f"{_text(name)} ({_text(str(licences[name]))})" for name in bound)
         return f"**Not for commercial use.** It derives from non-commercial weights: {who}."
     if own:
-        return f"Licence, from what it derives from: {_text(own)}."
+        return f"Licence, inherited from what it derives from: {_text(own)}."
     unknown = [_text(name) for name, licence in licences.items() if not licence]
     reason = (
-        f"nobody said that of {', '.join(unknown)} (teachers.models.NAME.licence of the run)"
+        f"not stated for {', '.join(unknown)} (teachers.models.NAME.licence of the run)"
         if unknown
-        else "no weights bind it, and its maker has not said"
+        else "no other weights restrict it, and its maker has not stated one"
     )
     return f"Licence: not known; {reason}."
 
@@ -152,7 +152,7 @@ def _how_to_load(model: PortableModel, form: str) -> str:
 
 def _origins(record: RunRecord) -> str:
     if not record.teachers:
-        return "No other weights." if record.provenance else "Nothing is known: no run's record lay beside the weights."
+        return "No other weights." if record.provenance else "Unknown: there was no run's record next to the weights."
     return _table(["weights", "source", "licence", "sha256"], list(_rows_of(record.teachers, "")))
 
 

@@ -99,7 +99,7 @@ def make_plan(config: RunConfig, machines: Machines) -> dict[str, Any]:
             *_sources(config, rates),
             f"{machines.num_images} images",
             f"the losses are {losses}",
-            *(f"teacher {name} is a ViT-B/16: neither its source nor `arch` says" for name in guesses),
+            *(f"teacher {name} is a ViT-B/16: neither its source nor `arch` tells" for name in guesses),
             *([_TINYMIM] if config.task == "tinymim" else []),
             *_ALWAYS,
         ],
@@ -189,9 +189,11 @@ def render(plan: dict[str, Any]) -> str:
         "time of a step",
         *(_line(name, f"{1000 * seconds:8.1f} ms") for name, seconds in times.items()),
         "",
-        _line("images a second", f"{plan['images_per_second']:8,.0f} ({plan['images_per_second'] / ranks:,.0f} a GPU)"),
+        _line(
+            "images a second", f"{plan['images_per_second']:8,.0f} ({plan['images_per_second'] / ranks:,.0f} per GPU)"
+        ),
         _line("hours", f"{plan['hours']:8.1f}, {plan['gpu_hours']:,.0f} GPU-hours"),
-        _line("loader", f"{plan['loader_cores_per_node']:8.0f} CPU cores a node"),
+        _line("loader", f"{plan['loader_cores_per_node']:8.0f} CPU cores per node"),
         "",
         "assumed",
         *(f"  {assumption}" for assumption in plan["assumptions"]),

@@ -72,7 +72,7 @@ class Options(NamedTuple):
         """
         for name, value in self._asdict().items():
             if value is not None and name not in used:
-                raise ConfigError(f"--{name.replace('_', '-')}: {kind} has no use for it; leave it out")
+                raise ConfigError(f"--{name.replace('_', '-')}: not used for {kind}; leave it out")
 
 
 def run(source: str, paths: Sequence[str], out: Path, options: Options, device: torch.device) -> list[Path]:
@@ -138,7 +138,7 @@ def _open(source: str, device: torch.device) -> _Model:
     foreign = config_file.is_file() and '"model_type"' in config_file.read_text()
     if foreign and "ForImageClassification" in config_file.read_text():
         raise ExportError(
-            f"{source}: labels are told by the run itself, or by what `--format timm` has written; name it"
+            f"{source}: labels come from the run itself or from a `--format timm` export; name one of them"
         )
     folder = None if foreign or not path.is_dir() else find_model(source).folder
     if folder is not None and (folder / CLASSES_FILE).is_file():

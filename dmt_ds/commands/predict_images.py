@@ -25,7 +25,7 @@ def refuse_earlier(wanted: Sequence[Path]) -> None:
     """
     for path in wanted:
         if path.exists():
-            raise ExportError(f"{path}: is there already; remove it, or take another folder by -o")
+            raise ExportError(f"{path}: is there already; remove it, or choose another folder with -o")
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def read_image(path: str) -> Tensor | str:
     try:
         return decode_image(read_file(path), path)
     except DataError as error:
-        return str(error).partition("; fetch it again")[0]
+        return str(error).partition("; download it again")[0]
 
 
 def leave_out(path: str, reason: str, unreadable: dict[str, str]) -> None:

@@ -130,7 +130,7 @@ def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge 
 
 
 def _allow_for_the_store(config: RunConfig, watchdog: Watchdog) -> None:
-    """Waiting for a store that is away is no hang: a failure before that is what the job must end with."""
+    """Waiting for an unreachable store is not a hang, and must not hide the failure that the job should end with."""
     watchdog.beat("sending the last metrics", _store_seconds(config))
 
 

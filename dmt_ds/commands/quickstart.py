@@ -61,7 +61,7 @@ def run(output: Path, processes: int, say: Say) -> KnnTable:
     trainings = _trainings(output, processes)
     for number, training in enumerate(trainings, start=1):
         _run_training(training, output, f"[{number}/{len(trainings) + 1}]", say)
-    say(f"[{len(trainings) + 1}/{len(trainings) + 1}] k-NN on 360 digits that nobody trained on")
+    say(f"[{len(trainings) + 1}/{len(trainings) + 1}] k-NN on 360 digits that were not trained on")
     table = _measure(output, trainings)
     say(f"\n{table}\n")
     say(_closing(output, time.monotonic() - started))
@@ -149,7 +149,7 @@ def _closing(output: Path, seconds: float) -> str:
     mlflow = Path(sys.executable).with_name("mlflow")
     return "\n".join(
         [
-            "Digits are easy: raw pixels score highest, above every teacher. This shows the machine at work, not the",
+            "Digits are easy: raw pixels score highest, above every teacher. This shows the system at work, not the",
             "method's worth; for that, distil real teachers on photographs (README, Distil real teachers).",
             "",
             f"Done in {seconds:.0f} s. The table: {output / 'results.txt'}",

@@ -31,7 +31,7 @@ class ResumePlan:
     universal: bool
     """The world size changed: the checkpoint goes through DeepSpeed's universal form, unless ranks hold it whole."""
     is_changed: bool = False
-    """It is of another run, and `train.accept_changes` takes it: losses of steps to come are not those of before."""
+    """It belongs to a different run, which `train.accept_changes` accepts: later losses don't continue earlier ones."""
 
     @property
     def tag(self) -> str:
@@ -98,14 +98,17 @@ def refuse_another_run(checkpoint: Checkpoint, now: RunState) -> list[str]:
         if train.get("deterministic"):
             found.append(("code", libraries))
         else:
-            goes_on.append(f"goes on, though losses may change with {libraries}")
-    goes_on += [f"goes on though it is of another run (accepted): {line}" for kind, line in found if kind in accepted]
+            goes_on.append(f"resuming; losses may differ because of {libraries}")
+    goes_on += [f"resuming despite an accepted difference: {line}" for kind, line in found if kind in accepted]
     refused = [(kind, line) for kind, line in found if kind not in accepted]
     if not refused:
         return goes_on
     kinds = list(dict.fromkeys(kind for kind, _ in refused))
-    accept = "" if "engine" in kinds else f", or accept it by train.accept_changes=[{','.join([*accepted, *kinds])}]"
-    head = f"{checkpoint.folder}: is of another run (saved -> now); choose another output_dir{accept}, or go back to:"
+    accept = "" if "engine" in kinds else f", or accept it with train.accept_changes=[{','.join([*accepted, *kinds])}]"
+    head = (
+        f"{checkpoint.folder}: belongs to a different run (saved -> now); "
+        f"choose another output_dir{accept}, or restore:"
+    )
     raise CheckpointError("\n".join([head, *(line for _, line in refused)]))
 
 

@@ -24,7 +24,7 @@ class _LogFile(logging.FileHandler):
 
 
 def open_log(path: Path) -> None:
-    """From now on what the package logs stands in that file too, behind what it holds already.
+    """From now on append what the package logs to that file too.
 
     Raises:
         OSError: it can't be written.
@@ -36,7 +36,7 @@ def open_log(path: Path) -> None:
 
 @contextmanager
 def end_noted() -> Iterator[None]:
-    """Put what ends the block into the log, on the rank that has one; the terminal is told by the command line."""
+    """Write the exception that ends the block to the log file, if this rank has one; the CLI prints it."""
     try:
         yield
     except KeyboardInterrupt:

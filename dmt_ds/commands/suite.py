@@ -83,11 +83,11 @@ def run(plan: SuitePlan, runs: Sequence[SuiteRun], jobs: int, ranks: int, say: S
         raise KeyboardInterrupt
     if local.failures:
         raise DmtError("\n".join(by_cause(local.failures)))
-    say(f"{name}: all of it is finished" if not unfinished else f"{name}: {len(unfinished)} runs are left")
+    say(f"{name}: all of it is finished" if not unfinished else f"{name}: {len(unfinished)} runs are still to do")
 
 
 def look_before(plan: SuitePlan, runs: Sequence[SuiteRun], ranks: int) -> None:
-    """All that can be seen before anything is started; says what was looked at.
+    """Make all checks that need no run, before anything is started, and log what was checked.
 
     Raises:
         ConfigError: a finished run has other settings than the suite asks for now, a batch can't be shared by so many
@@ -98,8 +98,8 @@ def look_before(plan: SuitePlan, runs: Sequence[SuiteRun], ranks: int) -> None:
     check_follow_ups(runs)
     check_inputs(plan, runs)
     left = sum(not is_finished(run) for run in runs)
-    looked_at = f"images, teachers, batches and follow-ups of {left} that are left" if left else "all are finished"
-    logger.info("%s: settings of %d runs, %s: nothing in the way", plan.file.suite.name, len(runs), looked_at)
+    looked_at = f"images, teachers, batches and follow-ups of the {left} still to run" if left else "all are finished"
+    logger.info("%s: settings of %d runs, %s: no problems found", plan.file.suite.name, len(runs), looked_at)
 
 
 def note_on_parent(plan: SuitePlan, status: Status | Literal["RUNNING"]) -> None:

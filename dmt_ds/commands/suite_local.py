@@ -137,7 +137,7 @@ class LocalSuite:
             self._chosen[run.owner] = choice.value
             self._say(f"  {choice}")
             if choice.is_at_the_edge:
-                self._say(f"  {choice.variant}: warning: that is the edge of tune.values; the best may lie beyond")
+                self._say(f"  {choice.variant}: warning: that is at the edge of tune.values; the best may lie beyond")
         return next(other for other in self._plan.variants(self._chosen) if other.folder == run.folder)
 
     def _start(self, run: SuiteRun, phase: Phase, started: float) -> None:
@@ -167,7 +167,7 @@ class LocalSuite:
             self._end(run, f"{run.label}: {seconds:.0f} s{_score(run)}{self._time_left()}")
         elif code == 0 or stopping:
             self._ended[run.folder] = False
-            self._say(f"  {run.label}: stopped{' after a save' if code == 0 else ''}; the same command goes on")
+            self._say(f"  {run.label}: stopped{' after a save' if code == 0 else ''}; the same command resumes it")
         else:
             where = "" if job.phase.name == "pretrain" else f"{job.phase.doing}: "
             failure = f"{where}{'; '.join(job.stage.errors()[-3:])}"

@@ -159,7 +159,7 @@ def _compared(setting: str, recorded: str | None, look: Callable[[], str]) -> It
         yield OtherInput(f"{setting} ({' '.join(str(error).split())})", was_seen=False)
         return
     if found != recorded:
-        yield OtherInput(f"{setting} (holds another thing: {recorded[:12]} -> {found[:12]})")
+        yield OtherInput(f"{setting} (its content differs: {recorded[:12]} -> {found[:12]})")
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def arrays(
     check_finished(plan, runs, only_what_is_here=True)  # a task looks anew, where it runs
     script = _script()
     if not script.is_file():
-        raise LaunchError(f"{script}: is not there; set DMT_DS_HOME to a checkout, which has the scripts for SLURM")
+        raise LaunchError(f"{script}: does not exist; set DMT_DS_HOME to a checkout, which has the scripts for SLURM")
     of_follow_ups = {f"{kind}.set.{key}": v for kind, values in plan.file.given.items() for key, v in values.items()}
     given = [
         *as_overrides({**plan.given, **of_follow_ups}),
@@ -108,7 +108,7 @@ def submit(plan: SuitePlan, runs: Sequence[SuiteRun], arrays: Sequence[Array], s
         LaunchError: there is no sbatch, or it refuses.
     """
     if shutil.which("sbatch") is None:
-        raise LaunchError("there is no sbatch here: run this on a login node, or take --slurm to see the commands")
+        raise LaunchError("there is no sbatch here: run this on a login node, or use --slurm to print the commands")
     check_follow_ups(runs)
     if os.environ.get("DMT_DS_DOCTOR") != "0":  # which is set where compute nodes alone have the data
         check_batches(plan, runs, {array.what: ranks_of(_script(), array.options) for array in arrays}.get)
@@ -200,7 +200,7 @@ def _check_options(plan: SuitePlan, options: Sequence[str]) -> None:
         if stage not in STAGES:
             raise ConfigError(f"--sbatch={option}: there is no stage {stage}; there are: {', '.join(STAGES)}")
         if not own.startswith("-"):
-            raise ConfigError(f"--sbatch={option}: is no option of sbatch: write one, such as {stage}:--nodes=2")
+            raise ConfigError(f"--sbatch={option}: is not an option of sbatch: write one, such as {stage}:--nodes=2")
         if not has.get(stage):
             stages = ", ".join(known for known in STAGES if has.get(known))
             raise ConfigError(f"--sbatch={option}: {plan.file.label} has no {stage}; its stages are: {stages}")

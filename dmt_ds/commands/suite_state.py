@@ -132,9 +132,9 @@ def _changed(
     if not unseen or only_what_is_here:
         return None
     return (
-        f"{folder}: can't be compared here with what the suite asks for now (then -> now): {'; '.join(unseen)}; "
-        "name what is there, or keep the former; with --submit, where compute nodes alone have it, DMT_DS_DOCTOR=0 "
-        "submits without a look"
+        f"{folder}: can't be compared on this machine with what the suite asks for now (then -> now): "
+        f"{'; '.join(unseen)}; point the suite at existing files, or restore the previous setting. If only compute "
+        "nodes see them, DMT_DS_DOCTOR=0 with --submit skips this check"
     )
 
 
@@ -152,9 +152,9 @@ def _judged_otherwise(run: SuiteRun) -> str | None:
         keys.append("data.path")
     command = ["dmt-ds", "evaluate", "-e", str(run.folder), *as_overrides({key: now[key] for key in keys})]
     return (
-        f"{run.folder}: was judged with other settings than the suite asks for now (then -> now): {'; '.join(found)}; "
-        "keep the former: the encoder is the same, and is judged with others, beside the suite, by "
-        f"`{shlex.join(command)}` (further -e in one table)"
+        f"{run.folder}: was evaluated with other settings than the suite asks for (then -> now): {'; '.join(found)}; "
+        "restore the previous setting. To evaluate this encoder with others, outside the suite, run "
+        f"`{shlex.join(command)}` (repeat -e for one table)"
     )
 
 
@@ -259,7 +259,7 @@ def choose(plan: SuitePlan, tune: TuneSpec, variant: str) -> Choice:
     runs = plan.tried(variant)
     scores = {run.value: scores_of(run) for run in runs if run.value is not None and is_finished(run)}
     if not scores:
-        raise ConfigError(f"{variant}: no tuning run finished, of {', '.join(run.label for run in runs)}")
+        raise ConfigError(f"{variant}: none of the tuning runs finished: {', '.join(run.label for run in runs)}")
     without = next((found for found in scores.values() if tune.metric not in found), None)
     if without is not None:
         raise ConfigError(

@@ -54,7 +54,7 @@ def guess_of(name: str, record: TeacherRecord) -> str | None:
         return None
     heads, width = record.shape.num_heads, record.shape.embed_dim
     return (
-        f"{name}: num_heads {heads} is a guess by the width, {width}: the file does not tell; if it is right, say so "
+        f"{name}: num_heads {heads} is a guess from the width, {width}: the file does not tell; if right, confirm it "
         f"by teachers.models.{name}.num_heads={heads}, else give the right one"
     )
 

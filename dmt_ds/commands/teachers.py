@@ -160,7 +160,7 @@ def convert(path: str | Path, out: str | Path, checkpoint_key: str | None = None
     if out.suffix != ".safetensors":
         raise WeightsError(f"{out}: the name of the new file must end in .safetensors")
     if out.exists():
-        raise WeightsError(f"{out}: is there already; remove it or take another name")
+        raise WeightsError(f"{out}: exists already; remove it or choose another name")
     weights = _read(path, checkpoint_key)
     build_from(weights, num_heads=_heads_or_one(weights, num_heads), load=False)
     partial = out.with_name(f".{out.name}.partial")
@@ -182,13 +182,15 @@ def _read(path: str | Path, checkpoint_key: str | None) -> Weights:
         _refuse_key(path, checkpoint_key)
         return read_hf(str(path)[3:])
     if Path(path).is_dir() or _is_timm(path):
-        raise WeightsError(f"{path}: is no weights file; name one, or hf:FOLDER for a transformers model")
+        raise WeightsError(f"{path}: is not a weights file; name one, or hf:FOLDER for a transformers model")
     return read_file(path, checkpoint_key)
 
 
 def _refuse_key(path: str | Path, checkpoint_key: str | None) -> None:
     if checkpoint_key is not None:
-        raise WeightsError(f"{path}: is no weights file, which alone has parts: leave out --key {checkpoint_key}")
+        raise WeightsError(
+            f"{path}: is not a weights file, and only those have parts: leave out --key {checkpoint_key}"
+        )
 
 
 def _is_timm(path: str | Path) -> bool:
@@ -204,7 +206,7 @@ def _heads_or_one(weights: Weights, num_heads: int | None) -> int:
 
 def _how_heads_are_known(weights: Weights) -> str:
     if heads_of(weights) is None:
-        return ": a file does not tell them; set num_heads"
+        return ": a file does not contain them; set num_heads"
     settled = weights.layout in ("beit", "moco_v3") and heads_of(weights) != width_of(weights.state) // 64
     return f" (as {weights.layout} has them)" if settled else " (usual for this width; the file does not tell)"
 

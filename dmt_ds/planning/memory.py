@@ -11,7 +11,7 @@ from dmt_ds.planning.layout import Layout
 RESERVED_BYTES = 2e9
 """CUDA's context, cuBLAS's workspaces, communicators."""
 USABLE_SHARE = 0.92
-"""Of the card: the rest goes to fragments."""
+"""Usable share of the card's memory; the rest is lost to fragmentation."""
 WRITTEN_LOSS_BYTES = 40
 """Beyond the tokens, a number of the target and a loss written out in torch: float32 softmaxes of both sides, along
 both axes (counted in the dispatcher)."""

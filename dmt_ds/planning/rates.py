@@ -15,7 +15,7 @@ to that: whole steps on one H200, 256 images (ViT-B: 128), what the host made it
 LINK_UTILISATION = 0.75
 """Share of a link's data-sheet rate that collectives of many megabytes reach."""
 LOADER_SECONDS = 2.5e-3
-"""Of one core, an image: decoding a 500 x 375 JPEG, crop, resize, handing over; 1.5e-3 on a fast core of its own."""
+"""Seconds per image on one core: decode a 500 x 375 JPEG, crop, resize, hand over; 1.5e-3 on a fast, idle core."""
 
 
 @dataclass(frozen=True)

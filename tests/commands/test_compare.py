@@ -129,7 +129,7 @@ def test_another_table_leaves_the_suites_as_it_is_unless_a_run_is_named(folder: 
     result = compare(folder, *asked, *([] if asked else ["-o", "elsewhere"]))
     assert result.exit_code == 0 and "in MLflow" not in result.stdout
     assert artifacts(store(folder), "small", None) == []
-    assert "Kept with run small" in compare(folder, *asked, "--log", "small").stdout
+    assert "Saved with run small" in compare(folder, *asked, "--log", "small").stdout
 
 
 def test_a_score_that_was_measured_during_the_runs_is_drawn_as_a_curve(folder: Path) -> None:
@@ -197,7 +197,7 @@ def test_an_unknown_experiment_or_suite_is_told_with_names_that_come_near(folder
 
 def test_a_suite_that_is_asked_for_by_its_name_is_found_among_the_runs(folder: Path) -> None:
     fill(Recorder.of_suite(store(folder), "small_study"))
-    hint = "; runs/trial has a store of its own: say runs/trial"
+    hint = "; runs/trial has a store of its own: name runs/trial"
     assert "has a store of its own" not in refusal("trial")
     shutil.copytree(folder, "runs/trial")
     assert refusal("trial").endswith(hint)  # no store here

@@ -251,7 +251,7 @@ def test_defaults_of_dmts_that_another_task_took_over_are_told() -> None:
     assert jitter[0] == "augment" and jitter[1].endswith(
         "the usual recipes of task mae have none: augment.brightness=0 augment.contrast=0 augment.saturation=0"
     )
-    none = "by DMT's defaults drop_path 0.1; the usual recipes of task mae have none: student.drop_path=0"
+    none = "drop_path 0.1 is DMT's default; the usual recipes of task mae have none: student.drop_path=0"
     assert drop_path == ("student", none)
     said = (*(f"augment.{key}=0.4" for key in JITTER), "student.drop_path=0.1", "student.drop_path_rule=constant")
     assert told_of_defaults("task=mae", *said) == []  # so meant
@@ -269,7 +269,7 @@ def test_jitter_that_is_said_in_part_is_told_for_the_rest(key: str) -> None:
 @pytest.mark.parametrize("task", ["ibot", "dino", "segment", "detect", "classify"])
 def test_a_rule_of_drop_path_that_only_distillation_has_is_told(task: str) -> None:
     no_jitter = [f"augment.{key}=0" for key in JITTER]
-    rule = "by DMT's defaults drop_path_rule constant; the usual recipes of task"
+    rule = "drop_path_rule constant is DMT's default; the usual recipes of task"
     told = [("student", f"{rule} {task} have linear: student.drop_path_rule=linear")]
     assert told_of_defaults(f"task={task}", *no_jitter) == told
     assert told_of_defaults(f"task={task}", *no_jitter, "student.drop_path=0") == []
@@ -533,7 +533,7 @@ def test_a_checkpoint_of_another_run_shows_the_difference(tmp_path: Path, images
     findings = run(small_run(tmp_path, images, "task=mae"), ranks=2)
     (refusal,) = [finding.message for finding in findings if finding.status == "fail"]
     assert "\noptim.base_lr: 1.0 -> 0.00015\ndata_fingerprint: other images -> " in refusal
-    assert render(findings).splitlines()[-1].startswith("1 will fail")
+    assert render(findings).splitlines()[-1].startswith("1 problem")
 
 
 def test_the_table_marks_each_line_and_says_what_it_comes_to() -> None:
@@ -543,7 +543,7 @@ def test_the_table_marks_each_line_and_says_what_it_comes_to() -> None:
         "! bbb  look",
         "✗ c    broken",
         "",
-        "1 will fail, 1 to look at",
+        "1 problem, 1 warning",
     ]
     refusal = [Finding("ok", "longer", "fine"), Finding("fail", "c", "is another run:\nseed: 0 -> 1\nname: a -> b")]
     assert render(refusal).splitlines()[1:] == [
@@ -551,7 +551,7 @@ def test_the_table_marks_each_line_and_says_what_it_comes_to() -> None:
         "          seed: 0 -> 1",
         "          name: a -> b",
         "",
-        "1 will fail",
+        "1 problem",
     ]
     assert render(findings[:1]).splitlines()[-1] == "ready"
 

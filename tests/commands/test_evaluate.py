@@ -123,7 +123,8 @@ def test_scores_of_other_images_or_settings_are_not_the_runs(
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     key = setting.partition("=")[0]
     own = {"data.max_train_images": 300, "data.interpolation": "bicubic", "knn.k": 20}[key]
-    told = f"{folder}: scores are not added to the run, which was not made with {setting} (the run has {own})"
+    why = f"because it was trained with different settings: {setting} (the run has {own})"
+    told = f"{folder}: scores are not added to the run, {why}"
     assert warnings == [told]
     assert num_points(folder) == 1 and (folder / EVALUATION_FILE).read_text() == kept
 

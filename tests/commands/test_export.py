@@ -83,7 +83,7 @@ def test_the_card_of_a_student_of_a_non_commercial_teacher_says_so_twice(tmp_pat
 
 def test_the_card_of_a_student_of_free_teachers_has_their_licence(tmp_path):
     front, text = card_of(make_run(tmp_path / "run", teachers={"ibot": IBOT}))
-    assert front["license"] == "apache-2.0" and "Licence, from what it derives from: apache-2.0." in text
+    assert front["license"] == "apache-2.0" and "Licence, inherited from what it derives from: apache-2.0." in text
     assert "commercial" not in text
 
 
@@ -93,7 +93,7 @@ def test_the_card_of_a_student_of_free_teachers_has_their_licence(tmp_path):
         (
             (None, "Apache-2.0"),
             {"license": "unknown"},
-            "Licence: not known; nobody said that of t0 (teachers.models.NAME.licence of the run).",
+            "Licence: not known; not stated for t0 (teachers.models.NAME.licence of the run).",
         ),
         (
             ("dinov3-license", "Apache-2.0"),
@@ -101,7 +101,7 @@ def test_the_card_of_a_student_of_free_teachers_has_their_licence(tmp_path):
             "from what it derives from: apache-2.0 and dinov3-license.",
         ),
         ((None, "CC-BY-NC-SA-4.0"), {"license": "cc-by-nc-sa-4.0"}, "Not for commercial use"),
-        ((), {"license": "unknown"}, "no weights bind it"),
+        ((), {"license": "unknown"}, "no other weights restrict it"),
     ],
 )
 def test_a_licence_that_is_unknown_or_unusual_is_never_called_free(licences, front_matter, words, tmp_path):

@@ -95,7 +95,7 @@ def test_an_earlier_export_is_registered_as_it_lies_there_again_and_again(tmp_pa
 @pytest.mark.parametrize(
     ("in_its_place", "reason"),
     [
-        (None, "nothing was exported there that could be registered; name a --format"),
+        (None, "no export there that could be registered; name a --format"),
         ("another model", "is there already, and holds another model (answers differ by"),
         ("another shape", "is there already, and holds another model (answers differ by inf"),
         ("rubbish", "is there already, and does not load ("),

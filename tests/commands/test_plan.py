@@ -130,8 +130,8 @@ def test_a_ring_leaves_each_node_through_its_network_once() -> None:
 def test_the_text_says_that_it_is_a_model_and_what_it_assumes() -> None:
     text = CliRunner().invoke(main, ["plan", "-c", "vit_tiny", "--gpus-per-node", "8"]).output
     assert text.startswith("A model made of formulas, not a measurement.")
-    assert "assumed: 51 % of 989 TFLOP/s" in text and "GPU-hours" in text and "CPU cores a node" in text
-    assert "teacher ibot is a ViT-B/16: neither its source nor `arch` says" in text
+    assert "assumed: 51 % of 989 TFLOP/s" in text and "GPU-hours" in text and "CPU cores per node" in text
+    assert "teacher ibot is a ViT-B/16: neither its source nor `arch` tells" in text
 
 
 ARCHES = (

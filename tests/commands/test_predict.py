@@ -130,8 +130,8 @@ def test_nothing_is_overwritten(run_folder, photos, tmp_path):
 
 def test_options_that_a_model_has_no_use_for_are_refused(run_folder, photos, tmp_path):
     for source, option, told in (
-        (run_folder, "--score-threshold", "a classifier has no use for it"),
-        (run_folder / "backbone", "--top-k", "an encoder has no use for it"),
+        (run_folder, "--score-threshold", "not used for a classifier"),
+        (run_folder / "backbone", "--top-k", "not used for an encoder"),
     ):
         result = call("-e", source, photos, "-o", tmp_path / "out", option, 1)
         assert result.exit_code == 2 and f"{option}: {told}" in result.stderr
@@ -152,7 +152,7 @@ def test_nothing_readable_or_nothing_there_is_an_error(run_folder, photos, tmp_p
 def test_a_transformers_classifier_is_refused_with_what_to_name(run_folder, photos, tmp_path):
     export(str(run_folder), ["transformers"], tmp_path)
     result = call("-e", tmp_path / "transformers", photos, "-o", tmp_path / "out")
-    assert result.exit_code == 2 and "what `--format timm` has written" in result.stderr
+    assert result.exit_code == 2 and "from a `--format timm` export" in result.stderr
 
 
 def test_files_come_in_order_once_and_links_that_turn_back_end(photos, tmp_path):

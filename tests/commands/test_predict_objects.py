@@ -59,7 +59,7 @@ def test_objects_of_the_score_that_is_asked_for_are_drawn_at_the_photos_own_size
 @pytest.mark.parametrize("option", ["--top-k", "--batch-size"])
 def test_an_option_that_a_detector_has_no_use_for_is_refused(folder: Path, tmp_path: Path, option: str) -> None:
     result = predict(folder, tmp_path / "out", option, 3)
-    assert result.exit_code == 2 and f"{option}: a detector has no use for it; leave it out" in result.stderr
+    assert result.exit_code == 2 and f"{option}: not used for a detector; leave it out" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -71,7 +71,7 @@ def resume(saved: dict[str, str], now: dict[str, str], **train: object) -> list[
 
 def test_other_libraries_are_told_in_one_line():
     (line,) = resume(SAVED, NOW)
-    assert line.endswith("losses may change with libraries: torch 2.8.0 -> 2.9.1, transformers none -> 4.57")
+    assert line.endswith("losses may differ because of libraries: torch 2.8.0 -> 2.9.1, transformers none -> 4.57")
 
 
 @pytest.mark.parametrize("saved", [NOW, {}])

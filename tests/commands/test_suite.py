@@ -189,7 +189,7 @@ def test_a_dry_run_looks_and_starts_nothing(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.INFO, "dmt_ds"):
         result = call(suite, "--dry-run")
     num_runs = len(select(plan_of(suite), ()))
-    told = f"images, teachers, batches and follow-ups of {num_runs} that are left: nothing in the way"
+    told = f"images, teachers, batches and follow-ups of the {num_runs} still to run: no problems found"
     assert f"settings of {num_runs} runs, {told}" in caplog.text
     assert result.exit_code == 0 and result.stdout == call(suite, "--list").stdout
     assert call(suite, "--dry-run", "--ranks", "3").exit_code == 2
@@ -360,7 +360,7 @@ def test_a_metric_that_no_run_has_is_one_line_with_those_there_are(tmp_path: Pat
 def test_without_a_finished_tuning_run_a_variant_is_not_started(tmp_path: Path) -> None:
     suite = tiny_suite.write_suite(tmp_path, tune={"values": [1, 2]})
     with pytest.raises(
-        ConfigError, match=r"^dmt: no tuning run finished, of dmt optim\.base_lr=1, dmt optim\.base_lr=2$"
+        ConfigError, match=r"^dmt: none of the tuning runs finished: dmt optim\.base_lr=1, dmt optim\.base_lr=2$"
     ):
         choice_of(suite, {1.0: None, 2.0: None})
 
@@ -384,7 +384,7 @@ def test_seeds_have_the_value_that_their_own_tuning_chose(tmp_path: Path, own_si
     assert local.failures == {}
     assert lines == [
         "  dmt: optim.base_lr=0.01 is best by eval/select_knn_top1 (0.001: 0.1000, 0.01: 0.2000)",
-        "  dmt: warning: that is the edge of tune.values; the best may lie beyond",
+        "  dmt: warning: that is at the edge of tune.values; the best may lie beyond",
     ]
 
 
@@ -441,8 +441,8 @@ def test_an_option_may_be_of_one_stage_and_a_dependency_of_ones_own_is_the_first
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("seeds:nodes=2", "is no option of sbatch: write one, such as seeds:--nodes=2"),
-        ("seeds:", "is no option of sbatch: write one, such as seeds:--nodes=2"),
+        ("seeds:nodes=2", "is not an option of sbatch: write one, such as seeds:--nodes=2"),
+        ("seeds:", "is not an option of sbatch: write one, such as seeds:--nodes=2"),
         ("detect:--nodes=4", "suite.yaml has no detect; its stages are: teachers, seeds"),
         ("tune:--nodes=4", "suite.yaml has no tune; its stages are: teachers, seeds"),
     ],
@@ -496,7 +496,7 @@ def test_a_task_of_an_array_gets_the_arguments_of_its_run_one_a_line(tmp_path: P
     suite = tiny_suite.write_suite(tmp_path)
     plan = plan_of(suite)
     refused = call(suite, "--stage", "seeds", "--print-run", "1")
-    assert refused.exit_code == 2 and "no tuning run finished" in refused.stderr
+    assert refused.exit_code == 2 and "none of the tuning runs finished" in refused.stderr
     for run, score in zip(plan.tuning(), (0.1, 0.2), strict=True):
         pretend_finished(run, select_knn_top1=score)
     refused = call(suite, "--stage", "seeds", "--print-run", "1")

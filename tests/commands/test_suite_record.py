@@ -91,10 +91,10 @@ def test_seeds_are_refused_that_would_learn_from_other_things(
     shutil.copytree(images, other_images)
     (other_images / "train" / "cat" / "0.png").unlink()
     for key, value, said in (
-        ("data.path", other_images, f"data.path: {images} -> {other_images} (holds another thing: "),
-        ("teachers.models.mae.source", other_teacher, f"{tmp_path}/mae.pth -> {other_teacher} (holds another thing: "),
-        ("train.deepspeed", "student_zero2_bf16", "_bf16 (holds another thing: fp32 -> bf16)"),
-        ("teachers.deepspeed", "teacher_zero3_inference", "inference (holds another thing: fp32 -> bf16)"),
+        ("data.path", other_images, f"data.path: {images} -> {other_images} (its content differs: "),
+        ("teachers.models.mae.source", other_teacher, f"{tmp_path}/mae.pth -> {other_teacher} (its content differs: "),
+        ("train.deepspeed", "student_zero2_bf16", "_bf16 (its content differs: fp32 -> bf16)"),
+        ("teachers.deepspeed", "teacher_zero3_inference", "inference (its content differs: fp32 -> bf16)"),
     ):
         refused = call(suite(**{key: str(value)}), "--slurm")
         (line,) = refused.stderr.splitlines()
@@ -193,7 +193,10 @@ def test_what_cannot_be_looked_at_here_is_told_as_that_or_left_to_the_compute_no
     for action in (("--dry-run",), submit):
         refused = call(moved, *action)
         (line,) = refused.stderr.splitlines()
-        assert refused.exit_code == 2 and "dmt/seed0: can't be compared here with what the suite asks for now" in line
+        assert (
+            refused.exit_code == 2
+            and "dmt/seed0: can't be compared on this machine with what the suite asks for now" in line
+        )
         assert said in line and "DMT_DS_DOCTOR=0" in line and "remove" not in line
     assert call(moved, "--slurm").exit_code == 0
     monkeypatch.setenv("DMT_DS_DOCTOR", "0")
@@ -220,7 +223,7 @@ def test_runs_that_were_judged_otherwise_are_told_how_their_encoders_are_judged_
     ):
         refused = call(suite(**given), "--slurm")
         (line,) = refused.stderr.splitlines()
-        assert refused.exit_code == 2 and f"{run.folder}: was judged with other settings" in line
+        assert refused.exit_code == 2 and f"{run.folder}: was evaluated with other settings" in line
         assert f"(then -> now): {said}; keep" in line and f"`dmt-ds evaluate -e {run.folder} {words}`" in line
         assert "remove" not in line
     both = call(suite(**{"knn.k": 5, "optim.weight_decay": 0.3}), "--slurm").stderr
@@ -283,4 +286,4 @@ def test_a_teacher_that_was_made_anew_in_its_place_is_compared(
     assert changed(run) is None  # not there yet: the suite makes it
     make(seed)
     told = changed(run)
-    assert told is None if seed == 0 else told and f"teachers.models.mae.source: {made} (holds another thing: " in told
+    assert told is None if seed == 0 else told and f"teachers.models.mae.source: {made} (its content differs: " in told

@@ -23,7 +23,7 @@ def test_a_teacher_whose_heads_are_guessed_is_warned_of_once(tmp_path: Path, cap
     load_teachers(section, tiny.IMAGE_SIZE)
     (line,) = caplog.messages
     assert line == (
-        "red: num_heads 1 is a guess by the width, 64: the file does not tell; if it is right, say so by "
+        "red: num_heads 1 is a guess from the width, 64: the file does not tell; if right, confirm it by "
         "teachers.models.red.num_heads=1, else give the right one"
     )
 

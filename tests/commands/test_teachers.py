@@ -62,7 +62,7 @@ def test_a_file_of_transformers_keeps_what_its_config_says_through_a_conversion(
 
 def test_conversion_never_overwrites(file, tmp_path):
     (tmp_path / "out.safetensors").write_text("mine")
-    with pytest.raises(WeightsError, match="is there already"):
+    with pytest.raises(WeightsError, match="exists already"):
         convert(file, tmp_path / "out.safetensors")
     assert (tmp_path / "out.safetensors").read_text() == "mine"
 
@@ -101,13 +101,13 @@ def test_a_run_is_told_of_in_the_words_of_a_file(file, tmp_path):
 def test_a_part_of_what_has_none_is_refused(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_run.make_teacher(tmp_path / "run", 0)
-    with pytest.raises(WeightsError, match=f"{source}: is no weights file, .*: leave out --key teacher"):
+    with pytest.raises(WeightsError, match=f"{source}: is not a weights file, .*: leave out --key teacher"):
         inspect_file(source, "teacher")
 
 
 @pytest.mark.parametrize("source", [".", "timm:vit_base_patch16_224.mae"])
 def test_what_is_no_file_is_not_converted(source, tmp_path):
-    with pytest.raises(WeightsError, match=f"{source}: is no weights file; name one, or hf:FOLDER"):
+    with pytest.raises(WeightsError, match=f"{source}: is not a weights file; name one, or hf:FOLDER"):
         convert(source, tmp_path / "out.safetensors")
 
 

@@ -397,7 +397,7 @@ def test_a_save_without_an_answer_is_worth_another_try_and_nobody_has_to_make_ro
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("ENOSPC", "make room"), ("EDQUOT", "make room"), ("EACCES", "see to it that this can be written")],
+    [("ENOSPC", "make room"), ("EDQUOT", "make room"), ("EACCES", "make it writable")],
 )
 def test_what_somebody_has_to_mend_before_a_save_is_not_tried_again(folder, name, remedy):
     folder.save(state(1), write_weights)

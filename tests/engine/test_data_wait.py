@@ -23,9 +23,7 @@ def said(
 
 def test_two_waiting_intervals_in_a_row_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     (message,) = said(caplog, [0.9, 0.05, 0.4, 0.37, 0.5, 0.6, 0.01, 0.5, 0.5], num_workers=3, cores=4)
-    assert message.startswith(
-        "training waits for images 37 % of the time: 812 images/s, 3 loader processes, 4 cores"
-    )
+    assert message.startswith("training waits for images 37 % of the time: 812 images/s, 3 loader processes, 4 cores")
     assert "--cpus-per-task" in message and "dmt-ds shards make" in message
 
 

@@ -58,9 +58,9 @@ def test_other_data_are_refused_with_the_difference_and_taken_where_that_is_said
     shutil.copy(tmp_path / "images/train/all/000.png", tmp_path / "images/train/all/more.png")
     copy.append(f"data.path={tmp_path / 'images'}")
     text = refused(copy)
-    assert "data_fingerprint: " in text and "accept it by train.accept_changes=[data]" in text
+    assert "data_fingerprint: " in text and "accept it with train.accept_changes=[data]" in text
     done = processes.run([*copy, "train.accept_changes=[data]"])
-    assert "goes on though it is of another run (accepted): data_fingerprint: " in done.stderr
+    assert "resuming despite an accepted difference: data_fingerprint: " in done.stderr
     assert list(tiny_run.losses(tmp_path / "run")) == [1, 2, 3, 4]
 
 
