@@ -14,9 +14,9 @@ from dmt_ds.redact import MaskingFormatter, mask_all_that_is_said
     cls=CarefulGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog=examples(
-        "dmt-ds quickstart                        the whole machine at work on digits, in minutes, no GPU",
+        "dmt-ds quickstart                        everything once on digits, in minutes, without a GPU",
         "dmt-ds config -c vit_tiny                what a run would do, every setting written out",
-        "dmt-ds doctor -c vit_tiny --ranks 8      everything that can fail, before a queue does",
+        "dmt-ds doctor -c vit_tiny --ranks 8      check everything that can fail, before you queue for GPUs",
         "torchrun --nproc-per-node 8 -m dmt_ds pretrain -c vit_tiny data.path=/data/imagenet",
         title="First steps",
     ),
@@ -26,8 +26,8 @@ from dmt_ds.redact import MaskingFormatter, mask_all_that_is_said
 def main(debug: bool) -> None:
     """Distil several self-supervised ViT teachers into one ViT student.
 
-    RECIPE is the name of a shipped recipe or the path of a YAML file. Settings follow as KEY=VALUE with a dotted key:
-    field default < recipe < KEY=VALUE.
+    RECIPE is the name of a shipped recipe or the path of a YAML file. Settings follow as KEY=VALUE with a dotted key;
+    KEY=VALUE overrides the recipe, which overrides the defaults.
     """
     _set_up_logging(debug)
 

@@ -24,7 +24,7 @@ from dmt_ds.cli.parts import examples
     "forms",
     multiple=True,
     type=click.Choice(["timm", "transformers", "onnx", "torch_export"]),
-    help="Repeatable; with --register the default is all that were exported before.",
+    help="Repeatable; with --register the default is all formats that were exported before.",
 )
 @click.option(
     "-o",
@@ -35,19 +35,19 @@ from dmt_ds.cli.parts import examples
 @click.option(
     "--register",
     metavar="NAME",
-    help="Also make a version of this model in MLflow's registry; what was exported before is not written again.",
+    help="Also register this model in MLflow's registry, as a new version; existing exports are not written again.",
 )
-@click.option("--alias", metavar="ALIAS", help="Give that version a name of its own, such as champion.")
+@click.option("--alias", metavar="ALIAS", help="Alias of that version, such as champion.")
 def export(source: str, forms: tuple[str, ...], output: Path | None, register: str | None, alias: str | None) -> None:
     """Write a model so that it loads without dmt_ds: float32 weights, no adapter, no teacher, and a card.
 
     RUN is a finished run's output folder, a checkpoint of any run, or a folder with config.json and model.safetensors.
-    What is written is read back by the library that it is for, and must give the trainer's own answers.
+    Each export is read back by the library that it is for, and must reproduce the trainer's outputs.
     """
     if alias is not None and register is None:
         raise click.UsageError("--alias needs --register NAME")
     if not forms and register is None:
-        raise click.UsageError("name a --format, or --register what was exported before")
+        raise click.UsageError("give a --format, or --register NAME for what was exported before")
     from dmt_ds.commands import export as command
 
     registration = None if register is None else command.Registration(register, alias)
@@ -56,7 +56,7 @@ def export(source: str, forms: tuple[str, ...], output: Path | None, register: s
 
 
 @click.command(
-    short_help="Labels, masks, objects or features of your own images.",
+    short_help="Predict labels, masks, objects or features of your own images.",
     epilog=examples(
         "dmt-ds predict -e runs/vit_small_finetune photos -o answers",
         "dmt-ds predict -e runs/vit_small_finetune cat.jpg dog.jpg -o answers --top-k 3",
@@ -71,16 +71,16 @@ def export(source: str, forms: tuple[str, ...], output: Path | None, register: s
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="Folder for what is written; nothing in it is overwritten.",
+    help="Output folder; nothing in it is overwritten.",
 )
-@click.option("--top-k", type=click.IntRange(min=1), help="Of a classifier: classes an image; 5 by default.")
+@click.option("--top-k", type=click.IntRange(min=1), help="For a classifier: classes per image; default: 5.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Of a classifier or an encoder: images at once; 64 by default."
+    "--batch-size", type=click.IntRange(min=1), help="For a classifier or an encoder: images per batch; default: 64."
 )
 @click.option(
     "--score-threshold",
     type=click.FloatRange(0, 1),
-    help="Of a detector: lowest score of an object in its pictures; 0.5 by default.",
+    help="For a detector: lowest score of an object drawn in its pictures; default: 0.5.",
 )
 @click.argument("paths", nargs=-1, required=True, metavar="FOLDER_OR_FILE...")
 def predict(
@@ -91,12 +91,12 @@ def predict(
     score_threshold: float | None,
     paths: tuple[str, ...],
 ) -> None:
-    """Ask a model about images in files and folders of any depth.
+    """Apply a model to images in files and folders of any depth.
 
     A classifier writes predictions.json (path -> labels with probabilities) and contact_sheet.png; a segmenter writes
     both, masks/*.png (values are class numbers) and overlays/*.png; a detector writes predictions.json (COCO's results
     format), images.json (which image has which id) and pictures/; an encoder writes features.npz (names, class_token,
-    patch_mean), and may also be named as a teacher's source is. An image that can't be read is named and left out.
+    patch_mean), and SOURCE may then have any form of a teacher's source. Unreadable images are named and left out.
     """
     import torch
 

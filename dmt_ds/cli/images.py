@@ -9,7 +9,7 @@ from dmt_ds.cli.parts import examples, load_recipe, overrides_argument, recipe_o
 
 @click.group(short_help="Make smaller copies of a data set's images.")
 def shards() -> None:
-    """Files that loader processes read and decode faster than the originals."""
+    """Make files that loader processes read and decode faster than the originals."""
 
 
 @shards.command(
@@ -22,8 +22,14 @@ def shards() -> None:
 @click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
 @recipe_option
 @overrides_argument
-@click.option("--short-side", type=click.IntRange(min=8), default=256, show_default=True, help="In pixels, at most.")
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of the JPEG files.")
+@click.option(
+    "--short-side",
+    type=click.IntRange(min=8),
+    default=256,
+    show_default=True,
+    help="Longest short side of a copy, in pixels.",
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="JPEG quality.")
 @click.option(
     "--split",
     "splits",
@@ -31,10 +37,10 @@ def shards() -> None:
     multiple=True,
     default=("train", "val"),
     show_default=True,
-    help="Repeatable.",
+    help="Split to copy; repeatable.",
 )
-@click.option("--images-a-shard", type=click.IntRange(min=1), default=4096, show_default=True, help="In each file.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a core.")
+@click.option("--images-a-shard", type=click.IntRange(min=1), default=4096, show_default=True, help="Images per file.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core.")
 def make(
     folder: Path,
     recipe: str | None,
@@ -47,11 +53,11 @@ def make(
 ) -> None:
     """Write smaller copies of a recipe's images to OUT, as parquet files with the class names.
 
-    For when the loader holds training back. The copies are not the originals: by how much training crops change is
-    measured and said. Started again, it makes what is missing; any number of processes gives the same bytes.
+    Use it when the loader slows training down. The copies differ from the originals: how much training crops change
+    is measured and printed. Run it again to make what is missing; any number of processes gives the same bytes.
     """
     if "=" in str(folder):
-        raise click.UsageError(f"OUT comes first: {folder} looks like a setting; say shards make OUT {folder} ...")
+        raise click.UsageError(f"OUT comes first: {folder} looks like a setting; write shards make OUT {folder} ...")
     config = load_recipe(recipe, overrides if recipe else ("task=mae", *overrides))  # the data alone need no teacher
     from dmt_ds.commands import shards as command
     from dmt_ds.data.shards import ShardSettings

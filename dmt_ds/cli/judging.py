@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ANNOTATED_BY = {"segment": "maps of classes", "detect": "boxes and masks"}
+_ANNOTATED_BY = {"segment": "class maps", "detect": "boxes and masks"}
 """Tasks whose images have no class each, so that frozen features can't be judged on them."""
 
 encoders_option = click.option(
-    "-e", "--encoder", "encoders", multiple=True, metavar="SOURCE", help="Encoder to judge; repeatable."
+    "-e", "--encoder", "encoders", multiple=True, metavar="SOURCE", help="Encoder to evaluate; repeatable."
 )
 
 
@@ -41,10 +41,10 @@ encoders_option = click.option(
 def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...]) -> None:
     """k-NN accuracy on frozen features: images of the training split vote on those of the validation split.
 
-    SOURCE is written as a teacher's source: timm:TAG, hf:ID, a weights file, the output folder of a run; or pixels, the
-    baseline without encoder. Without -e the recipe's teachers are judged. Without -c the settings are those of the
-    first run among the sources. What a run's encoder reaches is added to its MLflow run, if images and settings are
-    those of the run.
+    SOURCE has the form of a teacher's source: timm:TAG, hf:ID, a weights file, or the output folder of a run; or it is
+    `pixels`, the baseline without an encoder. Without -e the recipe's teachers are evaluated. Without -c the settings
+    are those of the first run among the sources. A run's scores are added to its MLflow run if images and settings
+    are the run's own.
     """
     config, judged = _judged(encoders, recipe, overrides)
     from dmt_ds.commands import knn as command
@@ -63,12 +63,12 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
 @encoders_option
 @recipe_option
 @overrides_argument
-@click.option("--again", is_flag=True, help="Also where a run's folder has these very scores.")
+@click.option("--again", is_flag=True, help="Evaluate again even if the run's folder already has these scores.")
 def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...], again: bool) -> None:
     """k-NN and linear probe on class token and mean patch token, from one pass over the images.
 
-    SOURCE, -c and the settings are those of `dmt-ds knn`. What a run's encoder reaches is added to its MLflow run and
-    kept in evaluation.json in its folder, if images and settings are those of the run: called again, it only prints.
+    SOURCE, -c and the settings are as for `dmt-ds knn`. If images and settings are the run's own, a run's scores are
+    added to its MLflow run and kept in evaluation.json in its folder; called again, the command only prints them.
     """
     config, judged = _judged(encoders, recipe, overrides)
     from dmt_ds.commands import evaluate as command
@@ -91,7 +91,7 @@ def _judged(
     _check_images_are_named(config, given, run, overrides)
     judged = {source: source for source in encoders} or config.teachers.used()
     if not judged:
-        raise click.UsageError("which encoder? Say -e SOURCE, or -c RECIPE with teachers")
+        raise click.UsageError("which encoder? Give -e SOURCE, or -c RECIPE with teachers")
     return config, judged
 
 
@@ -113,12 +113,13 @@ def _check_images_are_named(
         return
     if run is not None and config.task in _ANNOTATED_BY:
         raise ConfigError(
-            f"{run}: its images have {_ANNOTATED_BY[config.task]}, and no class each to judge by: name images that "
-            "have, by data.source=folder data.path=... data.train_split=train data.val_split=val, or by -c RECIPE"
+            f"{run}: its images have {_ANNOTATED_BY[config.task]}, but no class per image to evaluate with: "
+            "name images that have one with data.source=folder data.path=... data.train_split=train "
+            "data.val_split=val, or with -c RECIPE"
         )
     if recipe is None:
         logger.warning(
-            "no images are named: scikit-learn's digits are taken; data.source=folder data.path=... takes others"
+            "no images are given: using scikit-learn's digits; for others set data.source=folder data.path=..."
         )
 
 

@@ -22,13 +22,13 @@ _NAMELESS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "a file of 
 
 
 class CarefulGroup(click.Group):
-    """Turns what the user can mend into one line a finding."""
+    """Turns what the user can fix into one line per finding."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.
 
         Raises:
-            click.exceptions.Exit: a `DmtError`'s code, 2 where the user can mend it, 75 where a file server does not
+            click.exceptions.Exit: a `DmtError`'s code, 2 if the user can fix it, 75 if a file server does not
                 answer, 130 after Ctrl-C.
         """
         try:
@@ -69,7 +69,7 @@ encoder_option = click.option(
     "-e",
     "--encoder",
     metavar="SOURCE",
-    help="The run that `dmt-ds finetune` (segment, detect: by -c) would make of this encoder.",
+    help="Encoder: take the run that `dmt-ds finetune` (segment or detect, by -c) would start from it.",
 )
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 

@@ -17,23 +17,29 @@ from dmt_ds.cli.parts import examples, launch_rank, load_recipe, overrides_argum
 )
 @recipe_option
 @overrides_argument
-@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Of the cluster.")
-@click.option("--gpus-per-node", type=click.IntRange(min=1), default=1, show_default=True, help="A process each.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of the cluster.")
 @click.option(
-    "--gpu", default="h100", show_default=True, help="b200, h200, h100, a100, a100_40, l40s, rtx4090, rtx3090."
+    "--gpus-per-node", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs per node, one process each."
 )
 @click.option(
-    "--images", type=click.IntRange(min=1), default=1_281_167, help="Of the data set; default: ImageNet-1k's."
+    "--gpu", default="h100", show_default=True, help="GPU: b200, h200, h100, a100, a100_40, l40s, rtx4090, rtx3090."
 )
 @click.option(
-    "--network-gbit", type=click.FloatRange(min=0, min_open=True), default=400, show_default=True, help="Of each node."
+    "--images", type=click.IntRange(min=1), default=1_281_167, help="Training images; default: ImageNet-1k's."
+)
+@click.option(
+    "--network-gbit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=400,
+    show_default=True,
+    help="Network rate of each node, in Gbit/s.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File of `dmt-ds bench`: rates that were measured.",
+    help="File written by `dmt-ds bench`, with measured rates.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs: bytes, seconds, hours.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs: bytes, seconds, hours.")
 def plan(
     recipe: str | None,
     overrides: tuple[str, ...],
@@ -45,9 +51,9 @@ def plan(
     calibration: Path | None,
     as_json: bool,
 ) -> None:
-    """What a distillation would need on a cluster: a model from formulas and data sheets, not a measurement.
+    """Estimate what a distillation needs on a cluster, from formulas and data sheets, not by measurement.
 
-    No weights are loaded, no images opened, and nothing needs a GPU.
+    Loads no weights, opens no images, and needs no GPU.
     """
     from dmt_ds.commands import plan as command
     from dmt_ds.planning.layout import Cluster
@@ -72,7 +78,7 @@ def plan(
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("calibration.json"),
     show_default=True,
-    help="File for `dmt-ds plan --calibration`.",
+    help="Output file, for `dmt-ds plan --calibration`.",
 )
 def bench(recipe: str | None, overrides: tuple[str, ...], output: Path) -> None:
     """Measure the recipe's teachers, student and loader on this machine, with random weights."""
@@ -85,4 +91,4 @@ def bench(recipe: str | None, overrides: tuple[str, ...], output: Path) -> None:
     if launch_rank() == 0:
         click.echo(command.render(found))
         found.write(output)
-        click.echo(f"written: {output}; dmt-ds plan --calibration {output} takes it")
+        click.echo(f"written: {output}; use it with dmt-ds plan --calibration {output}")

@@ -13,7 +13,7 @@ STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 
 
 @click.command(
-    short_help="Variants of a recipe, with seeds, teachers and tuning, in one go.",
+    short_help="Train variants of a recipe, with seeds, teachers and tuning, in one go.",
     epilog=examples(
         "dmt-ds suite small_study data.path=data/imagenette112 --jobs 2",
         "dmt-ds suite small_study --list",
@@ -23,19 +23,25 @@ STAGES = ("teachers", "tune", "seeds", "finetune", "segment", "detect")
 @click.argument("suite")
 @overrides_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the runs; default: runs/NAME.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time; default: 1 here, all in a SLURM array.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Runs at a time; default: 1 on this machine, all in a SLURM array."
+)
 @click.option("--ranks", type=click.IntRange(min=1), help="Processes of each training on this machine; default: 1.")
-@click.option("--only", multiple=True, metavar="VARIANT", help="This one, and what it needs; repeatable.")
-@click.option("--list", "lists", is_flag=True, help="Say how far each run is, and start nothing.")
-@click.option("--dry-run", "looks", is_flag=True, help="Check all that can be seen before the start, then as --list.")
-@click.option("--slurm", "prints", is_flag=True, help="Print the sbatch commands of an array a stage.")
+@click.option(
+    "--only", multiple=True, metavar="VARIANT", help="Run only this variant or teacher and what it needs; repeatable."
+)
+@click.option("--list", "lists", is_flag=True, help="Show the progress of each run without starting anything.")
+@click.option(
+    "--dry-run", "looks", is_flag=True, help="Run all checks that need no training, then print what --list prints."
+)
+@click.option("--slurm", "prints", is_flag=True, help="Print the sbatch commands: one array per stage.")
 @click.option("--submit", "submits", is_flag=True, help="Submit these arrays.")
 @click.option(
     "--sbatch",
     "options",
     multiple=True,
     metavar="OPTION",
-    help="For sbatch: --nodes=2, finetune:--nodes=1; repeatable.",
+    help="Option for sbatch, such as --nodes=2 or finetune:--nodes=1; repeatable.",
 )
 @click.option("--stage", type=click.Choice(STAGES), default="seeds", hidden=True)
 @click.option("--print-run", "number", type=click.IntRange(min=0), hidden=True)
@@ -58,12 +64,12 @@ def suite(
 ) -> None:
     """Train and evaluate every variant of SUITE with every seed: teachers first, then tuning, then the seeds.
 
-    Where SUITE says `finetune:`, `segment:` or `detect:`, with a recipe and what it has otherwise, each encoder is then
-    trained on labels, under UPerNet, or under a detector. All may be added to a suite whose runs are finished: they
-    alone are made.
+    If SUITE has `finetune:`, `segment:` or `detect:`, with a recipe and overrides, each encoder is then trained on
+    labels, under UPerNet, or under a detector. They can be added to a suite whose runs are finished; only they are
+    then run.
 
-    SUITE is the name of a shipped suite or a YAML file. Called again it keeps what is finished and goes on with what
-    was saved. Ctrl-C saves all runs that are under way.
+    SUITE is the name of a shipped suite or a YAML file. Called again, the command keeps what is finished and resumes
+    what was saved. Ctrl-C saves all runs in progress.
     """
     action = _action({"--list": lists, "--dry-run": looks, "--slurm": prints, "--submit": submits})
     _refuse_unused(action, jobs, ranks, options)
@@ -109,17 +115,19 @@ def _refuse_unused(action: str | None, jobs: int | None, ranks: int | None, opti
     """
     on_slurm = action in ("--slurm", "--submit")
     if options and not on_slurm:
-        raise click.UsageError(f"--sbatch={options[0]}: is for --slurm or --submit; add one of them, or take it out")
+        raise click.UsageError(
+            f"--sbatch={options[0]}: works only with --slurm or --submit; add one of them, or take it out"
+        )
     if ranks is not None and on_slurm:
-        meant = f"for {action} give --sbatch=--ntasks-per-node={ranks}"
-        raise click.UsageError(f"--ranks {ranks}: is for this machine; {meant}, or take it out")
+        meant = f"with {action} give --sbatch=--ntasks-per-node={ranks}"
+        raise click.UsageError(f"--ranks {ranks}: is for runs on this machine; {meant}, or take it out")
     for option, value, uses in (("--ranks", ranks, action != "--list"), ("--jobs", jobs, on_slurm or action is None)):
         if value is not None and not uses:
             raise click.UsageError(f"{option} {value}: has no effect with {action}: take it out")
 
 
 @click.command(
-    short_help="A table of runs: mean and deviation over seeds, budget, plots.",
+    short_help="Tabulate runs: mean and deviation over seeds, budget, plots.",
     epilog=examples(
         "dmt-ds compare runs/small_study",
         "dmt-ds compare small_study --uri http://127.0.0.1:5000 --metric eval/knn_top1 --metric eval/linear_top1",
@@ -127,18 +135,26 @@ def _refuse_unused(action: str | None, jobs: int | None, ranks: int | None, opti
     ),
 )
 @click.argument("experiment", required=False)
-@click.option("--suite", metavar="NAME", help="The runs of this suite alone, where the experiment has others too.")
-@click.option("--uri", metavar="STORE", help="Default: MLFLOW_TRACKING_URI, else mlflow.db, else runs/mlflow.db.")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Repeatable; default: all scores.")
-@click.option("--by", default="variant", show_default=True, metavar="KEY", help="A row for each value of this setting.")
-@click.option("--roles", multiple=True, metavar="ROLE", help="variant (default), teacher, tune; repeatable.")
+@click.option("--suite", metavar="NAME", help="Compare only this suite, if the experiment has several.")
+@click.option(
+    "--uri", metavar="STORE", help="MLflow store; default: MLFLOW_TRACKING_URI, else mlflow.db, else runs/mlflow.db."
+)
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="NAME", help="Metric to show; repeatable; default: all scores."
+)
+@click.option("--by", default="variant", show_default=True, metavar="KEY", help="One row per value of this setting.")
+@click.option(
+    "--roles", multiple=True, metavar="ROLE", help="Role to show: variant (default), teacher, tune; repeatable."
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder; default: EXPERIMENT/compare where that is a folder, else compare_NAME.",
+    help="Output folder; default: EXPERIMENT/compare if EXPERIMENT is a folder, else compare_NAME.",
 )
-@click.option("--log", metavar="RUN", help="Run that keeps it; none: no run. Default: the suite's parent run, if any.")
+@click.option(
+    "--log", metavar="RUN", help="Run to save the table with, or none. Default: the suite's parent run, if any."
+)
 def compare(
     experiment: str | None,
     suite: str | None,
@@ -149,15 +165,15 @@ def compare(
     output: Path | None,
     log: str | None,
 ) -> None:
-    """Compare the finished runs of an experiment in MLflow: a row a variant, mean ± standard deviation over seeds.
+    """Compare the finished runs of an MLflow experiment: a row per variant, mean ± standard deviation over seeds.
 
     EXPERIMENT is a name, or a folder with mlflow.db in it, such as a suite's; default: the only one that has runs. Runs
     that no suite has started are grouped by their names without -seedN. Failed and unfinished runs are named and left
     out. Scores are in percent.
 
-    Saved are compare.md, compare.csv (a line a run), compare.json, bars and curves. They are also kept with the suite's
-    parent run, as artifacts in compare/. Of an experiment without a suite, and with --metric, --by, --roles or -o, that
-    is done only where --log names a run.
+    The command saves compare.md, compare.csv (a line per run), compare.json, bars and curves, and also keeps them with
+    the suite's parent run, as artifacts in compare/. For an experiment without a suite, and with --metric, --by,
+    --roles or -o, it does that only if --log names a run.
     """
     from dmt_ds.commands import compare as command
 

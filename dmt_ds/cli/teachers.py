@@ -9,12 +9,12 @@ from dmt_ds.cli.parts import examples
 
 @click.group(short_help="List, inspect and convert teachers.")
 def teachers() -> None:
-    """Which teachers there are, what is in a weights file, and its conversion."""
+    """List teachers, inspect weights files and convert them."""
 
 
 @teachers.command("list", epilog=examples("dmt-ds teachers list"))
 def teachers_list() -> None:
-    """Teachers that load without further settings: where to get them, layout, licence."""
+    """List teachers that load without further settings: where to get them, layout, licence."""
     from dmt_ds.commands import teachers as command
 
     click.echo(command.list_teachers())
@@ -24,7 +24,7 @@ def teachers_list() -> None:
 @click.argument("source", metavar="SOURCE")
 @click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
 def teachers_inspect(source: str, key: str | None) -> None:
-    """Layout, architecture, sha256 and dropped keys of a weights file, hf:ID, timm:TAG or a run's folder."""
+    """Show layout, architecture, sha256 and dropped keys of a weights file, hf:ID, timm:TAG or a run's folder."""
     from dmt_ds.commands import teachers as command
 
     click.echo(command.inspect_file(source, key))
@@ -37,9 +37,9 @@ def teachers_inspect(source: str, key: str | None) -> None:
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT.safetensors", type=click.Path(path_type=Path))
 @click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
-@click.option("--num-heads", type=click.IntRange(min=1), help="Attention heads, where the file does not tell.")
+@click.option("--num-heads", type=click.IntRange(min=1), help="Number of attention heads, if the file does not tell.")
 def teachers_convert(source: str, target: Path, key: str | None, num_heads: int | None) -> None:
-    """Write the backbone of a weights file, or hf:ID, as safetensors, without what is not needed."""
+    """Write the backbone of a weights file, or hf:ID, as safetensors, without unused tensors."""
     from dmt_ds.commands import teachers as command
 
     click.echo(command.convert(source, target, key, num_heads))

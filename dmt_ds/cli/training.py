@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Distil teachers into a student, or make a teacher (task mae, moco_v3, ibot, dino).
 
-    Run it under torchrun or srun for several processes. A second start in the same output_dir goes on where the first
-    one stopped.
+    Run it under torchrun or srun for several processes. Started again with the same output_dir, it resumes where it
+    stopped.
     """
     _train(ctx, load_recipe(recipe, overrides), dry_run)
 
 
 @click.command(
-    short_help="Teach an encoder classes: fine-tuning, or a linear probe.",
+    short_help="Train an encoder for classification: fine-tuning, or a linear probe.",
     epilog=examples(
         "dmt-ds finetune -e runs/vit_small --dry-run",
         "torchrun --nproc-per-node 8 -m dmt_ds finetune -e runs/vit_small data.path=/data/imagenet",
@@ -47,18 +47,18 @@ def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...],
 @click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
 @click.pass_context
 def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Train an encoder with a head on labels, or the head alone, and judge it on the validation split.
+    """Train an encoder with a head on labels, or only the head, and evaluate it on the validation split.
 
-    SOURCE is written as a teacher's source: the output folder of a run, a checkpoint in it, a weights file, timm:TAG,
-    hf:ID; RUN/classifier goes on with its head. The student takes the encoder's shape, image size and normalisation.
-    Without -c the recipe is finetune_vit_tiny, _small or _base by width, on the data of the run that SOURCE is of.
-    It runs under torchrun or srun and is resumed as `dmt-ds pretrain` is.
+    SOURCE has the form of a teacher's source: the output folder of a run, a checkpoint in it, a weights file, timm:TAG
+    or hf:ID; RUN/classifier keeps its head. The student takes the encoder's shape, image size and normalisation.
+    Without -c the recipe is finetune_vit_tiny, _small or _base by width, on the data of the run that SOURCE comes from.
+    It is started under torchrun or srun and resumed like `dmt-ds pretrain`.
     """
     _train(ctx, load_recipe(recipe, overrides, encoder, "classify"), dry_run)
 
 
 @click.command(
-    short_help="Teach an encoder the classes of pixels: UPerNet.",
+    short_help="Train an encoder for semantic segmentation: UPerNet.",
     epilog=examples(
         "dmt-ds segment -e runs/vit_small data.path=/data/ADEChallengeData2016 --dry-run",
         "torchrun --nproc-per-node 8 -m dmt_ds segment -e runs/vit_small data.path=/data/ADEChallengeData2016",
@@ -71,18 +71,18 @@ def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tu
 @click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
 @click.pass_context
 def segment(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Train an encoder under UPerNet on images whose pixels have classes, and judge it: mIoU, aAcc, mAcc.
+    """Train an encoder under UPerNet on images whose pixels have classes, and evaluate it: mIoU, aAcc, mAcc.
 
-    SOURCE is written as for `dmt-ds finetune`; its positions are interpolated to the crop, data.image_size. Images and
-    annotations come from data.path: ADE20K's folder, one of the same form, or a table with columns `image` and
-    `annotation`. Without -c the recipe is segment_ade20k_vit_tiny, _small or _base by width. It runs under torchrun or
-    srun and is resumed as `dmt-ds pretrain` is.
+    SOURCE has the same form as for `dmt-ds finetune`; its positions are interpolated to the crop, data.image_size.
+    Images and annotations come from data.path: ADE20K's folder, one with the same layout, or a table with columns
+    `image` and `annotation`. Without -c the recipe is segment_ade20k_vit_tiny, _small or _base by width. It is started
+    under torchrun or srun and resumed like `dmt-ds pretrain`.
     """
     _train(ctx, load_recipe(recipe, overrides, encoder, "segment"), dry_run)
 
 
 @click.command(
-    short_help="Teach an encoder boxes and masks of objects, on COCO or data like it.",
+    short_help="Train an encoder for detection: boxes and masks, on COCO or similar data.",
     epilog=examples(
         "dmt-ds detect -e runs/vit_small data.path=/data/coco --dry-run",
         "torchrun --nproc-per-node 8 -m dmt_ds detect -e runs/vit_small data.path=/data/coco",
@@ -96,18 +96,18 @@ def segment(ctx: click.Context, encoder: str, recipe: str | None, overrides: tup
 @click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
 @click.pass_context
 def detect(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Train Mask R-CNN, or Cascade Mask R-CNN, on an encoder, and judge it by COCO's average precision.
+    """Train Mask R-CNN, or Cascade Mask R-CNN, on an encoder, and evaluate it by COCO's average precision.
 
-    SOURCE is written as for `dmt-ds finetune`. data.path is a folder with annotations/instances_SPLIT.json and the
-    images in SPLIT/, splits being data.train_split and data.val_split; detect.annotations and detect.images say where
-    else they are. Without -c the recipe is detect_coco_mask_rcnn_vit_tiny, _small or _base by width. It runs under
-    torchrun or srun and is resumed as `dmt-ds pretrain` is. `dmt-ds predict` draws what the run finds in other images.
+    SOURCE has the same form as for `dmt-ds finetune`. data.path is a folder with annotations/instances_SPLIT.json and
+    the images in SPLIT/, for SPLIT data.train_split and data.val_split; detect.annotations and detect.images name other
+    places. Without -c the recipe is detect_coco_mask_rcnn_vit_tiny, _small or _base by width. It is started under
+    torchrun or srun and resumed like `dmt-ds pretrain`. `dmt-ds predict` draws what the model finds in other images.
     """
     _train(ctx, load_recipe(recipe, overrides, encoder, "detect"), dry_run)
 
 
 @click.command(
-    short_help="The whole machine at work on digits, in minutes.",
+    short_help="Run everything once on digits, in minutes.",
     epilog=examples("dmt-ds quickstart -o my_quickstart"),
 )
 @click.option(
@@ -116,25 +116,31 @@ def detect(ctx: click.Context, encoder: str, recipe: str | None, overrides: tupl
     type=click.Path(path_type=Path),
     default=Path("quickstart"),
     show_default=True,
-    help="Folder of runs, store and table.",
+    help="Folder for runs, store and table.",
 )
-@click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="For the distillation.")
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=2, show_default=True, help="Processes of the distillation."
+)
 def quickstart(output: Path, processes: int) -> None:
-    """Make three small teachers on digits, distil them, compare all with k-NN; minutes, no GPU, no download."""
+    """Train three small teachers on digits, distil them, and compare all with k-NN; in minutes, no GPU, no download."""
     from dmt_ds.commands import quickstart as command
 
     command.run(output, processes, say=click.echo)
 
 
 @click.command(
-    short_help="Check everything that can fail, before a queue does.",
+    short_help="Check everything that can fail, before you queue for GPUs.",
     epilog=examples("dmt-ds doctor -c vit_tiny data.path=/data/imagenet --ranks 8", "dmt-ds doctor -c my_recipe.yaml"),
 )
 @recipe_option
 @encoder_option
 @overrides_argument
-@click.option("--ranks", type=click.IntRange(min=1), help="Processes of the run to come; default: this launch's.")
-@click.option("--all-images", is_flag=True, help="Decode every image of both splits, not eight: minutes to hours.")
+@click.option(
+    "--ranks", type=click.IntRange(min=1), help="Processes of the planned run; default: those of this launch."
+)
+@click.option(
+    "--all-images", is_flag=True, help="Decode every image of both splits, not just eight; takes minutes to hours."
+)
 @click.pass_context
 def doctor(
     ctx: click.Context,
@@ -144,7 +150,7 @@ def doctor(
     ranks: int | None,
     all_images: bool,
 ) -> None:
-    """Check everything that can fail, before a queue does; exit code 2 if something will."""
+    """Check everything that can fail, before you queue for GPUs; exit code 2 if something would fail."""
     ctx.exit(_doctor(load_recipe(recipe, overrides, encoder), ranks, all_images))
 
 
@@ -161,7 +167,9 @@ def doctor(
 @encoder_option
 @overrides_argument
 @click.option("--ds", "show_deepspeed", is_flag=True, help="Also print the resolved DeepSpeed JSONs.")
-@click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, for --ds.")
+@click.option(
+    "--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Number of processes, for --ds."
+)
 @click.option("--defaults", is_flag=True, help="Print every setting with its meaning and default instead.")
 @click.option("--get", "keys", multiple=True, metavar="KEY", help="Print only this value; repeatable.")
 @click.option("--script", type=click.Path(path_type=Path), hidden=True)
@@ -177,7 +185,7 @@ def config(
     script: Path | None,
     options: tuple[str, ...],
 ) -> None:
-    """Print the resolved run as YAML; what is printed is itself a recipe."""
+    """Print the resolved run as YAML, which is itself a recipe."""
     from dmt_ds.commands import config as command
     from dmt_ds.commands.sbatch_ranks import ranks_of
 

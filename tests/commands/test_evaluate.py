@@ -231,7 +231,7 @@ def test_the_table_has_four_columns_in_percent() -> None:
 
 
 @pytest.mark.parametrize("command", ["knn", "evaluate"])
-@pytest.mark.parametrize(("task", "told"), [("segment", "maps of classes"), ("detect", "boxes and masks")])
+@pytest.mark.parametrize(("task", "told"), [("segment", "class maps"), ("detect", "boxes and masks")])
 def test_a_run_whose_images_have_no_classes_is_judged_on_others_that_are_named(
     command: str, task: str, told: str, tmp_path: Path
 ) -> None:
@@ -241,7 +241,7 @@ def test_a_run_whose_images_have_no_classes_is_judged_on_others_that_are_named(
     arguments = [command, "-e", str(folder)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert f"error: {folder}: its images have {told}, and no class each" in result.stderr
+    assert f"error: {folder}: its images have {told}, but no class per image" in result.stderr
     assert "data.source=folder data.path=... data.train_split=train" in result.stderr
     result = CliRunner().invoke(main, [*arguments, "data.source=digits", "data.path=null"])
     assert result.exit_code == 0, result.output
@@ -250,7 +250,7 @@ def test_a_run_whose_images_have_no_classes_is_judged_on_others_that_are_named(
 def test_where_no_images_are_named_it_is_said_that_digits_are_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, told = tiny_run.make_teacher(tmp_path / "encoder", seed=0), "scikit-learn's digits are taken"
+    folder, told = tiny_run.make_teacher(tmp_path / "encoder", seed=0), "using scikit-learn's digits"
     for named in (), ("data.source=digits",):
         caplog.clear()
         settings = (*named, "data.image_size=16", "data.num_workers=0", "data.max_train_images=100")

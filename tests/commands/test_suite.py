@@ -232,12 +232,15 @@ def test_inputs_of_judged_runs_are_not_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--sbatch=--nodes=2",), "--sbatch=--nodes=2: is for --slurm or --submit; add one of them, or take it out"),
-        (("--list", "--sbatch=--nodes=2"), "--sbatch=--nodes=2: is for --slurm or --submit"),
+        (
+            ("--sbatch=--nodes=2",),
+            "--sbatch=--nodes=2: works only with --slurm or --submit; add one of them, or take it",
+        ),
+        (("--list", "--sbatch=--nodes=2"), "--sbatch=--nodes=2: works only with --slurm or --submit"),
         (("--submit", "--slurm"), "--slurm and --submit: choose one of them"),
         (("--slurm", "--list"), "--list and --slurm: choose one of them"),
-        (("--slurm", "--ranks", "4"), "for --slurm give --sbatch=--ntasks-per-node=4, or take it out"),
-        (("--submit", "--ranks", "1"), "for --submit give --sbatch=--ntasks-per-node=1, or take it out"),
+        (("--slurm", "--ranks", "4"), "with --slurm give --sbatch=--ntasks-per-node=4, or take it out"),
+        (("--submit", "--ranks", "1"), "with --submit give --sbatch=--ntasks-per-node=1, or take it out"),
         (("--list", "--ranks", "4"), "--ranks 4: has no effect with --list: take it out"),
         (("--list", "--jobs", "2"), "--jobs 2: has no effect with --list: take it out"),
         (("--dry-run", "--jobs", "2"), "--jobs 2: has no effect with --dry-run: take it out"),
