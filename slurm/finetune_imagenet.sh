@@ -13,7 +13,7 @@
 # Fine-tunes an encoder with labels:  sbatch slurm/finetune_imagenet.sh -e runs/vit_small data.path=/data/imagenet
 # or that of the run that the arguments of a training job describe, with words of its own behind --:
 #   sbatch slurm/finetune_imagenet.sh --of-run -c vit_small output_dir=x -- train.epochs=50
-if [[ -z ${SLURM_JOB_ID:-} ]]; then echo "start it by: sbatch $0 ..." >&2 && exit 2; fi
+if [[ -z ${SLURM_JOB_ID:-} ]]; then echo "start it with: sbatch $0 ..." >&2 && exit 2; fi
 home=${DMT_DS_HOME:-$( # asked again where the controller does not answer
     for _ in {1..12}; do scontrol show job "$SLURM_JOB_ID" && break; sleep 5; done |
         sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p' | tail -n 1

@@ -1,12 +1,12 @@
-# What all jobs share; the scripts beside it source it with `home` set to the checkout. docs/slurm.md explains it.
+# Code that all jobs share; the scripts next to it source it with `home` set to the checkout. docs/slurm.md explains it.
 #
 #   train ARGUMENT...   `dmt-ds $trainer` on all tasks: checked first, asked to save before the time is up, requeued
 #   once COMMAND...     any other `dmt-ds` command in one process on the job's first node
-#   once_or_requeue COMMAND...   the same; a signal ends it, and the job goes back to the queue to start it anew
+#   once_or_requeue COMMAND...   the same; a signal ends it, and the job is requeued to start it again
 #   on_encoder WORD...  leaves in `words` what a command on an encoder takes: the WORDs themselves, or, of `--of-run
 #                       TRAINING... [-- WORD...]`, `-e` with the folder of the run that these describe, and the WORDs
 #
-# Exit codes: 0 finished, 2 something the user can mend, 75 saved but not finished and not requeued, others: a crash.
+# Exit codes: 0 finished, 2 something the user can fix, 75 saved but not finished and not requeued, others: a crash.
 # shellcheck shell=bash
 set -euo pipefail
 
@@ -61,7 +61,7 @@ if [[ -n $DMT_DS_CONTAINER ]]; then
         ;;
     apptainer) in_container=(apptainer exec --nv --bind "$mounts" --pwd "$PWD" "$DMT_DS_CONTAINER") ;;
     *)
-        say "DMT_DS_CONTAINER_RUNTIME=$DMT_DS_CONTAINER_RUNTIME: pyxis or apptainer"
+        say "DMT_DS_CONTAINER_RUNTIME=$DMT_DS_CONTAINER_RUNTIME: must be pyxis or apptainer"
         exit 2
         ;;
     esac
@@ -70,7 +70,7 @@ fi
 await_controller() { # srun ends at once where it gives no answer; it says so itself if that is still so at the end
     local deadline=$((SECONDS + DMT_DS_CONTROLLER_SECONDS))
     if scontrol ping >/dev/null 2>&1; then return; fi
-    say "no answer from Slurm's controller: asked again for $DMT_DS_CONTROLLER_SECONDS s" >&2
+    say "no answer from Slurm's controller: retrying for $DMT_DS_CONTROLLER_SECONDS s" >&2
     until scontrol ping >/dev/null 2>&1; do
         if [[ -n $asked ]] || ((SECONDS >= deadline)); then return; fi
         sleep "$DMT_DS_CONTROLLER_RETRY_SECONDS"
@@ -139,7 +139,7 @@ wait_for_step() {
 }
 
 once_or_requeue() {
-    local command code=0 ends="$1 is ended"
+    local command code=0 ends="$1 is stopped"
     in_one_process "$@"
     if [[ -z $asked ]]; then
         "${command[@]}" & # saves nothing, so nothing in it catches the signal
@@ -205,7 +205,7 @@ end_job() { # CODE of srun
         exit 0
     fi
     if ((code == 2)); then
-        say "not tried again: the error above is to be mended first"
+        say "not requeued: fix the error above first"
         exit 2
     fi
     end_if_slurm_ends_it "$code"
@@ -214,7 +214,7 @@ end_job() { # CODE of srun
         end_if_slurm_ends_it "$code"
     fi
     if ((code != 0)) && [[ -z $asked && $(newest_checkpoint) == "$checkpoint_before" ]]; then
-        say "srun ended with code $code, and no checkpoint was written since the start: not tried again"
+        say "srun ended with code $code, and no checkpoint was written since the start: not requeued"
         exit "$code"
     fi
     requeue "$code" "srun ended with code $code before the run was finished"
@@ -237,11 +237,11 @@ end_if_slurm_ends_it() { # CODE of srun
     ask_slurm
     state=$(job_field JobState) restarts=$(job_field Restarts)
     if [[ -z $state ]]; then
-        say "no answer from Slurm's controller for $DMT_DS_CONTROLLER_SECONDS s: submit again to go on"
+        say "no answer from Slurm's controller for $DMT_DS_CONTROLLER_SECONDS s: submit again to resume"
     elif [[ $state != RUNNING ]]; then
-        say "the job was cancelled or its time is over ($state)"
+        say "the job was cancelled or has reached its time limit ($state)"
     elif ((restarts > ${SLURM_RESTART_COUNT:-0})); then
-        say "the job was started again elsewhere"
+        say "the job was restarted elsewhere"
     else
         return 0
     fi
@@ -270,19 +270,19 @@ requeue() { # CODE WHY
     local where tries
     where="newest checkpoint: $(newest_checkpoint)"
     if ((${SLURM_RESTART_COUNT:-0} >= DMT_DS_MAX_RESTARTS)); then
-        say "not finished after $DMT_DS_MAX_RESTARTS restarts (DMT_DS_MAX_RESTARTS): submit again to go on; $where"
+        say "not finished after $DMT_DS_MAX_RESTARTS restarts (DMT_DS_MAX_RESTARTS): submit again to resume; $where"
         exit 75
     fi
-    say "$2: back to the queue; $where"
+    say "$2: requeued; $where"
     for ((tries = 0; tries < 5; tries++)); do
         if scontrol requeue "$this_job" || is_on_its_way; then
             sleep 300 # Slurm ends this shell; an exit of its own would race with that
             exit 75
         fi
-        end_if_slurm_ends_it "$1" # was it the controller that was away? then this waits for it
+        end_if_slurm_ends_it "$1" # was the controller unreachable? then this waits for it
         if [[ $(job_field Requeue) == 0 ]]; then break; fi
         sleep "$DMT_DS_CONTROLLER_RETRY_SECONDS"
     done
-    say "can't requeue (submitted with --no-requeue?): submit again to go on"
+    say "can't requeue (submitted with --no-requeue?): submit again to resume"
     exit 75
 }

@@ -11,7 +11,7 @@
 #SBATCH --output=%x-%j.out
 # k-NN accuracy of encoders:  sbatch slurm/knn.sh -e runs/vit_small -e pixels data.path=/data/imagenet
 # or of the run that the arguments of a training job describe:  sbatch slurm/knn.sh --of-run -c vit_small output_dir=x
-if [[ -z ${SLURM_JOB_ID:-} ]]; then echo "start it by: sbatch $0 ..." >&2 && exit 2; fi
+if [[ -z ${SLURM_JOB_ID:-} ]]; then echo "start it with: sbatch $0 ..." >&2 && exit 2; fi
 home=${DMT_DS_HOME:-$( # asked again where the controller does not answer
     for _ in {1..12}; do scontrol show job "$SLURM_JOB_ID" && break; sleep 5; done |
         sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p' | tail -n 1

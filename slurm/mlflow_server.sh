@@ -10,10 +10,10 @@
 # The page of an MLflow store:  bash slurm/mlflow_server.sh [STORE]   or   sbatch slurm/mlflow_server.sh [STORE]
 # STORE is an SQLite file (default runs/mlflow.db) or the URI of a database. docs/mlflow.md explains the settings:
 #   PORT=5000         where it listens
-#   AUTH=1            ask for name and password; this machine's other users can reach 127.0.0.1 too
+#   AUTH=1            require name and password; other users of this machine can reach 127.0.0.1 too
 #   OPEN=1            listen to other machines; always with AUTH
 #   MAKE_PASSWORD=1   make password and key, in SECRETS
-#   SECRETS=FILE      default: mlflow_server.secrets beside the store
+#   SECRETS=FILE      default: mlflow_server.secrets next to the store
 #   ALLOWED_HOSTS=A,B further names of this machine that pages and runs may use
 set -euo pipefail
 
@@ -31,7 +31,7 @@ if [[ ! -f $home/slurm/mlflow_server.sh && -n ${SLURM_JOB_ID:-} ]]; then
         for _ in {1..12}; do scontrol show job "$SLURM_JOB_ID" && break; sleep 5; done |
             sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p' | tail -n 1
     )
-    [[ -n $home ]] || die "can't tell where the checkout is: set DMT_DS_HOME to it"
+    [[ -n $home ]] || die "can't find the checkout: set DMT_DS_HOME to it"
 fi
 # shellcheck source=/dev/null
 if [[ -f ${DMT_DS_SITE:-$home/slurm/site.sh} ]]; then source "${DMT_DS_SITE:-$home/slurm/site.sh}"; fi
@@ -39,18 +39,18 @@ python=${DMT_DS_PYTHON:-$home/.venv/bin/python}
 command -v "$python" >/dev/null || python=python3
 
 port=${PORT:-5000}
-[[ $port =~ ^[0-9]+$ ]] || die "PORT=$port: a number, like 5000"
+[[ $port =~ ^[0-9]+$ ]] || die "PORT=$port: must be a number such as 5000"
 store=${1:-runs/mlflow.db}
 if [[ $store != *://* || $store == sqlite:///* ]]; then
     database=$(realpath -m -- "${store#sqlite:///}")
     folder=$(dirname "$database")
-    [[ $database != *[[:cntrl:]]* ]] || die "the store's path holds a line break or the like; name another one"
+    [[ $database != *[[:cntrl:]]* ]] || die "the store's path contains a line break or the like; choose another one"
     mkdir -p "$folder" || die "$folder: can't be made; name a file in a folder of yours"
     store=sqlite:///$database
     case $(stat -f -c %T "$folder") in
     nfs* | lustre | gpfs | beegfs | ceph* | fuse* | smb* | cifs | afs | panfs | orangefs | pvfs*)
         say "warning: $folder is on a network file system, where SQLite breaks as soon as two machines write to it:" \
-            "let runs send to this server (MLFLOW_TRACKING_URI), or keep the store on a local disk"
+            "let runs log to this server (MLFLOW_TRACKING_URI), or keep the store on a local disk"
         ;;
     esac
 else
@@ -78,13 +78,13 @@ make_secrets() {
 take_secrets() {
     if [[ ${MAKE_PASSWORD:-0} == 1 ]]; then make_secrets; fi
     if [[ -e $secrets ]]; then
-        [[ $(stat -c '%u %a' "$secrets") =~ ^"$EUID "[46]00$ ]] || die "$secrets: others may read it; chmod 600 $secrets"
+        [[ $(stat -c '%u %a' "$secrets") =~ ^"$EUID "[46]00$ ]] || die "$secrets: others can read it; chmod 600 $secrets"
         : "${MLFLOW_AUTH_ADMIN_PASSWORD:=$(secret MLFLOW_AUTH_ADMIN_PASSWORD)}"
         : "${MLFLOW_FLASK_SERVER_SECRET_KEY:=$(secret MLFLOW_FLASK_SERVER_SECRET_KEY)}"
     fi
     [[ -n ${MLFLOW_AUTH_ADMIN_PASSWORD:-} ]] ||
         die "no password: MAKE_PASSWORD=1 makes one in $secrets, or set MLFLOW_AUTH_ADMIN_PASSWORD"
-    ((${#MLFLOW_AUTH_ADMIN_PASSWORD} >= 12)) || die "MLFLOW_AUTH_ADMIN_PASSWORD: 12 characters or more"
+    ((${#MLFLOW_AUTH_ADMIN_PASSWORD} >= 12)) || die "MLFLOW_AUTH_ADMIN_PASSWORD: must have at least 12 characters"
     # Without a key of its own, who is logged in has to log in again after each restart.
     export MLFLOW_FLASK_SERVER_SECRET_KEY=${MLFLOW_FLASK_SERVER_SECRET_KEY:-$(random)}
     export MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_AUTH_ADMIN_USERNAME=${MLFLOW_AUTH_ADMIN_USERNAME:-admin}
@@ -119,7 +119,7 @@ if [[ ${OPEN:-0} == 1 ]]; then
         origins+=,http://$name:$port
     done
     options+=(--allowed-hosts "$allowed" --cors-allowed-origins "$origins")
-    say "open to other machines: http://$(hostname):$port; what it says and hears is not encrypted"
+    say "open to other machines: http://$(hostname):$port; traffic is not encrypted"
 fi
 
 shown=$store

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Submits a chain of jobs, each of which starts when the one before has ended well: distil, then judge by k-NN; with the
-# word finetune, then fine-tune too; with segment=FOLDER, then train UPerNet on the scenes there (ADE20K); with
-# detect=FOLDER, then Mask R-CNN on the objects there (COCO).
+# Submits a chain of jobs, each of which starts when the previous one has succeeded: distil, then evaluate by k-NN; with
+# the word finetune, then fine-tune; with segment=FOLDER, then train UPerNet on the scenes there (ADE20K); with
+# detect=FOLDER, then train Mask R-CNN on the objects there (COCO).
 # Run it where sbatch works; it prints the job ids. Words that start with -- go to sbatch, the rest to the trainer:
 #   slurm/pipeline.sh vit_s finetune segment=/data/ADEChallengeData2016 --nodes=2 --partition=gpu data.path=/data/imagenet
-# How many nodes and when it starts is of the distillation alone; what a node gives (tasks, GPUs, CPUs, memory) and for
-# how long, of all that train. JOB:WORD is of one job, or JOB,JOB:WORD of some: distil, knn, finetune, segment, detect;
-# all:--OPTION is of each:
+# Number of nodes and start time apply only to the distillation; tasks, GPUs, CPUs and memory per node and the time
+# limit apply to all training jobs. JOB:WORD applies to one job, JOB,JOB:WORD to several (distil, knn, finetune, segment,
+# detect), all:--OPTION to every job:
 #   slurm/pipeline.sh vit_s finetune data.path=/data/imagenet finetune:--nodes=2 finetune:train.micro_batch_size=64
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -38,11 +38,11 @@ of_some() { # JOB,JOB:WORD
     IFS=, read -r -a jobs <<<"${1%%:*}"
     for job in "${jobs[@]}"; do
         case $job in
-        all | distil) [[ $word == --* ]] || die "$1: take $job: away; what describes the run is for all jobs" ;;
+        all | distil) [[ $word == --* ]] || die "$1: remove $job: because settings of the run apply to all jobs" ;;
         knn | finetune | segment | detect)
-            [[ $word != --dependency* ]] || die "$1: each job waits for the one before; only distil may wait for another"
+            [[ $word != --dependency* ]] || die "$1: each job waits for the previous one; only distil can wait for another"
             ;;
-        *) die "$1: no job $job; there are distil, knn, finetune, segment, detect, and all" ;;
+        *) die "$1: no job $job; the jobs are distil, knn, finetune, segment, detect, and all" ;;
         esac
         if [[ $job == all ]]; then for_all+=("$word"); else for_one+=("$job:$word"); fi
     done
@@ -52,7 +52,7 @@ for word in "$@"; do
     case $word in
     finetune) asked[finetune]=1 ;;
     segment=?* | detect=?*) asked[${word%%=*}]=1 for_one+=("${word%%=*}:data.path=${word#*=}") ;;
-    --array*) die "$word: a chain is of one run; submit one for each" ;;
+    --array*) die "$word: a chain has one run; submit one chain per run" ;;
     --ntasks-per* | --gpus-per* | --gres=* | --cpus-per* | --mem* | --time* | --exclusive*) for_trainings+=("$word") ;;
     --nodes* | --nodelist* | --ntasks* | --gpus* | --dependency* | --begin* | --hold) for_one+=("distil:$word") ;;
     --*) for_all+=("$word") ;;
@@ -108,7 +108,7 @@ check() { # JOB RECIPE WORD...
         printf '%s\n' "${said//dmt-ds: error: /pipeline: error: $1: }" >&2
         is_well=0
         ;;
-    *) printf 'pipeline: warning: %s: not looked at, for dmt-ds does not run here: %s\n' "$1" "${said##*$'\n'}" >&2 ;;
+    *) printf 'pipeline: warning: %s: not checked, because dmt-ds does not run here: %s\n' "$1" "${said##*$'\n'}" >&2 ;;
     esac
 }
 
@@ -130,7 +130,7 @@ submit() { # JOB WORD... adds one behind the chain's last job
     if ((${#words[@]})); then words=(-- "${words[@]}"); fi
     # Of several --dependency the last one counts.
     if ! last=$(sbatch --parsable "${options[@]}" "${behind[@]}" "${script[$1]}" "${@:2}" "${words[@]}"); then
-        what_stands=${submitted[*]:+; to take back what is: scancel ${submitted[*]}}
+        what_stands=${submitted[*]:+; to cancel what was submitted: scancel ${submitted[*]}}
         printf 'pipeline: error: %s: not submitted%s\n' "$1" "$what_stands" >&2
         exit 1
     fi

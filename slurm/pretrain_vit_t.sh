@@ -11,8 +11,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 # ViT-T from three ViT-B teachers:  sbatch slurm/pretrain_vit_t.sh data.path=/data/imagenet
-# Any line above gives way to the same option of sbatch; one task a GPU. docs/slurm.md has the rest.
-if [[ -z ${SLURM_JOB_ID:-} ]]; then echo "start it by: sbatch $0 ..." >&2 && exit 2; fi
+# Options of sbatch override the lines above; one task per GPU. docs/slurm.md has the rest.
+if [[ -z ${SLURM_JOB_ID:-} ]]; then echo "start it with: sbatch $0 ..." >&2 && exit 2; fi
 home=${DMT_DS_HOME:-$( # asked again where the controller does not answer
     for _ in {1..12}; do scontrol show job "$SLURM_JOB_ID" && break; sleep 5; done |
         sed -n 's|^ *Command=\([^ ]*\)/slurm/.*|\1|p' | tail -n 1

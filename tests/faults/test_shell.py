@@ -145,4 +145,4 @@ def test_a_script_for_sbatch_that_is_run_by_hand_says_so_in_one_line(script: str
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "DMT_DS_"))}
     done = subprocess.run(["bash", SCRIPTS / script], env=outside, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"start it by: sbatch {SCRIPTS / script} ...\n"
+    assert done.stderr == f"start it with: sbatch {SCRIPTS / script} ...\n"

@@ -74,7 +74,7 @@ def test_a_saved_run_goes_back_to_the_queue_as_soon_as_slurm_answers(train, tmp_
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "COMPLETING", "PENDING"])
 def test_what_slurm_has_ended_stays_away_and_is_not_taken_for_finished(train, tmp_path, state):
     ended = train(f"show() {{ echo JobId=1 JobState={state} Requeue=1 Restarts=0; }}", *SAVED)
-    assert ended.returncode == 75 and f"cancelled or its time is over ({state})" in ended.stdout
+    assert ended.returncode == 75 and f"cancelled or has reached its time limit ({state})" in ended.stdout
     assert asked(tmp_path, "--oneliner show job 1") == 1 and not asked(tmp_path, "requeue 1")
 
 
@@ -95,7 +95,7 @@ def test_ranks_start_as_soon_as_the_controller_answers_and_srun_says_that_it_doe
     program(tmp_path, "srun", f'"${{0%/*}}/scontrol" ping || {{ echo "no controller" >&2; exit 1; }}; {SRUN}')
     ended = train(ping)
     assert ended.returncode == code and ("no controller" in ended.stderr) == bool(code)
-    assert ended.stderr.count("no answer from Slurm's controller: asked again for 2 s") == 1
+    assert ended.stderr.count("no answer from Slurm's controller: retrying for 2 s") == 1
 
 
 def test_a_mark_that_can_not_be_read_any_more_is_no_new_one(train, tmp_path):

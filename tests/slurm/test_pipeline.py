@@ -87,7 +87,7 @@ def test_what_stands_when_a_later_job_is_not_taken_is_named_with_how_to_take_it_
     )
     chain = pipeline("finetune")
     assert (chain.code, list(chain.options)) == (1, ["distil", "knn"])
-    told = "pipeline: error: finetune: not submitted; to take back what is: scancel 101 102"
+    told = "pipeline: error: finetune: not submitted; to cancel what was submitted: scancel 101 102"
     assert chain.errors == [refused, told]
 
 
@@ -135,11 +135,11 @@ def test_batches_and_settings_that_a_job_would_end_with_are_told_before_any_is_s
     [
         ("finetune:--nodes=2", "finetune:--nodes=2: this chain has no such job; add the word finetune"),
         ("finetune segment:seed=1", "segment:seed=1: this chain has no such job; add segment=FOLDER"),
-        ("fintune:--nodes=2", "no job fintune; there are distil, knn, finetune, segment, detect, and all"),
-        ("distil:seed=1", "distil:seed=1: take distil: away; what describes the run is for all jobs"),
-        ("all:seed=1", "all:seed=1: take all: away; what describes the run is for all jobs"),
-        ("knn:--dependency=x", "each job waits for the one before; only distil may wait for another"),
-        ("--array=0-3", "--array=0-3: a chain is of one run; submit one for each"),
+        ("fintune:--nodes=2", "no job fintune; the jobs are distil, knn, finetune, segment, detect, and all"),
+        ("distil:seed=1", "distil:seed=1: remove distil: because settings of the run apply to all jobs"),
+        ("all:seed=1", "all:seed=1: remove all: because settings of the run apply to all jobs"),
+        ("knn:--dependency=x", "each job waits for the previous one; only distil can wait for another"),
+        ("--array=0-3", "--array=0-3: a chain has one run; submit one chain per run"),
     ],
 )
 def test_what_has_no_job_to_go_to_is_refused(pipeline, words, said):
@@ -153,7 +153,7 @@ def test_where_dmt_ds_does_not_run_or_must_not_look_a_chain_is_submitted_all_the
     program(tmp_path, "broken", "echo ModuleNotFoundError >&2; exit 1")
     chain = pipeline("finetune --nodes=3", DMT_DS_PYTHON=str(tmp_path / "broken"))
     assert chain.code == 0 and list(chain.options) == ["distil", "knn", "finetune"]
-    warning = "pipeline: warning: {}: not looked at, for dmt-ds does not run here: ModuleNotFoundError".format
+    warning = "pipeline: warning: {}: not checked, because dmt-ds does not run here: ModuleNotFoundError".format
     assert chain.errors == [warning("distil"), warning("finetune")]
     (tmp_path / "site.sh").write_text("DMT_DS_DOCTOR=0; srun_options+=(--label)\n")
     chain = pipeline("--nodes=3", DMT_DS_SITE=str(tmp_path / "site.sh"))

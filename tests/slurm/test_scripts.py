@@ -115,7 +115,7 @@ def test_a_cancelled_job_saves_and_stays_away(submit, tmp_path):
     job = submit("pretrain_vit_b.sh", "steps=100", "save_every=100").until_log("0: start at 0")
     job.scancel()
     job.ends_as("CANCELLED")
-    job.until_log("cancelled or its time is over")
+    job.until_log("cancelled or has reached its time limit")
     assert job.restarts == 0 and (tmp_path / "run" / "checkpoints" / "latest").exists()
 
 
