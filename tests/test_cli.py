@@ -117,7 +117,7 @@ def test_what_is_no_vit_is_called_that_and_is_not_asked_of_a_network(arch: str) 
     result = call("finetune", "-e", f"timm:{arch}")
     assert result.exit_code == 2
     assert result.stderr == (
-        f"dmt-ds: error: encoder timm:{arch}: is no ViT with a class token and a LayerNorm over all tokens; "
+        f"dmt-ds: error: encoder timm:{arch}: is not a ViT with a class token and a LayerNorm over all tokens; "
         "take another tag\n"
     )
 

@@ -77,7 +77,7 @@ class RowReader(Generic[T]):
                     self._unreadable[candidate] = str(error)
             met[candidate] = self._unreadable[candidate]
         raise DataError(
-            f"{len(met)} images in a row can't be read, the last one: {list(met.values())[-1]}; is the data set whole?"
+            f"{len(met)} images in a row can't be read, the last: {list(met.values())[-1]}; is the data set complete?"
         )
 
 

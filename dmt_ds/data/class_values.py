@@ -102,7 +102,7 @@ class ClassValues:
             row, column = np.argwhere(strangers)[0].tolist()
             raise DataError(
                 f"{name}: has the value {int(raw[row, column])} (row {row}, column {column}), which is none of the "
-                f"{len(self.names)} classes ({self._values[0]} to {self._values[-1]}) and not ignored: mend it, or set "
+                f"{len(self.names)} classes ({self._values[0]} to {self._values[-1]}) and not ignored: fix it, or set "
                 "segment.classes or segment.ignored_values"
             )
         return torch.from_numpy(found.astype(np.uint8))
@@ -178,7 +178,7 @@ def _read(path: Path) -> dict[int, str] | list[str]:
         return {int(value): str(name) for value, name in told.items()}
     except (ValueError, AttributeError) as error:
         raise DataError(
-            f"{path}: no list of classes ({error}); it must be a JSON list, or raw value -> name, or a name a line"
+            f"{path}: not a list of classes ({error}); it must be a JSON list, or value -> name, or one name per line"
         ) from None
 
 

@@ -103,7 +103,7 @@ class CocoSource:
             turned = "upright, as its EXIF data turn it, " if is_turned(data) else ""
             raise DataError(
                 f"{path}: is {turned}{width} x {height} pixels, but {self.file} says {told_width} x {told_height}: its "
-                "boxes and masks are of another picture; mend the JSON or the file"
+                "boxes and masks are of another picture; fix the JSON or the file"
             )
         return image
 
@@ -176,8 +176,8 @@ class CocoSource:
             raise DataError(f"{self.file}: no object has a segmentation: detect.masks=false learns boxes alone")
         if invisible:
             logger.warning(
-                "%s: %d objects show nothing of themselves (a box of no area or outside of its image, an outline of "
-                "less than three corners) and are not learned from: annotation %s",
+                "%s: %d objects show nothing (a box without area or outside of its image, an outline of "
+                "less than three corners) and are left out of training: annotation %s",
                 self.file,
                 len(invisible),
                 few(invisible),
@@ -238,7 +238,7 @@ def check_judged(test: CocoSource) -> None:
     """
     if not test.num_judged:
         raise DataError(
-            f"{test.file}: has no object that is no crowd, so average precision is of nothing; take images with objects"
+            f"{test.file}: has no object besides crowds, so there is no average precision; use images with objects"
         )
 
 
@@ -254,7 +254,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
                 _ = [entry[key] for key in keys]
     except (ValueError, KeyError, TypeError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: is no COCO JSON of images, annotations and categories ({reason})") from None
+        raise DataError(f"{path}: is not a COCO JSON of images, annotations and categories ({reason})") from None
     if not content["images"]:
         raise DataError(f"{path}: names no image")
     for entries, kind in zip(lists, ("image", "annotation", "category"), strict=True):

@@ -26,11 +26,11 @@ def check_unique(path: Path, entries: Sequence[Mapping[str, Any]], kind: str) ->
     """
     for entry in entries:
         if not _is_id(entry["id"]):
-            raise DataError(f"{path}: {kind} id {entry['id']!r} is no whole number of 64 bits")
+            raise DataError(f"{path}: {kind} id {entry['id']!r} is not a 64-bit integer")
     counts = Counter(entry["id"] for entry in entries)
     if len(counts) < len(entries):
         number, times = counts.most_common(1)[0]
-        raise DataError(f"{path}: {kind} id {number} stands there {times} times; give each {kind} an id of its own")
+        raise DataError(f"{path}: {kind} id {number} occurs {times} times; give each {kind} its own id")
 
 
 def check_category(path: Path, entry: Mapping[str, Any]) -> None:
@@ -40,7 +40,7 @@ def check_category(path: Path, entry: Mapping[str, Any]) -> None:
         DataError: its name is no text.
     """
     if not isinstance(entry["name"], str):
-        raise DataError(f"{path}: category {entry['id']} has the name {entry['name']!r}, which is no text")
+        raise DataError(f"{path}: category {entry['id']} has the name {entry['name']!r}, which is not text")
 
 
 def check_image(path: Path, entry: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ def check_image(path: Path, entry: Mapping[str, Any]) -> None:
     """
     where, name = f"{path}: image {entry['id']}", entry["file_name"]
     if not _is_path(name) or os.path.isabs(name) or ".." in Path(name).parts:
-        raise DataError(f"{where} has the file_name {name!r}, which is no path below the folder of images")
+        raise DataError(f"{where} has the file_name {name!r}, which is not a path below the image folder")
     size = [entry["height"], entry["width"]]
     if not all(type(side) is int and 0 < side <= _FARTHEST for side in size):  # nor true, which is an int too
         raise DataError(f"{where} has the height and width {size}; both must be whole numbers of pixels")
@@ -91,9 +91,9 @@ def check_object(
             f"{where} has the bbox {box}; it must be four numbers: x, y, width, height, in pixels, up to {_FARTHEST}"
         )
     if "area" in entry and not _is_area(entry["area"]):
-        raise DataError(f"{where} has the area {entry['area']!r}; it must be a number of pixels, or not stand there")
+        raise DataError(f"{where} has the area {entry['area']!r}; it must be a number of pixels, or be left out")
     if entry.get("iscrowd", 0) not in (0, 1):
-        raise DataError(f"{where} has the iscrowd {entry['iscrowd']!r}; it must be 0 or 1, or not stand there")
+        raise DataError(f"{where} has the iscrowd {entry['iscrowd']!r}; it must be 0 or 1, or be left out")
     if "segmentation" in entry:
         _check_outline(where, entry["segmentation"], sizes[rows[entry["image_id"]]].tolist())
 
@@ -149,7 +149,7 @@ def _check_rle(where: str, counts: Any, told: Any, size: list[int]) -> None:
         raise DataError(f"{where}: its RLE is of size {told}, its image of {size} (height, width), or has no counts")
     runs = runs_of(counts) if isinstance(counts, str) else counts
     if runs is None or not all(isinstance(run, int) and run >= 0 for run in runs):
-        raise DataError(f"{where}: the counts of its RLE, {str(counts)[:20]!r}, are no lengths of runs")
+        raise DataError(f"{where}: the counts of its RLE, {str(counts)[:20]!r}, are not run lengths")
     if sum(runs) != size[0] * size[1]:
         raise DataError(f"{where}: the counts of its RLE add up to {sum(runs)}, not to {size} pixels")
 

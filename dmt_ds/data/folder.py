@@ -43,7 +43,7 @@ class FolderSource:
             if not found:
                 raise DataError(
                     f"{root / name}: no image in this folder ({', '.join(IMAGE_SUFFIXES)}; hidden files and links that "
-                    "turn back do not count); fill or remove it"
+                    "lead back do not count); fill or remove it"
                 )
         self.class_names = tuple(class_names)
         self.num_left_out = len(beside) if class_names else 0
@@ -61,7 +61,7 @@ class FolderSource:
         return (
             f"{self._root}: images beside its class folders ({', '.join(self.class_names[:3])}"
             f"{', ...' if len(self.class_names) > 3 else ''}) are left out, {self.num_left_out} of them: move them "
-            "into one, or take the folders away"
+            "into one, or remove the folders"
         )
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class PackedNames(Sequence[str]):
         return hashlib.sha256(self._text.tobytes() + self._ends.tobytes()).hexdigest()[:16]
 
 
-def read_file(path: str, remedy: str = "was it moved while the run was on?") -> bytes:
+def read_file(path: str, remedy: str = "was it moved during the run?") -> bytes:
     """The bytes of an image file, or of another that says what images show.
 
     Args:
@@ -154,7 +154,7 @@ def _some_of(entries: Mapping[str, "os.DirEntry[str]"], most: int = 8) -> str:
 
 
 def listed(look: Callable[[], T]) -> T:
-    """What a look into folders gives, repeated where it gets no answer: none must pass for an empty folder.
+    """Result of listing folders, retried if the file server is silent, which must never look like an empty folder.
 
     Raises:
         DataError: a folder may not be read.
@@ -166,7 +166,9 @@ def listed(look: Callable[[], T]) -> T:
         told = f"{error.filename}: can't be listed ({error.strerror})"
         if is_away(error):
             raise StorageError(f"{told}: look at the disk or file server, then start again") from None
-        raise DataError(f"{told}; it must be a folder you may read: see to that, or move it away") from None
+        raise DataError(
+            f"{told}; it must be a folder that you can read: fix its permissions, or move it away"
+        ) from None
 
 
 def files_below(root: Path, folder: str = "", suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:

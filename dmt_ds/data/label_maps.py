@@ -82,7 +82,7 @@ class LabelMapSource:
             turned = ", perhaps turned upright by its EXIF data" if raw.shape == (width, height) else ""
             raise DataError(
                 f"{name}: is {raw.shape[1]} x {raw.shape[0]} pixels, its image {self.name(index)} {width} x "
-                f"{height}{turned}: make the annotation anew from that image, or leave both out"
+                f"{height}{turned}: recreate the annotation from that image, or remove both"
             )
         return image, self.values.classes_of(raw, name)
 
@@ -217,8 +217,8 @@ class _FilesBeside:
         if missing:
             more = f"; so are {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
-                f"{self.name(missing[0])}: the annotation of {self._images.name(missing[0])} is missing{more}: put it "
-                "there, or take the image away"
+                f"{self.name(missing[0])}: the annotation of {self._images.name(missing[0])} is missing{more}: add it, "
+                "or remove the image"
             )
 
     @property
@@ -254,7 +254,7 @@ def decode_annotation(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.mode not in ("1", "L", "P", "I", "I;16"):
                 raise DataError(
-                    f"{name}: is a picture of mode {picture.mode}, but an annotation has one number a pixel: save it "
+                    f"{name}: is a picture of mode {picture.mode}, but an annotation has one number per pixel: save it "
                     "as grey or palette PNG whose values are the classes"
                 )
             numbers = np.array(picture)
@@ -263,5 +263,5 @@ def decode_annotation(data: bytes, name: str) -> np.ndarray:
         raise
     except Exception as error:  # a broken file makes decoders raise whatever they like
         raise DataError(
-            f"{name}: not a readable annotation ({first_line(error)[:120]}); make it anew or leave it out"
+            f"{name}: not a readable annotation ({first_line(error)[:120]}); recreate it or remove it"
         ) from None

@@ -52,7 +52,7 @@ def _common_classes(train: ImageSource, test: ImageSource) -> int:
     for source, split in ((train, "training"), (test, "validation")):
         if not source.class_names:
             raise DataError(
-                f"the {split} images have no labels ({source.name(0)}): sort them into one folder a class, or set "
+                f"the {split} images have no labels ({source.name(0)}): sort them into one folder per class, or set "
                 "data.label_column to the column of their class numbers"
             )
     for number, (ours, theirs) in enumerate(zip(train.class_names, test.class_names, strict=False)):
@@ -70,4 +70,4 @@ def _check_labels(source: ImageSource, num_classes: int) -> None:
         label = source.label(index)
         if not 0 <= label < num_classes:
             what = "no label" if label < 0 else f"label {label}, but the classes are 0 to {num_classes - 1}"
-            raise DataError(f"{source.name(index)}: has {what}; mend the label, or leave the image out")
+            raise DataError(f"{source.name(index)}: has {what}; fix the label, or remove the image")

@@ -168,7 +168,7 @@ def _made(maker: BatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: 
         if not num_workers or not _worker_died(error):
             raise
         raise DataError(
-            f"a loader process of this rank was killed, most likely for want of memory: set data.num_workers below "
+            f"a loader process of this rank was killed, most likely because memory ran out: set data.num_workers below "
             f"{num_workers}, or give the job more memory (and /dev/shm more room)"
         ) from None
 

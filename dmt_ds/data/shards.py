@@ -145,8 +145,8 @@ def _in_processes(missing: list[int], task: _Task, processes: int) -> Iterator[l
             yield future.result()
     except BrokenProcessPool:
         raise DataError(
-            "a process that made shards was killed, most likely for want of memory; start again with fewer --workers: "
-            "what is made stays"
+            "a process that made shards was killed, most likely because memory ran out; start again with fewer "
+            "--workers: finished shards are kept"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

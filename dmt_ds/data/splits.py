@@ -72,6 +72,6 @@ def _check_all_are_there(files: list[str]) -> None:
     if len(counts) == 1 and len(files) < max(counts):
         raise DataError(
             f"data.path: {Path(files[0]).parent} holds {len(files)} of {max(counts)} files like "
-            f"{Path(files[0]).name}: fetch or make the others (`dmt-ds shards make` goes on where it stopped), or name "
+            f"{Path(files[0]).name}: fetch or make the others (`dmt-ds shards make` resumes where it stopped), or name "
             "those that you want by a pattern such as /where/{split}-0000*"
         )

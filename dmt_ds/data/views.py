@@ -97,7 +97,7 @@ def cut_into(place: Tensor, image: Tensor, spec: CropSpec, numbers: list[float])
 def resize_into(place: Tensor, image: Tensor, interpolation: Interpolation) -> None:
     """Antialiased, by torchvision's arithmetic and in Pillow's order, to where the pixels shall lie.
 
-    Half of torchvision's own time goes for copies.
+    torchvision spends half of its time copying.
 
     Args:
         place: [3, H, W] uint8 of any strides.

@@ -97,7 +97,7 @@ def load_segmenter(folder: Path) -> SavedSegmenter:
             model = Segmenter(build_vit(student, image_size, any_size=True), len(names), section)
     except (OSError, ValueError, KeyError, TypeError, ValidationError, ConfigError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise WeightsError(f"{file}: no description of a segmenter ({reason}); copy the folder anew") from None
+        raise WeightsError(f"{file}: no description of a segmenter ({reason}); copy the folder again") from None
     state = tensors_of(folder / WEIGHTS_FILE)
     own = {key: list(value.shape) for key, value in model.state_dict().items()}
     theirs = {key: list(value.shape) for key, value in state.items()}
@@ -105,7 +105,7 @@ def load_segmenter(folder: Path) -> SavedSegmenter:
         wrong = sorted(key for key in {*own, *theirs} if own.get(key) != theirs.get(key))[0]
         raise WeightsError(
             f"{folder / WEIGHTS_FILE}: '{wrong}' is {theirs.get(wrong, 'missing')}, {SEGMENTER_FILE} says "
-            f"{own.get(wrong, 'there is none')}: copy the folder anew"
+            f"{own.get(wrong, 'there is none')}: copy the folder again"
         )
     model.load_state_dict(state, strict=True)
     return SavedSegmenter(model.eval(), names, view, section.short_side, interpolation)

@@ -125,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise WeightsError(
-            f"{folder / CONFIG_FILE}: no config of a timm model ({reason}); copy the folder anew"
+            f"{folder / CONFIG_FILE}: not the config of a timm model ({reason}); copy the folder again"
         ) from error
     return dict(config)
 

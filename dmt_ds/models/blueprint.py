@@ -62,7 +62,7 @@ def blueprint_of(weights: Weights, num_heads: int | None = None) -> Blueprint:
     heads = heads_of(weights, num_heads)
     if heads is None:
         raise WeightsError(
-            f"{weights.where}: a file does not tell its number of heads, and {width} channels are no usual width: "
+            f"{weights.where}: a file does not tell its number of heads, and {width} channels are not a usual width: "
             "set num_heads"
         )
     args: dict[str, Any] = {
@@ -201,7 +201,7 @@ def _as_arch(weights: Weights, plan: Blueprint, arch: str, num_heads: int | None
     differing = [text for text, key in zip(differing, asked, strict=True) if asked[key] != plan.model_args[key]]
     if differing or (plan.arch.startswith("beit") != name.startswith("beit")):
         raise WeightsError(
-            f"{weights.where}: arch '{arch}' is not what the weights are ({plan.arch}-like): "
+            f"{weights.where}: arch '{arch}' does not match the weights ({plan.arch}-like): "
             f"{', '.join(differing) or 'other keys'} in the file; leave arch out, or fix it"
         )
     return replace(plan, arch=name)

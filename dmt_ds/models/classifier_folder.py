@@ -88,7 +88,9 @@ def find_classifier(source: str) -> SavedClassifier | None:
         args = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_args"]
         pooling = "class" if args["global_pool"] == "token" else "patch_mean"
     except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{folder}: no whole classifier ({type(error).__name__}: {error}); copy it anew") from error
+        raise WeightsError(
+            f"{folder}: not a complete classifier ({type(error).__name__}: {error}); copy it again"
+        ) from error
     state = tensors_of(folder / WEIGHTS_FILE)
     return SavedClassifier(folder, state, tuple(names), pooling, bool(args.get("fc_norm", False)))
 
@@ -133,11 +135,11 @@ def load_classifier(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str,
         class_names = tuple(map(str, json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         raise WeightsError(
-            f"{folder / CLASSES_FILE}: no list of class names ({type(error).__name__}); copy the folder anew"
+            f"{folder / CLASSES_FILE}: no list of class names ({type(error).__name__}); copy the folder again"
         ) from error
     if len(class_names) != num_classes:
         raise WeightsError(
             f"{folder / CLASSES_FILE}: {len(class_names)} names for the {num_classes} classes that "
-            f"{CONFIG_FILE} says; copy the folder anew"
+            f"{CONFIG_FILE} says; copy the folder again"
         )
     return vit, config, class_names

@@ -87,8 +87,8 @@ def write_form(name: str, model: PortableModel, folder: Path) -> float:
     difference, allowed = disagreement(name, model, folder)
     if not difference <= allowed:
         raise ExportError(
-            f"--format {name}: what was written answers otherwise than the model (by {difference:.1e}, allowed "
-            f"{allowed:.1e}); this form can't express {model.config['architecture']}, take another"
+            f"--format {name}: the export's outputs differ from the model's (by {difference:.1e}, allowed "
+            f"{allowed:.1e}); this format can't express {model.config['architecture']}, use another"
         )
     return difference
 

@@ -42,7 +42,7 @@ def read_hf(source: str) -> Weights:
         source: folder with config.json, or id on the hub.
 
     Raises:
-        WeightsError: it can't be had, or is none of these models.
+        WeightsError: it is unavailable, or none of these models.
     """
     config = _config(source)
     if config.model_type not in _MODEL_TYPES:
@@ -157,7 +157,7 @@ def _why_no_hf_vit(model: PortableModel) -> str | None:
     if shape.num_prefix_tokens != 1:
         return f"it has {shape.num_prefix_tokens} tokens before the patches, ViTModel has one"
     if model.class_names and vit.global_pool != "token":
-        return "its classes are told from the mean patch token, ViTForImageClassification reads the class token"
+        return "it classifies from the mean patch token, ViTForImageClassification reads the class token"
     foreign = [name for name in vit.state_dict() if _hf_name(name.replace("attn.qkv.", "attn.q.")) is None]
     if foreign:
         return f"'{foreign[0]}' has no place in it"
@@ -287,6 +287,6 @@ def _why_not_had(source: str, name: str) -> str:
     if Path(source).is_dir():
         return f"hf:{source}: the folder has no readable {name} of a transformers model; save it with save_pretrained"
     return (
-        f"hf:{source}: {name} can't be had: no such folder or hub id, or no network; fetch it once where there is one "
-        f"(hf download {source}), with the same HF_HOME, or give a folder"
+        f"hf:{source}: {name} is unavailable: no such folder or hub id, or no network; download it once on a machine "
+        f"with network access (hf download {source}), with the same HF_HOME, or give a folder"
     )

@@ -187,10 +187,10 @@ def _check_siblings(tensors: Mapping[str, Tensor], file_keys: Mapping[str, str],
         old, new = have.split(".")[-2], missing[0].split(".")[-2]
         words = {"q": "query", "k": "key", "v": "value"}
         lost = key.replace(f".{words[old]}.", f".{words[new]}.").replace(f".{old}_proj.", f".{new}_proj.")
-        raise WeightsError(f"{where}: missing '{lost}' beside {list(there.values())}; fetch the file anew")
+        raise WeightsError(f"{where}: missing '{lost}' beside {list(there.values())}; fetch the file again")
     if len({tensors[part].shape for part in parts}) > 1:
         shapes = ", ".join(f"'{there[part]}' {list(tensors[part].shape)}" for part in parts)
-        raise WeightsError(f"{where}: query, key and value differ in shape: {shapes}; fetch the file anew")
+        raise WeightsError(f"{where}: query, key and value differ in shape: {shapes}; fetch the file again")
 
 
 def _move(tensors: dict[str, Tensor], file_keys: dict[str, str], old: str, new: str) -> None:

@@ -126,10 +126,10 @@ def load_teacher(name: str, section: TeacherConfig, image_size: int | None = Non
         image_size: side of the run's images, in pixels; None takes the teacher's own.
 
     Raises:
-        WeightsError: the weights can't be had, are not complete, or have another patch grid than the images.
+        WeightsError: the weights are unavailable or incomplete, or have another patch grid than the images.
         ConfigError: timm does not know the architecture.
     """
-    remedy = f"`dmt-ds teachers list` says where weights are had; or set teachers.models.{name}.source=..."
+    remedy = f"`dmt-ds teachers list` shows where to get weights; or set teachers.models.{name}.source=..."
     return _load(section, image_size, f"teacher '{name}': ", remedy)
 
 
@@ -256,7 +256,7 @@ def _encoder_folder(path: Path) -> Path:
     if latest.is_file():
         folder = latest.with_name(latest.read_text().strip()) / BACKBONE_FOLDER
         if (folder / CONFIG_FILE).is_file():
-            logger.warning("%s: the run has not finished; its newest checkpoint is taken: %s", path, folder.parent)
+            logger.warning("%s: the run has not finished; using its newest checkpoint: %s", path, folder.parent)
             return folder
     if members := family_members(path):
         raise WeightsError(f"{path}: is a family's folder; name a member: {', '.join(map(str, members))}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 SHORT_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
-_NO_TOKENS = "timm:{}: is no ViT with a class token and a LayerNorm over all tokens; take another tag"
+_NO_TOKENS = "timm:{}: is not a ViT with a class token and a LayerNorm over all tokens; take another tag"
 _PLAIN_VIT_MODULES = ("vision_transformer", "deit")
 
 
@@ -225,9 +225,9 @@ def _why_not_fetched(tag: str, error: Exception) -> str:
     if isinstance(error, AssertionError):  # timm's word while it builds the model, before it fetches anything
         return _NO_TOKENS.format(tag)
     return (
-        f"timm:{tag}: not to be had ({type(error).__name__}: {first_line(error)[:120]}); fetch them once where "
-        f"there is a network (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the same "
-        "HF_HOME, or give a file"
+        f"timm:{tag}: could not be downloaded ({type(error).__name__}: {first_line(error)[:120]}); download it once on "
+        f"a machine with network access (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the "
+        "same HF_HOME, or give a file"
     )
 
 
@@ -247,7 +247,7 @@ def _known_arch(name: str) -> str:
 
 def _not_plain(name: str) -> str:
     return (
-        f"student.arch: '{name}' is no plain ViT (class token, absolute positions, one LayerNorm at the end); "
+        f"student.arch: '{name}' is not a plain ViT (class token, absolute positions, one LayerNorm at the end); "
         f"take {', '.join(SHORT_NAMES)} or another vit_* or deit_* of timm"
     )
 

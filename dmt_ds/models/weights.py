@@ -175,7 +175,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
-            f"{path}: damaged or no safetensors file ({first_line(error).rstrip('.')}); fetch it anew"
+            f"{path}: damaged or not a safetensors file ({first_line(error).rstrip('.')}); fetch it again"
         ) from error
 
 
@@ -190,10 +190,10 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
                 f"{path}: refused, loading it would run {', '.join(offenders)}; only tensors, argparse.Namespace and "
                 "numpy scalars are read: where you trust the file, save its state dict alone, as safetensors"
             ) from error
-        raise WeightsError(f"{path}: damaged or no PyTorch file; fetch it anew") from error
+        raise WeightsError(f"{path}: damaged or not a PyTorch file; fetch it again") from error
     except Exception as error:  # what torch raises for a damaged file has no common class
         raise WeightsError(
-            f"{path}: damaged or no PyTorch file ({first_line(error).rstrip('.')}); fetch it anew"
+            f"{path}: damaged or not a PyTorch file ({first_line(error).rstrip('.')}); fetch it again"
         ) from error
     if not isinstance(raw, Mapping):
         raise WeightsError(f"{path}: holds a {type(raw).__name__}, not a dict of tensors; save its state dict")

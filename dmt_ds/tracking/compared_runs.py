@@ -130,9 +130,9 @@ def _why_not(run: RecordedRun, budget: Budget, metrics: Sequence[str]) -> str | 
         log = f"; see {run.params['output_dir']}/train.log" if "output_dir" in run.params else ""
         return f"failed after {seen}{log}"
     if run.status == "KILLED":
-        return f"was stopped after {seen} and not gone on with"
+        return f"was stopped after {seen} and not resumed"
     if run.status == "RUNNING":
-        return f"says that it still runs, after {seen}"
+        return f"is marked as running, after {seen}"
     if run.status != "FINISHED":
         return f"is {run.status.lower()}"
     if not any(isfinite(run.metrics.get(metric, nan)) for metric in metrics):

@@ -192,7 +192,7 @@ def _notes(rows: Sequence[Row], runs: Sequence[ComparedRun], roles: Sequence[str
 
 
 def _differing(runs: Sequence[RecordedRun], by: str) -> list[str]:
-    """Settings that tell the runs of a row apart, but the seed and the places.
+    """Settings that differ between the runs of a row, except seeds and paths.
 
     A task's section that one of them lacks says nothing: older runs kept those of all tasks.
     """

@@ -1,4 +1,4 @@
-"""What MLflow raises as what matters to who sends: later, never, or nobody knows; knows no store."""
+"""MLflow's exceptions, sorted by what a sender must do: retry, give up, or unknown; knows no store."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -22,7 +22,7 @@ def look_at_store(section: TrackingConfig, output_dir: Path) -> tuple[str, bool]
     """
     store = store_uri(section.uri, output_dir, os.environ, makes_folder=False)
     if store.database is not None and _is_new(store.database):
-        return f"{store} is not there yet; the start of the run makes it", True
+        return f"{store} does not exist yet; the run will create it", True
     import_mlflow(store)
     try:
         return f"{store} answers; experiment {section.experiment} {_state(store, section.experiment)}", True
@@ -31,7 +31,7 @@ def look_at_store(section: TrackingConfig, output_dir: Path) -> tuple[str, bool]
     except StoreAway as away:
         if store.database is not None and "locked" not in str(away):
             raise TrackingError(f"tracking.uri {store}: {away}") from away
-        return f"{store} gives no good answer now ({away}); points will be kept and sent later", False
+        return f"{store} can't be reached properly now ({away}); points will be kept and sent later", False
 
 
 def _is_new(database: Path) -> bool:
@@ -54,7 +54,7 @@ def _state(store: StoreUri, experiment: str) -> str:
     with translated():
         found = MlflowClient(tracking_uri=store.uri).get_experiment_by_name(experiment)
     if found is None:
-        return "is made by the start of the run"
+        return "will be created by the run"
     if found.lifecycle_stage != "active":
         remedy = f"`mlflow experiments restore -x {found.experiment_id}`, or name another in tracking.experiment"
         raise TrackingError(f"tracking.uri {store}: experiment {experiment} was deleted; {remedy}")

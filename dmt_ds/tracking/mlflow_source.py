@@ -73,7 +73,7 @@ def asking(store: StoreUri) -> Iterator[None]:
     except ItemDoubted as doubt:
         raise ItemRefused(str(doubt)) from doubt
     except StoreAway as away:
-        raise TrackingError(f"{store} gives no good answer: {away}") from away
+        raise TrackingError(f"{store} can't be reached properly: {away}") from away
 
 
 @contextmanager
@@ -236,7 +236,7 @@ def _run_of_folder(folder: Path) -> SourceRun | None:
     records = list(read_lines(folder / RECORDS_FILE))
     begin = next((record for record in records if record.get("kind") == "begin" and record.get("key")), None)
     if begin is None:
-        logger.warning("%s: left out, since its %s does not begin as it should", folder, RECORDS_FILE)
+        logger.warning("%s: left out, because its %s does not begin as it should", folder, RECORDS_FILE)
         return None
     memory = _remember(folder, records)
     stored_id = folder / RUN_ID_FILE

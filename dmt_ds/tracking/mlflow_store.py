@@ -80,7 +80,7 @@ class MlflowRun:
             try:
                 fresh += self._fresh_metrics(point)
             except (AttributeError, KeyError, TypeError, ValueError):
-                logger.warning("not recorded, since it is no point: %s", point)
+                logger.warning("not recorded, because it is not a valid point: %s", point)
         for start in range(0, len(fresh), METRICS_AT_ONCE):
             refusals += self._log_metrics(fresh[start : start + METRICS_AT_ONCE])
         if refusals:
@@ -243,7 +243,7 @@ def _known_run(client: "MlflowClient", run_id: str | None) -> "Run | None":
             raise
         run = None
     if run is None or run.info.lifecycle_stage != "active":
-        logger.warning("MLflow has no run %s any more: what its folder knows is sent to a new one", run_id)
+        logger.warning("run %s no longer exists in MLflow: its folder's record is sent to a new one", run_id)
         return None
     return run
 

@@ -188,7 +188,7 @@ def describe_parent(
             run_id = mlflow_store.find_parent(client, store, experiment_id, section.parent)
             mlflow_parent.describe_parent(client, run_id, tags, status)
     except (ItemRefused, StoreAway) as error:
-        logger.warning("MLflow at %s: run %s: not noted that it is %s: %s", store, section.parent, status, error)
+        logger.warning("MLflow at %s: run %s: its status %s was not recorded: %s", store, section.parent, status, error)
         return False
     return True
 
@@ -225,7 +225,7 @@ def _shipper(section: TrackingConfig, store: StoreUri, spool: Spool) -> Shipper:
 def _drain(shipper: Shipper, spool: Spool, seconds: float) -> bool:
     arrived = shipper.finish(seconds)
     if not arrived:
-        logger.warning("%s: not all has arrived; the rest is kept and sent by the run, or its next start", spool.folder)
+        logger.warning("%s: not all has arrived; the rest is kept, and sent by the run or its next start", spool.folder)
     spool.close()
     return arrived
 

@@ -338,7 +338,7 @@ def test_heads_that_are_guessed_are_told_with_the_key_to_set(tmp_path: Path, ima
 def test_a_teacher_that_is_not_there_is_told_with_its_key_and_where_to_get_it(tmp_path: Path, images: Path) -> None:
     message = failed(distillation(tmp_path, images, tmp_path / "none.pth"))["teachers"]
     assert message == (
-        f"teacher 'ibot': {tmp_path}/none.pth: no such file; `dmt-ds teachers list` says where weights are had; "
+        f"teacher 'ibot': {tmp_path}/none.pth: no such file; `dmt-ds teachers list` shows where to get weights; "
         "or set teachers.models.ibot.source=..."
     )
 
@@ -426,7 +426,7 @@ def test_looking_at_a_store_makes_neither_folders_nor_files_nor_an_experiment(
         findings = teacher_making(
             tmp_path, images, "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/{name}"
         )
-        answer = "experiment dmt_ds is made by the start" if name == "there.db" else "the start of the run makes it"
+        answer = "experiment dmt_ds will be created by the run" if name == "there.db" else "the run will create it"
         assert answer in said(findings, "tracking") and failed(findings) == {}
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "new").exists()
@@ -452,7 +452,7 @@ def test_a_store_that_somebody_else_writes_to_is_only_a_warning(
 
     monkeypatch.setattr(mlflow_look, "_state", locked)
     findings = teacher_making(tmp_path, images, "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/locked.db")
-    assert failed(findings) == {} and "gives no good answer now" in said(findings, "tracking")
+    assert failed(findings) == {} and "can't be reached properly now" in said(findings, "tracking")
 
 
 def test_a_task_that_learns_labels_has_its_head_counted(tmp_path: Path, images: Path) -> None:

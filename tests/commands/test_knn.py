@@ -80,8 +80,8 @@ def judged(judge: str, data: DataConfig, encoders: Mapping[str, Encoder]) -> Non
         ("nope", "nope: no such file"),
         (TeacherConfig(source="nope"), "nope: no such file"),
         ("timm:vit_base_patch16_224.maee", "has no such weights; near names: vit_base_patch16_224.mae"),
-        ("hf:./nope", "hf:./nope: config.json can't be had"),
-        ("hf:/nope/x", "hf:/nope/x: config.json can't be had"),
+        ("hf:./nope", "hf:./nope: config.json is unavailable"),
+        ("hf:/nope/x", "hf:/nope/x: config.json is unavailable"),
     ],
 )
 def test_an_encoder_that_is_not_there_is_told_before_another_is_judged(

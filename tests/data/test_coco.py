@@ -147,7 +147,7 @@ def test_without_an_object_that_is_no_crowd_there_is_nothing_to_judge_by(tmp_pat
             entry["iscrowd"] = 1
 
     check_judged(opened(tmp_path))
-    with pytest.raises(DataError, match=r"instances_train\.json: has no object that is no crowd"):
+    with pytest.raises(DataError, match=r"instances_train\.json: has no object besides crowds"):
         check_judged(opened(tmp_path, crowds_alone))
 
 
@@ -283,20 +283,20 @@ def no_categories(content: dict[str, Any]) -> None:
     [
         (of_unknown_category, "annotation 3 is of category 5, which `categories` does not declare"),
         (of_unknown_image, "annotation 3 is of image 99, which `images` does not declare"),
-        (same_annotation_twice, "annotation id 1 stands there 2 times"),
-        (same_image_twice, "image id 10 stands there 2 times"),
-        (same_category_twice, "category id 7 stands there 2 times"),
+        (same_annotation_twice, "annotation id 1 occurs 2 times"),
+        (same_image_twice, "image id 10 occurs 2 times"),
+        (same_category_twice, "category id 7 occurs 2 times"),
         (file_is_gone, "1 of 3 images are not in"),
-        (id_of_text, "image id 'eleven' is no whole number"),
-        (file_elsewhere, "image 11 has the file_name '../annotations/instances_train.json', which is no path below"),
-        (name_of_half_a_character, r"image 11 has the file_name '\ud800.png', which is no path below"),
+        (id_of_text, "image id 'eleven' is not a 64-bit integer"),
+        (file_elsewhere, "image 11 has the file_name '../annotations/instances_train.json', which is not a path below"),
+        (name_of_half_a_character, r"image 11 has the file_name '\ud800.png', which is not a path below"),
         (size_of_truth, "image 11 has the height and width [True, 56]"),
-        (id_of_truth, "image id True is no whole number"),
+        (id_of_truth, "image id True is not a 64-bit integer"),
         (size_of_nothing, "image 11 has the height and width [0, 56]"),
         (area_of_text, "annotation 1 has the area '12'"),
         (crowd_of_text, "annotation 1 has the iscrowd '0'"),
-        (name_of_a_number, "category 7 has the name 8, which is no text"),
-        (id_of_many_digits, "is no whole number of 64 bits"),
+        (name_of_a_number, "category 7 has the name 8, which is not text"),
+        (id_of_many_digits, "is not a 64-bit integer"),
         (box_beyond_all, "annotation 1 has the bbox [0, 0, 1e+30"),
         (outline_beyond_all, "annotation 1: its segmentation is neither"),
         (outline_of_text, "annotation 1: its segmentation is neither"),
@@ -317,7 +317,7 @@ def test_a_json_that_contradicts_itself_is_refused_by_its_name(tmp_path: Path, c
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     path = write_split(tmp_path, "train", 1)
     path.write_text(path.read_text()[:-5])
-    with pytest.raises(DataError, match=r"instances_train\.json: is no COCO JSON"):
+    with pytest.raises(DataError, match=r"instances_train\.json: is not a COCO JSON"):
         open_coco(str(tmp_path), "train", JSON, IMAGES)
 
 

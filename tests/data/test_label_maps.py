@@ -248,7 +248,7 @@ def test_ade20ks_own_table_of_names_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[", "no list of classes"), ('{"a": "b"}', "no list of classes"), ('{"300": "x"}', "class value 300")],
+    [("[", "not a list of classes"), ('{"a": "b"}', "not a list of classes"), ('{"300": "x"}', "class value 300")],
 )
 def test_a_list_of_classes_that_is_none_is_told(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "classes.json").write_text(text)

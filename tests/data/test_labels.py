@@ -50,7 +50,7 @@ def test_a_number_that_means_two_classes_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("train", "val", "where"), [([0, None, 1], [0], "train"), ([0, 1], [0, -1], "validation")])
 def test_one_image_without_label_is_named(tmp_path: Path, train: list, val: list, where: str) -> None:
-    with pytest.raises(DataError, match=rf"{where} row 1: has no label; mend the label"):
+    with pytest.raises(DataError, match=rf"{where} row 1: has no label; fix the label"):
         open_labelled(parquet(tmp_path, train, val))
 
 
@@ -74,5 +74,5 @@ def test_a_label_outside_the_class_list_is_named(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         file = tmp_path / f"{split}-0.parquet"
         parquet_files.write_table(parquet_files.read_table(file).replace_schema_metadata(header), file)
-    with pytest.raises(DataError, match="train row 2: has label 2, but the classes are 0 to 1; mend the label"):
+    with pytest.raises(DataError, match="train row 2: has label 2, but the classes are 0 to 1; fix the label"):
         open_labelled(data)

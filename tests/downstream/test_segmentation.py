@@ -189,7 +189,7 @@ def test_a_damaged_folder_is_told(ade: Path, tmp_path: Path) -> None:
     (folder / SEGMENTER_FILE).write_text(
         (folder / SEGMENTER_FILE).read_text().replace('"channels": 16', '"channels": 8')
     )
-    with pytest.raises(WeightsError, match=r"model.safetensors: 'head.bottleneck.*copy the folder anew"):
+    with pytest.raises(WeightsError, match=r"model.safetensors: 'head.bottleneck.*copy the folder again"):
         load_segmenter(folder)
     (folder / SEGMENTER_FILE).write_text("{}")
     with pytest.raises(WeightsError, match=r"segmenter.json: no description of a segmenter \(KeyError"):
@@ -217,6 +217,6 @@ def test_a_description_that_nothing_can_be_built_from_is_told_by_its_file(
         del place[key]
     (folder / SEGMENTER_FILE).write_text(json.dumps(told))
     before = torch.get_rng_state()
-    with pytest.raises(WeightsError, match=r"segmenter.json: no description of a segmenter \(.*copy the folder anew"):
+    with pytest.raises(WeightsError, match=r"segmenter.json: no description of a segmenter \(.*copy the folder again"):
         load_segmenter(folder)
     assert torch.equal(torch.get_rng_state(), before)

@@ -164,7 +164,7 @@ def crowds(coco: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "told"),
-    [(missing, r"1 of 2 images are not in .*: 0001\.png$"), (crowds, "has no object that is no crowd")],
+    [(missing, r"1 of 2 images are not in .*: 0001\.png$"), (crowds, "has no object besides crowds")],
 )
 def test_a_json_that_can_not_be_judged_by_ends_the_run_before_it_starts(
     folder: Path, tmp_path: Path, spoil: Callable[[Path], None], told: str

@@ -178,5 +178,5 @@ def test_a_damaged_folder_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"model\.safetensors: damaged"):
         load_backbone(tmp_path / "backbone")
     (tmp_path / "backbone" / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match=r"config\.json: no config of a timm model"):
+    with pytest.raises(WeightsError, match=r"config\.json: not the config of a timm model"):
         load_backbone(tmp_path / "backbone")

@@ -171,14 +171,14 @@ def test_what_transformers_vit_does_not_have_is_named(changes, reason, tmp_path)
 
 def test_classes_told_from_patches_are_refused_as_transformers_classifier(tmp_path):
     _, model = classifier(tmp_path / "classifier", "patch_mean")
-    with pytest.raises(ExportError, match="told from the mean patch token"):
+    with pytest.raises(ExportError, match="classifies from the mean patch token"):
         write_form("transformers", model, tmp_path)
 
 
 def test_what_answers_otherwise_than_the_model_is_refused(tmp_path, monkeypatch):
     _, model = encoder(tmp_path / "backbone")
     monkeypatch.setitem(FORMS, "timm", Form(lambda *_: None, lambda _: lambda images: model(images) + 1e-4))
-    with pytest.raises(ExportError, match=r"answers otherwise than the model \(by 1.0e-04"):
+    with pytest.raises(ExportError, match=r"outputs differ from the model's \(by 1.0e-04"):
         write_form("timm", model, tmp_path)
 
 

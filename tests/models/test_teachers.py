@@ -130,7 +130,7 @@ def test_a_run_that_has_not_finished_is_its_newest_checkpoint(tmp_path, caplog):
         _checkpoint(tmp_path, step)
     (tmp_path / "checkpoints" / "latest").write_text("step00000010\n")
     assert _has_weights_of(tmp_path, 10)
-    assert "has not finished; its newest checkpoint is taken" in caplog.text
+    assert "has not finished; using its newest checkpoint" in caplog.text
     assert "step00000010" in caplog.text
 
 
@@ -195,7 +195,7 @@ def test_weights_that_cannot_be_fetched_are_one_line_with_the_remedy(monkeypatch
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match="fetch them once where there is a network") as caught:
+    with pytest.raises(WeightsError, match="download it once on a machine with network access") as caught:
         load_encoder("timm:vit_tiny_patch16_224.augreg_in21k")
     assert "\n" not in str(caught.value)
 

@@ -105,8 +105,8 @@ def test_a_vit_of_any_size_gives_the_same_tokens_at_its_own_size_and_takes_small
     ("changes", "message"),
     [
         ({"arch": "vit_tinny"}, "Did you mean 'vit_tiny'"),
-        ({"arch": "resnet50"}, "no plain ViT"),
-        ({"arch": "beit_base_patch16_224"}, "no plain ViT"),
+        ({"arch": "resnet50"}, "not a plain ViT"),
+        ({"arch": "beit_base_patch16_224"}, "not a plain ViT"),
         ({"arch": "vit_base_patch32_224", "patch_size": 8}, "student.patch_size=32"),
         ({"patch_size": 7}, "32 is not a multiple of student.patch_size 7: take 28 or 35"),
         ({"patch_size": 64}, "32 is not a multiple of student.patch_size 64: take 64$"),

@@ -88,7 +88,7 @@ def test_a_truncated_file_is_called_damaged(state, tmp_path, name, share):
 
 def test_a_text_file_is_no_weights_file(tmp_path):
     (tmp_path / "file.pth").write_text("<html>404</html>")
-    with pytest.raises(WeightsError, match="no PyTorch file"):
+    with pytest.raises(WeightsError, match="not a PyTorch file"):
         read_weights(tmp_path / "file.pth")
 
 

@@ -85,8 +85,8 @@ def test_runs_that_do_not_count_are_named_with_the_reason(uri: str) -> None:
     comparison = compare(study_of(uri), [KNN, LINEAR])
     assert dict(comparison.left_out) == {
         "dmt-seed1": "failed after 320 images; see runs/dmt/seed1/train.log",
-        "dmt-seed2": "says that it still runs, after 320 images",
-        "dmt-seed3": "was stopped after its first images and not gone on with",
+        "dmt-seed2": "is marked as running, after 320 images",
+        "dmt-seed3": "was stopped after its first images and not resumed",
         "dmt-seed4": "finished, but has no number for eval/knn_top1, eval/linear_top1",
         "dmt-seed5": "finished, but has no number for eval/knn_top1, eval/linear_top1",
         "dmt-seed6": "eval/linear_top1 is not measured; counts in the others",

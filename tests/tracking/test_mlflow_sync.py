@@ -311,8 +311,8 @@ def test_what_can_not_be_copied_is_one_line_and_exit_code_two(stores: list[str],
     a, b, _ = stores
     (tmp_path / "empty").mkdir()
     for source, target, words, *experiments in (
-        (a, NOWHERE, f"{NOWHERE} gives no good answer"),
-        (NOWHERE, a, f"{NOWHERE} gives no good answer"),
+        (a, NOWHERE, f"{NOWHERE} can't be reached properly"),
+        (NOWHERE, a, f"{NOWHERE} can't be reached properly"),
         (a, a, "the same store"),
         (a, b, "no experiment 'nix'; there are: Default", "--experiment", "nix"),
         (tmp_path / "empty", a, "no run folder in it"),

@@ -88,8 +88,8 @@ def load_detector(folder: Path) -> SavedDetector:
         student, section = StudentConfig(**described["student"]), DetectConfig(**described["detect"])
         if described.get("roi_align") != _ROI_ALIGN:
             raise WeightsError(
-                f"{folder}: its detector was trained with ROIAlign half a cell off, as early versions had it, and "
-                "would find less by this one's: train it anew, or ask it with the version that wrote it"
+                f"{folder}: its detector was trained with ROIAlign half a cell off, as in early versions, and would "
+                "find less with this one's: train it again, or use it with the version that wrote it"
             )
         categories = tuple(Category(entry["id"], entry["name"]) for entry in described["categories"])
         with torch.random.fork_rng(devices=()):
@@ -98,5 +98,5 @@ def load_detector(folder: Path) -> SavedDetector:
         told = described["interpolation"], tuple(described["mean"]), tuple(described["std"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise WeightsError(f"{folder}: holds no detector of this version ({reason}); copy the folder anew") from error
+        raise WeightsError(f"{folder}: holds no detector of this version ({reason}); copy the folder again") from error
     return SavedDetector(detector.eval(), section, categories, *told)
