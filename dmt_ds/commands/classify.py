@@ -128,12 +128,12 @@ class ClassificationJudge:
         """
         for line in empty_classes(self.images) if dist.is_main() else ():
             logger.warning("%s", line)
-        for _ in self._batches("looking at the validation images"):
+        for _ in self._batches("reading the validation images"):
             pass
 
     def evaluate(self, step: int) -> dict[str, Answers]:
         """Log `eval/top1` and `eval/top5` of all validation images, and `eval/ema_*` of the running mean."""
-        answers = self.task.answers(self.task.judged(self.scene.engine), self._batches(f"judging step {step}"))
+        answers = self.task.answers(self.task.judged(self.scene.engine), self._batches(f"evaluating step {step}"))
         for name, of_model in answers.items():
             scores = accuracy_over_ranks(of_model)
             percent = (100 * scores.top1, 100 * scores.top5, len(self.images.test))

@@ -144,7 +144,7 @@ class DetectionJudge:
         """
         for line in self.images.train.unseen_categories() if dist.is_main() else ():
             logger.warning("%s", line)
-        for _ in self._batches("looking at the validation images"):
+        for _ in self._batches("reading the validation images"):
             pass
 
     def evaluate(self, step: int) -> list[Result]:
@@ -168,7 +168,7 @@ class DetectionJudge:
         """This rank's results, and the scores of all."""
         category_ids = [category.id for category in self.images.test.categories]
         results: list[Result] = []
-        for answer in self.task.answers(self.scene.engine, self._batches(f"judging step {step}")):
+        for answer in self.task.answers(self.scene.engine, self._batches(f"evaluating step {step}")):
             original, image_id = self.images.test.size(answer.row), int(self.images.test.ids[answer.row])
             results += results_of(answer.found, answer.size, original, image_id, category_ids)
         self.scene.beat("counting what was found")

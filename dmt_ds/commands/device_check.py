@@ -51,4 +51,4 @@ def without_kernels() -> str | None:
 def slow_paths(device: torch.device) -> Iterator[Finding]:
     """What a run does without on a GPU where Triton's kernels can't be made."""
     if obstacle := obstacle_to_triton(device):
-        yield Finding("warn", "device", f"losses and jitter take slower code and nothing is compiled: {obstacle}")
+        yield Finding("warn", "device", f"losses and jitter use slower code and nothing is compiled: {obstacle}")

@@ -200,7 +200,7 @@ def _paper_says(model: PortableModel, record: RunRecord) -> str:
         return ""
     return (
         f"The paper reports {PAPER_TOP1[student.arch]} % ImageNet-1K top-1, after fine-tuning, for its own student of "
-        "this shape, with its own teachers. That is no figure of this model."
+        "this shape, with its own teachers. That figure is not this model's."
     )
 
 

@@ -140,7 +140,7 @@ class SegmentationJudge:
             DataError: one can't be read, or does not fit the other; names it.
         """
         pixels = torch.zeros(IGNORED + 1, dtype=torch.int64)
-        for batch in self._batches("looking at the validation images"):
+        for batch in self._batches("reading the validation images"):
             assert isinstance(batch.target, LabelMaps)
             pixels += count_pixels(batch.target.maps) * (batch.labels >= 0)
         pixels = dist.sum_over_ranks(pixels.to(self.task.module.device)).cpu()
@@ -150,7 +150,7 @@ class SegmentationJudge:
 
     def evaluate(self, step: int) -> Tensor:
         """Log `eval/miou`, `eval/aacc` and `eval/macc`; gives the pixels of all ranks by class and answer, [C, C]."""
-        own = self.task.confusion(self.scene.engine, self._batches(f"judging step {step}"))
+        own = self.task.confusion(self.scene.engine, self._batches(f"evaluating step {step}"))
         confusion = dist.sum_over_ranks(own).cpu()
         overlap = overlap_of(confusion)
         percent = (100 * overlap.miou, 100 * overlap.aacc, 100 * overlap.macc, len(self.images.test))

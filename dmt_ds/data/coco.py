@@ -103,7 +103,7 @@ class CocoSource:
             turned = "upright, as its EXIF data turn it, " if is_turned(data) else ""
             raise DataError(
                 f"{path}: is {turned}{width} x {height} pixels, but {self.file} says {told_width} x {told_height}: its "
-                "boxes and masks are of another picture; fix the JSON or the file"
+                "boxes and masks belong to another image; fix the JSON or the file"
             )
         return image
 

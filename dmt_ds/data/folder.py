@@ -59,7 +59,7 @@ class FolderSource:
         if not self.num_left_out:
             return None
         return (
-            f"{self._root}: images beside its class folders ({', '.join(self.class_names[:3])}"
+            f"{self._root}: images next to its class folders ({', '.join(self.class_names[:3])}"
             f"{', ...' if len(self.class_names) > 3 else ''}) are left out, {self.num_left_out} of them: move them "
             "into one, or remove the folders"
         )

@@ -36,11 +36,11 @@ def check_labels(labels: Tensor, num_classes: int, which: str) -> None:
         DataError: there is no image, or an image has no label.
     """
     if len(labels) == 0:
-        raise DataError(f"there is no {which} image to judge features by; check data.path and the split's name")
+        raise DataError(f"there is no {which} image to evaluate features with; check data.path and the split's name")
     num_unlabelled = int((labels < 0).sum())
     if num_unlabelled:
         raise DataError(
-            f"features are judged by labels, but {num_unlabelled} of {len(labels)} {which} images have none; "
+            f"features are evaluated by labels, but {num_unlabelled} of {len(labels)} {which} images have none; "
             "set data.label_column"
         )
     assert int(labels.max()) < num_classes, f"label {int(labels.max())} of {num_classes} classes"

@@ -87,5 +87,5 @@ def _collect(
             logger.info("features of %d images, %.0f images/s", num_images, num_images / (now - start))
             next_line = now + _SECONDS_BETWEEN_LINES
     if not features:
-        raise DataError("there is no image to take features of; check data.path and the split's name")
+        raise DataError("there is no image to compute features of; check data.path and the split's name")
     return [torch.cat(parts) for parts in zip(*features, strict=True)], torch.cat(labels)

@@ -36,7 +36,7 @@ def frozen_readouts(
     """
     if len(train.labels) == 1:
         raise DataError(
-            "there is 1 training image, but one half of them must judge the other: take 2 or more "
+            "there is 1 training image, but one half is evaluated with the other: use 2 or more "
             "(data.max_train_images, or the training split of data.path)"
         )
 

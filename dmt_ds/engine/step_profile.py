@@ -122,7 +122,7 @@ def render(table: dict[str, Any]) -> str:
     """Lines for people, from what `steps.json` holds."""
     whole = table["seconds_per_step"]
     first, last = table["steps"]
-    lines = [f"steps {first} to {last}: {1000 * whole:.1f} ms a step ({table['clock']} time)"]
+    lines = [f"steps {first} to {last}: {1000 * whole:.1f} ms per step ({table['clock']} time)"]
     lines += [
         f"  {name:<16} {1000 * part:9.1f} ms {100 * part / whole:5.1f} %" for name, part in table["parts"].items()
     ]

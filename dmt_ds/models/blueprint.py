@@ -109,8 +109,8 @@ def _plain_vit(weights: Weights, args: dict[str, Any]) -> Blueprint:
     grid = math.isqrt(max(num_patches, 0))
     if grid == 0 or grid**2 != num_patches:
         raise WeightsError(
-            f"{weights.where}: '{weights.key_in_file('pos_embed')}' has {positions} positions, which is no square grid "
-            f"and {prefix} tokens before it; only square images are supported"
+            f"{weights.where}: '{weights.key_in_file('pos_embed')}' has {positions} positions, not a square grid and "
+            f"{prefix} tokens before it; only square images are supported"
         )
     args |= {"img_size": grid * args["patch_size"], "qkv_bias": _any(state, "attn.qkv.bias")}
     if _any(state, "ls1.gamma"):

@@ -225,9 +225,9 @@ def _why_not_fetched(tag: str, error: Exception) -> str:
     if isinstance(error, AssertionError):  # timm's word while it builds the model, before it fetches anything
         return _NO_TOKENS.format(tag)
     return (
-        f"timm:{tag}: could not be downloaded ({type(error).__name__}: {first_line(error)[:120]}); download it once on "
-        f"a machine with network access (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), with the "
-        "same HF_HOME, or give a file"
+        f"timm:{tag}: could not be downloaded ({type(error).__name__}: {first_line(error)[:120]}); download it once "
+        f"on a machine with network access (python -c \"import timm; timm.create_model('{tag}', pretrained=True)\"), "
+        "with the same HF_HOME, or give a file"
     )
 
 

@@ -118,8 +118,8 @@ def assumed(gpu: Gpu, teacher_width: int, student_width: int, network_gbit: floa
             "whole copies reach it with 256 images at once (for a ViT-B: 128); fewer at once reach less",
             "student": f"assumed: {100 * student:.0f} % of {gpu.bf16_tflops:g} TFLOP/s",
             "links": f"assumed: {100 * LINK_UTILISATION:.0f} % of {gpu.link_gbps:g} GB/s within a node, of "
-            f"{network_gbit:g} Gbit/s a node between nodes",
-            "loader": f"assumed: {1000 * LOADER_SECONDS:g} ms of a core an image",
+            f"{network_gbit:g} Gbit/s per node between nodes",
+            "loader": f"assumed: {1000 * LOADER_SECONDS:g} ms of one core per image",
         },
     )
 
@@ -135,7 +135,7 @@ def calibrated(rates: Rates, found: Calibration) -> Rates:
     }
     for name, (source, value) in measured.items():
         if value is not None:
-            amount = f"{1000 * value:.3g} ms an image" if source == "loader" else f"{value:.3g}/s"
+            amount = f"{1000 * value:.3g} ms per image" if source == "loader" else f"{value:.3g}/s"
             alone = ", forward and backward alone" if source == "student" else ""
             rates = replace(rates, **{name: value}, sources={**rates.sources, source: f"{words}: {amount}{alone}"})
     return rates

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SMALL_SHARE = 0.1
-"""Whole copies below this share of a device's memory stay whole: memory is no reason to cut them."""
+"""Whole copies below this share of a device's memory stay whole: memory is no reason to shard them."""
 LARGE_SHARE = 0.5
 """Above this one they are cut at any price: the student needs the rest."""
 
@@ -35,14 +35,14 @@ class ShardingCost:
         size = f"whole copies take {self.copy_bytes / 2**30:.2f} GiB of {self.memory_bytes / 2**30:.0f} GiB"
         size += f" ({100 * share:.1f} %)"
         if self.num_ranks == 1:
-            return "replicate", f"{size}; there is one rank, nothing to cut over"
+            return "replicate", f"{size}; there is only one rank to shard over"
         gather, forward = (f"{1000 * seconds:.3g} ms" for seconds in (self.gather_seconds, self.forward_seconds))
         cost = (
-            f"{size}; cut over {self.num_ranks} ranks, each micro-batch would gather for {gather} beside {forward} of "
-            f"arithmetic (modelled from {self.rates} rates)"
+            f"{size}; sharded over {self.num_ranks} ranks, each micro-batch would gather for {gather} and compute for "
+            f"{forward} (modelled from {self.rates} rates)"
         )
         if share <= SMALL_SHARE:
-            return "replicate", f"{cost}; up to {100 * SMALL_SHARE:.0f} % memory is no reason to cut"
+            return "replicate", f"{cost}; up to {100 * SMALL_SHARE:.0f} % memory is no reason to shard"
         if share > LARGE_SHARE:
             return "zero3", f"{cost}; above {100 * LARGE_SHARE:.0f} % the student needs the memory"
         if self.gather_seconds <= self.forward_seconds:

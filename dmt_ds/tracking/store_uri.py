@@ -110,7 +110,7 @@ def _sqlite(uri: str, setting: str, makes_folder: bool) -> StoreUri:
     except OSError as error:
         raise TrackingError(f"{setting} {uri}: {error.strerror}: set {setting} to a file of yours") from error
     if header and header != b"SQLite format 3\0":
-        raise TrackingError(f"{setting} {uri}: {database} is no SQLite file; move it away or name another one")
+        raise TrackingError(f"{setting} {uri}: {database} is not an SQLite file; move it away or name another one")
     if not os.access(database if header else database.parent, os.W_OK) and (header or database.parent.exists()):
         raise TrackingError(f"{setting} {uri}: {database} can't be written; set {setting} to a file of yours")
     return StoreUri(f"{prefix}:///{database}", database, database.parent / "mlartifacts")

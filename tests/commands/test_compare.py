@@ -249,4 +249,4 @@ def test_a_store_that_is_not_there_or_does_not_answer_is_told(folder: Path, monk
     assert refusal("small", "--uri", missing) == f"{missing}: there is no such file; name a store that has runs"
     assert refusal("small", "--uri", "http://127.0.0.1:9").startswith("http://127.0.0.1:9 can't be reached properly: ")
     (folder / "text.db").write_text("no store")
-    assert "is no SQLite file" in refusal("small", "--uri", folder / "text.db")
+    assert "is not an SQLite file" in refusal("small", "--uri", folder / "text.db")

@@ -191,7 +191,7 @@ def test_a_gpus_node_without_a_compiler_or_pythons_headers_is_slower_and_told_so
     monkeypatch.setenv("PATH", str(tmp_path))
     (compiler,) = slow_paths(gpu)
     assert compiler.message.startswith(
-        "losses and jitter take slower code and nothing is compiled: triton needs a C compiler"
+        "losses and jitter use slower code and nothing is compiled: triton needs a C compiler"
     )
 
 
@@ -292,7 +292,7 @@ def test_images_that_no_class_folder_has_are_told_of_each_split(tmp_path: Path, 
         shutil.copy(images / name, images / name.split("/")[0])
     told = said(teacher_making(tmp_path, images), "data")
     for split, count in (("train", 2), ("val", 1)):
-        line = f"warn: {images / split}: images beside its class folders (cat, dog) are left out, {count} of them: "
+        line = f"warn: {images / split}: images next to its class folders (cat, dog) are left out, {count} of them: "
         assert told.count(line) == 1, told
 
 
@@ -404,7 +404,7 @@ def test_a_tracking_server_that_is_away_is_only_a_warning(
         ("{folder}/mlruns", "MLflow no longer keeps runs in plain folders; use sqlite:///"),
         ("sqlite:////proc/nodir/x.db", "set tracking.uri to a file of yours"),
         ("sqlite:///{folder}/file/x.db", "set tracking.uri to a file of yours"),
-        ("sqlite:///{folder}/file", "is no SQLite file"),
+        ("sqlite:///{folder}/file", "is not an SQLite file"),
         ("sqlite:///{folder}/broken.db", "tracking.uri sqlite:///"),
     ],
 )

@@ -161,7 +161,7 @@ def test_the_papers_figure_stands_only_beside_a_student_of_its_shape_and_is_call
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / DONE).write_text("1\n")
     text = (run(str(folder), ["timm"], None)[0].folder / CARD_FILE).read_text()
-    assert "The paper reports 75.0 % ImageNet-1K top-1" in text and "That is no figure of this model." in text
+    assert "The paper reports 75.0 % ImageNet-1K top-1" in text and "That figure is not this model's." in text
     assert "its short side scaled to 256 pixels" in text
 
 

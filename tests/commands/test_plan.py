@@ -58,8 +58,8 @@ LARGE = ("teachers.models.huge.source=vit_huge", "teachers.models.giant.source=v
 @pytest.mark.parametrize(
     ("machines", "choice", "reason"),
     [
-        (("--gpus-per-node", "8", "--gpu", "h200"), "replicate", "memory is no reason to cut"),
-        (("--gpus-per-node", "1", *LARGE), "replicate", "there is one rank"),
+        (("--gpus-per-node", "8", "--gpu", "h200"), "replicate", "memory is no reason to shard"),
+        (("--gpus-per-node", "1", *LARGE), "replicate", "there is only one rank"),
         (("--gpus-per-node", "8", *LARGE), "zero3", "hides behind the arithmetic"),
         (
             ("--gpus-per-node", "8", *LARGE, "train.micro_batch_size=1", "train.global_batch_size=8"),
@@ -72,7 +72,7 @@ def test_auto_is_planned_as_a_run_decides_it_and_says_why(machines: tuple[str, .
     auto, chosen = (plan("-c", "vit_base", *machines, f"teachers.sharding={way}") for way in ("auto", choice))
     (line,) = (line for line in auto["assumptions"] if line.startswith("teachers.sharding"))
     assert line.startswith(f"teachers.sharding auto -> {choice}: whole copies take ") and reason in line
-    assert "planned rates" in line or reason == "there is one rank"
+    assert "planned rates" in line or reason == "there is only one rank"
     auto["assumptions"].remove(line)
     assert auto == chosen
 

@@ -14,9 +14,9 @@ def cost(share: float, gather: float = 1.0, forward: float = 2.0, ranks: int = 8
 @pytest.mark.parametrize(
     ("weighed", "choice", "reason"),
     [
-        (cost(0.006), "replicate", "memory is no reason to cut"),
-        (cost(0.006, gather=0.001), "replicate", "memory is no reason to cut"),
-        (cost(0.1), "replicate", "memory is no reason to cut"),
+        (cost(0.006), "replicate", "memory is no reason to shard"),
+        (cost(0.006, gather=0.001), "replicate", "memory is no reason to shard"),
+        (cost(0.1), "replicate", "memory is no reason to shard"),
         (cost(0.11), "zero3", "hides behind the arithmetic"),
         (cost(0.3), "zero3", "hides behind the arithmetic"),
         (cost(0.3, gather=2.0), "zero3", "hides behind the arithmetic"),

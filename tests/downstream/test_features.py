@@ -92,7 +92,7 @@ def test_nan_in_the_patch_tokens_alone_is_refused_too() -> None:
 
 
 def test_no_images_at_all_are_refused() -> None:
-    with pytest.raises(DataError, match="there is no image to take features of"):
+    with pytest.raises(DataError, match="there is no image to compute features of"):
         extract_features(ChannelMeans(), iter(()), CPU)
 
 

@@ -114,5 +114,5 @@ def test_images_without_label_are_refused() -> None:
 
 def test_no_images_are_refused() -> None:
     features, labels = clusters(0, 60)
-    with pytest.raises(DataError, match="there is no test image to judge features by"):
+    with pytest.raises(DataError, match="there is no test image to evaluate features with"):
         knn_scores(features, labels, features[:0], labels[:0], 20, 0.07, 7)

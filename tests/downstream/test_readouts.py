@@ -88,5 +88,5 @@ def test_one_feature_under_both_names_has_the_same_scores_as_two_equal_ones() ->
 
 def test_one_training_image_alone_is_told_to_be_too_few() -> None:
     one, test = clusters(0, 1), clusters(1, 20)
-    with pytest.raises(DataError, match=r"there is 1 training image, .*: take 2 or more \(data.max_train_images"):
+    with pytest.raises(DataError, match=r"there is 1 training image, .*: use 2 or more \(data.max_train_images"):
         readouts(Features(one[0], one[0], one[1]), Features(test[0], test[0], test[1]))

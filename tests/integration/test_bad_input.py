@@ -99,7 +99,7 @@ def test_a_corrupt_image_can_be_skipped_and_is_named_in_the_log(tmp_path, image_
     processes.run(tiny_run.pretrain(recipe, "tracking.pictures=true"))
     assert (tmp_path / "run" / "DONE").exists()
     log = (tmp_path / "run" / "train.log").read_text()
-    assert str(broken) in log and log.count("beside its class folders") == 1
+    assert str(broken) in log and log.count("next to its class folders") == 1
 
 
 def test_an_empty_data_set_is_one_line(tmp_path):

@@ -64,5 +64,5 @@ def test_what_is_wrong_with_the_environments_store_names_the_variable_not_a_sett
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, but a text")
-    with pytest.raises(TrackingError, match=r"mlflow\.db is no SQLite file"):
+    with pytest.raises(TrackingError, match=r"mlflow\.db is not an SQLite file"):
         store_uri(None, tmp_path / "run", {})
