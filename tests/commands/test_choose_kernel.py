@@ -41,7 +41,7 @@ def test_a_setting_that_can_be_met_is_met(device: torch.device) -> None:
 
 
 def test_triton_where_it_cannot_run_is_refused_and_auto_goes_without(triton: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="kernel triton can't run here: the device is cpu; take auto"):
+    with pytest.raises(ValueError, match="kernel triton can't run here: the device is cpu; use auto"):
         choose_kernel("triton", "kl", 1.0, 1.0, CPU)
     triton.setattr(triton_support.importlib.util, "find_spec", lambda name: None)
     assert choose_kernel("auto", "kl", 1.0, 1.0, CUDA) == ("eager", "triton is not installed")

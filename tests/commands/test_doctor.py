@@ -329,7 +329,7 @@ def test_heads_that_are_guessed_are_told_with_the_key_to_set(tmp_path: Path, ima
     torch.save(tiny.vit(embed_dim=64, num_heads=2).state_dict(), tmp_path / "some.pth")
     source = f"teachers.models.some.source={tmp_path}/some.pth"
     guessed = said(run(small_run(tmp_path, images, source), ranks=2), "teachers")
-    assert "warn: some: num_heads 1 is a guess by the width, 64" in guessed
+    assert "warn: some: num_heads 1 is a guess from the width, 64" in guessed
     assert "teachers.models.some.num_heads=1" in guessed
     told = said(run(small_run(tmp_path, images, source, "teachers.models.some.num_heads=2"), ranks=2), "teachers")
     assert "guess" not in told and "64 wide, 2 blocks, 2 heads" in told

@@ -159,7 +159,7 @@ def test_what_described_an_attempt_stays_where_a_later_one_is_described_otherwis
     (tmp_path / "attempt.json").unlink()
     kept = {"config.yaml": "seed: 2", "attempts/0001/config.yaml": "seed: 1", "attempts/0003/config.yaml": "seed: 2"}
     assert texts_in(tmp_path) == kept
-    with pytest.raises(CheckpointError, match="while attempt 3 wrote there"):
+    with pytest.raises(CheckpointError, match="while attempt 3 was writing there"):
         keep(tmp_path, "config.yaml", "seed: 3", fence)
     assert texts_in(tmp_path) == kept
 

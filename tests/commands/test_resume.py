@@ -83,7 +83,7 @@ def test_a_run_that_asks_for_the_same_bits_refuses_other_libraries_unless_they_a
     with pytest.raises(CheckpointError, match=r"accept_changes=\[code\][^\n]*\nlibraries: torch 2.8.0 -> 2.9.1"):
         resume(SAVED, NOW, deterministic=True)
     (line,) = resume(SAVED, NOW, deterministic=True, accept_changes=["code"])
-    assert "(accepted): libraries: torch 2.8.0 -> 2.9.1" in line
+    assert "accepted difference: libraries: torch 2.8.0 -> 2.9.1" in line
 
 
 def test_other_images_of_the_same_data_set_are_told_apart():

@@ -35,4 +35,4 @@ def test_the_choice_follows_from_memory_then_time(weighed: ShardingCost, choice:
 def test_the_reason_is_one_line_with_its_figures() -> None:
     _, why = cost(0.3, gather=0.0021, forward=0.031).choose()
     assert "\n" not in why
-    assert "24.00 GiB of 80 GiB (30.0 %)" in why and "8 ranks" in why and "2.1 ms beside 31 ms" in why
+    assert "24.00 GiB of 80 GiB (30.0 %)" in why and "8 ranks" in why and "for 2.1 ms and compute for 31 ms" in why
