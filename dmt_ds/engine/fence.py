@@ -117,6 +117,6 @@ def _read(file: Path) -> dict[str, object]:
 def _unreadable(file: Path, error: OSError | ValueError) -> StorageError:
     reason = error.strerror if isinstance(error, OSError) else "it holds no claim"
     return StorageError(
-        f"{file}: can't be read ({reason}) for {READ_SECONDS:.0f} s, so it is unknown whether another attempt has "
-        "taken this run over; look at the disk or file server, then start again to resume from the newest checkpoint"
+        f"{file}: can't be read ({reason}) for {READ_SECONDS:.0f} s, so it is unknown whether another attempt owns "
+        "this run; look at the disk or file server, then start again to resume from the newest checkpoint"
     )
