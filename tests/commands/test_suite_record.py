@@ -224,7 +224,7 @@ def test_runs_that_were_judged_otherwise_are_told_how_their_encoders_are_judged_
         refused = call(suite(**given), "--slurm")
         (line,) = refused.stderr.splitlines()
         assert refused.exit_code == 2 and f"{run.folder}: was evaluated with other settings" in line
-        assert f"(then -> now): {said}; keep" in line and f"`dmt-ds evaluate -e {run.folder} {words}`" in line
+        assert f"(then -> now): {said}; restore" in line and f"`dmt-ds evaluate -e {run.folder} {words}`" in line
         assert "remove" not in line
     both = call(suite(**{"knn.k": 5, "optim.weight_decay": 0.3}), "--slurm").stderr
     assert "was trained with other settings" in both and "knn" not in both
