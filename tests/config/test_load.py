@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.load import (
     config_from_yaml,
     find_recipe,
@@ -436,8 +437,9 @@ def test_the_recipes_of_coco_hold_the_1x_setting(name: str) -> None:
     config = load_config(name)
     optim, train, section = config.optim, config.train, config.detect
     assert (train.epochs, optim.schedule, [12 * share for share in optim.decay_at]) == (12, "steps", [8, 11])
-    assert optim.base_lr * train.global_batch_size / 256 == pytest.approx(1e-4) and train.global_batch_size == 16
-    layer_decay, drop_path = (0.75, 0.2) if name.endswith("base") else (0.8, 0.1)
+    images, layer_decay, drop_path = (16, 0.75, 0.2) if name.endswith("base") else (32, 0.8, 0.1)
+    assert train.global_batch_size == images and optim.base_lr * images / 256 == pytest.approx(1e-4)
+    assert plan_batch(images, train.micro_batch_size, 8).grad_accum_steps == 1
     assert (optim.layer_decay, optim.weight_decay, config.student.drop_path) == (layer_decay, 0.05, drop_path)
     assert (section.short_sides[0], section.short_sides[-1], section.max_side) == (480, 800, 1333)
     assert section.heads == ("cascade" if "cascade" in name else "mask_rcnn")
