@@ -427,6 +427,10 @@ def test_a_gradient_that_the_authors_do_not_clip_is_not_clipped(name: str) -> No
     assert config.optim.clip_grad_norm == pytest.approx(0.3 * num_weights**0.5, abs=0.05)  # each has a norm of 0.3
 
 
+def test_moco_v3_crops_by_torchvisions_default() -> None:
+    assert load_config("moco_v3").data.interpolation == "bilinear"
+
+
 def test_what_was_measured_trains_as_it_did() -> None:
     assert load_config("small_finetune").classify.head_std == 0.02
     assert load_config("small_linear").classify.head_std == 0.01
