@@ -297,6 +297,25 @@ def test_a_table_has_the_papers_numbers(name: str, numbers: dict[str, float]) ->
     assert {key: float(variants[key].paper or "nan") for key in numbers} == numbers
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "warmup_epochs", "frozen_epochs"), [("base", "ibot", 50, 3), ("small", "dino", 30, 1)]
+)
+def test_ibots_and_dinos_early_phases_have_their_authors_epochs(
+    name: str, row: str, warmup_epochs: int, frozen_epochs: int
+) -> None:
+    config = next(run.config for run in plan_of(f"table1_vit_{name}").variants({}) if run.owner == row)
+    epochs, section = config.train.epochs, config.ibot
+    assert epochs is not None
+    assert epochs * section.teacher_temperature_warmup == pytest.approx(warmup_epochs, abs=0.01)
+    assert epochs * section.freeze_last_layer == pytest.approx(frozen_epochs, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["base", "small"])
+def test_moco_v3_is_trained_as_long_as_its_authors_did_for_the_tables_number(name: str) -> None:
+    config = next(run.config for run in plan_of(f"table1_vit_{name}").variants({}) if run.owner == "moco_v3")
+    assert config.train.epochs == 300
+
+
 def test_the_rows_of_table_3_differ_from_dmt_in_what_they_are_named_after() -> None:
     runs = {run.owner: run.config for run in plan_of("table3").variants({})}
     assert [runs[name].task for name in ("tinymim", "m_tinymim")] == ["tinymim", "tinymim"]
