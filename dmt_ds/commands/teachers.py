@@ -42,7 +42,7 @@ KNOWN_TEACHERS = (
         "iBOT",
         "checkpoint_teacher.pth (github.com/bytedance/ibot, ViT-B/16)",
         LICENCES["ibot"],
-        "block or random masks",
+        "400 epochs (the paper says 300); block or random masks",
     ),
     KnownTeacher("DINO", "timm:vit_base_patch16_224.dino", LICENCES["dino"], ""),
     KnownTeacher("DINO", "dino_vitbase16_pretrain.pth (github.com/facebookresearch/dino)", LICENCES["dino"], "same"),
