@@ -1,5 +1,6 @@
 """What readouts of frozen features have in common: labels that are there, and the share of right answers."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,14 +15,25 @@ class Accuracy(NamedTuple):
     top1: float
     """The class with the highest score is the right one."""
     top5: float
-    """The right class is among the five with the highest scores; 1 by rule where there are five classes or fewer."""
+    """The right class is among the five with the highest scores; 1 by rule where there are five classes or fewer.
+
+    For k-NN a class that no neighbour votes for is among the five in no case.
+    """
 
 
-def num_right(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many rows are right in their first and in their first five classes: [r, C] and [r] -> [2] int64."""
-    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices  # [r, 5]
-    hits = ranked == labels[:, None]
-    return torch.stack([hits[:, 0].sum(), hits.any(dim=1).sum()])
+def num_right(scores: Tensor, labels: Tensor, above: float = -math.inf) -> Tensor:
+    """How many rows are right in their first and in their first five classes: [r, C] and [r] -> [2] int64.
+
+    Args:
+        scores: [r, C].
+        labels: [r] int64.
+        above: what a class must exceed to be among the five, where there are more.
+    """
+    num_classes = scores.shape[1]
+    ranked = scores.topk(min(5, num_classes), dim=1)  # [r, 5] each
+    hits = ranked.indices == labels[:, None]
+    in_five = hits & (ranked.values > above) if num_classes > 5 else hits
+    return torch.stack([hits[:, 0].sum(), in_five.any(dim=1).sum()])
 
 
 def check_labels(labels: Tensor, num_classes: int, which: str) -> None:

@@ -43,9 +43,8 @@ def test_scores_are_those_of_the_loop(k: int, temperature: float) -> None:
     scores = knn_scores(train, train_labels, test, test_labels, k, temperature, 7)
     assert scores.top1 == pytest.approx(hits_1 / 40)
     assert 0.3 < scores.top1 < 1
-    if k == 60:  # all classes have votes, so the loop ranks five
-        hits_5 = sum(label in ranking[:5] for ranking, label in zip(rankings, test_labels.tolist(), strict=True))
-        assert scores.top5 == pytest.approx(hits_5 / 40)
+    hits_5 = sum(label in ranking[:5] for ranking, label in zip(rankings, test_labels.tolist(), strict=True))
+    assert scores.top5 == pytest.approx(hits_5 / 40)
 
 
 def test_scores_are_scikit_learns_with_the_same_votes() -> None:
@@ -91,6 +90,14 @@ def test_top5_is_certain_with_five_classes_or_fewer() -> None:
     test, test_labels = clusters(1, 40, num_classes=4)
     scores = knn_scores(train, train_labels, test, test_labels, 20, 0.07, 4)
     assert scores.top1 < 1 and scores.top5 == 1
+
+
+@pytest.mark.parametrize("label", range(10))
+def test_a_class_without_a_vote_is_not_among_the_five_whatever_its_number(label: int) -> None:
+    train = torch.cat([torch.eye(10)[:1].repeat(20, 1), -torch.eye(10)])  # all near images are of class 9
+    train_labels = torch.cat([torch.full((20,), 9), torch.arange(10)])
+    scores = knn_scores(train, train_labels, torch.eye(10)[:1], torch.tensor([label]), 20, 0.07, 10)
+    assert scores == ((1, 1) if label == 9 else (0, 0))
 
 
 def test_more_neighbours_than_training_images_are_all_of_them_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
