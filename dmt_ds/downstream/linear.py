@@ -92,8 +92,23 @@ def fit_softmax(
         return loss
 
     optimizer.step(loss_with_gradient)  # type: ignore[no-untyped-call]
-    logger.debug("linear probe: %d steps of L-BFGS", optimizer.state[weight]["n_iter"])
+    state = optimizer.state[weight]
+    logger.debug("linear probe: %d steps of L-BFGS", state["n_iter"])
+    if state["n_iter"] >= max_iterations or state["func_evals"] >= optimizer.param_groups[0]["max_eval"]:
+        _, *gradients = softmax_loss(features, labels, weight, bias, weight_decay)
+        _warn_before_minimum(max(gradient.abs().max().item() for gradient in gradients), max_iterations)
     return weight, bias
+
+
+def _warn_before_minimum(largest_gradient: float, max_iterations: int) -> None:
+    if largest_gradient > _SMALL_GRADIENT:
+        logger.warning(
+            "linear.max_iterations=%d ended the linear probe before its minimum: the largest gradient is %.1e, at the "
+            "minimum %.0e or less; set it higher",
+            max_iterations,
+            largest_gradient,
+            _SMALL_GRADIENT,
+        )
 
 
 def softmax_loss(

@@ -1,5 +1,7 @@
 """The linear probe against scikit-learn's logistic regression on digits, and what must not move it."""
 
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,16 @@ def test_the_accuracy_is_scikit_learns() -> None:
     top5 = (ranked[:, :5] == TEST_LABELS[:, None]).any(dim=1).double().mean().item()
     assert scores() == (pytest.approx(top1), pytest.approx(top5))
     assert 0.9 < top1 < top5
+
+
+@pytest.mark.parametrize(("max_iterations", "ended_early"), [(5, True), (300, False)])
+def test_a_fit_that_its_limit_ends_says_so(
+    max_iterations: int, ended_early: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        linear_scores(TRAIN, TRAIN_LABELS, TEST, TEST_LABELS, WEIGHT_DECAY, max_iterations, 10)
+    said = [message.startswith("linear.max_iterations=5 ended the linear probe before") for message in caplog.messages]
+    assert said == ([True] if ended_early else [])
 
 
 def test_loss_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
