@@ -47,7 +47,10 @@ KNOWN_TEACHERS = (
     KnownTeacher("DINO", "timm:vit_base_patch16_224.dino", LICENCES["dino"], ""),
     KnownTeacher("DINO", "dino_vitbase16_pretrain.pth (github.com/facebookresearch/dino)", LICENCES["dino"], "same"),
     KnownTeacher(
-        "DINOv2", "timm:vit_base_patch14_dinov2.lvd142m", LICENCES["dinov2"], "patch 14, images of 518 pixels"
+        "DINOv2",
+        "timm:vit_base_patch14_dinov2.lvd142m",
+        LICENCES["dinov2"],
+        "patch 14, 518 pixels; others by resize_positions",
     ),
     KnownTeacher("DeiT", "timm:deit_base_patch16_224.fb_in1k", LICENCES["deit"], "supervised"),
     KnownTeacher("DeiT", "timm:deit_base_distilled_patch16_224.fb_in1k", LICENCES["deit"], "supervised, distilled"),

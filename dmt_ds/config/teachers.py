@@ -28,6 +28,9 @@ class TeacherConfig(Section):
     """Standard deviation of its own normalisation; null takes the source's, else ImageNet's."""
     licence: str | None = None
     """SPDX id of the weights' licence, kept in the run's record; null takes what is known about the source."""
+    resize_positions: bool = False
+    """Interpolate its positions to the grid of `data.image_size`, for weights of another image size, such as DINOv2's
+    518 pixels."""
     weight: NonNegative = 1.0
     """Weight of its tokens in the fused sum; with fusion `concat`, of its losses."""
     class_token: bool = True

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.layouts import LICENCES
-from dmt_ds.models.vit import VitShape, create, describe, full_name
+from dmt_ds.models.vit import create, describe, full_name
 from dmt_ds.models.weights import Weights, check_keys, load_strict
 
 _ARCH_OF_WIDTH = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}
@@ -205,22 +205,6 @@ def _as_arch(weights: Weights, plan: Blueprint, arch: str, num_heads: int | None
             f"{', '.join(differing) or 'other keys'} in the file; leave arch out, or fix it"
         )
     return replace(plan, arch=name)
-
-
-def check_image_size(where: str, shape: VitShape, image_size: int) -> None:
-    """The weights' patch grid against the run's.
-
-    Raises:
-        WeightsError: names both grids and the remedy.
-    """
-    if shape.image_size == image_size:
-        return
-    own, asked = shape.image_size // shape.patch_size, image_size / shape.patch_size
-    raise WeightsError(
-        f"{where}: its positions are a {own} x {own} grid (image {shape.image_size}, patch {shape.patch_size}), "
-        f"data.image_size {image_size} gives {asked:g} x {asked:g}: set data.image_size={shape.image_size}, "
-        "or take other weights"
-    )
 
 
 def _any(state: Mapping[str, Tensor], ending: str) -> bool:

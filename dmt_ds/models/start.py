@@ -3,11 +3,10 @@
 import dataclasses
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from dmt_ds.errors import WeightsError
+from dmt_ds.models.patch_grid import resized_positions
 from dmt_ds.models.teachers import TeacherRecord, load_encoder
 from dmt_ds.models.vit import describe
 
@@ -47,22 +46,3 @@ def origin_of(vit: nn.Module) -> TeacherRecord | None:
     """What a ViT's weights started from, as it was read then; None where they are its own."""
     record: TeacherRecord | None = getattr(vit, "origin", None)
     return record
-
-
-def resized_positions(table: Tensor, num_prefix_tokens: int, grid: int) -> Tensor:
-    """Positions of the patches on another square grid, bicubic, as MAE and iBOT do; those before them stay.
-
-    Args:
-        table: [1, P + N, D] float, N a square number.
-        num_prefix_tokens: P.
-
-    Returns:
-        [1, P + grid * grid, D].
-    """
-    prefix, patches = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
-    side = round(patches.shape[1] ** 0.5)
-    if side == grid:
-        return table
-    planes = patches.transpose(1, 2).reshape(1, -1, side, side).float()  # [1, D, side, side]
-    resized = functional.interpolate(planes, (grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

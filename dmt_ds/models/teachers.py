@@ -15,8 +15,9 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.backbone_folder import CONFIG_FILE, family_members, load_backbone, spdx_id
-from dmt_ds.models.blueprint import build_from, check_image_size, heads_are_guessed
+from dmt_ds.models.blueprint import build_from, heads_are_guessed
 from dmt_ds.models.hf_vit import read_file, read_hf
+from dmt_ds.models.patch_grid import check_image_size, move_to_image_size
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
 from dmt_ds.models.weights import Weights, triple
 from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, LATEST_FILE
@@ -151,6 +152,8 @@ def _load(section: TeacherConfig, image_size: int | None, who: str, remedy: str)
     """A frozen model; what is wrong is told of `who`, and with the remedy where there is no file."""
     try:
         found = _find(section, remedy)
+        if section.resize_positions and image_size is not None:
+            move_to_image_size(section.source, found.vit, image_size)
         shape = describe(found.vit)
         if image_size is not None:
             check_image_size(section.source, shape, image_size)

@@ -8,7 +8,8 @@ from timm.layers import resample_abs_pos_embed
 
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.start import origin_of, resized_positions, start_from
+from dmt_ds.models.patch_grid import resized_positions
+from dmt_ds.models.start import origin_of, start_from
 from dmt_ds.models.vit import build_vit
 from tests.tiny_run import TEACHER, make_teacher
 

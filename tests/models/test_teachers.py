@@ -154,6 +154,36 @@ def test_a_run_that_has_saved_no_encoder_is_no_teacher(latest, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+def test_a_teacher_of_another_image_size_gets_its_positions_interpolated_if_asked(registers, tmp_path):
+    """DINOv2's, say: made for 518 pixels, used at 224."""
+    model_args = {"img_size": 42, "patch_size": 14, "embed_dim": 64, "depth": 1, "num_heads": 1, "init_values": 1e-5}
+    large = create(
+        "vit_tiny_patch16_224", reg_tokens=registers, no_embed_class=registers > 0, num_classes=0, **model_args
+    )
+    with torch.no_grad():
+        large.pos_embed.fill_(2.0)  # alike everywhere, so that any interpolation keeps it
+    file = tmp_path / "dinov2.pth"
+    torch.save(large.state_dict(), file)
+    section = TeacherConfig(source=str(file), resize_positions=True)
+    teacher = load_teacher("dinov2", section, 56)
+    assert teacher.record.shape.image_size == 56
+    images = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = teacher(images)
+    assert tokens.shape == (2, 17, 64)
+    grown = create(
+        "vit_tiny_patch16_224", reg_tokens=registers, no_embed_class=registers > 0, num_classes=0,
+        **(model_args | {"img_size": 56}),
+    ).eval()  # fmt: skip
+    state = large.state_dict()
+    state["pos_embed"] = torch.full_like(grown.pos_embed, 2.0)
+    grown.load_state_dict(state)
+    torch.testing.assert_close(tokens, tokens_of(grown, teacher.normalised(images)))
+    with pytest.raises(WeightsError, match=r"image_size 50 is no multiple of its patches of 14 pixels: set .*=42"):
+        load_teacher("dinov2", section, 50)
+    assert load_teacher("dinov2", section).record.shape.image_size == 42, "its own size where none is asked for"
+
+
 def test_another_patch_grid_is_refused_with_both_grids(file):
     with pytest.raises(
         WeightsError, match=r"teacher 'mae'.*4 x 4 grid.*image_size 64 gives 8 x 8.*data\.image_size=32"
