@@ -4,16 +4,14 @@ Each is an `AnnotatedKind` in a file of its own, with its line in `annotated_tas
 `Task` and `ANNOTATED_TASKS`, its section in `RunConfig`, and its folder in `judging.PUBLISHED`.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from dmt_ds.commands.judging import add_to_run, run_of
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker
@@ -22,11 +20,8 @@ from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.splits import Split
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import AnnotatedTask, Model
-from dmt_ds.errors import DmtError
-from dmt_ds.run_files import CHECKPOINTS_FOLDER, PICTURES_FOLDER
-from dmt_ds.tracking.tracker import Tracker, read_points
 
-logger = logging.getLogger(__name__)
+A = TypeVar("A")
 
 
 class AnnotatedImages(Protocol):
@@ -53,21 +48,14 @@ class Scene:
     """What a judge has around it.
 
     Attributes:
-        engine: the trained module, as the task calls it.
-        folder: of the run.
+        config: says how images are seen, and how many at once.
         beat: told after each batch that the rank is alive.
+        seen: told how many images more all ranks have seen.
     """
 
-    engine: Model
     config: RunConfig
-    folder: Path
-    tracker: Tracker
     beat: Callable[[str], None]
-
-    @property
-    def pictures(self) -> Path:
-        """Folder of the run's pictures."""
-        return self.folder / PICTURES_FOLDER
+    seen: Callable[[int], None] = lambda _count: None
 
     def batches(self, maker: BatchMaker, num_images: int, batch_size: int, doing: str) -> Iterator[Batch]:
         """This rank's share of the validation images, every one of them once; a beat after each batch.
@@ -82,65 +70,66 @@ class Scene:
         for batch in every_image(maker, num_images, batch_size, workers, ranks, dist.rank(), dist.world_size()):
             yield batch
             self.beat(doing)
-
-    def say_best(self, metric: str) -> None:
-        """Log a share, such as `eval/top1`, at the last step and at its best step; rank 0.
-
-        The best step is picked on the evaluation images themselves, so it is only reported; the last one is published.
-        """
-        scores = {
-            point["step"]: point["metrics"][metric] for point in read_points(self.folder) if metric in point["metrics"]
-        }
-        if not scores:
-            return
-        best, last = max(scores, key=lambda step: scores[step]), max(scores)
-        self.tracker.log_metrics({f"{metric}_best": scores[best]}, last)
-        told = (metric, 100 * scores[last], last, 100 * scores[best], best)
-        logger.info("%s: %.2f %% at the last step (%d, published); best %.2f %% at step %d", *told)
-
-    def tell_origin(self, name: str, scores: Mapping[str, float]) -> None:
-        """Add an encoder's scores to the run that trained it, as `eval/NAME_SCORE`, like all readouts; rank 0.
-
-        Args:
-            name: one of the kind's `told_as`.
-        """
-        source = self.config.student.init_from
-        origin = None if source is None else run_of(source)
-        if source is None or origin is None or CHECKPOINTS_FOLDER in Path(source).parts:
-            return  # a checkpoint on the way is not what the run came to
-        self.beat("adding scores to the encoder's run")
-        try:
-            add_to_run(origin, {f"eval/{name}_{key}": score for key, score in scores.items()})
-        except (DmtError, OSError) as error:
-            logger.warning("%s: its encoder's scores are not added to its run: %s", origin, error)
-
-    def picture(self, draw: Callable[[], None]) -> None:
-        """Draw where pictures are wanted, on rank 0; none is a reason to lose a run: what goes wrong is a warning."""
-        if not self.config.tracking.pictures:
-            return
-        try:
-            draw()
-        except Exception as error:
-            logger.warning("%s: no pictures: %s: %s", self.pictures, type(error).__name__, error)
+            self.seen(len(batch.indices) * dist.world_size())
 
 
-class Judge(Protocol):
-    """Judges a run on its validation images; all ranks call all of it."""
+@dataclass(frozen=True)
+class Judgement(Generic[A]):
+    """What all validation images come to; the same on every rank, but for `answers`.
+
+    Attributes:
+        scores: shares, 0 to 1, by name (`top1`), of the weights that are published.
+        told: the scores in words and percent, a line each model that was judged.
+        decided_by: which of the scores says what is best.
+        answers: what pictures are made of; of this rank's images where `Judge.pictures` joins them.
+        prefix: before the names of these scores where others are told too (`ema_` of a running mean).
+        others: scores of weights that are not published.
+        baselines: what no learning would reach, by name.
+    """
+
+    scores: Mapping[str, float]
+    told: Sequence[str]
+    decided_by: str
+    answers: A
+    prefix: str = ""
+    others: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
+
+
+class Judge(Protocol[A]):
+    """Judges a model on all validation images; all ranks call all of it. It logs, keeps and trains nothing."""
+
+    @property
+    def told_as(self) -> str:
+        """One of the kind's `told_as`."""
+        ...
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the files that `pictures` may leave."""
+        ...
 
     def look_at_images(self) -> None:
-        """Before training: decode each validation image and annotation once, so that a broken one is known in time.
+        """Decode each image and annotation once, so that a broken one is known in time.
 
         Raises:
             DataError: one can't be read; names it.
         """
         ...
 
-    def evaluate(self, step: int) -> object:
-        """Log `eval/*` of all validation images at a step, on the way or at the end."""
+    def judge(self, model: Model, doing: str) -> Judgement[A]:
+        """Scores of the task's module, called as `model`; of its running mean too, where it has one.
+
+        Args:
+            doing: what is told with each beat.
+
+        Raises:
+            DataError: an image can't be read; names it.
+        """
         ...
 
-    def finish(self, step: int) -> None:
-        """Judge what is published, say how it compares to the best on the way, tell the encoder's run, draw."""
+    def pictures(self, judgement: Judgement[A]) -> Callable[[Path], None]:
+        """What rank 0 may call with a folder that is there, which then has pictures and tables of a judgement."""
         ...
 
 
@@ -155,6 +144,12 @@ class AnnotatedKind(ABC, Generic[T, Images]):
     """Of the whole model beside the encoder's, in a run and its checkpoints; one of `judging.PUBLISHED`."""
     told_as: tuple[str, ...]
     """What stands between `eval/` and a score's name where the encoder's run is told what came of it."""
+    described_in: str
+    """File in that folder that says how the model is built and, under `dmt_ds`, of which step it is."""
+    shaped_by: tuple[str, ...]
+    """Settings, beside those of all kinds, that weights are of: a model that is trained can't have others."""
+    may_lack_classes = False
+    """Whether images to judge by may lack the last classes."""
     images_of_origin = True
     """Whether an encoder that is taken without a recipe learns them from the images of its own run."""
     resizes_positions = False
@@ -183,9 +178,13 @@ class AnnotatedKind(ABC, Generic[T, Images]):
         """Lines on settings that don't seem to go together, for warnings."""
         return []
 
-    def gaps(self, images: Images) -> list[str]:
-        """Lines on what the annotations lack, for warnings."""
+    def unseen(self, images: Images) -> list[str]:
+        """Lines on classes of which there is nothing to learn, or to judge by, for warnings."""
         return []
+
+    def gaps(self, images: Images) -> list[str]:
+        """Lines on what the annotations lack, for warnings; may read some of them."""
+        return self.unseen(images)
 
     @abstractmethod
     def build(self, config: RunConfig, class_names: Sequence[str]) -> T:
@@ -196,8 +195,16 @@ class AnnotatedKind(ABC, Generic[T, Images]):
         return None
 
     @abstractmethod
-    def build_judge(self, task: T, images: Images, scene: Scene) -> Judge:
-        """What judges the task on `images.test`."""
+    def open_judged(self, config: RunConfig) -> ImageSource:
+        """The validation split alone, with its annotations; knows the classes' names.
+
+        Raises:
+            DataError: it is not there, or nothing can be judged by it.
+        """
+
+    @abstractmethod
+    def build_judge(self, task: T, images: ImageSource, scene: Scene) -> Judge[Any]:
+        """What judges the task on the validation split, as `open` and `open_judged` give it."""
 
     @abstractmethod
     def save(
@@ -208,6 +215,14 @@ class AnnotatedKind(ABC, Generic[T, Images]):
         Args:
             masters: float32 weights of `task.module` by name, of what is trained and of `task.untouched`.
             provenance: what the folder says of how the model was made.
+        """
+
+    @abstractmethod
+    def restore(self, config: RunConfig, folder: Path) -> T:
+        """The task with the weights that `save` left in a folder, to be judged; on the CPU.
+
+        Raises:
+            WeightsError: a file is missing or damaged, or holds another model.
         """
 
     def averages(self, config: RunConfig) -> bool:

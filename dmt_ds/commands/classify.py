@@ -1,18 +1,20 @@
 """Classification as a task with annotations: its images, its judge, its pictures of answers, the folder it leaves."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dmt_ds.commands.annotated import AnnotatedKind, Scene
+from dmt_ds.commands.annotated import AnnotatedKind, Judgement, Scene
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import EvalBatchMaker
-from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled
+from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled, open_labelled_split
+from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import center_crop
 from dmt_ds.downstream.answers import (
     Answers,
@@ -22,9 +24,10 @@ from dmt_ds.downstream.answers import (
     samples_over_ranks,
 )
 from dmt_ds.downstream.classification import ClassificationTask
-from dmt_ds.engine import dist
+from dmt_ds.engine.task import Model
 from dmt_ds.errors import ConfigError
-from dmt_ds.models.classifier_folder import save_classifier
+from dmt_ds.models.backbone_folder import CONFIG_FILE
+from dmt_ds.models.classifier_folder import load_classifier, save_classifier
 from dmt_ds.run_files import CLASSIFIER_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -40,14 +43,21 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
 
     folder = CLASSIFIER_FOLDER
     told_as = ("finetune", "probe")
+    described_in = CONFIG_FILE
+    shaped_by = ("classify.pooling", "classify.frozen")
+    may_lack_classes = True
 
     def open(self, config: RunConfig) -> LabelledImages:
         """Both splits with their labels."""
         return open_labelled(config.data)
 
-    def gaps(self, images: LabelledImages) -> list[str]:
+    def unseen(self, images: LabelledImages) -> list[str]:
         """Classes without images."""
         return empty_classes(images)
+
+    def open_judged(self, config: RunConfig) -> ImageSource:
+        """The validation split with its labels."""
+        return open_labelled_split(config.data, "val")
 
     def build(self, config: RunConfig, class_names: Sequence[str]) -> ClassificationTask:
         """A classifier.
@@ -62,7 +72,7 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
             )
         return ClassificationTask(config.student, section, config.data.image_size, config.augment, class_names)
 
-    def build_judge(self, task: ClassificationTask, images: LabelledImages, scene: Scene) -> "ClassificationJudge":
+    def build_judge(self, task: ClassificationTask, images: ImageSource, scene: Scene) -> "ClassificationJudge":
         """The judge by top-1 and top-5."""
         return ClassificationJudge(task, images, scene)
 
@@ -89,6 +99,15 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
             provenance=provenance,
         )
 
+    def restore(self, config: RunConfig, folder: Path) -> ClassificationTask:
+        """The published classifier, which is the running mean where there is one."""
+        vit, _, class_names = load_classifier(folder)
+        section = config.classify.model_copy(update={"ema_decay": 0.0})
+        student = config.student.model_copy(update={"init_from": None})
+        task = ClassificationTask(student, section, config.data.image_size, config.augment, class_names)
+        task.module.load_timm_state(vit.state_dict())
+        return task
+
     def averages(self, config: RunConfig) -> bool:
         """Whether `classify.ema_decay` asks for a running mean."""
         return config.classify.ema_decay > 0
@@ -110,59 +129,63 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
 
 @dataclass(frozen=True)
 class ClassificationJudge:
-    """Judges a run with labels on its validation images, while it trains and at the end; all ranks call all of it.
+    """Judges a classifier by top-1 and top-5; all ranks call all of it.
 
     Attributes:
-        images: both splits.
+        images: those that it is judged on.
     """
 
     task: ClassificationTask
-    images: LabelledImages
+    images: ImageSource
     scene: Scene
 
+    drawn = ("confusion.csv", "confusion.png", "answers_right.png", "answers_wrong.png")
+
+    @property
+    def told_as(self) -> str:
+        """`probe` of a head alone."""
+        return "probe" if self.scene.config.classify.frozen else "finetune"
+
     def look_at_images(self) -> None:
-        """Name classes without images; decode each validation image once, so that a broken one is known in time.
+        """Decode each image once, so that a broken one is known in time.
 
         Raises:
             DataError: one can't be read.
         """
-        for line in empty_classes(self.images) if dist.is_main() else ():
-            logger.warning("%s", line)
         for _ in self._batches("reading the validation images"):
             pass
 
-    def evaluate(self, step: int) -> dict[str, Answers]:
-        """Log `eval/top1` and `eval/top5` of all validation images, and `eval/ema_*` of the running mean."""
-        answers = self.task.answers(self.task.judged(self.scene.engine), self._batches(f"evaluating step {step}"))
-        for name, of_model in answers.items():
-            scores = accuracy_over_ranks(of_model)
-            percent = (100 * scores.top1, 100 * scores.top5, len(self.images.test))
-            what = "running mean of the weights: " if name else ""
-            logger.info("step %d: %stop-1 %.2f %%, top-5 %.2f %% of %d validation images", step, what, *percent)
-            self.scene.tracker.log_metrics(
-                {f"eval/{name}{key}": score for key, score in scores._asdict().items()}, step
-            )
-        return answers
+    def judge(self, model: Model, doing: str) -> Judgement[Answers]:
+        """`top1` and `top5`; those of the running mean, where there is one, which is what is published."""
+        answers = self.task.answers(self.task.judged(model), self._batches(doing))
+        scores = {prefix: accuracy_over_ranks(of_model)._asdict() for prefix, of_model in answers.items()}
+        told = [
+            f"{'running mean of the weights: ' if prefix else ''}top-1 {100 * found['top1']:.2f} %, "
+            f"top-5 {100 * found['top5']:.2f} % of {len(self.images)} validation images"
+            for prefix, found in scores.items()
+        ]
+        published = list(scores)[-1]
+        others = {
+            f"{prefix}{name}": score
+            for prefix, found in scores.items()
+            if prefix != published
+            for name, score in found.items()
+        }
+        return Judgement(scores[published], told, "top1", answers[published], published, others)
 
-    def finish(self, step: int) -> None:
-        """Judge what is published; say how it compares to the best on the way; leave pictures of what is mistaken."""
-        name, of_published = list(self.evaluate(step).items())[-1]
-        scores = accuracy_over_ranks(of_published)
+    def pictures(self, judgement: Judgement[Answers]) -> Callable[[Path], None]:
+        """The confusion matrix, and sheets of right and wrong answers."""
         num_classes = self.task.num_classes
-        confusion = confusion_over_ranks(of_published, num_classes) if num_classes <= MOST_CONFUSED else None
-        samples = samples_over_ranks(of_published, NUM_SAMPLES)
-        if not dist.is_main():
-            return
-        self.scene.say_best(f"eval/{name}top1")
-        self.scene.tell_origin("probe" if self.scene.config.classify.frozen else "finetune", scores._asdict())
+        confusion = confusion_over_ranks(judgement.answers, num_classes) if num_classes <= MOST_CONFUSED else None
+        samples = samples_over_ranks(judgement.answers, NUM_SAMPLES)
         if confusion is None:
             logger.info("no confusion matrix of %d classes, as it is for %d at most", num_classes, MOST_CONFUSED)
-        self.scene.picture(lambda: self._draw(confusion, *samples))
+        return partial(self._draw, confusion, *samples)
 
-    def _draw(self, confusion: Tensor | None, right: list[Sample], wrong: list[Sample]) -> None:
+    def _draw(self, confusion: Tensor | None, right: list[Sample], wrong: list[Sample], folder: Path) -> None:
         from dmt_ds.tracking import answer_pictures
 
-        folder, names = self.scene.pictures, self.task.class_names
+        names = self.task.class_names
         if confusion is not None:
             answer_pictures.write_confusion(confusion, names, folder / "confusion.csv")
             answer_pictures.draw_confusion(confusion, names, folder / "confusion.png")
@@ -177,10 +200,10 @@ class ClassificationJudge:
     def _picture(self, row: int) -> Tensor:
         """[3, H, W] uint8, as it was judged."""
         data = self.scene.config.data
-        return center_crop(self.images.test.read(row), data.image_size, data.interpolation)
+        return center_crop(self.images.read(row), data.image_size, data.interpolation)
 
     def _batches(self, doing: str) -> Iterator[Batch]:
-        """This rank's share of the validation images."""
+        """This rank's share of the images."""
         data = self.scene.config.data
-        maker = EvalBatchMaker(self.images.test, data.image_size, data.interpolation)
-        return self.scene.batches(maker, len(self.images.test), self.scene.config.train.micro_batch_size, doing)
+        maker = EvalBatchMaker(self.images, data.image_size, data.interpolation)
+        return self.scene.batches(maker, len(self.images), self.scene.config.train.micro_batch_size, doing)

@@ -1,14 +1,14 @@
 """Detection as a task with annotations: COCO's images, the judge by average precision, its pictures, its folder."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dmt_ds.commands.annotated import AnnotatedKind, Scene
+from dmt_ds.commands.annotated import AnnotatedKind, Judgement, Scene
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import BatchMaker
@@ -16,19 +16,19 @@ from dmt_ds.data.coco import CocoSource, check_judged, check_same_categories, op
 from dmt_ds.data.coco_library import Result, Segmentation, check_installed, mask_of
 from dmt_ds.data.detection_maker import EvalDetectionMaker, TrainDetectionMaker
 from dmt_ds.data.detection_views import ScaleSpec
+from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.splits import Split
-from dmt_ds.downstream.detection.folder import save_detector
+from dmt_ds.downstream.detection.folder import DETECTOR_FILE, load_detector, save_detector
 from dmt_ds.downstream.detection.results import results_of, scores_over_ranks
 from dmt_ds.engine import dist
 from dmt_ds.engine.masters import state_of
+from dmt_ds.engine.task import Model
 from dmt_ds.errors import ConfigError
 from dmt_ds.run_files import DETECTOR_FOLDER
 from dmt_ds.tracking.object_pictures import SHOWN_FROM, PicturedObject, draw_pairs
 
 if TYPE_CHECKING:
     from dmt_ds.downstream.detection.task import DetectionTask  # with torchvision, which no other task needs so early
-
-logger = logging.getLogger(__name__)
 
 NUM_PICTURES = 8
 """Validation images whose objects are drawn, as labelled and as found."""
@@ -52,6 +52,14 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
 
     folder = DETECTOR_FOLDER
     told_as = ("detect",)
+    described_in = DETECTOR_FILE
+    shaped_by = tuple(
+        f"detect.{key}"
+        for key in (
+            *("heads", "masks", "window_size", "num_global_blocks"),
+            *("neck_width", "head_width", "head_convs", "anchor_sizes"),
+        )
+    )
     images_of_origin = False
 
     def open(self, config: RunConfig) -> CocoImages:
@@ -71,7 +79,13 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
         section = config.detect
         return open_coco(data.path, name, section.annotations, section.images, limit, section.masks)
 
-    def gaps(self, images: CocoImages) -> list[str]:
+    def open_judged(self, config: RunConfig) -> CocoSource:
+        """The validation split with its objects."""
+        images = self.source(config, "val")
+        check_judged(images)
+        return images
+
+    def unseen(self, images: CocoImages) -> list[str]:
         """Categories without objects to learn from."""
         return images.train.unseen_categories()
 
@@ -90,8 +104,9 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
         multiple = size_multiple(config.student.patch_size)
         return TrainDetectionMaker(images.train, spec, multiple, config.seed, data.bad_images)
 
-    def build_judge(self, task: "DetectionTask", images: CocoImages, scene: Scene) -> "DetectionJudge":
+    def build_judge(self, task: "DetectionTask", images: ImageSource, scene: Scene) -> "DetectionJudge":
         """The judge by COCO's average precision."""
+        assert isinstance(images, CocoSource)
         return DetectionJudge(task, images, scene)
 
     def save(
@@ -115,6 +130,15 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
             provenance=provenance,
         )
 
+    def restore(self, config: RunConfig, folder: Path) -> "DetectionTask":
+        """The published detector."""
+        saved = load_detector(folder)
+        student = config.student.model_copy(update={"init_from": None})
+        names = [category.name for category in saved.categories]
+        task = self.build(config.model_copy(update={"student": student}), names)
+        task.module.load_state_dict(saved.detector.state_dict())
+        return task
+
     def stage(self, config: RunConfig) -> str:
         """`detect`, from whatever weights."""
         return "detect"
@@ -126,87 +150,77 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
 
 @dataclass(frozen=True)
 class DetectionJudge:
-    """Judges a detector on the validation images, while it trains and at the end; all ranks call all of it.
+    """Judges a detector by COCO's average precision; all ranks call all of it.
 
     Attributes:
-        images: both splits.
+        images: those that it is judged on, with their objects.
     """
 
     task: "DetectionTask"
-    images: CocoImages
+    images: CocoSource
     scene: Scene
 
+    told_as = "detect"
+    drawn = ("objects.png",)
+
     def look_at_images(self) -> None:
-        """Name categories without objects; decode each validation image once, so that a broken one is known in time.
+        """Decode each image once, so that a broken one is known in time.
 
         Raises:
             DataError: one can't be read.
         """
-        for line in self.images.train.unseen_categories() if dist.is_main() else ():
-            logger.warning("%s", line)
         for _ in self._batches("reading the validation images"):
             pass
 
-    def evaluate(self, step: int) -> list[Result]:
-        """Log `eval/box_ap`, `eval/mask_ap` and their like of all validation images; gives this rank's results."""
-        results, _ = self._judged(step)
-        return results
-
-    def finish(self, step: int) -> None:
-        """Judge what is published; say how it compares to the best on the way; draw what is found beside the labels."""
-        results, scores = self._judged(step)
-        pictured = self._pictured_rows()
-        ids = set(self.images.test.ids[pictured].tolist())
-        shown = dist.gather_objects([result for result in results if result["image_id"] in ids])
-        if not dist.is_main():
-            return
-        self.scene.say_best("eval/mask_ap" if self.scene.config.detect.masks else "eval/box_ap")
-        self.scene.tell_origin("detect", scores)
-        self.scene.picture(lambda: self._draw(pictured, [result for part in shown for result in part]))
-
-    def _judged(self, step: int) -> tuple[list[Result], dict[str, float]]:
-        """This rank's results, and the scores of all."""
-        category_ids = [category.id for category in self.images.test.categories]
+    def judge(self, model: Model, doing: str) -> Judgement[list[Result]]:
+        """`box_ap`, `mask_ap` and their like; the answers are this rank's results."""
+        category_ids = [category.id for category in self.images.categories]
         results: list[Result] = []
-        for answer in self.task.answers(self.scene.engine, self._batches(f"evaluating step {step}")):
-            original, image_id = self.images.test.size(answer.row), int(self.images.test.ids[answer.row])
+        for answer in self.task.answers(model, self._batches(doing)):
+            original, image_id = self.images.size(answer.row), int(self.images.ids[answer.row])
             results += results_of(answer.found, answer.size, original, image_id, category_ids)
         self.scene.beat("counting what was found")
         masks = self.scene.config.detect.masks
-        scores = scores_over_ranks(results, self.images.test.truth, masks)
+        scores = scores_over_ranks(results, self.images.truth, masks)
         whole = {kind: scores[f"{kind}_ap"] for kind in ("box", "mask") if f"{kind}_ap" in scores}
         told = ", ".join(f"{kind} AP {100 * score:.2f}" for kind, score in whole.items())
-        logger.info("step %d: %s (percent) of %d validation images", step, told, len(self.images.test))
-        self.scene.tracker.log_metrics({f"eval/{name}": score for name, score in scores.items()}, step)
-        return results, scores
+        told = f"{told} (percent) of {len(self.images)} validation images"
+        return Judgement(scores, [told], "mask_ap" if masks else "box_ap", results)
+
+    def pictures(self, judgement: Judgement[list[Result]]) -> Callable[[Path], None]:
+        """What is found beside the labels, in a few images."""
+        pictured = self._pictured_rows()
+        ids = set(self.images.ids[pictured].tolist())
+        shown = dist.gather_objects([result for result in judgement.answers if result["image_id"] in ids])
+        return partial(self._draw, pictured, [result for part in shown for result in part])
 
     def _pictured_rows(self) -> list[int]:
         """Images with objects, evenly spaced over the split."""
-        rows = [row for row in range(len(self.images.test)) if self.images.test.objects(row)]
+        rows = [row for row in range(len(self.images)) if self.images.objects(row)]
         count = min(NUM_PICTURES, len(rows))
         return [rows[turn * len(rows) // count] for turn in range(count)]
 
-    def _draw(self, rows: Sequence[int], results: Sequence[Result]) -> None:
-        labels = {category.id: label for label, category in enumerate(self.images.test.categories)}
+    def _draw(self, rows: Sequence[int], results: Sequence[Result], folder: Path) -> None:
+        labels = {category.id: label for label, category in enumerate(self.images.categories)}
         pairs = []
         for row in rows:
-            height, width = self.images.test.size(row)
-            own = [result for result in results if result["image_id"] == self.images.test.ids[row]]
+            height, width = self.images.size(row)
+            own = [result for result in results if result["image_id"] == self.images.ids[row]]
             labelled = [
                 PicturedObject(thing.box, thing.label, None, _mask(thing.segmentation, height, width))
-                for thing in self.images.test.objects(row)
+                for thing in self.images.objects(row)
             ]
             found = [pictured(result, labels, height, width) for result in own if result["score"] >= SHOWN_FROM]
-            pairs.append((self.images.test.read(row), labelled, found))
+            pairs.append((self.images.read(row), labelled, found))
         if pairs:
-            draw_pairs(pairs, self.task.class_names, self.scene.pictures / "objects.png")
+            draw_pairs(pairs, self.task.class_names, folder / "objects.png")
 
     def _batches(self, doing: str) -> Iterator[Batch]:
-        """This rank's share of the validation images, one a batch."""
+        """This rank's share of the images, one a batch."""
         section, data = self.scene.config.detect, self.scene.config.data
         spec = ScaleSpec((section.eval_short_side,), section.max_side, 0.0, data.interpolation)
-        maker = EvalDetectionMaker(self.images.test, spec, self.task.module.size_multiple)
-        return self.scene.batches(maker, len(self.images.test), 1, doing)
+        maker = EvalDetectionMaker(self.images, spec, self.task.module.size_multiple)
+        return self.scene.batches(maker, len(self.images), 1, doing)
 
 
 def pictured(result: Result, labels: Mapping[int, int], height: int, width: int) -> PicturedObject:

@@ -6,10 +6,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from dmt_ds.commands.annotated import Judge, Scene
+from dmt_ds.commands.annotated import Scene
 from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.finished import is_finished, nothing_to_do
+from dmt_ds.commands.judged_run import JudgedRun
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import FAILURE_TAG, describe, open_record, run_state, write_text
@@ -99,14 +100,12 @@ def _fit(
         describe(trackers[-1], member.run, member.built, member.fence, member.resume)
     learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
     around = _surroundings(config, attempt, stop, watchdog)
-    judge = _judge(attempt.members[0], learners[0], around)
-    if judge and not attempt.step:
-        judge.look_at_images()
+    judged = _judged(attempt.members[0], learners[0], around, is_new=not attempt.step)
     trainer = _build_trainer(config, attempt, learners, around)
     outcome = trainer.fit()
     if outcome is Outcome.FINISHED:
-        if judge:
-            judge.finish(trainer.step)
+        if judged:
+            judged.finish(trainer.step)
         for member, learner in zip(attempt.members, learners, strict=True):
             watchdog.beat("publishing")
             attempt.check_fences()
@@ -117,16 +116,25 @@ def _fit(
     return outcome
 
 
-def _judge(member: ClaimedRun, learner: Learner, around: Surroundings) -> Judge | None:
-    """What judges a task with annotations, which is no family's; the trainer asks it every so often."""
+def _judged(member: ClaimedRun, learner: Learner, around: Surroundings, is_new: bool) -> JudgedRun | None:
+    """A run with annotations, which is no family's, and its judge, whom the trainer asks every so often.
+
+    Args:
+        is_new: nothing is trained yet, so that the images are looked at before.
+    """
     run, kind = member.run, kind_of(member.run.config)
     if kind is None or run.annotated is None:
         return None
     assert isinstance(learner.task, AnnotatedTask)
-    scene = Scene(learner.engine, run.config, run.folder, learner.tracker, around.watchdog.beat)
-    judge = kind.build_judge(learner.task, run.annotated, scene)
-    around.evaluate = judge.evaluate
-    return judge
+    beat = around.watchdog.beat
+    judge = kind.build_judge(learner.task, run.annotated.test, Scene(run.config, beat))
+    if is_new:
+        for line in kind.unseen(run.annotated) if dist.is_main() else ():
+            logger.warning("%s", line)
+        judge.look_at_images()
+    judged = JudgedRun(judge, learner.engine, run.config, run.folder, learner.tracker, beat)
+    around.evaluate = judged.evaluate
+    return judged
 
 
 def _allow_for_the_store(config: RunConfig, watchdog: Watchdog) -> None:

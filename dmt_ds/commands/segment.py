@@ -2,15 +2,16 @@
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmt_ds.commands.annotated import AnnotatedKind, Scene
+from dmt_ds.commands.annotated import AnnotatedKind, Judgement, Scene
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.segmentation import IGNORED
 from dmt_ds.data.batch import Batch
@@ -18,12 +19,14 @@ from dmt_ds.data.batch_maker import BatchMaker
 from dmt_ds.data.joint_crop import JointCrop, resized
 from dmt_ds.data.label_maps import LabelMapSource, SegmentedImages, count_pixels, open_label_maps, open_segmented
 from dmt_ds.data.map_batches import EvalMapMaker, LabelMaps, TrainMapMaker
+from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.splits import Split
 from dmt_ds.downstream.region_overlap import Overlap, class_iou, overlap_of
 from dmt_ds.downstream.segmentation import SegmentationTask
-from dmt_ds.downstream.segmenter_folder import save_segmenter
+from dmt_ds.downstream.segmenter_folder import SEGMENTER_FILE, load_segmenter, save_segmenter
 from dmt_ds.engine import dist
 from dmt_ds.engine.masters import state_of
+from dmt_ds.engine.task import Model
 from dmt_ds.run_files import SEGMENTER_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,8 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
 
     folder = SEGMENTER_FOLDER
     told_as = ("segment",)
+    described_in = SEGMENTER_FILE
+    shaped_by = tuple(f"segment.{key}" for key in ("blocks", "channels", "auxiliary_weight", "auxiliary_channels"))
     images_of_origin = False
     resizes_positions = True
     needs_whole_weights = "sees images of many sizes, so that ranks would wait for each other's parts"
@@ -54,6 +59,10 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
     def source(self, config: RunConfig, split: Split) -> LabelMapSource:
         """One split with its annotations, so that a look at its images is one at both."""
         return open_label_maps(config.data, config.segment, split)
+
+    def open_judged(self, config: RunConfig) -> LabelMapSource:
+        """The validation split with its label maps."""
+        return self.source(config, "val")
 
     def meaning(self, images: SegmentedImages) -> list[str]:
         """Which class each value of a pixel is."""
@@ -88,8 +97,9 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         crop = JointCrop.from_sections(config.data, config.segment)
         return TrainMapMaker(images.train, crop, config.seed, config.data.bad_images)
 
-    def build_judge(self, task: SegmentationTask, images: SegmentedImages, scene: Scene) -> "SegmentationJudge":
+    def build_judge(self, task: SegmentationTask, images: ImageSource, scene: Scene) -> "SegmentationJudge":
         """The judge by mIoU, aAcc and mAcc."""
+        assert isinstance(images, LabelMapSource)
         return SegmentationJudge(task, images, scene)
 
     def save(
@@ -112,6 +122,14 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
             provenance,
         )
 
+    def restore(self, config: RunConfig, folder: Path) -> SegmentationTask:
+        """The published segmenter."""
+        saved = load_segmenter(folder)
+        student = config.student.model_copy(update={"init_from": None})
+        task = self.build(config.model_copy(update={"student": student}), saved.class_names)
+        task.module.load_state_dict(saved.model.state_dict())
+        return task
+
     def stage(self, config: RunConfig) -> str:
         """`segment`."""
         return "segment"
@@ -123,18 +141,21 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
 
 @dataclass(frozen=True)
 class SegmentationJudge:
-    """Judges a run on its validation images, while it trains and at the end; all ranks call all of it.
+    """Judges a segmenter by the overlap of its answers with the label maps; all ranks call all of it.
 
     Attributes:
-        images: both splits.
+        images: those that it is judged on, with their maps.
     """
 
     task: SegmentationTask
-    images: SegmentedImages
+    images: LabelMapSource
     scene: Scene
 
+    told_as = "segment"
+    drawn = ("confusion.csv", "confusion.png", "classes.csv", "masks.png")
+
     def look_at_images(self) -> None:
-        """Read each validation image and its annotation once; warn where the values seem to be meant otherwise.
+        """Read each image and its annotation once; warn where the values seem to be meant otherwise.
 
         Raises:
             DataError: one can't be read, or does not fit the other; names it.
@@ -145,65 +166,51 @@ class SegmentationJudge:
             pixels += count_pixels(batch.target.maps) * (batch.labels >= 0)
         pixels = dist.sum_over_ranks(pixels.to(self.task.module.device)).cpu()
         if dist.is_main():
-            for line in self.images.test.values.doubts(pixels, "the validation maps"):
+            for line in self.images.values.doubts(pixels, "the validation maps"):
                 logger.warning("%s", line)
 
-    def evaluate(self, step: int) -> Tensor:
-        """Log `eval/miou`, `eval/aacc` and `eval/macc`; gives the pixels of all ranks by class and answer, [C, C]."""
-        own = self.task.confusion(self.scene.engine, self._batches(f"evaluating step {step}"))
+    def judge(self, model: Model, doing: str) -> Judgement[Tensor]:
+        """`miou`, `aacc` and `macc`; the answers are the pixels of all ranks by class and answer, [C, C]."""
+        own = self.task.confusion(model, self._batches(doing))
         confusion = dist.sum_over_ranks(own).cpu()
-        overlap = overlap_of(confusion)
-        percent = (100 * overlap.miou, 100 * overlap.aacc, 100 * overlap.macc, len(self.images.test))
-        logger.info("step %d: mIoU %.2f %%, aAcc %.2f %%, mAcc %.2f %% of %d validation images", step, *percent)
-        self.scene.tracker.log_metrics({f"eval/{key}": share for key, share in overlap._asdict().items()}, step)
-        return confusion
+        overlap, majority = overlap_of(confusion), majority_of(confusion)
+        told = (
+            f"mIoU {100 * overlap.miou:.2f} %, aAcc {100 * overlap.aacc:.2f} %, mAcc {100 * overlap.macc:.2f} % of "
+            f"{len(self.images)} validation images"
+        )
+        baselines = {"miou_of_majority": majority.miou, "aacc_of_majority": majority.aacc}
+        return Judgement(overlap._asdict(), [told], "miou", confusion, baselines=baselines)
 
-    def finish(self, step: int) -> None:
-        """Judge what is published; say how it compares to the best on the way; leave classes' scores and pictures."""
-        confusion = self.evaluate(step)
-        overlap = overlap_of(confusion)
-        majority = majority_of(confusion)
-        logger.info(
-            "the most frequent class everywhere would have mIoU %.2f %%, aAcc %.2f %%",
-            100 * majority.miou,
-            100 * majority.aacc,
-        )
-        shown = self._shown() if dist.is_main() else []
-        if not dist.is_main():
-            return
-        self.scene.tracker.log_metrics(
-            {"eval/miou_of_majority": majority.miou, "eval/aacc_of_majority": majority.aacc}, step
-        )
-        self.scene.say_best("eval/miou")
-        self.scene.tell_origin("segment", overlap._asdict())
-        self.scene.picture(lambda: self._draw(confusion, shown))
+    def pictures(self, judgement: Judgement[Tensor]) -> Callable[[Path], None]:
+        """The confusion matrix, the classes' scores, and a few masks."""
+        return partial(self._draw, judgement.answers)
 
     def _shown(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Image [3, H, W], label map and answer [H, W], all uint8, of a few validation images; rank 0 alone."""
+        """Image [3, H, W], label map and answer [H, W], all uint8, of a few images."""
         data, section = self.scene.config.data, self.scene.config.segment
-        last, found = len(self.images.test) - 1, []
+        last, found = len(self.images) - 1, []
         for row in sorted({round(part * last / (NUM_SHOWN - 1)) for part in range(NUM_SHOWN)}):
-            image, labels = self.images.test.read_pair(row)
+            image, labels = self.images.read_pair(row)
             scaled = resized(image, section.short_side, interpolation=data.interpolation)
             device = self.task.module.device
             answer = self.task.answer(self.task.module, scaled[None].to(device), labels.shape)
             found.append((image, labels, answer.cpu()))
         return found
 
-    def _draw(self, confusion: Tensor, shown: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def _draw(self, confusion: Tensor, folder: Path) -> None:
         from dmt_ds.tracking import answer_pictures, mask_pictures
 
-        folder, names = self.scene.pictures, self.task.class_names
+        names = self.task.class_names
         answer_pictures.write_confusion(confusion, names, folder / "confusion.csv")
         answer_pictures.draw_confusion(confusion, names, folder / "confusion.png")
         _write_classes(confusion, names, folder / "classes.csv")
-        mask_pictures.draw_masks(shown, names, folder / "masks.png")
+        mask_pictures.draw_masks(self._shown(), names, folder / "masks.png")
 
     def _batches(self, doing: str) -> Iterator[Batch]:
-        """This rank's share of the validation images, one a batch."""
+        """This rank's share of the images, one a batch."""
         data = self.scene.config.data
-        maker = EvalMapMaker(self.images.test, self.scene.config.segment.short_side, data.interpolation)
-        return self.scene.batches(maker, len(self.images.test), 1, doing)
+        maker = EvalMapMaker(self.images, self.scene.config.segment.short_side, data.interpolation)
+        return self.scene.batches(maker, len(self.images), 1, doing)
 
 
 def majority_of(confusion: Tensor) -> Overlap:

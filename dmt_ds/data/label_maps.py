@@ -129,7 +129,7 @@ def open_segmented(data: DataConfig, section: SegmentConfig) -> SegmentedImages:
     Raises:
         DataError: images, annotations or the list of classes are not there, or not what the recipe says.
     """
-    values = _values(data, section)
+    values = _values(data, section, "train")
     return SegmentedImages(
         open_label_maps(data, section, "train", values), open_label_maps(data, section, "val", values)
     )
@@ -143,7 +143,7 @@ def open_label_maps(
     Raises:
         DataError: as `open_segmented`.
     """
-    values = values or _values(data, section)
+    values = values or _values(data, section, split)
     if data.source == "folder":
         return _of_folder(data, split, values)
     images = open_source(data.model_copy(update={"label_column": None}), split)
@@ -157,7 +157,7 @@ def open_label_maps(
     return LabelMapSource(images, annotations, values)
 
 
-def _values(data: DataConfig, section: SegmentConfig) -> ClassValues:
+def _values(data: DataConfig, section: SegmentConfig, split: Split) -> ClassValues:
     """The classes, looked for where the images are once these are known to be there."""
     if data.source == "digits":
         raise DataError(
@@ -166,7 +166,7 @@ def _values(data: DataConfig, section: SegmentConfig) -> ClassValues:
     if data.source == "folder":
         existing(Path(data.path or "").expanduser().absolute(), "data.path")
     elif data.source in ("parquet", "webdataset"):
-        split_files(data, "train")
+        split_files(data, split)
     return class_values(section, data.path)
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.sources import ImageSource, open_source
+from dmt_ds.data.splits import Split
 from dmt_ds.errors import DataError
 
 _SHOWN = 5
@@ -47,14 +48,22 @@ def open_labelled(data: DataConfig) -> LabelledImages:
     return LabelledImages(train, test, num_classes)
 
 
+def open_labelled_split(data: DataConfig, split: Split) -> ImageSource:
+    """One split alone, all of whose images have a label.
+
+    Raises:
+        DataError: there are no images, or an image has no label.
+    """
+    source = open_source(data, split)
+    _check_has_classes(source, "training" if split == "train" else "validation")
+    _check_labels(source, len(source.class_names))
+    return source
+
+
 def _common_classes(train: ImageSource, test: ImageSource) -> int:
     """Number of classes; a class number must mean the same in both splits, though one may lack the last classes."""
-    for source, split in ((train, "training"), (test, "validation")):
-        if not source.class_names:
-            raise DataError(
-                f"the {split} images have no labels ({source.name(0)}): sort them into one folder per class, or set "
-                "data.label_column to the column of their class numbers"
-            )
+    _check_has_classes(train, "training")
+    _check_has_classes(test, "validation")
     for number, (ours, theirs) in enumerate(zip(train.class_names, test.class_names, strict=False)):
         if ours != theirs:
             raise DataError(
@@ -62,6 +71,14 @@ def _common_classes(train: ImageSource, test: ImageSource) -> int:
                 "the same classes"
             )
     return max(len(train.class_names), len(test.class_names))
+
+
+def _check_has_classes(source: ImageSource, which: str) -> None:
+    if not source.class_names:
+        raise DataError(
+            f"the {which} images have no labels ({source.name(0)}): sort them into one folder a class, or set "
+            "data.label_column to the column of their class numbers"
+        )
 
 
 def _check_labels(source: ImageSource, num_classes: int) -> None:

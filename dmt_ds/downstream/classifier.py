@@ -95,8 +95,8 @@ class Classifier(nn.Module):
         return {self._timm_name(key): value for key, value in own.items()}
 
     def load_timm_state(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `timm_state`, strict; not for a frozen encoder."""
-        assert not self.frozen
+        """Inverse of `timm_state`, strict; the batch norm of a frozen encoder stays part of the head, for good."""
+        self.feature_norm = nn.Identity()
         self.load_state_dict({key: state[self._timm_name(key)] for key in self.state_dict()}, strict=True)
 
     def _timm_name(self, key: str) -> str:

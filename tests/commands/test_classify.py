@@ -7,10 +7,15 @@ import pytest
 
 from dmt_ds.commands import classify
 from dmt_ds.commands.annotated import Scene
+from dmt_ds.commands.judged_run import JudgedRun
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.labels import open_labelled
 from dmt_ds.tracking.tracker import NullTracker
 from tests.downstream import classified
+
+
+def quiet(_doing: str) -> None:
+    """Told that a rank is alive."""
 
 
 @pytest.mark.parametrize(("most", "is_drawn"), [(10, True), (9, False)])
@@ -21,9 +26,9 @@ def test_a_confusion_matrix_is_made_of_so_many_classes_at_most(
     data = classified.DATA.model_copy(update={"num_workers": 0})
     config = RunConfig(task="classify", student=classified.STUDENT, data=data)
     of = classified.task()
-    scene = Scene(of.module, config, tmp_path, NullTracker(), lambda _doing: None)
+    judge = classify.ClassificationJudge(of, open_labelled(data).test, Scene(config, quiet))
     with caplog.at_level(logging.INFO):
-        classify.ClassificationJudge(of, open_labelled(data), scene).finish(1)
+        JudgedRun(judge, of.module, config, tmp_path, NullTracker(), quiet).finish(1)
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert "answers_wrong.png" in names
     assert ({"confusion.csv", "confusion.png"} <= names) == is_drawn
