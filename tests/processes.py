@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-WARM = ("pretrain", "evaluate", "knn", "finetune", "segment", "detect", "predict")
+WARM = ("pretrain", "evaluate", "knn", "finetune", "segment", "detect", "judge", "predict")
 """Commands that import much."""
 
 

@@ -44,6 +44,7 @@ for command in (
     planning.bench,
     judging.knn,
     judging.evaluate,
+    judging.judge,
     studies.suite,
     studies.compare,
     teachers.teachers,

@@ -1,5 +1,6 @@
-"""The commands that judge encoders: knn, evaluate."""
+"""The commands that judge: encoders by knn and evaluate, whole models by judge."""
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,47 @@ def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str
     from dmt_ds.commands import evaluate as command
 
     click.echo(command.run(config.data, config.knn, config.linear, judged, _device(), again))
+
+
+@click.command(
+    short_help="Scores of a run's classifier, segmenter or detector on any images.",
+    epilog=examples(
+        "dmt-ds judge -e runs/vit_small_finetune data.val_split=test",
+        "torchrun --nproc-per-node 8 -m dmt_ds judge -e runs/vit_small_segment data.path=/data/ADE20K -o scores",
+        "dmt-ds judge -e runs/vit_small_finetune data.path=/data/imagenet_v2 --log-as v2",
+        "dmt-ds judge -e runs/vit_small_detect/checkpoints/step00010000 --json",
+    ),
+)
+@click.option(
+    "-e", "--encoder", "source", required=True, metavar="SOURCE", help="Run with a head, checkpoint, or model folder."
+)
+@overrides_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for scores.json and pictures; nothing in it is overwritten.",
+)
+@click.option("--log-as", metavar="NAME", help="Also add the scores to the run's record, as NAME/top1 and so on.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: shares, model, images, versions.")
+def judge(source: str, overrides: tuple[str, ...], output: Path | None, log_as: str | None, as_json: bool) -> None:
+    """Judge what `dmt-ds finetune`, `segment` or `detect` has trained on another split, or on other images.
+
+    SOURCE is the output folder of a run, a checkpoint in it, or its folder classifier, segmenter or detector. Settings
+    are the run's own, and KEY=VALUE wins over them; those of the model itself can't be changed. Images are those of
+    data.val_split; every one is judged once, on any number of processes, as the run judges its own. Nothing is trained,
+    and the run's folder stays as it is but for --log-as.
+    """
+    from dmt_ds.commands import judge as command
+
+    if log_as is not None:
+        command.check_log_name(log_as)
+    report = command.run(source, overrides, output)
+    if report is None:
+        return  # rank 0 tells it
+    click.echo(json.dumps(report.as_record(), indent=1) if as_json else report)
+    if log_as is not None:
+        command.log(report, log_as)
 
 
 def _judged(

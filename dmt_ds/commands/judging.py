@@ -196,10 +196,14 @@ def _shown(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def add_to_run(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Add what was measured to the MLflow run of a run's folder."""
+def add_to_run(folder: Path, metrics: Mapping[str, float], step: int | None = None) -> None:
+    """Add what was measured to the MLflow run of a run's folder.
+
+    Args:
+        step: of what was measured; None takes the one at which the run's encoder stands.
+    """
     section = config_from_yaml((folder / SETTINGS_FILE).read_text()).tracking
-    arrived = add_metrics(section, folder, metrics, step_of_run(folder))
+    arrived = add_metrics(section, folder, metrics, step_of_run(folder) if step is None else step)
     if section.enabled and not arrived:
         logger.warning(
             "%s: the tracking store is unreachable; the scores are kept in the folder and sent later", folder

@@ -30,7 +30,10 @@ def refuse_earlier(wanted: Sequence[Path]) -> None:
 
 @contextmanager
 def written_whole(out: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A folder whose files of these names come into `out` once all are there; of work that does not end nothing stays.
+    """A folder whose files come into `out` once all are there; of work that does not end nothing stays.
+
+    Args:
+        names: of all files that there may be.
 
     Raises:
         ExportError: `out` has one of them already.
@@ -41,8 +44,8 @@ def written_whole(out: Path, names: Sequence[str]) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(dir=out, prefix=".unfinished_"))
     try:
         yield unfinished
-        for name in names:
-            (unfinished / name).rename(out / name)
+        for path in list(unfinished.iterdir()):
+            path.rename(out / path.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         if is_new and not any(out.iterdir()):

@@ -1,4 +1,4 @@
-"""How far a prediction is: on a terminal, or in a log; knows no model."""
+"""How far a prediction, or a judgement, is: on a terminal, or in a log; knows no model."""
 
 import logging
 import sys
@@ -22,7 +22,8 @@ class PredictProgress:
             self._bar = tqdm(total=total, unit="image", dynamic_ncols=True)
 
     def advance(self, count: int) -> None:
-        """So many images more."""
+        """So many images more, at most those that there are."""
+        count = min(count, self._total - self._done)
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
