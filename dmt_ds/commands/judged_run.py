@@ -37,7 +37,7 @@ class JudgedRun:
 
     def evaluate(self, step: int) -> Judgement[Any]:
         """Log `eval/*` of all validation images at a step, on the way or at the end."""
-        judgement = self.judge.judge(self.engine, f"judging step {step}")
+        judgement = self.judge.judge(self.engine, f"evaluating step {step}")
         for line in judgement.told:
             logger.info("step %d: %s", step, line)
         scores = {f"{judgement.prefix}{name}": score for name, score in judgement.scores.items()}
@@ -62,9 +62,9 @@ class JudgedRun:
             draw_or_warn(draw, self.folder / PICTURES_FOLDER)
 
     def _say_best(self, metric: str) -> None:
-        """Log how a share, such as `eval/top1`, stands at the last step beside its best one; rank 0.
+        """Log a share, such as `eval/top1`, at the last step and at its best step; rank 0.
 
-        The best is chosen by the images it is judged on, so it is told, not published.
+        The best step is picked on the evaluation images themselves, so it is only reported; the last one is published.
         """
         scores = {
             point["step"]: point["metrics"][metric] for point in read_points(self.folder) if metric in point["metrics"]
@@ -74,20 +74,20 @@ class JudgedRun:
         best, last = max(scores, key=lambda step: scores[step]), max(scores)
         self.tracker.log_metrics({f"{metric}_best": scores[best]}, last)
         told = (metric, 100 * scores[last], last, 100 * scores[best], best)
-        logger.info("%s: %.2f %% at the last step, %d, which is published; best %.2f %% at step %d", *told)
+        logger.info("%s: %.2f %% at the last step (%d, published); best %.2f %% at step %d", *told)
 
     def _tell_origin(self, judgement: Judgement[Any]) -> None:
-        """What an encoder reaches stands with the run that made it, as all readouts do: `eval/NAME_SCORE`; rank 0."""
+        """Add an encoder's scores to the run that trained it, as `eval/NAME_SCORE`, like all readouts; rank 0."""
         source = self.config.student.init_from
         origin = None if source is None else run_of(source)
         if source is None or origin is None or CHECKPOINTS_FOLDER in Path(source).parts:
             return  # a checkpoint on the way is not what the run came to
-        self.beat("telling the encoder's run")
+        self.beat("adding scores to the encoder's run")
         name = self.judge.told_as
         try:
             add_to_run(origin, {f"eval/{name}_{key}": score for key, score in judgement.scores.items()})
         except (DmtError, OSError) as error:
-            logger.warning("%s: what its encoder reaches is not added to its run: %s", origin, error)
+            logger.warning("%s: its encoder's scores are not added to its run: %s", origin, error)
 
 
 def draw_or_warn(draw: Callable[[Path], None], folder: Path) -> None:
