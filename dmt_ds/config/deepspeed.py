@@ -4,19 +4,20 @@ A JSON owns ZeRO, precision, offload and communication. What the recipe owns (ba
 width decides (how much is gathered ahead) is "auto" there; a literal that disagrees is an error naming both sides.
 """
 
-import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from dmt_ds.config.batch import BatchPlan
+from dmt_ds.config.shipped import Shipped
 from dmt_ds.errors import ConfigError
 
 Json = dict[str, Any]
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "ds_configs", _PACKAGE.parent / "ds_configs")  # of an installed wheel; of a checkout
+_JSONS = Shipped("DeepSpeed JSON", "Shipped", _FOLDERS, ".json")
 
 _OWNED_BY_CODE = {
     "optimizer": "AdamW comes from the recipe's section optim; take it out",
@@ -49,20 +50,7 @@ def find_ds_config(name_or_path: str | Path) -> Path:
     Raises:
         ConfigError: there is no such file; the shipped ones are listed.
     """
-    text = str(name_or_path)
-    is_name = "/" not in text and not text.endswith(".json")
-    shipped_files = [folder / f"{text}.json" for folder in _FOLDERS] if is_name else []
-    for path in (*shipped_files, Path(text)):
-        if path.is_file():
-            return path
-    if Path(text).is_dir():
-        raise ConfigError(f"DeepSpeed JSON '{text}': is a folder; give a file in it")
-    shipped = sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.json")})
-    close = difflib.get_close_matches(Path(text).stem, shipped, n=1)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
-    raise ConfigError(
-        f"DeepSpeed JSON '{text}' is not there. {hint}Shipped: {', '.join(shipped)}; or give a file's path"
-    )
+    return _JSONS.find(name_or_path)
 
 
 def resolve_student(path: Path, plan: BatchPlan, clip_grad_norm: float) -> Json:

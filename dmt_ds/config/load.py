@@ -3,7 +3,6 @@
 Precedence, in one sentence: field default < recipe file < `key=value` on the command line.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,14 @@ from dmt_ds.config.findings import describe, fields_of, not_a_section
 from dmt_ds.config.resume import as_trained
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.section import OF_TRAINED
+from dmt_ds.config.shipped import Shipped
 from dmt_ds.config.yaml_text import parse_value, parse_yaml
 from dmt_ds.errors import ConfigError
 from dmt_ds.redact import holds_secret, masked
 from dmt_ds.run_files import SETTINGS_FILE
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Shipped("recipe", "Shipped recipes", [Path(__file__).parents[1] / "recipes"], ".yaml")
+_label = RECIPES.label
 COMMAND_LINE = "command line"
 Tree = dict[str, Any]
 
@@ -116,29 +117,12 @@ def find_recipe(recipe: str | Path) -> Path:
     Raises:
         ConfigError: there is no such file; the shipped recipes are listed, or it is told what is there.
     """
-    text = str(recipe)
-    is_name = isinstance(recipe, str) and re.fullmatch(r"[A-Za-z0-9_-]+", text) is not None
-    path = RECIPES / f"{text}.yaml" if is_name else Path(recipe)
-    for candidate in (path, Path(recipe)):
-        if candidate.is_file():
-            return candidate
-    if Path(recipe).is_dir():
-        raise ConfigError(f"recipe '{text}': {_of_folder(Path(recipe))}")
-    shipped = shipped_recipes()
-    close = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
-    known = f"Shipped recipes: {', '.join(shipped)}"
-    raise ConfigError(f"recipe '{text}' is not there. {hint}{known}; or give a file's path")
+    return RECIPES.find(recipe, _of_folder)
 
 
 def _of_folder(folder: Path) -> str:
     own = folder / SETTINGS_FILE
-    return "is a folder; " + (f"a run's recipe is {own}" if own.is_file() else "give a YAML file in it")
-
-
-def shipped_recipes() -> list[str]:
-    """Names that `-c` knows without a path."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return f"a run's recipe is {own}" if own.is_file() else "give a YAML file in it"
 
 
 def _recipe_chain(recipe: str | Path) -> list[tuple[str, Tree]]:
@@ -258,11 +242,6 @@ def _fill_output_dir(config: RunConfig, settings: _Settings) -> str:
         where = f"{settings.origins.get(('output_dir',), COMMAND_LINE)}: output_dir={config.output_dir}"
         raise ConfigError(f"{where}: {left[0]} is not known; use {{name}} and {{seed}}")
     return filled
-
-
-def _label(path: Path) -> str:
-    """How a recipe is named in messages: shipped ones without the place of the installation."""
-    return f"recipes/{path.name}" if path.resolve().parent == RECIPES.resolve() else str(path)
 
 
 def _nest(prefix: tuple[str, ...], values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,6 +1,5 @@
 """What a suite file may contain: named variants of a recipe, seeds, teachers, a grid to tune; resolves no run."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +10,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from dmt_ds.config.findings import describe
 from dmt_ds.config.load import find_recipe
 from dmt_ds.config.section import Section
+from dmt_ds.config.shipped import Shipped
 from dmt_ds.config.yaml_text import parse_yaml
 from dmt_ds.errors import ConfigError
 
-SUITES = Path(__file__).parents[1] / "suites"
+SUITES = Shipped("suite", "Shipped suites", [Path(__file__).parents[1] / "suites"], ".yaml")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FOLDERS = ("teachers", "tune")
 """Names that no variant can have: they are folders of the suite's output."""
@@ -187,8 +187,8 @@ def load_suite(suite: str) -> SuiteFile:
     Raises:
         ConfigError: something is wrong; one line a finding, all findings at once.
     """
-    path = find_suite(suite)
-    label = f"suites/{path.name}" if path.resolve().parent == SUITES.resolve() else str(path)
+    path = SUITES.find(suite)
+    label = SUITES.label(path)
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), label)
     except (OSError, UnicodeDecodeError) as error:
@@ -199,26 +199,3 @@ def load_suite(suite: str) -> SuiteFile:
         return SuiteFile(suite=Suite.model_validate(values), path=path, label=label)
     except ValidationError as error:
         raise ConfigError("\n".join(describe(error, {}, label, Suite))) from None
-
-
-def find_suite(suite: str) -> Path:
-    """File of a suite: a bare name is a shipped one, anything with a slash or an ending is a path.
-
-    Raises:
-        ConfigError: there is no such file; the shipped suites are listed.
-    """
-    is_name = re.fullmatch(r"[A-Za-z0-9_-]+", suite) is not None
-    path = SUITES / f"{suite}.yaml" if is_name else Path(suite)
-    if path.is_file():
-        return path
-    shipped = shipped_suites()
-    close = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
-    raise ConfigError(
-        f"suite '{suite}' is not there. {hint}Shipped suites: {', '.join(shipped)}; or give a file's path"
-    )
-
-
-def shipped_suites() -> list[str]:
-    """Names that are known without a path."""
-    return sorted(path.stem for path in SUITES.glob("*.yaml"))

@@ -22,7 +22,7 @@ from dmt_ds.commands.runs import check_batch_norm
 from dmt_ds.commands.segment import Segmentation
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.batch import plan_batch
-from dmt_ds.config.load import load_config, shipped_recipes
+from dmt_ds.config.load import RECIPES, load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
@@ -123,7 +123,7 @@ def test_a_crop_out_of_proportion_to_the_image_is_told(tmp_path: Path, short_sid
     assert not told or findings[0].message.endswith(told)
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if "segment" in name])
+@pytest.mark.parametrize("name", [name for name in RECIPES.names() if "segment" in name])
 def test_shipped_recipes_crop_in_proportion(name: str) -> None:
     assert Segmentation().doubts(load_config(name)) == []
 
@@ -276,7 +276,7 @@ def test_a_rule_of_drop_path_that_only_distillation_has_is_told(task: str) -> No
     assert told_of_defaults(f"task={task}", *no_jitter, "student.drop_path_rule=constant") == []
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_shipped_recipes_take_no_default_over_from_another_task(name: str) -> None:
     assert list(look_at_defaults(load_config(name))) == []
 

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.load import (
+    RECIPES,
     config_from_yaml,
     find_recipe,
     flatten,
     flatten_tree,
     load_config,
     load_layers,
-    shipped_recipes,
     to_yaml,
 )
 from dmt_ds.config.schema import RunConfig
@@ -315,7 +315,7 @@ def test_a_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_missing_recipe_lists_the_shipped_ones() -> None:
     (line,) = complaints("vit_tny")
     assert line.startswith("recipe 'vit_tny' is not there. Did you mean 'vit_tiny'? Shipped recipes: ")
-    assert all(name in line for name in shipped_recipes())
+    assert all(name in line for name in RECIPES.names())
 
 
 def test_recipes_that_stand_on_each_other_in_a_circle_are_refused(tmp_path: Path) -> None:
@@ -334,13 +334,13 @@ def test_a_missing_base_names_the_recipe_that_asks_for_it(tmp_path: Path) -> Non
 # There and back
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_every_shipped_recipe_loads_and_survives_being_saved(name: str) -> None:
     config = load_config(name)
     assert config_from_yaml(to_yaml(config)) == config
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_every_shipped_recipe_says_first_what_it_is_for(name: str) -> None:
     assert find_recipe(name).read_text().startswith("# ")
 
@@ -411,7 +411,7 @@ def test_the_label_baselines_hold_deits_settings(size: str) -> None:
     assert (section.rand_augment_magnitude, section.rand_augment_std) == (9, 0.5)
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_drop_path_is_constant_where_tinymim_or_dmt_distil_and_rises_elsewhere(name: str) -> None:
     config = load_config(name)
     students = [member.student for member in config.family.values()] or [config.student]
@@ -436,7 +436,7 @@ def test_what_was_measured_trains_as_it_did() -> None:
     assert load_config("small_linear").classify.head_std == 0.01
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("detect_coco_")])
+@pytest.mark.parametrize("name", [name for name in RECIPES.names() if name.startswith("detect_coco_")])
 def test_the_recipes_of_coco_hold_the_1x_setting(name: str) -> None:
     config = load_config(name)
     optim, train, section = config.optim, config.train, config.detect

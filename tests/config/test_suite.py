@@ -7,7 +7,7 @@ import yaml
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.load import load_config
-from dmt_ds.config.suite import SUITES, load_suite, shipped_suites
+from dmt_ds.config.suite import SUITES, load_suite
 from dmt_ds.config.suite_follow_ups import follow_ups_of
 from dmt_ds.config.suite_plan import SuitePlan, findings, value_text
 from dmt_ds.config.suite_run import SuiteRun, as_overrides
@@ -35,10 +35,10 @@ def complaints(text: str, folder: Path) -> list[str]:
     return [line.removeprefix(f"{path}: ") for line in lines]
 
 
-@pytest.mark.parametrize("name", shipped_suites())
+@pytest.mark.parametrize("name", SUITES.names())
 def test_all_batches_of_a_shipped_suite_divide_by_the_ranks_that_its_head_asks_for(name: str) -> None:
     file = load_suite(name)
-    command = next(line for line in (SUITES / f"{name}.yaml").read_text().splitlines() if "dmt-ds suite" in line)
+    command = next(line for line in SUITES.find(name).read_text().splitlines() if "dmt-ds suite" in line)
     nodes = int(command.partition("--nodes=")[2] or 1)
     ranks = 8 * nodes if "--submit" in command else 1
     for run in all_runs(SuitePlan(file, Path("/out"), {"data.path": "/images"}, "sqlite:////out/mlflow.db")):
@@ -265,10 +265,18 @@ def test_an_unknown_suite_lists_those_there_are() -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_suite_is_found_as_a_recipe_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^suite '{tmp_path}': is a folder; give a file in it$"):
+        load_suite(str(tmp_path))
+    write_suite(tmp_path).rename("mine")
+    assert load_suite("mine").path == Path("mine")
+
+
 # Shipped suites
 
 
-@pytest.mark.parametrize("name", shipped_suites())
+@pytest.mark.parametrize("name", SUITES.names())
 def test_a_shipped_suite_resolves_and_says_what_it_shows(name: str) -> None:
     plan = plan_of(name)
     assert plan.file.suite.name == name
