@@ -4,6 +4,7 @@ An unreadable image is reported, not raised: an exception would cross the proces
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -40,8 +41,28 @@ class Made:
         return Made(self.batch and self.batch.pin_memory(), self.unreadable, self.failure)
 
 
-BatchMaker = Dataset[Made]
-"""Job -> what was made; goes to loader processes by pickling, and raises nothing."""
+class BatchMaker(Dataset[Made], ABC):
+    """Job -> what was made; goes to loader processes by pickling, and raises no `DmtError`."""
+
+    def __getitem__(self, job: Job) -> Made:
+        met: dict[int, str] = {}
+        try:
+            return Made(self.make(job, met), tuple(met.values()))
+        except DmtError as error:
+            return Made(None, failure=error)
+
+    @abstractmethod
+    def make(self, job: Job, met: dict[int, str]) -> Batch:
+        """The job's batch.
+
+        Args:
+            met: takes unreadable rows that others take the place of, and their messages.
+
+        Raises:
+            DmtError: an image can't be read.
+        """
+
+
 T = TypeVar("T")
 
 
@@ -88,25 +109,21 @@ class TrainBatchMaker(BatchMaker):
         self._source, self._crops, self._run_seed = source, tuple(crops), run_seed
         self._read = RowReader(source.read, len(source), bad_images)
 
-    def __getitem__(self, job: Job) -> Made:
+    def make(self, job: Job, met: dict[int, str]) -> Batch:
         """Read, crop and stack the job's images."""
         epochs, rows = torch.tensor(job[0]), torch.tensor(job[1])
         seeds = sample_rng.image_seeds(self._run_seed, epochs, rows)  # [B]
         numbers = [crop_numbers(seeds, view) for view in range(len(self._crops))]
         crops = tuple(empty_images(len(rows), spec.size) for spec in self._crops)
-        met: dict[int, str] = {}
         for place, row in enumerate(job[1]):
-            try:
-                image, rows[place] = self._read(row, int(seeds[place]), met)
-            except DmtError as error:
-                return Made(None, failure=error)
+            image, rows[place] = self._read(row, int(seeds[place]), met)
             for view, spec in enumerate(self._crops):
                 cut_into(crops[view][place], image, spec, numbers[view][place])
         for view, spec in enumerate(self._crops):
             if spec.rand_augment is not None:
                 _rand_augment(crops[view], spec.rand_augment, seeds, view)
         labels = torch.tensor([self._source.label(row) for row in rows.tolist()])
-        return Made(Batch(crops, seeds, rows, labels), tuple(met.values()))
+        return Batch(crops, seeds, rows, labels)
 
 
 class EvalBatchMaker(BatchMaker):
@@ -118,17 +135,14 @@ class EvalBatchMaker(BatchMaker):
     def __init__(self, source: ImageSource, size: int, interpolation: Interpolation) -> None:
         self._source, self._size, self._interpolation = source, size, interpolation
 
-    def __getitem__(self, job: Job) -> Made:
+    def make(self, job: Job, met: dict[int, str]) -> Batch:
         """Read, crop and stack the job's images."""
         num_images, rows = len(self._source), torch.tensor(job[1])
         images = empty_images(len(rows), self._size)
         for place, row in enumerate(job[1]):
-            try:
-                images[place] = center_crop(self._source.read(row % num_images), self._size, self._interpolation)
-            except DmtError as error:
-                return Made(None, failure=error)
+            images[place] = center_crop(self._source.read(row % num_images), self._size, self._interpolation)
         labels = torch.tensor([self._source.label(row) if row < num_images else -1 for row in job[1]])
-        return Made(Batch((images,), torch.zeros_like(labels), rows % num_images, labels))
+        return Batch((images,), torch.zeros_like(labels), rows % num_images, labels)
 
 
 def _rand_augment(crops: Tensor, how: RandAugment, seeds: Tensor, view: int) -> None:

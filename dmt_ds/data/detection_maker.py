@@ -6,11 +6,10 @@ from torch import Tensor
 from dmt_ds import sample_rng
 from dmt_ds.config.schema import BadImages
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.batch_maker import BatchMaker, Job, Made, RowReader
+from dmt_ds.data.batch_maker import BatchMaker, Job, RowReader
 from dmt_ds.data.coco import CocoSource
 from dmt_ds.data.detection_batch import DetectionTarget
 from dmt_ds.data.detection_views import Draw, ScaleSpec, draws, padded, scaled_image, scaled_objects
-from dmt_ds.errors import DmtError
 
 
 class TrainDetectionMaker(BatchMaker):
@@ -34,25 +33,20 @@ class TrainDetectionMaker(BatchMaker):
         self._size_multiple, self._run_seed = size_multiple, run_seed
         self._read = RowReader(source.read, len(source), bad_images)
 
-    def __getitem__(self, job: Job) -> Made:
+    def make(self, job: Job, met: dict[int, str]) -> Batch:
         """Read, scale and pad the job's images."""
         epochs, rows = torch.tensor(job[0]), torch.tensor(job[1])
         seeds = sample_rng.image_seeds(self._run_seed, epochs, rows)  # [B]
         images: list[Tensor] = []
         objects = []
-        met: dict[int, str] = {}
         for place, draw in enumerate(draws(seeds, self._spec)):
-            try:
-                image, row = self._read(job[1][place], int(seeds[place]), met)
-                images.append(scaled_image(image, self._spec, draw))
-                size = size_of(images[-1])
-                objects.append(scaled_objects(self._source.objects(row), size_of(image), size, self._spec, draw))
-            except DmtError as error:
-                return Made(None, failure=error)
+            image, row = self._read(job[1][place], int(seeds[place]), met)
+            images.append(scaled_image(image, self._spec, draw))
+            size = size_of(images[-1])
+            objects.append(scaled_objects(self._source.objects(row), size_of(image), size, self._spec, draw))
             rows[place] = row
         target = DetectionTarget(tuple(map(size_of, images)), tuple(objects))
-        batch = Batch((padded(images, self._size_multiple),), seeds, rows, torch.full_like(rows, -1), target)
-        return Made(batch, tuple(met.values()))
+        return Batch((padded(images, self._size_multiple),), seeds, rows, torch.full_like(rows, -1), target)
 
 
 class EvalDetectionMaker(BatchMaker):
@@ -64,20 +58,15 @@ class EvalDetectionMaker(BatchMaker):
     def __init__(self, source: CocoSource, spec: ScaleSpec, size_multiple: int) -> None:
         self._source, self._spec, self._size_multiple = source, spec, size_multiple
 
-    def __getitem__(self, job: Job) -> Made:
+    def make(self, job: Job, met: dict[int, str]) -> Batch:
         """Read, scale and pad the job's one image."""
         (row,) = job[1]
         num_images = len(self._source)
-        try:
-            image = scaled_image(
-                self._source.read(row % num_images), self._spec, Draw(self._spec.short_sides[0], False)
-            )
-        except DmtError as error:
-            return Made(None, failure=error)
+        image = scaled_image(self._source.read(row % num_images), self._spec, Draw(self._spec.short_sides[0], False))
         rows = torch.tensor([row % num_images])
         labels = torch.tensor([0 if row < num_images else -1])
         target = DetectionTarget((size_of(image),))
-        return Made(Batch((padded([image], self._size_multiple),), torch.zeros_like(rows), rows, labels, target))
+        return Batch((padded([image], self._size_multiple),), torch.zeros_like(rows), rows, labels, target)
 
 
 def size_of(image: Tensor) -> tuple[int, int]:

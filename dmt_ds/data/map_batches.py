@@ -9,10 +9,9 @@ from dmt_ds import sample_rng
 from dmt_ds.config.schema import BadImages, Interpolation
 from dmt_ds.config.segmentation import IGNORED
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.batch_maker import BatchMaker, Job, Made, RowReader, empty_images, in_shared_memory
+from dmt_ds.data.batch_maker import BatchMaker, Job, RowReader, empty_images, in_shared_memory
 from dmt_ds.data.joint_crop import NUMBERS, JointCrop, resized
 from dmt_ds.data.label_maps import LabelMapSource
-from dmt_ds.errors import DmtError
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class TrainMapMaker(BatchMaker):
         self._crop, self._run_seed = crop, run_seed
         self._read = RowReader(source.read_pair, len(source), bad_images)
 
-    def __getitem__(self, job: Job) -> Made:
+    def make(self, job: Job, met: dict[int, str]) -> Batch:
         """Read, crop and stack the job's images and maps."""
         epochs, rows = torch.tensor(job[0]), torch.tensor(job[1])
         seeds = sample_rng.image_seeds(self._run_seed, epochs, rows)  # [B]
@@ -52,16 +51,12 @@ class TrainMapMaker(BatchMaker):
         size = self._crop.size
         images = empty_images(len(rows), size)
         maps = in_shared_memory(torch.empty(len(rows), size, size, dtype=torch.uint8))
-        met: dict[int, str] = {}
         sizes = []
         for place, row in enumerate(job[1]):
-            try:
-                pair, rows[place] = self._read(row, int(seeds[place]), met)
-            except DmtError as error:
-                return Made(None, failure=error)
+            pair, rows[place] = self._read(row, int(seeds[place]), met)
             sizes.append(self._crop.cut_into(images[place], maps[place], pair, numbers[place]))
         labels = torch.full_like(rows, -1)
-        return Made(Batch((images,), seeds, rows, labels, LabelMaps(maps, tuple(sizes))), tuple(met.values()))
+        return Batch((images,), seeds, rows, labels, LabelMaps(maps, tuple(sizes)))
 
 
 class EvalMapMaker(BatchMaker):
@@ -73,19 +68,14 @@ class EvalMapMaker(BatchMaker):
     def __init__(self, source: LabelMapSource, short_side: int | None, interpolation: Interpolation) -> None:
         self._source, self._short_side, self._interpolation = source, short_side, interpolation
 
-    def __getitem__(self, job: Job) -> Made:
+    def make(self, job: Job, met: dict[int, str]) -> Batch:
         """Read and scale the job's image."""
         (row,), num_images = job[1], len(self._source)
-        try:
-            image, labels = self._source.read_pair(row % num_images)
-        except DmtError as error:
-            return Made(None, failure=error)
+        image, labels = self._source.read_pair(row % num_images)
         fills_up = row >= num_images
         if fills_up:
             labels = torch.full_like(labels, IGNORED)
         image = resized(image, self._short_side, interpolation=self._interpolation)
         zero = torch.zeros(1, dtype=torch.int64)
         target = LabelMaps(in_shared_memory(labels[None]))
-        return Made(
-            Batch((in_shared_memory(image[None]),), zero, zero + row % num_images, zero - int(fills_up), target)
-        )
+        return Batch((in_shared_memory(image[None]),), zero, zero + row % num_images, zero - int(fills_up), target)
