@@ -14,7 +14,7 @@ import torch
 
 from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.teacher_engines import start_teachers
-from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
+from dmt_ds.config.deepspeed import named_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.loader import TrainLoader
@@ -125,7 +125,7 @@ def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     targets = adapter_widths(size, config.student, config.distill, teachers)
     widths = {str(number): width for number, width in enumerate(targets or (size.embed_dim,))}
     student = Student(vit, widths, config.student.adapter)
-    student.to(device, ds_teachers.weights_dtype(read_ds_config(find_ds_config(config.train.deepspeed)))).train()
+    student.to(device, ds_teachers.weights_dtype(named_ds_config(config.train.deepspeed))).train()
     if device.type == "cpu":
         prefer_written_attention(student)  # as `pretrain` does there
     if compiles(config.train.compile, "student", device, read_inside=config.task == "tinymim"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_ds.config.batch import plan_batch, plan_length
-from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config, resolve_student
+from dmt_ds.config.deepspeed import find_ds_config, named_ds_config, precision, resolve_student
 from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
@@ -150,12 +150,11 @@ def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
     student = student_size(config.student, config.data.image_size)
     teachers, guesses = teacher_sizes(section, config.student.patch_size, config.data.image_size)
     shard_ranks = cluster.gpus_per_node if section.shard_over == "node" else cluster.num_ranks
-    teacher_json = read_ds_config(find_ds_config(section.deepspeed))
     layout = Layout(
         teachers=teachers,
         student=student,
         adapter_widths=adapter_widths(student, config.student, config.distill, teachers),
-        teacher_bytes=2 if precision(teacher_json) == "bf16" else 4,
+        teacher_bytes=2 if precision(named_ds_config(section.deepspeed)) == "bf16" else 4,
         ds_config=resolve_student(find_ds_config(train.deepspeed), batch, config.optim.clip_grad_norm),
         sharded_teachers=section.sharding == "zero3",
         shard_ranks=shard_ranks,

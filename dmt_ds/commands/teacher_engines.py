@@ -9,11 +9,10 @@ from torch import Tensor
 
 from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.teacher_sharding import choose_sharding
-from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_teacher
+from dmt_ds.config.deepspeed import DsConfig, find_ds_config, read_ds_config, resolve_teacher
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import dist, ds_teachers
 from dmt_ds.engine.ds_check import check_ds_config
-from dmt_ds.engine.ds_engine import DsConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.packed_linear import pack_linear, packing_pays
 from dmt_ds.models.products import fuse_gelu, fusing_gelu_pays

@@ -13,7 +13,8 @@ from dmt_ds.config.batch import BatchPlan
 from dmt_ds.config.shipped import Shipped
 from dmt_ds.errors import ConfigError
 
-Json = dict[str, Any]
+DsConfig = dict[str, Any]
+"""What a DeepSpeed JSON says."""
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "ds_configs", _PACKAGE.parent / "ds_configs")  # of an installed wheel; of a checkout
@@ -53,7 +54,7 @@ def find_ds_config(name_or_path: str | Path) -> Path:
     return _JSONS.find(name_or_path)
 
 
-def resolve_student(path: Path, plan: BatchPlan, clip_grad_norm: float) -> Json:
+def resolve_student(path: Path, plan: BatchPlan, clip_grad_norm: float) -> DsConfig:
     """The student engine's configuration, with the recipe's batch and clipping in place of "auto" or of nothing.
 
     Raises:
@@ -79,7 +80,7 @@ def resolve_student(path: Path, plan: BatchPlan, clip_grad_norm: float) -> Json:
     return _finished(path, config, findings)
 
 
-def resolve_teacher(path: Path, embed_dim: int) -> Json:
+def resolve_teacher(path: Path, embed_dim: int) -> DsConfig:
     """A teacher engine's configuration, with ZeRO-3's look-ahead made for blocks of this width.
 
     DeepSpeed's defaults gather any model below 50 million parameters at once, which undoes the sharding. Here one
@@ -108,18 +109,27 @@ def resolve_teacher(path: Path, embed_dim: int) -> Json:
     return _finished(path, {**config, "zero_optimization": {**zero, **filled}}, findings)
 
 
-def precision(ds_config: Json) -> Literal["bf16", "fp32"]:
+def precision(ds_config: DsConfig) -> Literal["bf16", "fp32"]:
     """Number format of an engine's weights and tokens."""
     section = ds_config.get("bf16", {})
     return "bf16" if isinstance(section, dict) and section.get("enabled", False) else "fp32"
 
 
-def zero_stage(ds_config: Json) -> int:
+def zero_stage(ds_config: DsConfig) -> int:
     """0 (nothing is cut) to 3 (weights are)."""
     return int(ds_config.get("zero_optimization", {}).get("stage", 0))
 
 
-def read_ds_config(path: Path) -> Json:
+def named_ds_config(name_or_path: str | Path) -> DsConfig:
+    """What the DeepSpeed JSON of that name says, as it is written.
+
+    Raises:
+        ConfigError: there is no such file, or `read_ds_config` refuses it.
+    """
+    return read_ds_config(find_ds_config(name_or_path))
+
+
+def read_ds_config(path: Path) -> DsConfig:
     """A DeepSpeed JSON as it is written, but that `bfloat16`, the older name, becomes `bf16`.
 
     Raises:
@@ -142,7 +152,7 @@ def read_ds_config(path: Path) -> Json:
     return config
 
 
-def _misshapen(config: Json) -> Iterator[str]:
+def _misshapen(config: DsConfig) -> Iterator[str]:
     """Values that can't be looked into, where this package does."""
     for key, example in _SECTIONS.items():
         if not isinstance(config.get(key, {}), dict):
@@ -163,7 +173,7 @@ class _Twins(Exception):
     """A key stands twice in one object; plain `json` keeps the last without a word."""
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> Json:
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
@@ -171,11 +181,11 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> Json:
     return dict(pairs)
 
 
-def _forbidden(section: Json, remedies: dict[str, str], prefix: str = "") -> list[str]:
+def _forbidden(section: dict[str, Any], remedies: dict[str, str], prefix: str = "") -> list[str]:
     return [f"{prefix}{key}: {remedies[key]}" for key in section if key in remedies and _is_on(section[key])]
 
 
-def _untrainable(config: Json) -> Iterator[str]:
+def _untrainable(config: DsConfig) -> Iterator[str]:
     """What DeepSpeed would refuse a student for, or do without float32 masters, with an optimizer of torch's."""
     zero = config.get("zero_optimization", {})
     yield from _forbidden(zero, _OLD_NAMES, "zero_optimization.")
@@ -192,7 +202,7 @@ def _untrainable(config: Json) -> Iterator[str]:
         )
 
 
-def _on_disk(zero: Json) -> list[str]:
+def _on_disk(zero: dict[str, Any]) -> list[str]:
     return [
         f'zero_optimization.{key}.device="nvme": needs an op that DeepSpeed compiles, which is not supported; use "cpu"'
         for key in ("offload_optimizer", "offload_param")
@@ -200,7 +210,7 @@ def _on_disk(zero: Json) -> list[str]:
     ]
 
 
-def _offload_device(zero: Json, key: str) -> str:
+def _offload_device(zero: dict[str, Any], key: str) -> str:
     return str((zero.get(key) or {}).get("device", "none"))
 
 
@@ -211,14 +221,14 @@ def _is_on(value: object) -> bool:
     return value is True or value not in (False, None, 1)
 
 
-def _finished(path: Path, config: Json, findings: list[str]) -> Json:
+def _finished(path: Path, config: DsConfig, findings: list[str]) -> DsConfig:
     findings = findings + [f'{key}="auto": nothing fills it; write a value' for key in _autos(config)]
     if findings:
         raise ConfigError("\n".join(f"{path}: {finding}" for finding in findings))
     return config
 
 
-def _autos(config: Json, prefix: str = "") -> Iterator[str]:
+def _autos(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _autos(value, f"{prefix}{key}.")

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dmt_ds.config.deepspeed import precision, zero_stage
-
-DsConfig = dict[str, Any]
+from dmt_ds.config.deepspeed import DsConfig, precision, zero_stage
 
 
 def can_skip(config: DsConfig, optimizer: Optimizer) -> bool:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from dmt_ds.config.deepspeed import DsConfig
 from dmt_ds.config.findings import describe
-from dmt_ds.engine.ds_engine import DsConfig, library
+from dmt_ds.engine.ds_engine import library
 from dmt_ds.errors import ConfigError
 
 _SECTIONS = {"DeepSpeedZeroConfig": "zero_optimization", "DeepSpeedBF16Config": "bf16"}

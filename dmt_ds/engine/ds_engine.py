@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dmt_ds.config.deepspeed import DsConfig as DsConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.bucket_reduction import reduce_at_once
 from dmt_ds.engine.cpu_memory import keep_freed_memory
@@ -35,8 +36,6 @@ from dmt_ds.storage import is_away
 from dmt_ds.tracking.spans import span
 
 logger = logging.getLogger(__name__)
-
-DsConfig = dict[str, Any]
 
 
 def library() -> ModuleType:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmt_ds.config.deepspeed import precision
+from dmt_ds.config.deepspeed import DsConfig, precision
 from dmt_ds.engine import dist, ds_engine
-from dmt_ds.engine.ds_engine import DsConfig
 
 
 def build_teacher(

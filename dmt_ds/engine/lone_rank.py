@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmt_ds.config.deepspeed import precision, zero_stage
-
-DsConfig = dict[str, Any]
+from dmt_ds.config.deepspeed import DsConfig, precision, zero_stage
 
 
 def averages_with_nobody(config: DsConfig, world_size: int) -> bool:

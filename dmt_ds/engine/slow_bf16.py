@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
+from dmt_ds.config.deepspeed import named_ds_config, precision
 
 CPUINFO = Path("/proc/cpuinfo")
 _FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86 with tiles, Arm
@@ -39,7 +39,7 @@ def advice(device: torch.device, student_json: str, teachers_json: str | None, c
     in_use = {"train.deepspeed=student_zero2_fp32": student_json}
     if teachers_json is not None:
         in_use["teachers.deepspeed=teacher_zero3_inference_fp32"] = teachers_json
-    remedies = [remedy for remedy, name in in_use.items() if precision(read_ds_config(find_ds_config(name))) == "bf16"]
+    remedies = [remedy for remedy, name in in_use.items() if precision(named_ds_config(name)) == "bf16"]
     slow = device_without_bf16(device, cpuinfo) if remedies else None
     if slow is None:
         return None
