@@ -3,8 +3,10 @@
 Precedence, in one sentence: field default < recipe file < `key=value` on the command line.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +162,13 @@ def _read_recipe(path: Path) -> Tree:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_label(path)}: can't be read: {error}") from None
-    return _mapping(parse_yaml(text, _label(path)), _label(path))
+    return copy.deepcopy(_parsed_recipe(text, _label(path)))
+
+
+@lru_cache(maxsize=128)
+def _parsed_recipe(text: str, label: str) -> Tree:
+    """Kept, as the many runs of a suite share few recipes; by text, as a file may change."""
+    return _mapping(parse_yaml(text, label), label)
 
 
 def _mapping(values: object, origin: str) -> Tree:

@@ -4,6 +4,7 @@ PyYAML alone reads `1e-4` as text, `no` as false and `12:30` as 750. Here only n
 with the field's type in hand, so that `base_lr: 1e-4` is a number and the tag `commit: 12e4567` stays a name.
 """
 
+import re
 from typing import Any
 
 import yaml
@@ -12,6 +13,9 @@ from dmt_ds.errors import ConfigError
 
 _TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "map", "seq", "merge"))
 """What a node may be; another one was asked for by name, as in `!!int 3`."""
+
+_PLAIN = re.compile(r"(?!null$)[A-Za-z0-9_/][A-Za-z0-9_./+-]*", re.IGNORECASE)
+"""One-line text without a character that could mean anything to YAML."""
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -72,6 +76,8 @@ def parse_value(text: str, origin: str) -> Any:
     """
     if not text.strip():
         return ""
+    if _PLAIN.fullmatch(text):
+        return text  # as YAML reads it, without the cost of a document: a suite has thousands of such values
     try:
         return yaml.load(text, Loader=_TextLoader)
     except yaml.YAMLError as error:

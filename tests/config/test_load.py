@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, strategies
 from pydantic import ValidationError
 
 from dmt_ds.config.batch import plan_batch
@@ -19,6 +20,7 @@ from dmt_ds.config.load import (
     to_yaml,
 )
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.yaml_text import parse_value, parse_yaml
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.ibot import IbotTask
 
@@ -53,6 +55,32 @@ def test_a_recipe_changes_only_what_its_base_says_otherwise(tmp_path: Path) -> N
     recipe(tmp_path, "base: a\nname: b\noptim: {base_lr: 2}", "b.yaml")
     config = load_config(recipe(tmp_path, "base: b.yaml\noptim: {eps: 3}", "c.yaml"))
     assert (config.name, config.optim.base_lr, config.optim.weight_decay, config.optim.eps) == ("b", 2, 1, 3)
+
+
+def test_a_recipe_that_was_read_before_is_read_as_it_is_now_and_no_run_has_anothers_settings(tmp_path: Path) -> None:
+    recipe(tmp_path, "task: mae\noptim: {betas: [0.9, 0.99]}", "base.yaml")
+    path = recipe(tmp_path, "base: base\nname: a")
+    assert [load_config(path, given).optim.eps for given in (["optim.eps=3"], [], ["optim.eps=4"])] == [3, 1e-8, 4]
+    recipe(tmp_path, "task: mae\noptim: {betas: [0.8, 0.88]}", "base.yaml")
+    assert load_config(path).optim.betas == (0.8, 0.88)
+
+
+@given(strategies.text("aANn0ulLU_/.+-:,#[]{}<~'\"!&*% \n", min_size=1).filter(str.strip))
+def test_a_value_is_read_as_a_whole_yaml_document_would_be(text: str) -> None:
+    try:
+        wanted = parse_yaml(text, "x")
+    except ConfigError:
+        with pytest.raises(ConfigError, match="not a YAML value"):
+            parse_value(text, "x")
+    else:
+        assert parse_value(text, "x") == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "Null", "NULL", "~", "nul", "nulls", "1e-3", "yes", "a\n", "/a/b.c", "v1.0+cu"]
+)
+def test_only_null_is_not_text(text: str) -> None:
+    assert parse_value(text, "x") == (None if text.lower() in ("null", "~") else text.strip())
 
 
 def test_teachers_of_a_recipe_can_be_changed_one_setting_at_a_time() -> None:
