@@ -1,5 +1,6 @@
 """A suite file becomes runs, or lines that say what to mend; nothing is started."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def plan_of(path: Path | str, output: Path = Path("/out"), **given: object) -> S
     return SuitePlan(load_suite(str(path)), output, given, f"sqlite:///{output}/mlflow.db")
 
 
+@cache
+def shipped(name: str) -> tuple[SuitePlan, list[SuiteRun]]:
+    """A shipped suite with all its runs, whose settings are resolved once for all tests."""
+    plan = plan_of(name, **{"data.path": "/images"})
+    return plan, all_runs(plan)
+
+
 def all_runs(plan: SuitePlan) -> list[SuiteRun]:
     return [*plan.teachers(), *plan.tuning(), *plan.variants({})]
 
@@ -37,11 +45,11 @@ def complaints(text: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", SUITES.names())
 def test_all_batches_of_a_shipped_suite_divide_by_the_ranks_that_its_head_asks_for(name: str) -> None:
-    file = load_suite(name)
+    _, runs = shipped(name)
     command = next(line for line in SUITES.find(name).read_text().splitlines() if "dmt-ds suite" in line)
     nodes = int(command.partition("--nodes=")[2] or 1)
     ranks = 8 * nodes if "--submit" in command else 1
-    for run in all_runs(SuitePlan(file, Path("/out"), {"data.path": "/images"}, "sqlite:////out/mlflow.db")):
+    for run in runs:
         for config in [run.config, *(follow_up.config for follow_up in follow_ups_of(run))]:
             plan_batch(config.train.global_batch_size, config.train.micro_batch_size, ranks)
 
@@ -278,9 +286,9 @@ def test_a_suite_is_found_as_a_recipe_is(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", SUITES.names())
 def test_a_shipped_suite_resolves_and_says_what_it_shows(name: str) -> None:
-    plan = plan_of(name)
+    plan, runs = shipped(name)
     assert plan.file.suite.name == name
-    assert findings(plan, all_runs(plan)) == []
+    assert findings(plan, runs) == []
     assert plan.file.path.read_text().startswith("# ")
 
 
