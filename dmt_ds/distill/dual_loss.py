@@ -34,7 +34,9 @@ def dual_loss(
 ) -> DualLoss:
     """TFD and SFD as KL divergences, by a fused kernel; values and gradient are those of `losses.py`.
 
-    The gradient [B, 1+N, D] is made with the losses and kept for the backward pass; it has no second derivative.
+    The gradient [B, 1+N, D] is made with the losses and kept for the backward pass. It has no second derivative: under
+    `create_graph=True` this term's is left out without a word. `torch.func` (`grad`, `vmap`) does not take it at all.
+    For both use `losses.py`, which is kernel `eager` of `DistillationObjective`.
 
     Args:
         student_tokens: Z^S after the adapter, [B, 1+N, D].
