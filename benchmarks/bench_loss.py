@@ -17,8 +17,9 @@ import torch
 from harness import Report, Spread
 from torch import Tensor
 
+from dmt_ds.distill.choices import Direction
 from dmt_ds.distill.dual_loss import dual_loss
-from dmt_ds.distill.losses import Direction, spatial_fusion_loss, token_fusion_loss
+from dmt_ds.distill.losses import spatial_fusion_loss, token_fusion_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 4e-3}

@@ -15,6 +15,7 @@ from dmt_ds.config.section import (
     Triple,
     check_range,
 )
+from dmt_ds.distill.choices import Direction, Divergence, FusionMode
 
 
 class AugmentConfig(Section):
@@ -52,15 +53,15 @@ _SECOND_VIEW = _FIRST_VIEW.model_copy(update={"blur_probability": 0.1, "solarize
 class DistillConfig(Section):
     """The objective: equations 2, 3 and 4 of the paper, and variants of them."""
 
-    divergence: Literal["kl", "mse"] = "kl"
+    divergence: Divergence = "kl"
     """`kl` of softmaxed tokens, or `mse` of the tokens themselves (Table 3)."""
-    direction: Literal["student_teacher", "teacher_student"] = "student_teacher"
+    direction: Direction = "student_teacher"
     """KL(student || fused) as printed in the paper, or the usual KL(fused || student)."""
     tfd_weight: NonNegative = 1.0
     """Weight of token fusion distillation (softmax over channels); 0 leaves it out."""
     sfd_weight: NonNegative = 1.0
     """Weight of spatial fusion distillation (softmax over positions); 0 leaves it out."""
-    fusion: Literal["sum", "mean", "unit_std", "centred", "concat"] = "sum"
+    fusion: FusionMode = "sum"
     """How the teachers become one target; `concat` keeps them apart, with an adapter and a pair of losses for each."""
     centring_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Momentum, per step, of the running channel means that `centred` subtracts."""

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dmt_ds.distill.choices import Direction, check_choice
 from dmt_ds.distill.kernels import chunked
 from dmt_ds.distill.kernels.terms import Computed, Kernel, Terms, new_gradient
-from dmt_ds.distill.losses import Direction
+from dmt_ds.distill.losses import check_tokens
 
 
 class DualLoss(NamedTuple):
@@ -43,8 +44,12 @@ def dual_loss(
         fused_tokens: Z^T, the same shape; no gradient reaches it.
         first_row: first token that TFD looks at; 1 leaves the class token out.
         kernel: `chunked` or `triton`.
+
+    Raises:
+        ValueError: no such direction.
     """
-    assert student_tokens.shape == fused_tokens.shape, f"{list(student_tokens.shape)}, {list(fused_tokens.shape)}"
+    check_tokens(student_tokens, fused_tokens)
+    check_choice("direction", direction)
     needs_gradient = torch.is_grad_enabled() and student_tokens.requires_grad
     settings = (direction == "student_teacher", tfd_weight, sfd_weight, first_row, kernel, needs_gradient)
     total, tfd, sfd, _ = _op(student_tokens, fused_tokens.detach(), *settings)

@@ -1,15 +1,13 @@
 """Several teachers' tokens become the student's target; knows no teacher and no loss."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dmt_ds.distill.centring import RunningMeans, subtract_means
+from dmt_ds.distill.choices import FusionMode, check_choice, no_branch
 from dmt_ds.distill.losses import at_least_float32
-
-FusionMode = Literal["sum", "mean", "unit_std", "centred", "concat"]
 
 FUSED = "fused"
 """Name of the one target of all modes but `concat`."""
@@ -46,11 +44,15 @@ class TokenFusion:
             centring_momentum: per step, of the means that `centred` subtracts.
 
         Raises:
-            ValueError: no teacher has a weight above 0 (`concat`: some teacher has none).
+            ValueError: there is no such mode, no teacher has a weight above 0 (`concat`: some teacher has none), or the
+                class token is that of a teacher without weight.
         """
+        check_choice("fusion", mode)
         without_weight = [name for name, weight in weights.items() if weight <= 0]
         if len(without_weight) == len(weights) or (mode == "concat" and without_weight):
             raise ValueError(f"fusion '{mode}': weight of {without_weight} must be above 0")
+        if strangers := [name for name in class_token if name not in weights]:
+            raise ValueError(f"class_token of {strangers}: weights has {list(weights)} only")
         self._mode = mode
         self._weights = dict(weights)
         self._class_token = {name: class_token.get(name, True) for name in weights}
@@ -86,6 +88,7 @@ class TokenFusion:
         Returns:
             Target -> tokens [B, 1+N, D]: float32 under `"fused"`, or with `concat` the teachers' own.
         """
+        assert not isinstance(named_tokens, Mapping), "tokens come as pairs (teacher, tokens): give the dict's .items()"
         if self._mode == "concat":
             targets = dict(named_tokens)
             self._check_names(list(targets))
@@ -119,6 +122,7 @@ class TokenFusion:
 
     def _first(self, name: str, tokens: Tensor) -> Tensor:
         """The sum of one teacher."""
+        assert tokens.ndim == 3, f"teacher '{name}': tokens {list(tokens.shape)} must be [B, 1+N, D]"
         fused = torch.empty(tokens.shape, dtype=torch.promote_types(tokens.dtype, torch.float32), device=tokens.device)
         fused.copy_(self._prepared(name, tokens))
         if self._weights[name] != 1:
@@ -129,15 +133,23 @@ class TokenFusion:
 
     def _add(self, fused: Tensor, name: str, tokens: Tensor) -> None:
         """Add one teacher to the sum, in place; its own tokens stay as they are."""
+        assert tokens.shape == fused.shape, (
+            f"teacher '{name}': tokens {list(tokens.shape)}, those before it have {list(fused.shape)}: can't be added"
+        )
         first = 0 if self._class_token[name] else 1
         fused[:, first:].add_(self._prepared(name, tokens)[:, first:], alpha=self._weights[name])
 
     def _prepared(self, name: str, tokens: Tensor) -> Tensor:
+        """What is weighed and added."""
+        assert self._mode != "concat", "it adds nothing"
+        if self._mode == "sum" or self._mode == "mean":
+            return tokens
         if self._mode == "unit_std":
             return unit_std(tokens)
-        if self._mode == "centred" and (means := self._means.of(name, tokens.device)) is not None:
-            return subtract_means(tokens, means)
-        return tokens
+        if self._mode == "centred":
+            means = self._means.of(name, tokens.device)
+            return tokens if means is None else subtract_means(tokens, means)
+        no_branch(self._mode)
 
     def _scaled(self, fused: Tensor) -> Tensor:
         if self._mode == "mean":

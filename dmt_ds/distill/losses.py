@@ -4,13 +4,10 @@ Letters: B images, N patches, D channels. Token 0 is the class token. The fused 
 reaches them. Everything is computed in float32 (float64 stays float64), also for bfloat16 inputs and under autocast.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Divergence = Literal["kl", "mse"]
-Direction = Literal["student_teacher", "teacher_student"]
+from dmt_ds.distill.choices import Direction, Divergence, check_choice, no_branch
 
 
 def token_fusion_loss(
@@ -30,11 +27,12 @@ def token_fusion_loss(
 
     Returns:
         Scalar; in nats for `kl`.
+
+    Raises:
+        ValueError: no such divergence or direction.
     """
-    student, fused = _comparable(student_tokens, fused_tokens)
-    if divergence == "mse":
-        return (student - fused).square().mean()
-    return _kl(student, fused, direction, dim=-1).mean()  # [B, 1+N] -> []
+    check_tokens(student_tokens, fused_tokens)
+    return _mean_divergence(student_tokens, fused_tokens, divergence, direction, dim=2)
 
 
 def spatial_fusion_loss(
@@ -54,11 +52,12 @@ def spatial_fusion_loss(
 
     Returns:
         Scalar; in nats for `kl`.
+
+    Raises:
+        ValueError: no such divergence or direction.
     """
-    student, fused = _comparable(student_tokens[:, 1:], fused_tokens[:, 1:])
-    if divergence == "mse":
-        return (student - fused).square().mean()
-    return _kl(student, fused, direction, dim=1).mean()  # [B, D] -> []
+    check_tokens(student_tokens, fused_tokens)
+    return _mean_divergence(student_tokens[:, 1:], fused_tokens[:, 1:], divergence, direction, dim=1)
 
 
 def at_least_float32(tokens: Tensor) -> Tensor:
@@ -66,13 +65,35 @@ def at_least_float32(tokens: Tensor) -> Tensor:
     return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
 
 
-def _comparable(student: Tensor, fused: Tensor) -> tuple[Tensor, Tensor]:
-    assert student.shape == fused.shape, f"student tokens {list(student.shape)}, target tokens {list(fused.shape)}"
-    return at_least_float32(student), at_least_float32(fused.detach())
+def check_tokens(student: Tensor, fused: Tensor) -> None:
+    """Both must be [B, 1+N, D] floats of one shape: of others a softmax gives a number too, and a wrong one."""
+    assert student.shape == fused.shape and student.ndim == 3, (
+        f"student tokens {list(student.shape)}, target tokens {list(fused.shape)}: both must be [B, 1+N, D], alike"
+    )
+    assert student.is_floating_point() and fused.is_floating_point(), (
+        f"student tokens are {student.dtype}, target tokens {fused.dtype}: both must be floating point"
+    )
+
+
+def _mean_divergence(student: Tensor, fused: Tensor, divergence: Divergence, direction: Direction, dim: int) -> Tensor:
+    """Of the tokens (`dim` 2, the channels) or of the channels (`dim` 1, the positions), the mean over all of them."""
+    check_choice("divergence", divergence)
+    check_choice("direction", direction)
+    student, fused = at_least_float32(student), at_least_float32(fused.detach())
+    if divergence == "mse":
+        return (student - fused).square().mean()
+    if divergence == "kl":
+        return _kl(student, fused, direction, dim).mean()  # [B, 1+N] or [B, D] -> []
+    no_branch(divergence)
 
 
 def _kl(student: Tensor, fused: Tensor, direction: Direction, dim: int) -> Tensor:
     """KL divergence of the two softmaxes over `dim`, which is summed away."""
     log_student, log_fused = student.log_softmax(dim), fused.log_softmax(dim)
-    log_p, log_q = (log_student, log_fused) if direction == "student_teacher" else (log_fused, log_student)
+    if direction == "student_teacher":
+        log_p, log_q = log_student, log_fused
+    elif direction == "teacher_student":
+        log_p, log_q = log_fused, log_student
+    else:
+        no_branch(direction)
     return (log_p.exp() * (log_p - log_q)).sum(dim)  # KL(p || q)

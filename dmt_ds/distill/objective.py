@@ -6,9 +6,10 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from dmt_ds.distill.choices import Direction, Divergence, check_choice
 from dmt_ds.distill.dual_loss import DualLoss, dual_loss
 from dmt_ds.distill.kernels.terms import Kernel
-from dmt_ds.distill.losses import Direction, Divergence, spatial_fusion_loss, token_fusion_loss
+from dmt_ds.distill.losses import spatial_fusion_loss, token_fusion_loss
 
 _Tokens = Mapping[str, Tensor]
 
@@ -48,7 +49,14 @@ class DistillationObjective:
             target_weights: target -> weight of its losses; missing means 1.
             without_class_token: targets whose class token has no part in TFD.
             kernel: how both KL divergences are computed; the numbers are the same.
+
+        Raises:
+            ValueError: no such divergence or direction, or neither loss has a weight.
         """
+        check_choice("divergence", divergence)
+        check_choice("direction", direction)
+        if not (tfd_weight or sfd_weight):
+            raise ValueError("tfd_weight and sfd_weight are both 0: there is nothing to learn; set one above 0")
         assert kernel == "eager" or (divergence == "kl" and tfd_weight and sfd_weight), "no fused form of this"
         self._divergence = divergence
         self._direction = direction
@@ -65,6 +73,7 @@ class DistillationObjective:
             student_tokens: target -> Z^S after the adapter of that target, [B, 1+N, D].
             targets: target -> Z^T, [B, 1+N, D]; no gradient reaches it.
         """
+        assert targets, "there are no targets to learn from"
         if self._kernel != "eager":
             return self._fused(student_tokens, targets)
         zero = next(iter(student_tokens.values())).new_zeros((), dtype=torch.float32)
@@ -116,6 +125,8 @@ class DistillationObjective:
     def _pairs(self, student_tokens: _Tokens, targets: _Tokens) -> Iterator[tuple[Tensor, Tensor, float, int]]:
         """For each target: student tokens, target tokens, weight, first row that TFD looks at."""
         assert student_tokens.keys() == targets.keys(), f"student {list(student_tokens)}, targets {list(targets)}"
+        strangers = (self._target_weights.keys() | self._without_class_token) - targets.keys()
+        assert not strangers, f"settings of targets {sorted(strangers)}, which are not among {list(targets)}"
         for name, target in targets.items():
             first = 1 if name in self._without_class_token else 0
             yield student_tokens[name], target, self._target_weights.get(name, 1.0), first

@@ -2,14 +2,18 @@
 
 import weakref
 from collections.abc import Iterator
+from itertools import combinations
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from dmt_ds.distill.centring import RunningMeans
-from dmt_ds.distill.fusion import FusionMode, TokenFusion
+from dmt_ds.distill.choices import FusionMode
+from dmt_ds.distill.fusion import TokenFusion
 
+MODES = get_args(FusionMode)
 NAMES = ["mae", "moco_v3", "ibot"]
 ONES = dict.fromkeys(NAMES, 1.0)
 ALL = dict.fromkeys(NAMES, True)
@@ -44,7 +48,7 @@ def test_bfloat16_teachers_are_added_in_float32() -> None:
     assert torch.equal(fused, torch.stack([t.float() for t in tokens.values()]).sum(0))
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "unit_std", "centred", "concat"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_teachers_own_tokens_stay_as_they_are(mode: FusionMode, dtype: torch.dtype) -> None:
     tokens, before = teacher_tokens(dtype=dtype), teacher_tokens(dtype=dtype)
@@ -128,7 +132,45 @@ def test_teachers_in_another_order_are_refused() -> None:
         fuse(TokenFusion("sum", ONES, ALL), dict(reversed(tokens.items())))
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "unit_std", "centred"])
+def test_an_unknown_mode_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match="fusion 'median' is not known: it is one of sum, mean, unit_std, centred, "):
+        TokenFusion("median", ONES, ALL)
+
+
+def test_no_two_modes_are_the_same() -> None:
+    """A mode without a branch of its own would make the targets of another one."""
+    fusions = [TokenFusion(mode, ONES, ALL) for mode in MODES if mode != "concat"]
+    for fusion in fusions:
+        fuse(fusion, teacher_tokens(seed=0))
+        fusion.after_step()
+    targets = [fuse(fusion, teacher_tokens(seed=1)) for fusion in fusions]
+    assert not any(torch.allclose(one, other) for one, other in combinations(targets, 2))
+
+
+def test_a_class_token_of_no_teacher_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"class_token of \['zz'\]: weights has \['mae', 'moco_v3', 'ibot'\] only"):
+        TokenFusion("sum", ONES, {"zz": False})
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6), (2, 5, 1), (2, 4, 6), (5, 6)])
+def test_a_teacher_whose_tokens_do_not_fit_is_named_and_never_broadcast(shape: tuple[int, ...]) -> None:
+    tokens = {**teacher_tokens(), "moco_v3": torch.zeros(shape)}
+    with pytest.raises(AssertionError, match=r"teacher 'moco_v3': tokens \[.*\], those before it have \[2, 5, 6\]"):
+        fuse(TokenFusion("sum", ONES, ALL), tokens)
+
+
+def test_a_first_teacher_whose_tokens_are_no_batch_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"teacher 'mae': tokens \[5, 6\] must be \[B, 1\+N, D\]"):
+        fuse(TokenFusion("sum", ONES, ALL), {name: tokens[0] for name, tokens in teacher_tokens().items()})
+
+
+@pytest.mark.parametrize("mode", ["sum", "concat"])
+def test_a_dict_in_place_of_pairs_is_refused_with_the_remedy(mode: FusionMode) -> None:
+    with pytest.raises(AssertionError, match=r"give the dict's \.items\(\)"):
+        TokenFusion(mode, ONES, ALL)(teacher_tokens())
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "concat"])
 def test_only_one_teachers_tokens_are_alive_at_a_time(mode: FusionMode) -> None:
     alive: list[weakref.ref[Tensor]] = []
 
@@ -274,7 +316,7 @@ def test_a_saved_state_does_not_change_with_later_steps() -> None:
     assert all(torch.equal(saved[key], copies[key]) for key in saved)
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "unit_std", "concat"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "centred"])
 def test_the_other_modes_have_no_state(mode: FusionMode) -> None:
     fusion = TokenFusion(mode, ONES, ALL)
     fusion(teacher_tokens().items())

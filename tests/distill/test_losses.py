@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmt_ds.distill.losses import Direction, Divergence, spatial_fusion_loss, token_fusion_loss
+from dmt_ds.distill.choices import Direction, Divergence
+from dmt_ds.distill.dual_loss import dual_loss
+from dmt_ds.distill.losses import spatial_fusion_loss, token_fusion_loss
 from tests.distill.loops import kl_by_loop
 
 Loss = Callable[..., Tensor]
 LOSSES = [token_fusion_loss, spatial_fusion_loss]
-DIRECTIONS = ["student_teacher", "teacher_student"]
+DIRECTIONS = get_args(Direction)
+DIVERGENCES = get_args(Divergence)
 
 
 def random_tokens(seed: int, *shape: int, scale: float = 2.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -117,7 +122,7 @@ def test_sfd_does_not_change_when_a_channel_is_shifted_by_a_constant() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("divergence", ["kl", "mse"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_equal_tokens_cost_nothing_and_pull_nowhere(loss: Loss, divergence: Divergence, direction: Direction) -> None:
     fused = random_tokens(0, 2, 5, 6, dtype=torch.float32)
@@ -137,7 +142,7 @@ def test_different_tokens_always_cost_something(loss: Loss, direction: Direction
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("divergence", ["kl", "mse"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_bfloat16_tokens_are_compared_in_float32(loss: Loss, divergence: Divergence, direction: Direction) -> None:
     student, fused = (random_tokens(seed, 2, 17, 96, dtype=torch.bfloat16) for seed in (0, 1))
@@ -169,7 +174,7 @@ def test_outlier_channels_keep_loss_and_gradient_finite(loss: Loss, direction: D
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("divergence", ["kl", "mse"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_gradient_is_that_of_finite_differences(loss: Loss, divergence: Divergence, direction: Direction) -> None:
     student, fused = random_tokens(0, 2, 4, 3).requires_grad_(), random_tokens(1, 2, 4, 3)
@@ -177,7 +182,7 @@ def test_gradient_is_that_of_finite_differences(loss: Loss, divergence: Divergen
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("divergence", ["kl", "mse"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_gradient_reaches_the_student_and_never_the_target(
     loss: Loss, divergence: Divergence, direction: Direction
@@ -189,7 +194,7 @@ def test_gradient_reaches_the_student_and_never_the_target(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("divergence", ["kl", "mse"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_targets_made_in_inference_mode_can_be_learnt_from(
     loss: Loss, divergence: Divergence, direction: Direction
@@ -202,7 +207,7 @@ def test_targets_made_in_inference_mode_can_be_learnt_from(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("divergence", ["kl", "mse"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_loss_of_a_batch_is_the_mean_over_its_halves(loss: Loss, divergence: Divergence) -> None:
     student, fused = random_tokens(0, 6, 5, 4), random_tokens(1, 6, 5, 4)
     halves = [loss(student[i : i + 3], fused[i : i + 3], divergence=divergence) for i in (0, 3)]
@@ -213,3 +218,46 @@ def test_loss_of_a_batch_is_the_mean_over_its_halves(loss: Loss, divergence: Div
 def test_tokens_of_another_shape_are_never_broadcast(loss: Loss) -> None:
     with pytest.raises(AssertionError, match=r"student tokens \[2, \d, 4\], target tokens \[1, \d, 4\]"):
         loss(random_tokens(0, 2, 5, 4), random_tokens(1, 1, 5, 4))
+
+
+FUSED_LOSSES = [*LOSSES, partial(dual_loss, kernel="chunked")]
+
+
+@pytest.mark.parametrize("loss", FUSED_LOSSES)
+@pytest.mark.parametrize("shape", [(5, 4), (1, 2, 5, 4), (4,)])
+def test_tokens_that_are_no_batch_of_images_are_refused(loss: Loss, shape: tuple[int, ...]) -> None:
+    with pytest.raises(AssertionError, match=r"student tokens \[.*, target tokens .*: both must be \[B, 1\+N, D\]"):
+        loss(random_tokens(0, *shape), random_tokens(1, *shape))
+
+
+@pytest.mark.parametrize("loss", FUSED_LOSSES)
+def test_whole_numbers_are_no_tokens(loss: Loss) -> None:
+    with pytest.raises(AssertionError, match=r"student tokens are torch\.int64.*must be floating point"):
+        loss(random_tokens(0, 2, 5, 4).long(), random_tokens(1, 2, 5, 4))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_two_divergences_are_the_same(loss: Loss) -> None:
+    """A name without a branch of its own would train what another name stands for."""
+    student, fused = random_tokens(0, 2, 5, 4), random_tokens(1, 2, 5, 4)
+    values = {loss(student, fused, divergence=divergence).item() for divergence in DIVERGENCES}
+    assert len(values) == len(DIVERGENCES)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"divergence": "js"}, "divergence 'js' is not known: it is one of kl, mse"),
+        ({"direction": "reverse"}, "direction 'reverse' is not known: it is one of student_teacher, teacher_student"),
+        ({"divergence": "mse", "direction": "reverse"}, "direction 'reverse' is not known"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_that_are_known(loss: Loss, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        loss(random_tokens(0, 2, 5, 4), random_tokens(1, 2, 5, 4), **settings)
+
+
+def test_a_fused_kernel_refuses_an_unknown_direction_too() -> None:
+    with pytest.raises(ValueError, match="direction 'reverse' is not known"):
+        dual_loss(random_tokens(0, 2, 5, 4), random_tokens(1, 2, 5, 4), direction="reverse", kernel="chunked")

@@ -1,10 +1,15 @@
 """The sum of both losses over all targets."""
 
+from collections.abc import Callable
+from typing import Any, get_args
+
 import pytest
 import torch
 from torch import Tensor
 
-from dmt_ds.distill.losses import Direction, Divergence, spatial_fusion_loss, token_fusion_loss
+from dmt_ds.distill.choices import Direction, Divergence
+from dmt_ds.distill.kernels.terms import Kernel
+from dmt_ds.distill.losses import spatial_fusion_loss, token_fusion_loss
 from dmt_ds.distill.objective import DistillationObjective
 
 
@@ -43,8 +48,8 @@ def test_a_loss_of_weight_zero_is_not_computed_even_where_it_would_be_nan(left_o
     assert losses.total == own and own > 0  # the other one alone
 
 
-@pytest.mark.parametrize("divergence", ["kl", "mse"])
-@pytest.mark.parametrize("direction", ["student_teacher", "teacher_student"])
+@pytest.mark.parametrize("divergence", get_args(Divergence))
+@pytest.mark.parametrize("direction", get_args(Direction))
 def test_divergence_and_direction_reach_both_losses(divergence: Divergence, direction: Direction) -> None:
     student, target = tokens(0, "fused"), tokens(1, "fused")
     losses = DistillationObjective(divergence, direction)(student, target)
@@ -107,7 +112,39 @@ def test_students_for_other_targets_are_refused() -> None:
         DistillationObjective()(tokens(0, "fused"), tokens(1, "mae"))
 
 
-@pytest.mark.parametrize("direction", ["student_teacher", "teacher_student"])
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"divergence": "js"}, "divergence 'js' is not known: it is one of kl, mse"),
+        ({"divergence": "mse", "direction": "reverse"}, "direction 'reverse' is not known: it is one of student_"),
+        ({"tfd_weight": 0.0, "sfd_weight": 0.0}, "both 0: there is nothing to learn"),
+    ],
+)
+def test_an_objective_of_unknown_names_or_no_weight_is_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        DistillationObjective(**settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DistillationObjective(target_weights={"zz": 3.0}),
+        lambda: DistillationObjective(without_class_token={"zz"}),
+        lambda: DistillationObjective(target_weights={"zz": 3.0}, kernel="chunked"),
+    ],
+)
+def test_settings_of_a_target_that_is_not_there_are_refused(make: Callable[[], DistillationObjective]) -> None:
+    with pytest.raises(AssertionError, match=r"settings of targets \['zz'\], which are not among \['fused'\]"):
+        make()(tokens(0, "fused"), tokens(1, "fused"))
+
+
+@pytest.mark.parametrize("kernel", ["eager", "chunked"])
+def test_no_targets_are_refused(kernel: Kernel) -> None:
+    with pytest.raises(AssertionError, match="no targets"):
+        DistillationObjective(kernel=kernel)({}, {})
+
+
+@pytest.mark.parametrize("direction", get_args(Direction))
 def test_a_fused_kernel_gives_the_same_losses_and_gradients(direction: Direction) -> None:
     target = tokens(2, "mae") | tokens(3, "ibot", num_channels=9)
     found = []

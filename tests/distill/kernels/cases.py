@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dmt_ds.distill.choices import Direction
 from dmt_ds.distill.dual_loss import dual_loss
 from dmt_ds.distill.kernels.terms import Kernel
-from dmt_ds.distill.losses import Direction, spatial_fusion_loss, token_fusion_loss
+from dmt_ds.distill.losses import spatial_fusion_loss, token_fusion_loss
 
 DIRECTIONS: tuple[Direction, ...] = ("student_teacher", "teacher_student")
 WEIGHTS = {"tfd_weight": 0.7, "sfd_weight": 1.3}

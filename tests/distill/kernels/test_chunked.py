@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmt_ds.distill.choices import Direction
 from dmt_ds.distill.dual_loss import _op, dual_loss
 from dmt_ds.distill.kernels import chunked
-from dmt_ds.distill.losses import Direction
 from tests.distill.kernels.cases import DIRECTIONS, WEIGHTS, as_written, compare, hard_cases, random_tokens
 
 pytestmark = pytest.mark.parametrize("direction", DIRECTIONS)
