@@ -33,6 +33,8 @@ v2, which has ImageNet's, are refused for the extra blocks in their files, fine-
 MOCO_ENCODERS = ("base_encoder", "momentum_encoder")
 """The two encoders of a MoCo v3 checkpoint."""
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+_CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(?=\d+\.)")
+"""DINOv2's training for FSDP has its blocks in chunks, `blocks.CHUNK.BLOCK.*`, and numbers them throughout."""
 _NOT_THE_ENCODER = re.compile(
     r"^(head|head_dist|lm_head|projector|predictor)\.|^decoder_|^(mask_token|masked_embed)$|relative_position_index$"
 )
@@ -102,7 +104,7 @@ def to_timm_names(
 
     MoCo v3's own script (`convert_to_deit.py`) leaves timm's names: its fixed positions tell such a file from MAE's.
     """
-    names = {key: _WRAPPERS.sub("", key) for key in state}  # file's key -> without wrappers
+    names = _without_chunks({key: _WRAPPERS.sub("", key) for key in state})  # file's key -> without wrappers
     bare = set(names.values())
     if any(name.startswith(tuple(f"{encoder}." for encoder in MOCO_ENCODERS)) for name in bare):
         encoder = part if part in MOCO_ENCODERS else "base_encoder"
@@ -110,8 +112,10 @@ def to_timm_names(
     if part in MOCO_ENCODERS:
         raise WeightsError(f"{where}: checkpoint_key '{part}' is for MoCo v3's layout, and this file has no '{part}.*'")
     if any(name.startswith("backbone.") for name in bare):
-        masked = "ibot_loss" in siblings or "backbone.masked_embed" in bare
-        return _plain(state, _with_prefix(names, "backbone."), "ibot" if masked else "dino")
+        names = _with_prefix(names, "backbone.")
+        masked = "ibot_loss" in siblings or "masked_embed" in names.values()
+        others = "dinov2" if _is_dinov2(names.values()) else "dino"
+        return _plain(state, names, "ibot" if masked else others)
     if any(re.search(r"(^|\.)embeddings\.(cls_token$|patch_embeddings\.)", name) for name in bare):
         return _transformers(state, names, where)
     moco = any(name == "pos_embed" and is_moco_v3_table(state[key]) for key, name in names.items())
@@ -122,13 +126,23 @@ def _layout_of_timm_names(bare: Collection[str], part: str | None) -> str:
     """Whose file it is, as far as its keys tell."""
     if any("relative_position_bias_table" in name for name in bare):
         return "beit"
-    if "register_tokens" in bare or ("mask_token" in bare and "blocks.0.ls1.gamma" in bare):
+    if _is_dinov2(bare):
         return "dinov2"
     if part == "model":  # MAE's releases are {'model': encoder}, DeiT's {'model': encoder and head}
         return "deit" if any(name.startswith(("head.", "head_dist.")) for name in bare) else "mae"
     if part == "state_dict" and not any(name.startswith("head.") for name in bare):
         return "ibot"
     return "timm"
+
+
+def _is_dinov2(names: Collection[str]) -> bool:
+    return "register_tokens" in names or ("mask_token" in names and "blocks.0.ls1.gamma" in names)
+
+
+def _without_chunks(names: dict[str, str]) -> dict[str, str]:
+    """`blocks.BLOCK.*` for `blocks.CHUNK.BLOCK.*`, unless two would get one name: then BLOCK counts within a chunk."""
+    found = {key: _CHUNK.sub(r"\1blocks.", name) for key, name in names.items()}
+    return found if len(set(found.values())) == len(set(names.values())) else names
 
 
 def _with_prefix(names: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -220,7 +234,8 @@ def file_key(file_keys: Mapping[str, str], name: str) -> str:
     for other, key in file_keys.items():
         sibling = re.match(r"blocks\.(\d+)\.", other)
         if block and sibling and other[sibling.end() :] == name[block.end() :]:
-            return re.sub(rf"(layers?|blocks)\.{sibling[1]}\.", rf"\g<1>.{block[1]}.", key, count=1)
+            of_sibling = rf"(layers?|blocks)\.(\d+\.)?{sibling[1]}\."
+            return re.sub(of_sibling, rf"\g<1>.\g<2>{block[1]}.", key, count=1)
     of_transformers = next((key for key in file_keys.values() if "embeddings." in key), None)
     if of_transformers:
         return of_transformers.split("embeddings.")[0] + _HF_TOP_KEYS.get(name, name)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,21 @@ def _ibot(state):
     }
 
 
+def _dinov2(state):
+    """As `dinov2/eval` of a training writes it; its ViT has LayerScale."""
+    return {"teacher": _prefixed(_scaled(state), "backbone.") | {"dino_head.mlp.0.weight": OTHERS}}
+
+
+def _scaled(state):
+    scales = {f"blocks.{block}.ls{place}.gamma": torch.ones(tiny.WIDTH) for block in (0, 1) for place in (1, 2)}
+    return state | scales | {"mask_token": OTHERS}
+
+
+def _in_chunks(state):
+    """A block a chunk, as `block_chunks` makes them."""
+    return {re.sub(r"blocks\.(\d+)\.", r"blocks.\1.\1.", key): value for key, value in state.items()}
+
+
 def _dino(state):
     return {"teacher": _prefixed(state, "module.backbone.") | {"module.head.mlp.0.weight": OTHERS}, "dino_loss": {}}
 
@@ -66,6 +82,9 @@ FILES = {
     "ibot backbone": (lambda s: {"state_dict": s}, "ibot", "Apache-2.0"),
     "ibot full": (_ibot, "ibot", "Apache-2.0"),
     "dino full": (_dino, "dino", "Apache-2.0"),
+    "dinov2 release": (_scaled, "dinov2", "Apache-2.0"),
+    "dinov2 training": (_dinov2, "dinov2", "Apache-2.0"),
+    "dinov2 training in chunks": (lambda s: {"teacher": _in_chunks(_dinov2(s)["teacher"])}, "dinov2", "Apache-2.0"),
     "timm's training": (lambda s: {"state_dict": s | {"head.weight": OTHERS}}, "timm", None),
     "flat": (lambda s: s, "timm", None),
     "compiled": (lambda s: _prefixed(s, "_orig_mod."), "timm", None),
@@ -88,7 +107,8 @@ def test_every_tensor_of_a_checkpoint_is_used_or_reported_as_dropped(name, vit, 
     torch.save(FILES[name][0](vit.state_dict()), tmp_path / "file.pth")
     weights = read_weights(tmp_path / "file.pth")
     used = set(weights.file_keys.values())
-    assert set(weights.state) == set(vit.state_dict())
+    scales = {key for key in weights.state if re.search(r"\.ls\d\.gamma$", key)}  # of 1, where the file has them
+    assert set(weights.state) - scales == set(vit.state_dict())
     assert len(used) + len(weights.dropped) == len(used | set(weights.dropped))
 
 
@@ -111,6 +131,21 @@ def test_a_key_that_is_not_there_is_refused_with_those_that_are(vit, tmp_path):
         read_weights(tmp_path / "file.pth", "studnt")
     with pytest.raises(WeightsError, match="is for MoCo v3's layout"):
         read_weights(tmp_path / "file.pth", "base_encoder")
+
+
+def test_a_block_that_is_missing_in_a_chunk_is_named_as_the_file_names_its_siblings(vit, tmp_path):
+    state = _in_chunks(_prefixed(_scaled(vit.state_dict()), "backbone."))
+    del state["backbone.blocks.1.1.norm1.weight"]
+    torch.save({"teacher": state}, tmp_path / "file.pth")
+    with pytest.raises(WeightsError, match=r"missing 'backbone\.blocks\.0\.1\.norm1\.weight'"):
+        _tokens_of_file(tmp_path / "file.pth")
+
+
+def test_chunks_that_count_their_blocks_from_zero_each_are_refused_and_no_block_is_lost(vit, tmp_path):
+    state = {re.sub(r"blocks\.(\d+)\.", r"blocks.\1.0.", key): value for key, value in vit.state_dict().items()}
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(WeightsError, match=r"missing 'blocks\.0\.mlp\.fc1\.weight'"):
+        _tokens_of_file(tmp_path / "file.pth")
 
 
 def test_a_moco_v3_vit_small_has_twelve_heads(tmp_path):
