@@ -48,6 +48,9 @@ class TrainLoader:
     ) -> None:
         """Start what takes seconds (the server that loader processes come from), and return at once.
 
+        Loader processes import the script that started them: with `num_workers` above 0 it must do so under
+        `if __name__ == "__main__":` only.
+
         Args:
             crops: what to draw of each image; `Batch.crops` has their order.
             local_world_size: ranks on this node, which share its CPU cores.
@@ -148,6 +151,7 @@ def every_image(
 
 def _made(maker: BatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: bool) -> Iterator[Made]:
     """The jobs' results in order."""
+    any_came = False
     loader: DataLoader[Made] = DataLoader(
         maker,
         batch_size=None,
@@ -161,16 +165,25 @@ def _made(maker: BatchMaker, jobs: Iterable[Job], num_workers: int, pin_memory: 
     )
     try:
         for made in loader:
+            any_came = True
             if made.failure is not None:
                 raise made.failure
             yield made
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if not num_workers or not _worker_died(error):
             raise
-        raise DataError(
-            f"a loader process of this rank was killed, most likely because memory ran out: set data.num_workers below "
-            f"{num_workers}, or give the job more memory (and /dev/shm more room)"
-        ) from None
+        raise DataError(_told_of_death(num_workers, any_came)) from None
+
+
+def _told_of_death(num_workers: int, any_came: bool) -> str:
+    memory = (
+        "was killed, most likely because memory ran out: set data.num_workers below "
+        f"{num_workers}, or give the job more memory (and /dev/shm more room)"
+    )
+    if any_came:
+        return f"a loader process of this rank {memory}"
+    guard = 'in a script of your own, start all work under `if __name__ == "__main__":`'
+    return f"a loader process of this rank ended before it gave any images: {guard}; otherwise it {memory}"
 
 
 def _worker_died(error: Exception) -> bool:

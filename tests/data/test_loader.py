@@ -284,6 +284,23 @@ def test_a_killed_worker_ends_the_run_with_the_remedy(workers: Callable[[], set[
         list(batches)
 
 
+SCRIPT = """
+from dmt_ds.config.schema import DataConfig
+from dmt_ds.data.loader import eval_batches
+from dmt_ds.data.sources import open_source
+
+print(len(list(eval_batches(open_source(DataConfig(), "val"), 32, 50, num_workers=1))))
+"""
+
+
+@pytest.mark.distributed
+def test_a_script_without_a_main_guard_is_told_of_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ended = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300)
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("dmt_ds.errors.DataError: ")]
+    assert 'in a script of your own, start all work under `if __name__ == "__main__":`' in line
+
+
 def test_a_worker_says_nothing_of_a_trainer_that_is_gone_but_all_else(capsys: pytest.CaptureFixture[str]) -> None:
     for error in (ConnectionResetError("by peer"), EOFError(), ValueError("a bug")):
         worker_processes._tell_unless_trainer_left(type(error), error, None)
