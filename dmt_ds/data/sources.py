@@ -15,7 +15,7 @@ from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.decode import decode_image
 from dmt_ds.data.digits import DigitsSource
 from dmt_ds.data.folder import FolderSource, read_file
-from dmt_ds.data.splits import Split, split_files, split_folder, split_name
+from dmt_ds.data.splits import Split, check_split, split_files, split_folder, split_name
 from dmt_ds.errors import DataError, StorageError
 from dmt_ds.storage import is_away, patiently
 
@@ -70,6 +70,7 @@ def open_source(section: DataConfig, split: Split) -> ImageSource:
     Raises:
         DataError: it is not there, is empty, or is not what the recipe says.
     """
+    check_split(split)
     source = _open(section, split)
     if len(source) == 0:
         raise DataError(f"data.path: {section.path} has no image in its {split_name(section, split)} split")

@@ -5,13 +5,23 @@ import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.folder import IMAGE_SUFFIXES, existing, listed
 from dmt_ds.errors import DataError
 
 Split = Literal["train", "val"]
+
+
+def check_split(split: str) -> None:
+    """A data set's own name of a split is another thing: `data.val_split`, which `val` stands for.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split '{split}' is not known: it is train or val; data.val_split says what val stands for")
 
 
 def split_name(section: DataConfig, split: Split) -> str:

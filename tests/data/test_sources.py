@@ -57,6 +57,13 @@ def one_line(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("section", [{}, {"source": "folder", "path": "/nowhere"}])
+def test_an_unknown_split_is_refused_with_those_that_are_known(section: dict[str, str], split: Any) -> None:
+    with pytest.raises(ValueError, match=f"split '{split}' is not known: it is train or val"):
+        open_source(DataConfig(**section), split)
+
+
 def test_digits_are_split_1437_to_360_with_each_digit_in_both() -> None:
     train, val = open_source(DataConfig(), "train"), open_source(DataConfig(), "val")
     assert (len(train), len(val)) == (1437, 360)
