@@ -1,8 +1,9 @@
 """What every section of a recipe is made of: the frozen base class and the bounded types; knows no setting."""
 
-from typing import Annotated, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 
 def _is_number_or_auto(value: object) -> object:
@@ -61,3 +62,11 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_are_text(cls, values: Any) -> Any:
+        """Who makes a section in Python may have a `Path` where a recipe has text."""
+        if not isinstance(values, dict):
+            return values
+        return {key: str(value) if isinstance(value, PurePath) else value for key, value in values.items()}

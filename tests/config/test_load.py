@@ -20,7 +20,7 @@ from dmt_ds.config.load import (
     load_layers,
     to_yaml,
 )
-from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.schema import DataConfig, RunConfig
 from dmt_ds.config.yaml_text import parse_value, parse_yaml
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.ibot import IbotTask
@@ -127,6 +127,11 @@ def test_a_value_is_read_as_its_field_wants_it(override: str, key: str, value: o
 def test_name_and_seed_are_filled_into_the_output_folder() -> None:
     config = load_config(None, [TEACHER, "name=tiny", "seed=3", "output_dir=runs/{name}-{seed}"])
     assert config.output_dir == "runs/tiny-3"
+
+
+def test_a_section_takes_paths_as_text() -> None:
+    config = RunConfig(task="mae", data=DataConfig(path=Path("some/images")), student={"init_from": Path("some.pth")})
+    assert (config.data.path, config.student.init_from) == ("some/images", "some.pth")
 
 
 def test_a_run_is_frozen() -> None:
