@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import drop_path_seeds
+from dmt_ds.models.student import in_weights_type
 from dmt_ds.models.teachers import TeacherModel
 from dmt_ds.models.vit import class_and_patches, has_plain_attention, tokens_of
 
@@ -87,7 +88,7 @@ class RelationStudent(nn.Module):
     def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Normalised [B, 3, H, W] and seeds [B] int64, for drop path -> [B, 3, heads, 1+N, width / heads]."""
         with drop_path_seeds(self.vit, seeds):
-            return last_qkv(self.vit, images.to(next(self.vit.parameters()).dtype))
+            return last_qkv(self.vit, in_weights_type(self.vit, images))
 
 
 def with_heads_of(section: StudentConfig, teachers: Mapping[str, TeacherModel]) -> StudentConfig:

@@ -38,10 +38,26 @@ class Student(nn.Module):
 
         Returns:
             Target name -> student_tokens [B, 1+N, D], class token first, after the adapter.
+
+        Raises:
+            TypeError: the images are bytes.
         """
         with drop_path_seeds(self.vit, seeds):
-            tokens = tokens_of(self.vit, images.to(next(self.vit.parameters()).dtype))
+            tokens = tokens_of(self.vit, in_weights_type(self.vit, images))
         return {name: adapter(tokens) for name, adapter in self.adapters.items()}
+
+
+def in_weights_type(vit: nn.Module, images: Tensor) -> Tensor:
+    """Normalised images [B, 3, H, W] in the type of the ViT's weights.
+
+    Raises:
+        TypeError: they are bytes, which nobody has normalised.
+    """
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images are {images.dtype}: a student takes normalised floats, such as `Augment` makes of bytes"
+        )
+    return images.to(next(vit.parameters()).dtype)
 
 
 def build_adapter(kind: str, in_width: int, out_width: int) -> nn.Module:

@@ -82,6 +82,8 @@ class TeacherModel(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 -> the same normalised, in the weights' type; computed in float32 whatever that is."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise TypeError(f"images are {list(images.shape)} {images.dtype}, must be [B, 3, H, W] torch.uint8")
         dtype = next(self.vit.parameters()).dtype
         if torch.compiler.is_compiling():
             return torch.addcmul(self.shift, images, self.scale).to(dtype)
@@ -134,7 +136,7 @@ def load_teacher(name: str, section: TeacherConfig, image_size: int | None = Non
     return _load(section, image_size, f"teacher '{name}': ", remedy)
 
 
-def load_encoder(source: str, image_size: int | None = None, who: str = "encoder") -> TeacherModel:
+def load_encoder(source: str | Path, image_size: int | None = None, who: str = "encoder") -> TeacherModel:
     """Any encoder by its source alone, with what the source says of itself.
 
     Args:
@@ -145,7 +147,7 @@ def load_encoder(source: str, image_size: int | None = None, who: str = "encoder
         ConfigError: timm does not know it.
     """
     remedy = "name a run's folder, a weights file, timm:TAG or hf:ID (`dmt-ds teachers list`)"
-    return _load(TeacherConfig(source=source), image_size, f"{who} ", remedy)
+    return _load(TeacherConfig(source=str(source)), image_size, f"{who} ", remedy)
 
 
 def _load(section: TeacherConfig, image_size: int | None, who: str, remedy: str) -> TeacherModel:

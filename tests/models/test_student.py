@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dmt_ds.errors import ConfigError
+from dmt_ds.models.relations import RelationStudent
 from dmt_ds.models.student import Student, build_adapter
 from tests.models import tiny
 
@@ -18,6 +19,12 @@ def test_a_student_gives_tokens_of_each_targets_width():
         "mae": (2, tiny.NUM_TOKENS, 48),
         "ibot": (2, tiny.NUM_TOKENS, 32),
     }
+
+
+def test_bytes_that_nobody_has_normalised_are_refused():
+    for student in (Student(tiny.vit(), {"fused": 48}), RelationStudent(tiny.vit())):
+        with pytest.raises(TypeError, match=r"images are torch\.uint8: a student takes normalised floats"):
+            student(tiny.pictures(), SEEDS)
 
 
 def test_an_adapter_between_equal_widths_is_the_identity_unless_asked_for():

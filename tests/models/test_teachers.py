@@ -8,6 +8,7 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.start import start_from
 from dmt_ds.models.teachers import check_same_tokens, load_encoder, load_teacher
 from dmt_ds.models.vit import create, tokens_of
@@ -57,6 +58,34 @@ def test_a_teacher_normalises_pixels_by_its_own_mean_and_std(vit, file):
     torch.testing.assert_close(own(images), _expected(vit, images, mean, std), atol=1e-5, rtol=0)
     imagenet = _expected(vit, images, IMAGENET_MEAN, IMAGENET_STD)
     torch.testing.assert_close(usual(images), imagenet, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        tiny.pictures() / 255,
+        tiny.normalised().bfloat16(),
+        tiny.pictures().long(),
+        tiny.pictures()[0],
+        tiny.pictures()[:, :1],
+    ],
+    ids=lambda images: f"{list(images.shape)} {images.dtype}",
+)
+def test_images_that_are_not_the_pixels_of_a_batch_are_refused(file, images):
+    teacher, other = (load_teacher("mae", _section(file)) for _ in range(2))
+    for model in (teacher, torch.compile(teacher, backend="eager"), RelationTeacher(other)):
+        with pytest.raises(TypeError, match=r"images are \[.*\] torch\..*, must be \[B, 3, H, W\] torch\.uint8"):
+            model(images)
+
+
+def test_a_compiled_teacher_is_one_graph_and_gives_the_same_tokens(file):
+    teacher = load_teacher("mae", _section(file))
+    compiled = torch.compile(teacher, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tiny.pictures()), teacher(tiny.pictures()))
+
+
+def test_an_encoder_is_loaded_from_a_path(run_folder):
+    assert load_encoder(run_folder).record.sha256 == load_encoder(str(run_folder)).record.sha256
 
 
 def test_a_bf16_teacher_still_normalises_in_float32(file):
