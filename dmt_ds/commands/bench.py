@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dmt_ds.commands.compiling import compiles
+from dmt_ds.commands.pretraining_methods import method_of
 from dmt_ds.commands.teacher_engines import start_teachers
 from dmt_ds.config.deepspeed import named_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig
@@ -103,7 +104,7 @@ def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     seconds = 0.0
     for name, size in sizes.items():  # one at a time: all of them whole may be more than the device holds
         teacher = _random_teacher(size)
-        model = RelationTeacher(teacher) if config.task == "tinymim" else teacher
+        model = RelationTeacher(teacher) if method_of(config).reads_inside else teacher
         forward = start_teachers({name: model}, whole, device, micro_batch).forwards[name]
         images = torch.randint(0, 256, (micro_batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
         with torch.no_grad():
@@ -128,7 +129,7 @@ def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     student.to(device, ds_teachers.weights_dtype(named_ds_config(config.train.deepspeed))).train()
     if device.type == "cpu":
         prefer_written_attention(student)  # as `pretrain` does there
-    if compiles(config.train.compile, "student", device, read_inside=config.task == "tinymim"):
+    if compiles(config.train.compile, "student", device, read_inside=method_of(config).reads_inside):
         student.compile()
     images = torch.randn(micro_batch, 3, size.image_size, size.image_size, device=device)
     seeds = torch.arange(micro_batch, device=device)

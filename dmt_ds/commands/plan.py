@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dmt_ds.commands.pretraining_methods import method_of
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, named_ds_config, precision, resolve_student
 from dmt_ds.config.members import member_runs
@@ -158,7 +159,7 @@ def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
         ds_config=resolve_student(find_ds_config(train.deepspeed), batch, config.optim.clip_grad_norm),
         sharded_teachers=section.sharding == "zero3",
         shard_ranks=shard_ranks,
-        fused_loss=config.task == "dmt" and has_fused_loss(config.distill),
+        fused_loss=method_of(config).adds_tokens and has_fused_loss(config.distill),
     )
     return layout, guesses
 

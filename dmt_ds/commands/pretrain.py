@@ -12,6 +12,7 @@ from dmt_ds.commands.compiling import compiles
 from dmt_ds.commands.finished import is_finished, nothing_to_do
 from dmt_ds.commands.judged_run import JudgedRun
 from dmt_ds.commands.memory_remedies import what_to_lower
+from dmt_ds.commands.pretraining_methods import method_of
 from dmt_ds.commands.publish import export_weights, publish_pictures, publish_weights
 from dmt_ds.commands.record import FAILURE_TAG, describe, open_record, run_state, write_text
 from dmt_ds.commands.run_log import end_noted, failure_line
@@ -179,7 +180,7 @@ def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
         decay=weight_decay_schedule(config.optim, length.total_steps),
         universal=universal,
     )
-    if compiles(config.train.compile, "student", run.device, read_inside=config.task == "tinymim"):
+    if compiles(config.train.compile, "student", run.device, read_inside=method_of(config).reads_inside):
         engine.compile()
     return engine
 

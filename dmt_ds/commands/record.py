@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from dmt_ds.commands.fenced_tracker import FencedTracker
+from dmt_ds.commands.pretraining_methods import losses_in_use
 from dmt_ds.commands.resume import ResumePlan
 from dmt_ds.commands.run_record import data_name, recorded_settings
 from dmt_ds.commands.run_tags import origin_tags, stage_of
 from dmt_ds.commands.runs import Run
 from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.deepspeed import precision, zero_stage
-from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
 from dmt_ds.engine.fence import Fence
@@ -165,12 +165,3 @@ def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         **({} if config.student.init_from is None else origin_tags(config.student.init_from)),
     }
-
-
-def losses_in_use(config: RunConfig) -> list[str]:
-    """Names of a distillation's losses whose weight is not 0."""
-    weights = {
-        "dmt": {"tfd": config.distill.tfd_weight, "sfd": config.distill.sfd_weight},
-        "tinymim": {"qk": config.tinymim.qk_weight, "vv": config.tinymim.vv_weight},
-    }
-    return [name for name, weight in weights.get(config.task, {}).items() if weight > 0]

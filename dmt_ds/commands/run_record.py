@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_ds.commands.annotated_tasks import KINDS, kind_of
+from dmt_ds.commands.pretraining_methods import method_of
 from dmt_ds.config.load import config_from_yaml, flatten
 from dmt_ds.config.schema import TASKS_OF_SECTION, TEACHER_TASKS, DataConfig, RunConfig
 from dmt_ds.run_files import ENVIRONMENT_FILE, SETTINGS_FILE
@@ -56,8 +57,8 @@ class RunRecord:
         if self.config is None:
             return {}
         told = self.config.model_dump(mode="json")
-        method = "distill" if self.config.task == "dmt" else self.config.task
-        sections = ["student", "data", "train", "optim", "augment", "ibot" if method == "dino" else method]
+        own = method_of(self.config).section or self.config.task
+        sections = ["student", "data", "train", "optim", "augment", own]
         settings = {"task": told["task"], "seed": told["seed"]}
         for name in sections:
             only = _SETTINGS.get(name, set(told[name]))

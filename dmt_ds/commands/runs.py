@@ -13,6 +13,7 @@ import torch
 
 from dmt_ds.commands.annotated import AnnotatedImages
 from dmt_ds.commands.annotated_tasks import kind_of
+from dmt_ds.commands.pretraining_methods import method_of
 from dmt_ds.commands.run_log import open_log
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
@@ -145,7 +146,7 @@ def check_zero_stage(config: RunConfig, ds_config: dict[str, Any]) -> None:
 
 def _why_no_zero3(config: RunConfig) -> str | None:
     kind = kind_of(config)
-    if config.task in ("moco_v3", "ibot", "dino") or (kind is not None and kind.averages(config)):
+    if method_of(config).averages_weights or (kind is not None and kind.averages(config)):
         return "averages whole weights into a second network"
     return None if kind is None else kind.needs_whole_weights
 

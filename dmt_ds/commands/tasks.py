@@ -14,7 +14,7 @@ from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.loss_kernel import choose_kernel
 from dmt_ds.commands.teacher_engines import check_same_grid, load_teachers, start_teachers
 from dmt_ds.config.methods import DistillConfig
-from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.schema import RunConfig, Task
 from dmt_ds.data.augment import Augment
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion
@@ -122,34 +122,36 @@ def image_size_of_start(config: RunConfig) -> int | None:
 
 def _build(configs: Sequence[RunConfig], device: torch.device, class_names: Sequence[str]) -> list[BuiltTask]:
     config = configs[0]
-    if config.task == "dmt":
-        return _build_dmt(configs, device)
-    if config.task == "tinymim":
-        return _build_tinymim(configs, device)
+    if config.task in _WITH_TEACHERS:
+        return _WITH_TEACHERS[config.task](configs, device)
     assert len(configs) == 1, "a family shares teachers"
     kind = kind_of(config)
     if kind is not None:
         assert class_names, "a task with annotations is told the classes' names"
         return [BuiltTask(kind.build(config, class_names))]
-    return [BuiltTask(_build_teacher_maker(config))]
+    assert config.task in _ALONE, f"task {config.task}: nothing here builds it"
+    return [BuiltTask(_ALONE[config.task](config))]
 
 
-def _build_teacher_maker(config: RunConfig) -> PretrainingTask:
-    image_size = config.data.image_size
-    if config.task == "mae":
-        from dmt_ds.methods.mae import MaeTask
+def _build_mae(config: RunConfig) -> PretrainingTask:
+    from dmt_ds.methods.mae import MaeTask
 
-        return MaeTask(config.student, config.mae, image_size, config.augment)
-    if config.task == "moco_v3":
-        from dmt_ds.methods.moco_v3 import MocoV3Task
+    return MaeTask(config.student, config.mae, config.data.image_size, config.augment)
 
-        return MocoV3Task(config.student, config.moco_v3, image_size)
+
+def _build_moco_v3(config: RunConfig) -> PretrainingTask:
+    from dmt_ds.methods.moco_v3 import MocoV3Task
+
+    return MocoV3Task(config.student, config.moco_v3, config.data.image_size)
+
+
+def _build_ibot(config: RunConfig) -> PretrainingTask:
     from dmt_ds.methods.ibot import IbotTask
 
     section = config.ibot
     if config.task == "dino":
         section = section.model_copy(update={"patch_loss_weight": 0.0, "mask_probability": 0.0})
-    return IbotTask(config.student, section, image_size)
+    return IbotTask(config.student, section, config.data.image_size)
 
 
 def _build_dmt(configs: Sequence[RunConfig], device: torch.device) -> list[BuiltTask]:
@@ -208,6 +210,18 @@ def _build_tinymim(configs: Sequence[RunConfig], device: torch.device) -> list[B
     asked, augment = relations(teachers.forwards), Augment(config.augment)
     tasks = [TinyMimTask(student, asked, weights, config.tinymim, augment) for student in students]
     return [BuiltTask(task, teachers.records, teachers.ds_configs) for task in tasks]
+
+
+_WITH_TEACHERS: dict[Task, Callable[[Sequence[RunConfig], torch.device], list[BuiltTask]]] = {
+    "dmt": _build_dmt,
+    "tinymim": _build_tinymim,
+}
+_ALONE: dict[Task, Callable[[RunConfig], PretrainingTask]] = {
+    "mae": _build_mae,
+    "moco_v3": _build_moco_v3,
+    "ibot": _build_ibot,
+    "dino": _build_ibot,
+}
 
 
 def _students(configs: Sequence[RunConfig], build: Callable[[RunConfig], S]) -> list[S]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dmt_ds.commands.findings import Finding, failure
 from dmt_ds.commands.patient import Patient
+from dmt_ds.commands.pretraining_methods import method_of
 from dmt_ds.commands.teacher_engines import guess_of
 from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
 from dmt_ds.config.schema import TEACHER_TASKS
@@ -33,5 +34,5 @@ def check_teachers(patient: Patient) -> Iterator[Finding]:
         yield Finding("ok", "teachers", f"{name}: {what}, sha256 {(record.sha256 or 'none')[:12]}, {licence}")
         if line := guess_of(name, record):
             yield Finding("warn", "teachers", line)
-    are_added = config.task == "dmt" and config.distill.fusion != "concat"
+    are_added = method_of(config).adds_tokens and config.distill.fusion != "concat"
     check_same_tokens(patient.teachers, same_width=are_added)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from dmt_ds.commands.fenced_tracker import FencedTracker
 from dmt_ds.commands.pretrain import _record_failure
-from dmt_ds.commands.record import describe, keep, losses_in_use
+from dmt_ds.commands.pretraining_methods import losses_in_use
+from dmt_ds.commands.record import describe, keep
 from dmt_ds.commands.run_log import end_noted, failure_line, open_log
 from dmt_ds.commands.run_record import data_name
 from dmt_ds.commands.runs import resolve

@@ -1,14 +1,17 @@
 """From a recipe to tasks."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from dmt_ds.commands.tasks import build_tasks
-from dmt_ds.config.load import load_config
+from dmt_ds.commands.annotated_tasks import KINDS
+from dmt_ds.commands.pretraining_methods import METHODS, losses_in_use, method_of
+from dmt_ds.commands.tasks import _ALONE, _WITH_TEACHERS, build_tasks
+from dmt_ds.config.load import RECIPES, load_config
 from dmt_ds.config.members import member_runs
+from dmt_ds.config.schema import ANNOTATED_TASKS, TASKS_OF_SECTION, TEACHER_TASKS, RunConfig, Task
 from dmt_ds.errors import ConfigError
 from dmt_ds.models import start
 from dmt_ds.models.teachers import TeacherModel
@@ -17,7 +20,45 @@ from tests import tiny_run
 FAMILY = {"slim": {}, "wide": {"student": {"embed_dim": 48}}}
 
 
-@pytest.mark.parametrize("task", ["dmt", "tinymim"])
+def test_each_task_has_one_line_in_one_table_of_those_that_build_it() -> None:
+    lines = [*_WITH_TEACHERS, *_ALONE, *KINDS]
+    assert sorted(lines) == sorted(get_args(Task))
+    assert set(_WITH_TEACHERS) == set(TEACHER_TASKS)
+    assert set(METHODS) == {*_WITH_TEACHERS, *_ALONE}
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_each_task_has_a_section_that_is_said_to_be_its_own(task: Task) -> None:
+    section = METHODS[task].section if task in METHODS else task
+    assert section in RunConfig.model_fields
+    assert task in TASKS_OF_SECTION[section]
+
+
+@pytest.mark.parametrize("task", TEACHER_TASKS)
+def test_each_method_with_teachers_has_weights_of_its_losses(task: Task) -> None:
+    section = getattr(RunConfig(task="mae"), METHODS[task].section)
+    assert METHODS[task].losses and all(hasattr(section, f"{loss}_weight") for loss in METHODS[task].losses)
+
+
+def test_each_task_has_a_recipe() -> None:
+    images = ["data.source=folder", "data.path=/images"]
+    tasks = {load_config(recipe, images).task for recipe in RECIPES.names()}
+    assert tasks == set(get_args(Task))
+
+
+@pytest.mark.parametrize("task", ANNOTATED_TASKS)
+def test_a_task_with_annotations_is_no_method(task: Task) -> None:
+    method, config = method_of(RunConfig(task=task)), RunConfig(task=task)
+    assert not (method.adds_tokens or method.reads_inside or method.averages_weights or losses_in_use(config))
+
+
+def test_a_task_that_nothing_builds_is_an_error(tmp_path: Path) -> None:
+    config = load_config(tiny_run.write_recipe(tmp_path)).model_copy(update={"task": "cosreg"})
+    with pytest.raises(AssertionError, match="task cosreg: nothing here builds it"):
+        build_tasks([config], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("task", TEACHER_TASKS)
 def test_a_member_starts_from_the_weights_that_it_has_alone(tmp_path: Path, task: str) -> None:
     config = load_config(tiny_run.write_recipe(tmp_path, family=FAMILY, task=task))
     members = member_runs(config)
@@ -37,7 +78,7 @@ def test_a_member_that_cannot_be_built_is_named(tmp_path: Path) -> None:
         build_tasks(list(member_runs(config).values()), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("task", ["dmt", "tinymim", "mae", "moco_v3", "ibot", "classify"])
+@pytest.mark.parametrize("task", [*METHODS, "classify"])
 def test_the_record_of_given_weights_is_of_the_bytes_that_the_student_got(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
@@ -60,7 +101,7 @@ def test_the_record_of_given_weights_is_of_the_bytes_that_the_student_got(
             ibot={"output_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "local_crops": 0},
             mae={"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2},
             moco_v3={"hidden_dim": 16, "output_dim": 8},
-            **({} if task in ("dmt", "tinymim") else {"teachers": {}}),
+            **({} if task in TEACHER_TASKS else {"teachers": {}}),
         )
     )
     (built,) = build_tasks([config], torch.device("cpu"), ["one", "two"])
