@@ -163,7 +163,7 @@ def test_the_paper_needs_only_torch() -> None:
 def test_a_recipe_is_checked_and_planned_without_torch() -> None:
     with_torch = [
         f"{in_package(path)}:{node.lineno}"
-        for path in files_of("config", "planning")
+        for path in (*files_of("config", "planning"), PACKAGE / "distill" / "choices.py")
         for name, node in imported_modules(path)
         if name.split(".")[0] == "torch"
     ]
