@@ -84,10 +84,9 @@ def describe(tracker: Tracker, run: Run, built: BuiltTask, fence: Fence | None, 
     # The store has each point once: of steps that are made again by other settings it keeps what they were.
     changed = {"changed_at_step": str(resume.checkpoint.state.step)} if resume and resume.is_changed else {}
     tracker.set_tags({**_tags(run, built), FAILURE_TAG: "", **attempts, **changed, **environment_tags(os.environ)})
-    records = {f"teachers.{name}": record.as_params() for name, record in built.sources.items()}
-    tracker.log_params(
-        {**recorded_settings(config), **{f"{t}.{k}": v for t, ps in records.items() for k, v in ps.items()}}
-    )
+    records = {name: record.as_params() for name, record in built.sources.items()}
+    weights = {f"teachers.{name}.{key}": value for name, told in records.items() for key, value in told.items()}
+    tracker.log_params({**recorded_settings(config), **_derived(run), **weights})
     data = config.data
     tracker.log_dataset(data_name(data), data.path or data.source, run.source.fingerprint, "training")
     described = {
@@ -163,5 +162,16 @@ def _tags(run: Run, built: BuiltTask) -> dict[str, str]:
         "world_size": str(dist.world_size()),
         "device": run.device.type,
         "threads": str(torch.get_num_threads()),
+        **({} if built.kernel is None else {"kernel": built.kernel}),
         **({} if config.student.init_from is None else origin_tags(config.student.init_from)),
+    }
+
+
+def _derived(run: Run) -> dict[str, float]:
+    """What follows from settings and the number of images; no settings, which `derived.` says."""
+    size = run.config.train.global_batch_size
+    return {
+        "derived.steps": run.length.total_steps,
+        "derived.images": run.length.total_steps * size,
+        "derived.peak_lr": run.config.optim.peak_lr(size),
     }

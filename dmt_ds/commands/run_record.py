@@ -9,8 +9,9 @@ from typing import Any
 
 from dmt_ds.commands.annotated_tasks import KINDS, kind_of
 from dmt_ds.commands.pretraining_methods import method_of
+from dmt_ds.config.idle import idle_settings
 from dmt_ds.config.load import config_from_yaml, flatten
-from dmt_ds.config.schema import TASKS_OF_SECTION, TEACHER_TASKS, DataConfig, RunConfig
+from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
 from dmt_ds.run_files import ENVIRONMENT_FILE, SETTINGS_FILE
 from dmt_ds.tracking.compared_runs import SCORE
 from dmt_ds.tracking.tracker import read_points
@@ -63,13 +64,9 @@ class RunRecord:
         for name in sections:
             only = _SETTINGS.get(name, set(told[name]))
             settings[name] = {key: value for key, value in told[name].items() if key in only and value is not None}
-        optim = self.config.optim
-        unused = [("train", "epochs")] if "steps" in settings["train"] else []  # steps win
-        unused += [("optim", "warmup_epochs")] if optim.warmup_steps is not None else []
-        unused += [("optim", "decay_at")] if optim.schedule != "steps" else []
-        unused += [("optim", key) for key in (("momentum",) if optim.name == "adamw" else ("betas", "eps"))]
-        for section, key in unused:
-            settings[section].pop(key, None)
+        for idle in idle_settings(flatten(self.config)):
+            section, _, key = idle.partition(".")
+            settings.get(section, {}).pop(key, None)
         for section, key in (("student", "init_from"), ("train", "deepspeed")):
             if key in settings[section]:
                 settings[section][key] = public_name(settings[section][key])
@@ -101,9 +98,10 @@ def read_record(folder: Path | None, provenance: Mapping[str, Any], name: str) -
 
 
 def recorded_settings(config: RunConfig) -> dict[str, Any]:
-    """Dotted key -> value, without the sections that only other tasks read."""
-    others = {section for section, tasks in TASKS_OF_SECTION.items() if config.task not in tasks}
-    return {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in others}
+    """Dotted key -> value, without what this run never looks at."""
+    settings = flatten(config)
+    idle = idle_settings(settings)
+    return {key: value for key, value in settings.items() if key not in idle}
 
 
 def data_name(data: DataConfig) -> str:

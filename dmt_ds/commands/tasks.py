@@ -48,6 +48,8 @@ class BuiltTask:
     """Each teacher's DeepSpeed JSON, resolved."""
     init_from: TeacherRecord | None = None
     """What the student's weights started from."""
+    kernel: Kernel | None = None
+    """What computes a distillation's losses, where there is a choice."""
 
     @property
     def sources(self) -> dict[str, TeacherRecord]:
@@ -167,6 +169,7 @@ def _build_dmt(configs: Sequence[RunConfig], device: torch.device) -> list[Built
     )
     widths = fusion.targets({name: model.record.shape.embed_dim for name, model in models.items()})
     students = _students(configs, lambda own: Student(build_student_vit(own, models), widths, own.student.adapter))
+    kernel = _loss_kernel(config.distill, device)
     objective = DistillationObjective(
         divergence=config.distill.divergence,
         direction=config.distill.direction,
@@ -174,13 +177,14 @@ def _build_dmt(configs: Sequence[RunConfig], device: torch.device) -> list[Built
         sfd_weight=config.distill.sfd_weight,
         target_weights=fusion.target_weights,
         without_class_token=fusion.without_class_token,
-        kernel=_loss_kernel(config.distill, device),
+        kernel=kernel,
     )
     teachers = start_teachers(models, config.teachers, device, config.train.micro_batch_size)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
     fused = FusedTeachers(teachers.forwards, fusion, diagnostics)
     tasks = [DmtTask(student, fused, objective, Augment(config.augment)) for student in students]
-    return [BuiltTask(task, teachers.records, teachers.ds_configs) for task in tasks]
+    built = BuiltTask(tasks[0], teachers.records, teachers.ds_configs, kernel=kernel)
+    return [replace(built, task=task) for task in tasks]
 
 
 def _loss_kernel(section: DistillConfig, device: torch.device) -> Kernel:

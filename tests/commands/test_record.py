@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -67,11 +68,15 @@ class Noting(JsonlTracker):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.params: dict[str, object] = {}
+        self.tags: dict[str, str] = {}
         self.files: list[str] = []
         self.datasets: list[tuple[str, str]] = []
 
     def log_params(self, params: Mapping[str, object]) -> None:
         self.params.update(params)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags.update(tags)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self.files.append(path.name)
@@ -115,10 +120,26 @@ def test_a_run_without_teachers_has_no_engines_of_theirs_and_its_images_are_call
     told = described(tmp_path, "task=mae")
     assert told.files == ["deepspeed_student.json", "environment.json", *told.files[2:-1], "config.yaml"]
     assert not (tmp_path / "run" / "deepspeed_teachers.json").exists()
-    sections = {key.partition(".")[0] for key in told.params if "." in key}
-    assert sections == {"data", "augment", "teachers", "student", "mae", "optim", "train", "tracking", "knn", "linear"}
+    sections = {key.partition(".")[0] for key in told.params if "." in key} - {"derived"}
+    assert sections == {"data", "augment", "student", "mae", "optim", "train", "tracking", "knn", "linear"}
     assert told.params["mae.mask_ratio"] == 0.75
     assert told.datasets == [("photos", str(tmp_path / "photos"))]
+    assert "kernel" not in told.tags
+
+
+def test_what_has_no_effect_is_not_recorded_and_what_follows_from_settings_is(tmp_path: Path) -> None:
+    def encoder(name: str) -> str:
+        vit = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3)
+        torch.save(vit.state_dict(), tmp_path / f"{name}.pth")
+        return f"teachers.models.{name}={{source: {tmp_path / name}.pth, num_heads: 3}}"
+
+    told = described(tmp_path, encoder("red"), encoder("blue"), "teachers.use=[red]", "optim.base_lr=0.032")
+    assert told.params["teachers.use"] == ["red"] and "teachers.models.red.source" in told.params
+    assert not [key for key in told.params if "blue" in key]
+    assert not {"train.epochs", "optim.decay_at", "optim.momentum"} & told.params.keys()
+    derived = {key: value for key, value in told.params.items() if key.startswith("derived.")}
+    assert derived == {"derived.steps": 1, "derived.images": 8, "derived.peak_lr": pytest.approx(0.001)}
+    assert told.tags["kernel"] == "chunked"
 
 
 @pytest.mark.parametrize(
