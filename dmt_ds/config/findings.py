@@ -1,6 +1,7 @@
 """What pydantic found wrong with a recipe, told to its author: where, what, and the remedy; reads no file."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -91,7 +92,7 @@ def _say(detail: ErrorDetails, path: Path, model: type[BaseModel]) -> str:
 def _problem(detail: ErrorDetails, path: Path, model: type[BaseModel]) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if detail["input"] is None:
-        return "null is not allowed here"
+        return f"null is not allowed here{_say_zero(path, model)}"
     bounds = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
     if kind in bounds:
         symbols = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -119,6 +120,15 @@ def _problem(detail: ErrorDetails, path: Path, model: type[BaseModel]) -> str:
 
 def _field_at(path: Path, model: type[BaseModel]) -> FieldInfo:
     return fields_of(path[:-1], model)[path[-1]]
+
+
+def _say_zero(path: Path, model: type[BaseModel]) -> str:
+    """What 0 does, where the setting's own words say it: most often that it turns off what null was to turn off."""
+    field = fields_of(path[:-1], model).get(path[-1])
+    if field is None or not any(getattr(bound, "ge", None) == 0 for bound in field.metadata):
+        return ""
+    found = re.search(r"(?:^|[.;:]\s)(0\s[^.;]+)", field.description or "")
+    return f"; {' '.join(found[1].split())}" if found else ""
 
 
 def _say_list(field: FieldInfo) -> str:
