@@ -133,6 +133,24 @@ if [[ -n ${SLURM_JOB_ID:-} ]]; then
     say "from outside the cluster, with the name of its login node: ssh -N -J LOGIN -L" \
         "$port:127.0.0.1:$port $(id -un)@$(hostname)"
 fi
+# MLflow's page opens on its view for language models, unless the address of an experiment names the other one.
+experiments() {
+    "$python" - "$1" 2>/dev/null <<'END' || true
+import pathlib, sqlite3, sys
+database = sqlite3.connect(f"{pathlib.Path(sys.argv[1]).as_uri()}?mode=ro", uri=True)
+for row in database.execute(
+    "SELECT experiment_id, name FROM experiments WHERE lifecycle_stage = 'active' AND experiment_id IN "
+    "(SELECT experiment_id FROM runs) ORDER BY experiment_id DESC LIMIT 10"
+):
+    print(*row, sep="\t")
+END
+}
+if [[ $store == sqlite:///* ]]; then
+    while IFS=$'\t' read -r id name; do
+        say "runs of $name: http://localhost:$port/#/experiments/$id?workflowType=machine_learning"
+    done < <(experiments "$database")
+fi
+say "where the page shows traces instead of runs: choose 'Model training' at its top left"
 export MLFLOW_BACKEND_STORE_URI=$store # may hold a password
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true
 exec "$python" -m mlflow server --host "$host" --port "$port" --workers 1 \

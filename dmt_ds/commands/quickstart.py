@@ -155,6 +155,6 @@ def _closing(output: Path, seconds: float) -> str:
             f"Done in {seconds:.0f} s. The table: {output / 'results.txt'}",
             f"Pictures: {pictures / 'losses.png'} and {pictures / 'tokens.png'}",
             f"The runs in MLflow: {mlflow} server --backend-store-uri {store} --port 5000",
-            "then open http://127.0.0.1:5000",
+            "then open http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning",
         ]
     )

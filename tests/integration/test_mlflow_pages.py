@@ -68,6 +68,19 @@ def test_the_chart_view_of_the_experiment_draws_the_metrics_of_every_run(server,
     with_page(tmp_path, visit, size=(2400, 6000))
 
 
+def test_the_address_that_the_server_tells_opens_the_runs(server, runs, tmp_path):
+    from mlflow import MlflowClient
+
+    async def visit(page: Page) -> str:
+        await page.open(
+            f"{server.uri}/#/experiments/{experiment_of(MlflowClient(server.uri))}?workflowType=machine_learning"
+        )
+        await page.wait_for("Run Name", "tiny")
+        return str(await page.evaluate("location.hash"))
+
+    assert "/runs?" in with_page(tmp_path, visit)
+
+
 def test_the_compare_page_puts_parameters_and_metrics_of_two_runs_side_by_side(server, runs, tmp_path):
     from mlflow import MlflowClient
 

@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.processes import free_port
+from tests.tracking.recorded import Recorder
 from tests.tracking.stores import wait_until
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "mlflow_server.sh"
@@ -109,6 +110,22 @@ def test_by_default_only_this_machine_can_reach_it(tmp_path: Path) -> None:
         assert not any(listens(address, port) for address in own_addresses())
         assert f"ssh -N -L {port}:127.0.0.1:{port} " in (tmp_path / "log").read_text()
         assert "network file system" not in (tmp_path / "log").read_text()
+
+
+def test_it_tells_the_address_that_opens_the_runs_of_each_experiment(empty_database: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "50% # of all"
+    folder.mkdir()
+    shutil.copyfile(empty_database, folder / "mlflow.db")
+    for name in ("first", "my runs"):
+        Recorder.of_experiment(f"sqlite:///{folder / 'mlflow.db'}", name).add("a", {})
+    with serving(folder) as (_, port):
+        lines = [line.partition(": ")[2] for line in (folder / "log").read_text().splitlines()]
+    page = f"http://localhost:{port}/#/experiments"
+    told = [line for line in lines if line.startswith("runs of ")]
+    assert told == [
+        f"runs of my runs: {page}/2?workflowType=machine_learning",
+        f"runs of first: {page}/1?workflowType=machine_learning",
+    ]
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_made(tmp_path: Path) -> None:
