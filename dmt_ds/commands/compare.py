@@ -1,6 +1,7 @@
 """`dmt-ds compare`: reads runs out of MLflow, says and saves how they compare, and logs that to the parent run."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def run(question: Question, environ: Mapping[str, str], say: Callable[[str], Non
         raise TrackingError(f"{error}{_elsewhere(question, folder)}") from error
     target = _run_to_log_to(question, store, study)
     comparison = compare(study, question.metrics, question.by, question.roles)
-    say(texts.terminal_table(comparison))
+    say(texts.terminal_table(comparison, shutil.get_terminal_size((120, 24)).columns))
     output = question.output or (folder / FOLDER if folder else Path(f"compare_{study.name.replace('/', '_')}"))
     files = save(comparison, output)
     say(f"\nSaved in {output}: {', '.join(file.name for file in files)}")

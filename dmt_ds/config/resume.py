@@ -78,7 +78,7 @@ def differences(
     return [
         f"{key}: {_show(saved, key)} -> {_show(now, key)}"
         for key in keys
-        if _show(saved, key) != _show(now, key) and not any(_covers(pattern, key) for pattern in ignore)
+        if _show(saved, key) != _show(now, key) and not any(covers(pattern, key) for pattern in ignore)
     ]
 
 
@@ -91,7 +91,8 @@ def _with_head_std(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, key: section.first_head_std(settings.get("student.init_from") is not None)}
 
 
-def _covers(pattern: str, key: str) -> bool:
+def covers(pattern: str, key: str) -> bool:
+    """Whether a setting is meant by a key or section of the lists above."""
     wanted, given = pattern.split("."), key.split(".")
     return len(wanted) <= len(given) and all(w in ("*", g) for w, g in zip(wanted, given, strict=False))
 

@@ -8,6 +8,7 @@ from math import isfinite, nan
 
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.budget import Budget, budget_of
+from dmt_ds.tracking.differences import SEED
 from dmt_ds.tracking.mlflow_compare import RecordedRun, RecordedStudy
 
 VARIANT, TEACHER = "variant", "teacher"
@@ -15,6 +16,7 @@ SCORE = re.compile(r"eval/(.+_)?(top1|top5|miou|macc|aacc|(box|mask)_ap(50|75|_s
 """Metrics in [0, 1] that are shown in percent."""
 # What select_ begins chooses settings, and judges nothing.
 _MAIN_SCORE = re.compile(r"eval/(?!select_)(\w+_)?(top1|miou|(box|mask)_ap)")
+_OF_FROZEN = re.compile(r"eval/(knn|linear)_(patch_)?top[15]")
 _ORDER = (
     "eval/knn_top1",
     "eval/knn_patch_top1",
@@ -30,7 +32,6 @@ _ORDER = (
     "eval/mask_ap",
 )
 _WITHOUT_SCORES = "train/loss"
-_SEED = re.compile(r"[-_]seed[-_]?\d+$")
 NO_SETTINGS = ("output_dir", "name", "tracking.")
 
 
@@ -81,7 +82,7 @@ def choose_metrics(study: RecordedStudy, metrics: Sequence[str], roles: Sequence
 def group_of(run: RecordedRun, by: str) -> str | None:
     """The row that a run belongs to."""
     if by == VARIANT:
-        return run.tags.get(VARIANT) or _SEED.sub("", run.name)
+        return run.tags.get(VARIANT) or SEED.sub("", run.name)
     return run.params.get(by, run.tags.get(by))
 
 
@@ -136,5 +137,12 @@ def _why_not(run: RecordedRun, budget: Budget, metrics: Sequence[str]) -> str | 
     if run.status != "FINISHED":
         return f"is {run.status.lower()}"
     if not any(isfinite(run.metrics.get(metric, nan)) for metric in metrics):
-        return f"finished, but has no number for {', '.join(metrics)}"
+        return f"finished, but has no number for {', '.join(metrics)}{remedy(run, metrics)}"
     return None
+
+
+def remedy(run: RecordedRun, metrics: Sequence[str]) -> str:
+    """The command that measures what is missing, where frozen readouts do and the run's folder is known."""
+    if "output_dir" not in run.params or not any(_OF_FROZEN.fullmatch(metric) for metric in metrics):
+        return ""
+    return f"; to measure: dmt-ds evaluate -e {run.params['output_dir']}"

@@ -4,17 +4,17 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dmt_ds.config.schema import TASKS_OF_SECTION
 from dmt_ds.tracking.compared_runs import (
-    NO_SETTINGS,
     TEACHER,
     VARIANT,
     ComparedRun,
     choose_metrics,
     choose_roles,
     compared_runs,
+    remedy,
 )
-from dmt_ds.tracking.mlflow_compare import RecordedRun, RecordedStudy
+from dmt_ds.tracking.differences import Difference, differences, differing, told_settings
+from dmt_ds.tracking.mlflow_compare import RecordedStudy
 
 _MANY_KEYS = 3
 
@@ -42,6 +42,7 @@ class Row:
 
     Attributes:
         runs: those that count.
+        left_out: those that don't.
         paper: the paper's number as its authors write it; never computed with.
     """
 
@@ -50,6 +51,7 @@ class Row:
     runs: tuple[ComparedRun, ...]
     scores: dict[str, Scores]
     paper: str | None
+    left_out: tuple[ComparedRun, ...]
 
     @property
     def has_a_seed_twice(self) -> bool:
@@ -83,6 +85,7 @@ class Comparison:
         by: what rows are grouped by: `variant`, a parameter or a tag.
         rows: runs of the roles that were asked for.
         teachers: rows of the runs with the role teacher, where that was not among them.
+        differences: settings that are not equal in all of `rows`; of one row there are none.
         left_out: name of a run of these rows, and why it is in no mean, or not in that of a metric.
         notes: what else a reader must know.
         paper_metric: what the paper's numbers are.
@@ -95,6 +98,7 @@ class Comparison:
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     teachers: tuple[Row, ...]
+    differences: tuple[Difference, ...]
     left_out: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     paper_metric: str | None
@@ -134,6 +138,7 @@ def compare(study: RecordedStudy, metrics: Sequence[str], by: str = VARIANT, rol
         metrics=names,
         rows=rows,
         teachers=_rows(teachers, names, VARIANT, order),
+        differences=_between(rows, by),
         left_out=(*_left_out(shown, names), *_left_out(teachers, teachers_names)),
         notes=tuple(_notes(rows, runs, roles, by)),
         paper_metric=parent_tags.get("paper_metric"),
@@ -157,8 +162,16 @@ def _rows(runs: Sequence[ComparedRun], metrics: Sequence[str], by: str, first: S
         title = titles[-1] if titles else group or f"(no {by})"
         if title in {row.title for row in rows}:
             title = f"{title} ({group})"
-        rows.append(Row(group, title, counted, scores, " / ".join(dict.fromkeys(papers)) or None))
+        others = tuple(run for run in members if run.why_not is not None)
+        rows.append(Row(group, title, counted, scores, " / ".join(dict.fromkeys(papers)) or None, others))
     return tuple(rows)
+
+
+def _between(rows: Sequence[Row], by: str) -> tuple[Difference, ...]:
+    """What differs between rows by the runs that count; a row without any is told by the others."""
+    if len(rows) < 2:
+        return ()
+    return differences([[run.run for run in row.runs or row.left_out] for row in rows], by)
 
 
 def _left_out(runs: Iterable[ComparedRun], metrics: Sequence[str]) -> Iterable[tuple[str, str]]:
@@ -175,12 +188,12 @@ def _left_out(runs: Iterable[ComparedRun], metrics: Sequence[str]) -> Iterable[t
         for names, lack in ((no_numbers, "not a number"), (gaps, "not measured")):
             if names:
                 verb = "are" if len(names) > 1 else "is"
-                yield run.run.name, f"{', '.join(names)} {verb} {lack}; counts in the others"
+                yield run.run.name, f"{', '.join(names)} {verb} {lack}; counts in the others{remedy(run.run, names)}"
 
 
 def _notes(rows: Sequence[Row], runs: Sequence[ComparedRun], roles: Sequence[str], by: str) -> Iterable[str]:
     for row in rows:
-        if keys := _differing([run.run for run in row.runs], by):
+        if keys := [key for key in differing([told_settings(run.run) for run in row.runs]) if key != by]:
             more = f" and {len(keys) - _MANY_KEYS} more" if len(keys) > _MANY_KEYS else ""
             yield f"{row.title}: its runs differ in {', '.join(keys[:_MANY_KEYS])}{more}, and not in their seeds alone"
     others: dict[str, int] = {}
@@ -189,15 +202,3 @@ def _notes(rows: Sequence[Row], runs: Sequence[ComparedRun], roles: Sequence[str
             others[run.role] = others.get(run.role, 0) + 1
     for role, number in others.items():
         yield f"not shown: {number} run{'s' if number > 1 else ''} with the role {role}; --roles {role} shows them"
-
-
-def _differing(runs: Sequence[RecordedRun], by: str) -> list[str]:
-    """Settings that differ between the runs of a row, except seeds and paths.
-
-    A task's section that one of them lacks says nothing: older runs kept those of all tasks.
-    """
-    sections = [{key.partition(".")[0] for key in run.params} for run in runs]
-    unread = {name for name in TASKS_OF_SECTION if any(name not in known for known in sections)}
-    keys = sorted({key for run in runs for key in run.params if key not in ("seed", by)})
-    keys = [key for key in keys if key.partition(".")[0] not in unread]
-    return [key for key in keys if not key.startswith(NO_SETTINGS) and len({run.params.get(key) for run in runs}) > 1]

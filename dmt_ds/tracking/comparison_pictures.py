@@ -40,7 +40,7 @@ _DOTS_SPREAD = 0.36
 def bars(comparison: Comparison, path: Path) -> None:
     """Draw a panel a metric: the mean as bar, its standard deviation, each run as dot; the table's order.
 
-    Metrics that nobody has get none, and four panels stand beside each other.
+    Metrics that nobody has get none, nor do rows without any number; four panels stand beside each other.
 
     Teachers stand below in grey. The paper's numbers are not drawn.
 
@@ -48,8 +48,9 @@ def bars(comparison: Comparison, path: Path) -> None:
         comparison: what the table shows.
         path: PNG to write.
     """
-    rows = [*comparison.rows, *comparison.teachers]
-    heights = [*range(len(comparison.rows)), *(1 + n for n in range(len(comparison.rows), len(rows)))]
+    variants, teachers = ([row for row in rows if row.runs] for rows in (comparison.rows, comparison.teachers))
+    rows = [*variants, *teachers]
+    heights = [*range(len(variants)), *(n + bool(variants) for n in range(len(variants), len(rows)))]
     metrics = [name for name in comparison.metrics if any(row.scores[name].values for row in rows)]
     letters = max(len(row.title) for row in rows)
     panel = (_BARS_INCHES, 0.9 + _BAR_INCHES * (heights[-1] + 1))
@@ -60,7 +61,7 @@ def bars(comparison: Comparison, path: Path) -> None:
         axis.xaxis.set_major_formatter("{x:g}")
         name_panel(axis, label(metric))
         for height, row in zip(heights, rows, strict=True):
-            _draw_bar(axis, height, row.scores[metric], metric, GREY if row in comparison.teachers else BLUE)
+            _draw_bar(axis, height, row.scores[metric], metric, GREY if row in teachers else BLUE)
         _make_room(axis, rows, metric)
     for first in axes[::_COLUMNS]:
         first.set_yticks(heights, [row.title for row in rows], color=INK)

@@ -8,17 +8,27 @@ from typing import Any
 
 from dmt_ds.tracking.compared_runs import SCORE, ComparedRun
 from dmt_ds.tracking.comparison import Comparison, Row, Scores
+from dmt_ds.tracking.difference_text import Grid, left_over, settings_grids
+from dmt_ds.tracking.differences import NOTHING
 
-NOTHING = "—"
 PAPER = "paper: "
-Grid = list[list[str]]
-"""Lines of cells; the first line is the head."""
+DIFFERENCES = "What differs"
 
 
-def terminal_table(comparison: Comparison) -> str:
-    """What a person reads at once: the variants, the teachers below, what was left out and why."""
+def terminal_table(comparison: Comparison, width: int = 120) -> str:
+    """What a person reads at once: the variants, the teachers below, what differs, what was left out and why.
+
+    Args:
+        comparison: what to tell.
+        width: letters of a line, which the table of settings keeps to.
+    """
     parts = [_heading(comparison)]
     parts += [_aligned(grid) if name is None else f"{name}\n{_aligned(grid)}" for name, grid in _grids(comparison)]
+    if comparison.differences:
+        tables = _settings(comparison, width)
+        more = left_over(comparison.differences, tables)
+        told = [_aligned(grid, has_numbers=False) for grid in tables] + [more] * bool(more)
+        parts.append(f"{DIFFERENCES}\n" + "\n\n".join(told))
     for name, lines in _remarks(comparison):
         parts.append("\n".join([name, *(f"  {line}" for line in lines)]))
     return "\n\n".join(parts)
@@ -28,6 +38,10 @@ def markdown(comparison: Comparison, pictures: Sequence[str]) -> str:
     """The comparison as Markdown, with pictures that lie beside the file."""
     parts = [f"# {_heading(comparison)}"]
     parts += [_piped(grid) if name is None else f"## {name}\n\n{_piped(grid)}" for name, grid in _grids(comparison)]
+    if comparison.differences:
+        tables = _settings(comparison, None)
+        more = left_over(comparison.differences, tables)
+        parts += [f"## {DIFFERENCES}", *(_piped(grid, has_numbers=False) for grid in tables), *([more] * bool(more))]
     for name, lines in _remarks(comparison):
         parts.append(f"## {name}\n\n" + "\n".join(f"- {line}" for line in lines))
     parts += [f"![{picture.removesuffix('.png')}]({picture})" for picture in pictures]
@@ -35,9 +49,17 @@ def markdown(comparison: Comparison, pictures: Sequence[str]) -> str:
 
 
 def runs_as_csv(comparison: Comparison) -> str:
-    """A line a run, of every role and status; scores as MLflow has them, not in percent."""
+    """A line a run, of every role and status; scores as MLflow has them, not in percent.
+
+    Behind them stand the parameters that are not equal in all runs, as `params.KEY`.
+    """
     text = io.StringIO()
-    lines = [_flat(run, comparison) for run in comparison.runs]
+    params = [run.run.params for run in comparison.runs]
+    there = {key for found in params for key in found if key != "seed"}
+    keys = [key for key in sorted(there) if len({found.get(key) for found in params}) > 1]
+    lines = [
+        _flat(run, comparison) | {f"params.{key}": run.run.params.get(key) for key in keys} for run in comparison.runs
+    ]
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
@@ -46,6 +68,7 @@ def runs_as_csv(comparison: Comparison) -> str:
 
 def as_json(comparison: Comparison) -> str:
     """Everything, for programs; scores as MLflow has them, not in percent."""
+    titles = [row.title for row in comparison.rows]
     content = {
         "name": comparison.name,
         "experiment": comparison.experiment,
@@ -54,9 +77,13 @@ def as_json(comparison: Comparison) -> str:
         "paper_metric": comparison.paper_metric,
         "rows": [_row_content(row) for row in comparison.rows],
         "teachers": [_row_content(row) for row in comparison.teachers],
+        "differences": [
+            {"setting": told.setting, "values": dict(zip(titles, told.values, strict=True))}
+            for told in comparison.differences
+        ],
         "left_out": [{"run": name, "why": why} for name, why in comparison.left_out],
         "notes": comparison.notes,
-        "runs": [_flat(run, comparison) for run in comparison.runs],
+        "runs": [{**_flat(run, comparison), "params": run.run.params} for run in comparison.runs],
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
@@ -121,6 +148,10 @@ def _grid(rows: Sequence[Row], comparison: Comparison, first: str) -> Grid:
     return grid
 
 
+def _settings(comparison: Comparison, width: int | None) -> list[Grid]:
+    return settings_grids(comparison.differences, [row.title for row in comparison.rows], comparison.by, width)
+
+
 def _images(row: Row) -> str:
     """Of a run; from the least to the most where they differ."""
     ends = dict.fromkeys((row.images_seen[0], row.images_seen[-1])) if row.images_seen else ()
@@ -152,9 +183,10 @@ def _remarks(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return remarks
 
 
-def _aligned(grid: Grid) -> str:
+def _aligned(grid: Grid, has_numbers: bool = True) -> str:
     """Columns of equal width, numbers to the right; names, and the paper's below their long head, to the left."""
     left = {0, len(grid[0]) - 1} if grid[0][-1].startswith(PAPER) else {0}
+    left = left if has_numbers else set(range(len(grid[0])))
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -167,9 +199,9 @@ def _aligned(grid: Grid) -> str:
     return "\n".join([line(grid[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, grid[1:])])
 
 
-def _piped(grid: Grid) -> str:
+def _piped(grid: Grid, has_numbers: bool = True) -> str:
     head, *lines = [[text.replace("|", "\\|") for text in cells] for cells in grid]
-    rule = ["---", *["---:"] * (len(head) - 1)]
+    rule = ["---", *["---:" if has_numbers else "---"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 

@@ -41,6 +41,7 @@ class RecordedRun:
         start_ms: milliseconds since 1970.
         end_ms: the same; None while it runs.
         read_points: every point of a metric, in no order; asks the store.
+        images: fingerprint of the training images; None where nobody noted it.
     """
 
     run_id: str
@@ -52,6 +53,7 @@ class RecordedRun:
     start_ms: int
     end_ms: int | None
     read_points: Callable[[str], list[Point]]
+    images: str | None = None
 
     def history(self, metric: str) -> list[Point]:
         """A metric by rising step; of a step that was logged again the last word counts."""
@@ -236,4 +238,16 @@ def _recorded(client: "MlflowClient", store: StoreUri, run: "Run") -> RecordedRu
         start_ms=run.info.start_time,
         end_ms=run.info.end_time,
         read_points=read_points,
+        images=_images(run),
     )
+
+
+def _images(run: "Run") -> str | None:
+    """Fingerprint of the images that it was trained on; the newest, where a restart was given others."""
+    inputs = () if run.inputs is None else run.inputs.dataset_inputs
+    digests = [
+        data.dataset.digest
+        for data in inputs
+        if any(tag.key == "mlflow.data.context" and tag.value == "training" for tag in data.tags)
+    ]
+    return str(digests[-1]) if digests else None

@@ -120,6 +120,21 @@ def test_bars_of_many_metrics_stand_in_rows_of_four(uri: str, tmp_path: Path) ->
     assert sizes["five"] == (sizes["four"][0], 2 * sizes["one"][1]) and sizes["four"][1] == sizes["one"][1]
 
 
+def test_rows_without_any_number_have_no_bars(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(comparison_pictures, "save", lambda figure, path: drawn.append(figure))
+    suite = Recorder.of_suite(uri, "small")
+    suite.add("teacher", {KNN: 0.6}, variant="teacher", role="teacher")
+    suite.add("lost", {}, "FAILED", variant="lost", role="teacher")
+    for variant in ("dmt", "mse", "mae"):
+        suite.add(f"{variant}-seed0", {KNN: 0.4} if variant != "mse" else {}, variant=variant)
+    bars(compare(study_of(uri), ()), tmp_path / "bars.png")
+    axis = drawn[0].axes[0]
+    assert [(tick.get_text(), at) for tick, at in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)] == [
+        ("dmt", 0), ("mae", 1), ("teacher", 3)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("score", "highest"), [(0.0, 1.0), (0.004, 0.5), (0.97, 100.0), (1.0, 100.0)])
 def test_bars_of_percentages_have_ticks_from_0_to_100_alone(
     score: float, highest: float, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
