@@ -20,6 +20,8 @@ def idle_settings(settings: Mapping[str, object]) -> set[str]:
     sections = {name for name, tasks in TASKS_OF_SECTION.items() if task is not None and task not in tasks}
     if task is not None and task not in TEACHER_TASKS:
         sections.add("teachers")
+    if task == "tinymim":
+        sections.add("distill")  # its losses are its own
     used = used_teachers(settings)
     idle = {key for key in settings if key.partition(".")[0] in sections}
     idle |= {key for key in settings if key.startswith(_MODELS) and _teacher_of(key) not in used}

@@ -8,7 +8,7 @@ from typing import Any
 
 from dmt_ds.tracking.compared_runs import SCORE, ComparedRun
 from dmt_ds.tracking.comparison import Comparison, Row, Scores
-from dmt_ds.tracking.difference_text import Grid, left_over, settings_grids
+from dmt_ds.tracking.difference_text import Grid, settings_grids
 from dmt_ds.tracking.differences import NOTHING
 
 PAPER = "paper: "
@@ -25,8 +25,7 @@ def terminal_table(comparison: Comparison, width: int = 120) -> str:
     parts = [_heading(comparison)]
     parts += [_aligned(grid) if name is None else f"{name}\n{_aligned(grid)}" for name, grid in _grids(comparison)]
     if comparison.differences:
-        tables = _settings(comparison, width)
-        more = left_over(comparison.differences, tables)
+        tables, more = _settings(comparison, width)
         told = [_aligned(grid, has_numbers=False) for grid in tables] + [more] * bool(more)
         parts.append(f"{DIFFERENCES}\n" + "\n\n".join(told))
     for name, lines in _remarks(comparison):
@@ -39,8 +38,7 @@ def markdown(comparison: Comparison, pictures: Sequence[str]) -> str:
     parts = [f"# {_heading(comparison)}"]
     parts += [_piped(grid) if name is None else f"## {name}\n\n{_piped(grid)}" for name, grid in _grids(comparison)]
     if comparison.differences:
-        tables = _settings(comparison, None)
-        more = left_over(comparison.differences, tables)
+        tables, more = _settings(comparison, None)
         parts += [f"## {DIFFERENCES}", *(_piped(grid, has_numbers=False) for grid in tables), *([more] * bool(more))]
     for name, lines in _remarks(comparison):
         parts.append(f"## {name}\n\n" + "\n".join(f"- {line}" for line in lines))
@@ -148,7 +146,7 @@ def _grid(rows: Sequence[Row], comparison: Comparison, first: str) -> Grid:
     return grid
 
 
-def _settings(comparison: Comparison, width: int | None) -> list[Grid]:
+def _settings(comparison: Comparison, width: int | None) -> tuple[list[Grid], str]:
     return settings_grids(comparison.differences, [row.title for row in comparison.rows], comparison.by, width)
 
 

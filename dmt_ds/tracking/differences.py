@@ -17,10 +17,14 @@ NOTHING = "—"
 VARIES = "differs"
 """Value of a row whose own runs differ."""
 _NO_SETTINGS = (*SEEDS_MAY_DIFFER, "seed", "derived")
-_FIRST = ("task", *TASKS_OF_SECTION, "teachers", "student", "optim", "train", "data", "augment")
+_FIRST = ("task", "teachers", *TASKS_OF_SECTION, "student", "optim", "train", "data", "augment")
 # Their lack follows from the task, the teachers in use or the optimizer, which are settings themselves.
-_WITH_OTHERS = (*TASKS_OF_SECTION, "teachers", "optim.betas", "optim.eps", "optim.momentum", "optim.decay_at")
+_WITH_OTHERS = (
+    *(*TASKS_OF_SECTION, "teachers", "augment"),
+    *("optim.betas", "optim.eps", "optim.momentum", "optim.decay_at"),
+)
 _PATHS = ("data.path", "student.init_from", "teachers.models.*.source", "train.deepspeed", "teachers.deepspeed")
+_OR_EPOCHS = ("train.steps", "optim.warmup_steps")
 _CHOICE_OF_IMAGES = ("data.source", "data.train_split", "data.max_train_images")
 _IMAGES, _SHA256_DIGITS = "data.fingerprint", 12
 
@@ -44,6 +48,8 @@ def told_settings(run: RecordedRun) -> dict[str, str]:
     idle = idle_settings(run.params)
     told: dict[str, str] = {}
     for key, value in run.params.items():
+        if value == "None" and key in _OR_EPOCHS:
+            continue
         if key in idle or _is_any(_NO_SETTINGS, key) or (key.startswith("teachers.") and not _is_setting(key)):
             continue
         shown = _shown(key, value)

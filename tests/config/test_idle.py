@@ -26,6 +26,7 @@ def test_sections_of_other_tasks_are_idle_and_a_maker_of_teachers_has_none() -> 
     others = {"tinymim", "mae", "moco_v3", "ibot", "classify", "segment", "detect"}
     assert sections(idle_of("task=dmt", *TEACHERS)) == {*others, "optim"}
     assert sections(idle_of("task=mae", *TEACHERS)) == {*others, "optim", "distill", "teachers"} - {"mae"}
+    assert sections(idle_of("task=tinymim", *TEACHERS)) == {*others, "optim", "distill"} - {"tinymim"}
 
 
 def test_teachers_that_are_not_in_use_are_idle() -> None:

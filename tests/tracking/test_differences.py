@@ -77,7 +77,8 @@ def test_what_makes_the_rows_is_no_difference() -> None:
 
 
 def test_settings_of_another_task_are_not_told_unless_runs_of_that_task_differ() -> None:
-    rows = [run("a-seed0", DMT), run("b-seed0", IBOT)]
+    jitter = {"augment.brightness": "0.4"}  # which iBOT's views have by themselves
+    rows = [run("a-seed0", {**DMT, **jitter}), run("b-seed0", {**IBOT, **jitter})]
     assert told(*rows) == {"task": ("dmt", "ibot")}
     third = run("c-seed0", {**IBOT, "ibot.momentum": "0.9"})
     assert told(*rows, third)["ibot.momentum"] == ("—", "0.99", "0.9")
@@ -165,7 +166,7 @@ def test_few_rows_are_columns_with_a_line_a_setting() -> None:
     assert table(terminal_table(many(2, 23), 80))[-1] == "and 3 more: compare.csv"
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_many_rows_stay_lines_in_as_many_tables_as_the_width_asks_for(width: int) -> None:
     lines = table(terminal_table(many(6, 12), width))
     assert max(map(len, lines)) <= width
@@ -173,6 +174,35 @@ def test_many_rows_stay_lines_in_as_many_tables_as_the_width_asks_for(width: int
     assert [name for head in heads for name in head[1:]] == [f"data.setting_{n:02}" for n in range(10)]
     assert sum(line.startswith("row5") for line in lines) == len(heads)
     assert lines[-1] == "and 2 more: compare.csv"
+
+
+def test_rows_of_more_than_a_screen_are_told_by_what_is_unlike_in_most() -> None:
+    width = 60
+    fusions = ["sum"] * 18 + ["mean", "concat"]
+    settings = {"optim.base_lr": "0.02", "distill.direction": "student_teacher", "distill.divergence": "kl"}
+    rows = [{**settings, "task": "dmt", "distill.fusion": fusion} for fusion in fusions]
+    rows[3] |= {"optim.base_lr": "0.5", "distill.divergence": "mse"}
+    rows[4] |= {"distill.direction": "teacher_student"}
+    rows += [{"task": "mae", "optim.base_lr": "0.02"}]
+    comparison = compared(*(run(f"row{number:02}-seed0", row) for number, row in enumerate(rows)))
+    lines = table(terminal_table(comparison, width))
+    assert max(map(len, lines)) <= width and len(lines) <= 30
+    first = " ".join(
+        line.removeprefix("(most of them)").strip() for line in lines[2 : lines.index("row00           as most")]
+    )
+    assert first == (
+        "task=dmt, distill.direction=student_teacher, distill.divergence=kl, distill.fusion=sum, optim.base_lr=0.02"
+    )
+    told = dict(line.split(maxsplit=1) for line in lines if line.startswith("row"))
+    own = {title: settings for title, settings in told.items() if settings != "as most"}
+    assert own == {
+        "row03": "distill.divergence=mse, optim.base_lr=0.5",
+        "row04": "distill.direction=teacher_student",
+        "row18": "distill.fusion=mean",
+        "row19": "distill.fusion=concat",
+        "row20": "task=mae",
+    }
+    assert "| row19 | dmt | student_teacher | kl | concat | 0.02 |" in markdown(comparison, [])
 
 
 def test_titles_too_long_for_columns_stand_in_front_of_lines() -> None:
