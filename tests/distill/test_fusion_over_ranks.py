@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as torch_dist
-import torch.multiprocessing as torch_mp
 
 from dmt_ds.distill.fusion import TokenFusion
+from tests import on_ranks
 
 WEIGHTS = {"mae": 1.0, "ibot": 2.0}
 SHARES_OF_IMAGES = ((0, 2), (2, 6))
@@ -25,16 +25,13 @@ def run_steps(start: int, stop: int) -> tuple[torch.Tensor, dict[str, torch.Tens
     return fused, fusion.state_dict()
 
 
-def _rank_main(rank: int, folder: Path) -> None:
-    torch_dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(run_steps(*SHARES_OF_IMAGES[rank]), folder / f"{rank}.pt")
-    torch_dist.destroy_process_group()
+def steps_of_rank() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return run_steps(*SHARES_OF_IMAGES[torch_dist.get_rank()])
 
 
 @pytest.mark.distributed
 def test_centred_fusion_on_two_processes_gives_what_one_process_gives(tmp_path: Path) -> None:
-    torch_mp.spawn(_rank_main, (tmp_path,), nprocs=2)
-    (fused_0, state_0), (fused_1, state_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (fused_0, state_0), (fused_1, state_1) = on_ranks.answers(steps_of_rank, tmp_path)
     fused, state = run_steps(0, 6)
     torch.testing.assert_close(torch.cat([fused_0, fused_1]), fused, rtol=1e-6, atol=1e-6)
     for key, value in state.items():

@@ -1,12 +1,9 @@
 """Two real processes with half of the images each give what one process gives with all."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as torch_dist
-import torch.multiprocessing as torch_mp
 
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.loader import eval_batches
@@ -15,6 +12,7 @@ from dmt_ds.downstream.answers import accuracy_over_ranks, confusion_over_ranks,
 from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import Progress
+from tests import on_ranks
 from tests.downstream import classified
 
 pytestmark = pytest.mark.distributed
@@ -58,18 +56,13 @@ def normed() -> dict[str, torch.Tensor]:
     return {"out": out, "mean": norm.running_mean, "variance": norm.running_var, "in": torch.cat(batches)}
 
 
-def rank_main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch_dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save({"step": one_step(), "judged": judged(), "normed": normed()}, folder / f"{rank}.pt")
-    torch_dist.destroy_process_group()
+def everything() -> dict[str, Any]:
+    return {"step": one_step(), "judged": judged(), "normed": normed()}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch_mp.spawn(rank_main, (folder,), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return on_ranks.answers(everything, tmp_path_factory.mktemp("ranks"))
 
 
 def test_a_mixed_step_on_two_ranks_is_the_step_of_one(ranks: list[dict[str, Any]]) -> None:

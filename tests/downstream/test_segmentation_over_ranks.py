@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as torch_dist
-import torch.multiprocessing as torch_mp
 from torch import Tensor
 
 from dmt_ds.data.batch import Batch
@@ -16,6 +14,7 @@ from dmt_ds.downstream.region_overlap import overlap_of
 from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm2d
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import Progress
+from tests import on_ranks
 from tests.downstream import normed_maps, segmented
 from tests.tiny_scenes import write_ade
 
@@ -51,13 +50,10 @@ def judged(folder: Path) -> tuple[float, ...]:
     return tuple(overlap_of(dist.sum_over_ranks(of.confusion(of.module, batches))))
 
 
-def rank_main(rank: int, folder: Path, scenes: Path) -> None:
-    torch.set_num_threads(1)
-    torch_dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def everything(scenes: Path) -> dict[str, Any]:
     shares = [slice(0, 4), slice(4, normed_maps.SIZE)]  # unlike: statistics are of images, not means of ranks' means
-    norm = normed_maps.normed(SharedBatchNorm2d(5), shares[rank])
-    torch.save({"step": one_step(scenes), "judged": judged(scenes), "normed": norm}, folder / f"{rank}.pt")
-    torch_dist.destroy_process_group()
+    norm = normed_maps.normed(SharedBatchNorm2d(5), shares[dist.rank()])
+    return {"step": one_step(scenes), "judged": judged(scenes), "normed": norm}
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +63,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch_mp.spawn(rank_main, (folder, scenes), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return on_ranks.answers(everything, tmp_path_factory.mktemp("ranks"), scenes)
 
 
 def test_a_step_on_two_ranks_is_the_step_of_one_batch_norm_included(ranks: list[dict[str, Any]], scenes: Path) -> None:

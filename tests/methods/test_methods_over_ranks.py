@@ -1,18 +1,16 @@
 """Two real processes with half a batch each give what one process gives with the whole (heads without batch norm)."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as torch_dist
-import torch.multiprocessing as torch_mp
 from torch import Tensor
 
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import PretrainingTask, Progress
 from dmt_ds.methods.ibot import IbotTask
 from dmt_ds.methods.moco_v3 import contrast
+from tests import on_ranks
 from tests.methods import tiny
 
 SIZE = 8
@@ -72,18 +70,9 @@ def everything() -> dict[str, Any]:
     return {**{name: one_step(name) for name in NAMES}, "contrast": one_contrast()}
 
 
-def rank_main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch_dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(everything(), folder / f"{rank}.pt")
-    torch_dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch_mp.spawn(rank_main, (folder,), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return on_ranks.answers(everything, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.distributed
