@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import torch
+from click.testing import CliRunner, Result
 
+from dmt_ds.cli import main
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
@@ -40,3 +42,8 @@ def make_run(folder: Path, *overrides: str, teachers: dict[str, object] | None =
     (folder / "environment.json").write_text(json.dumps({"torch": "2.15.0", "hostname": "private-host"}))
     (folder / DONE).write_text(f"{STEP}\n")
     return folder
+
+
+def export(*arguments: object) -> Result:
+    """`dmt-ds export` in this process."""
+    return CliRunner().invoke(main, ["export", *map(str, arguments)])

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from dmt_ds.cli import main
 from dmt_ds.commands.export import CARD_FILE, run
@@ -20,12 +20,8 @@ from dmt_ds.models.classifier_folder import save_classifier
 from dmt_ds.models.vit import build_vit
 from dmt_ds.run_files import DONE
 from dmt_ds.tracking.tracker import JsonlTracker
-from tests.commands.finished_run import IBOT, MAE, STEP, make_run
+from tests.commands.finished_run import IBOT, MAE, STEP, export, make_run
 from tests.models import tiny
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["export", *map(str, arguments)])
 
 
 def card_of(folder: Path, form: str = "timm") -> tuple[dict[str, object], str]:
@@ -37,7 +33,7 @@ def card_of(folder: Path, form: str = "timm") -> tuple[dict[str, object], str]:
 
 def test_a_format_is_a_folder_that_loads_by_itself(tmp_path):
     make_run(tmp_path / "run")
-    result = call(tmp_path / "run", "--format", "timm", "-f", "transformers", "-f", "timm")
+    result = export(tmp_path / "run", "--format", "timm", "-f", "transformers", "-f", "timm")
     assert result.exit_code == 0, result.output
     exported = tmp_path / "run" / "export"
     assert sorted(path.name for path in exported.iterdir()) == ["timm", "transformers"]
@@ -65,13 +61,13 @@ def test_the_card_leaves_out_settings_without_effect(tmp_path, setting, told, le
 
 def test_another_format_comes_beside_the_first_one_and_nothing_is_overwritten(tmp_path):
     make_run(tmp_path / "run")
-    assert call(tmp_path / "run", "-f", "timm", "-o", tmp_path / "out").exit_code == 0
+    assert export(tmp_path / "run", "-f", "timm", "-o", tmp_path / "out").exit_code == 0
     before = (tmp_path / "out" / "timm" / "model.safetensors").stat().st_mtime_ns
-    result = call(tmp_path / "run", "-f", "transformers", "-f", "timm", "-o", tmp_path / "out")
+    result = export(tmp_path / "run", "-f", "transformers", "-f", "timm", "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert f"{tmp_path / 'out' / 'timm'}: is there already; remove it" in result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["timm"]
-    assert call(tmp_path / "run", "-f", "transformers", "-o", tmp_path / "out").exit_code == 0
+    assert export(tmp_path / "run", "-f", "transformers", "-o", tmp_path / "out").exit_code == 0
     assert (tmp_path / "out" / "timm" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -222,7 +218,7 @@ def test_what_can_not_leave_is_named_in_one_line(name, reason, tmp_path):
     (tmp_path / "empty").mkdir()
     make_run(tmp_path / "unfinished")
     (tmp_path / "unfinished" / DONE).unlink()
-    result = call(tmp_path / name, "-f", "timm")
+    result = export(tmp_path / name, "-f", "timm")
     assert result.exit_code == 2
     assert result.stderr.startswith(f"dmt-ds: error: {tmp_path / name}: {reason}")
     assert len(result.stderr.splitlines()) == 1
@@ -234,7 +230,7 @@ def test_of_a_familys_folder_the_members_are_named(tmp_path):
     make_run(family / "base")
     (family / "config.yaml").write_text((family / "tiny" / "config.yaml").read_text())
     told = f"{family}: is a family's folder; name a member: {family}/base, {family}/tiny\n"
-    assert call(family, "-f", "timm").stderr == f"dmt-ds: error: {told}"
+    assert export(family, "-f", "timm").stderr == f"dmt-ds: error: {told}"
     for command in ("evaluate", "data.source=digits", "data.path=null", "-e"), ("teachers", "inspect"):
         assert CliRunner().invoke(main, [*command, str(family)]).stderr.endswith(told)
 
@@ -245,15 +241,15 @@ def test_what_no_format_can_hold_is_refused_and_its_encoder_leaves_under_its_own
     (run / name).mkdir()
     (run / name / f"{name}.json").write_text("{}")
     for source in (run, run / name):
-        result = call(source, "-f", "timm")
+        result = export(source, "-f", "timm")
         assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
         assert f"{source}: its model is a {name}, which no format can hold; name {run}/backbone to" in result.stderr
-    assert call(run / "backbone", "-f", "timm", "-o", tmp_path / "out").exit_code == 0
+    assert export(run / "backbone", "-f", "timm", "-o", tmp_path / "out").exit_code == 0
 
 
 def test_a_failed_export_leaves_nothing_behind(tmp_path):
     make_run(tmp_path / "run", "student.last_block_num_heads=4")
-    result = call(tmp_path / "run", "-f", "timm", "-o", tmp_path / "out")
+    result = export(tmp_path / "run", "-f", "timm", "-o", tmp_path / "out")
     assert result.exit_code == 2 and "take --format onnx or torch_export" in result.stderr
     assert list((tmp_path / "out").iterdir()) == []
 

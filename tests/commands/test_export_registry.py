@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from dmt_ds.cli import main
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from tests import processes
-from tests.commands.finished_run import make_run
+from tests.commands.finished_run import export, make_run
 from tests.models import tiny
 from tests.tracking.stores import Server, mlflow_client
 
@@ -34,10 +32,6 @@ def tracked_run(folder: Path, uri: str) -> Path:
     return folder
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["export", *map(str, arguments)])
-
-
 def run_id_of(folder: Path) -> str:
     return (folder / "tracking" / "mlflow_run_id").read_text().strip()
 
@@ -50,7 +44,7 @@ def download(uri: str, model: str, out: Path) -> None:
 
 
 def check_registered(folder: Path, uri: str) -> None:
-    result = call(folder, "-f", "timm", "-f", "transformers", "--register", "tiny vit", "--alias", "champion")
+    result = export(folder, "-f", "timm", "-f", "transformers", "--register", "tiny vit", "--alias", "champion")
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[-1] == "models:/tiny vit/1"
     download(uri, "models:/tiny vit@champion", folder / "downloaded")
@@ -64,9 +58,9 @@ def test_an_alias_downloads_the_same_weights_and_the_same_files_are_one_version(
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     folder = tracked_run(tmp_path / "run", uri)
     check_registered(folder, uri)
-    again = call(folder, "-f", "timm", "-f", "transformers", "-o", tmp_path / "2", "--register", "tiny vit")
+    again = export(folder, "-f", "timm", "-f", "transformers", "-o", tmp_path / "2", "--register", "tiny vit")
     assert again.output.splitlines()[-1] == "models:/tiny vit/1"
-    other = call(folder, "-f", "timm", "-o", tmp_path / "3", "--register", "tiny vit", "--alias", "champion")
+    other = export(folder, "-f", "timm", "-o", tmp_path / "3", "--register", "tiny vit", "--alias", "champion")
     assert other.output.splitlines()[-1] == "models:/tiny vit/2"
     client = mlflow_client(uri)
     assert client.get_model_version_by_alias("tiny vit", "champion").version in (2, "2")
@@ -76,11 +70,11 @@ def test_an_alias_downloads_the_same_weights_and_the_same_files_are_one_version(
 def test_an_earlier_export_is_registered_as_it_lies_there_again_and_again(tmp_path, empty_database):
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     folder = tracked_run(tmp_path / "run", uri)
-    assert call(folder, "-f", "timm").exit_code == 0
+    assert export(folder, "-f", "timm").exit_code == 0
     card = folder / "export" / "timm" / "README.md"
     card.write_text(card.read_text() + "By hand.\n")
     for formats in ((), ("-f", "timm")):
-        result = call(folder, *formats, "--register", "tiny vit")
+        result = export(folder, *formats, "--register", "tiny vit")
         assert result.exit_code == 0, result.output
         lines = result.output.splitlines()
         assert lines[0].startswith(f"{folder / 'export' / 'timm'}: ") and lines[0].endswith("answers exactly")
@@ -88,8 +82,8 @@ def test_an_earlier_export_is_registered_as_it_lies_there_again_and_again(tmp_pa
     held = Path(mlflow_client(uri).download_artifacts(run_id_of(folder), "exports", str(tmp_path)))
     (version,) = held.iterdir()
     assert (version / "timm" / "README.md").read_text().endswith("By hand.\n")
-    assert call(folder, "-f", "torch_export").exit_code == 0
-    assert call(folder, "--register", "tiny vit").output.splitlines()[-1] == "models:/tiny vit/2"
+    assert export(folder, "-f", "torch_export").exit_code == 0
+    assert export(folder, "--register", "tiny vit").output.splitlines()[-1] == "models:/tiny vit/2"
 
 
 @pytest.mark.parametrize(
@@ -111,8 +105,8 @@ def test_what_lies_there_and_is_not_this_model_is_not_registered(in_its_place, r
     elif in_its_place is not None:
         width = {"another model": tiny.WIDTH, "another shape": 2 * tiny.WIDTH}[in_its_place]
         other = make_run(tmp_path / "other", f"student.embed_dim={width}", "student.positions=learned")
-        assert call(other, "-f", "timm", "-o", folder / "export").exit_code == 0
-    result = call(folder, "--register", "tiny vit")
+        assert export(other, "-f", "timm", "-o", folder / "export").exit_code == 0
+    result = export(folder, "--register", "tiny vit")
     assert result.exit_code == 2 and reason in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "mlflow.db").exists()
 
@@ -138,6 +132,6 @@ def test_a_servers_registry_gives_the_same_weights(tmp_path):
 )
 def test_what_can_not_be_registered_is_said_before_anything_is_written(options, reason, tmp_path):
     make_run(tmp_path / "run", "tracking.enabled=false")
-    result = call(tmp_path / "run", "-f", "timm", *options)
+    result = export(tmp_path / "run", "-f", "timm", *options)
     assert result.exit_code == 2 and reason in result.stderr
     assert not (tmp_path / "run" / "export").exists()

@@ -16,15 +16,10 @@ from torchvision.io import decode_jpeg
 from dmt_ds.data import decode
 from dmt_ds.data.decode import decode_image
 from dmt_ds.errors import DataError
+from tests.image_files import encode
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS)
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def by_pillow(data: bytes) -> Tensor:

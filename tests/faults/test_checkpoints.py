@@ -12,6 +12,7 @@ import torch
 from dmt_ds.engine.manifest import hashes_of
 from tests import processes, tiny_run
 from tests.faults import places
+from tests.faults.rounds import turn_a_bit_over
 
 pytestmark = pytest.mark.distributed
 OPTIMIZER = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -42,12 +43,6 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 def start(saved: Path, run: Path, **options: bool) -> tuple[int, str]:
     done = processes.run(tiny_run.pretrain(saved / "recipe.yaml", f"output_dir={run}"), check=False)
     return done.returncode, done.stderr
-
-
-def turn_a_bit_over(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 HARMS: dict[str, Callable[[Path], object]] = {
