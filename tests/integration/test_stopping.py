@@ -1,14 +1,12 @@
 """Signals, hangs and MLflow: a run ends well and goes on as one run."""
 
 import os
-import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from dmt_ds.engine.stopping import HANG_EXIT_CODE
 from tests import processes, tiny_run
 from tests.tiny_run import wait_for_step
 from tests.tracking.stores import mlflow_runs, wait_until
@@ -97,20 +95,6 @@ def test_a_failure_while_the_record_is_opened_ends_the_mlflow_run_as_failed(tmp_
     assert done.returncode == 2 and "environment.json: can't be written (Is a directory)" in done.stderr
     _, runs = mlflow_runs(tmp_path)
     assert [r.info.status for r in runs] == ["FAILED"]
-
-
-def test_a_rank_that_hangs_ends_the_job_with_stacks(tmp_path):
-    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 2000, "hang_timeout_seconds": 30})
-    launched = processes.start(tiny_run.pretrain(recipe), processes=2, log=tmp_path / "log")
-    wait_for_step(tmp_path / "run", 3)
-    children = [int(pid) for pid in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
-    os.kill(children[-1], signal.SIGSTOP)
-    launched.wait(90)
-    if Path(f"/proc/{children[-1]}").exists():
-        os.kill(children[-1], signal.SIGKILL)
-    log = (tmp_path / "log").read_text()
-    assert "no progress for" in log and "Thread" in log
-    assert re.search(rf"exitcode\s*: {HANG_EXIT_CODE}", log)
 
 
 def test_a_finished_run_started_again_is_left_as_it_is_and_goes_on_only_where_something_is_left(tmp_path):
