@@ -16,10 +16,10 @@ from tests import processes, tiny_run
 pytestmark = pytest.mark.distributed
 
 
-def errors_of(arguments, code: int = 2, **options) -> list[str]:
+def errors_of(arguments) -> list[str]:
     """Lines of the error, after checking that there is no traceback."""
-    done = processes.run(arguments, check=False, **options)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    done = processes.run(arguments, check=False)
+    assert done.returncode == 2, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stderr
     return [
         line.removeprefix("dmt-ds: error: ") for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")
@@ -83,8 +83,10 @@ def test_a_taken_port_is_one_line_with_the_address(tmp_path):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        (line,) = errors_of(tiny_run.pretrain(recipe), **ranks)
-    assert f"127.0.0.1:{port}" in line and "MASTER_PORT" in line
+        with processes.launched(tiny_run.pretrain(recipe), 1, tmp_path / "log", **ranks) as run:
+            assert run.wait() == [2], run.log
+    (line,) = processes.errors(run.log)
+    assert f"127.0.0.1:{port}" in line and "MASTER_PORT" in line and "Traceback" not in run.log
 
 
 def test_a_refused_start_shows_all_differences_and_changes_nothing_in_the_run(stopped_run, tmp_path):
@@ -121,10 +123,10 @@ def test_of_two_ranks_the_one_that_fails_says_it_in_one_line(tmp_path, image_fol
 
 def test_what_rank_0_alone_finds_ends_all_ranks_with_one_line(tmp_path):
     recipe = tiny_run.write_recipe(tmp_path, data={"source": "folder", "path": str(tmp_path / "nowhere")})
-    done = processes.run(tiny_run.pretrain(recipe), processes=2, check=False)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("dmt-ds: error:")]
-    assert done.returncode != 0 and len(lines) == 1 and "nowhere" in lines[0]
-    assert "[rank" not in done.stderr
+    with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
+        assert ranks.wait() == [2, 1], ranks.log  # by themselves: no launcher ends the other
+    (line,) = processes.errors(ranks.log)
+    assert "nowhere" in line and "Traceback" not in ranks.log
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path):
