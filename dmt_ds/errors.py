@@ -7,11 +7,6 @@ turns a `DmtError` into that line and its exit code; a bug of ours keeps its tra
 from typing import ClassVar
 
 
-def first_line(error: BaseException) -> str:
-    """What another library's error says, without the lines below the first; its class's name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 class DmtError(Exception):
     """The user can mend this.
 

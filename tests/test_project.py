@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dmt_ds"
 
 FLOORS = [
-    {"errors", "storage", "redact", "run_files", "sample_rng", "triton_support", "distill", "__init__"},
+    {"errors", "storage", "redact", "run_files", "sample_rng", "triton_support", "wording", "distill", "__init__"},
     {"config", "tracking"},
     {"data", "models", "planning"},
     {"engine", "methods", "downstream"},

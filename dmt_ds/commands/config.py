@@ -13,6 +13,7 @@ from dmt_ds.config.load import flatten, to_yaml
 from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
+from dmt_ds.wording import one_line
 
 
 def render(config: RunConfig) -> str:
@@ -65,7 +66,7 @@ def _section_lines(section: BaseModel, indent: str) -> Iterator[str]:
         value = getattr(section, name)
         if not indent and isinstance(value, BaseModel):
             yield ""
-        yield f"{indent}# {_in_one_line(field.description or value.__doc__)}"
+        yield f"{indent}# {one_line(field.description or value.__doc__ or '')}"
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:"
             yield from _section_lines(value, indent + "  ")
@@ -84,12 +85,8 @@ def _entry_lines(annotation: object, indent: str) -> Iterator[str]:
                 yield f"{indent}#   {name}: {{}}  # as in section {name}, whose values are the defaults"
                 continue
             default = "..." if field.is_required() else _inline(field.default)
-            yield f"{indent}#   {name}: {default}  # {_in_one_line(field.description)}"
+            yield f"{indent}#   {name}: {default}  # {one_line(field.description or '')}"
 
 
 def _inline(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
-
-
-def _in_one_line(text: str | None) -> str:
-    return " ".join((text or "").split())

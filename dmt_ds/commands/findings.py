@@ -6,6 +6,7 @@ from typing import Literal
 
 from dmt_ds.errors import DmtError, StorageError
 from dmt_ds.storage import is_away
+from dmt_ds.wording import one_line
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -29,7 +30,7 @@ def failure(what: str, error: Exception) -> Finding:
     if isinstance(error, DmtError):
         return Finding("fail", what, str(error), error.exit_code)
     code = StorageError.exit_code if is_away(error) else DmtError.exit_code
-    return Finding("fail", what, f"{type(error).__name__}: {' '.join(str(error).split())}", code)
+    return Finding("fail", what, f"{type(error).__name__}: {one_line(str(error))}", code)
 
 
 def exit_code(findings: Collection[Finding]) -> int:

@@ -39,6 +39,7 @@ from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
 from dmt_ds.errors import CheckpointError
 from dmt_ds.run_files import DONE, PROFILE_FOLDER
 from dmt_ds.tracking.tracker import Status, Tracker
+from dmt_ds.wording import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def _store_seconds(config: RunConfig) -> float:
 
 
 def _record_failure(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog, reason: str) -> None:
-    _record_end(config, trackers, watchdog, "FAILED", {FAILURE_TAG: " ".join(reason.split())})
+    _record_end(config, trackers, watchdog, "FAILED", {FAILURE_TAG: one_line(reason)})
 
 
 def _record_end(

@@ -19,6 +19,7 @@ from dmt_ds.engine.manifest import unread
 from dmt_ds.engine.pickles import refuse_programs
 from dmt_ds.errors import CheckpointError
 from dmt_ds.storage import is_away
+from dmt_ds.wording import few_counted
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +129,7 @@ def _differences(saved: RunState, now: RunState) -> list[tuple[str, str]]:
             why = ", a hash of the names and shapes of all that is trained" if what == "parameters" else ""
             found.append((kind, f"{what}: {_short(before)} -> {_short(after)}{why}"))
     if saved.code and (others := sorted(dict(saved.code.items() ^ now.code.items()))):
-        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
-        found.append(("code", f"code: {', '.join(others[:4])}{more} of dmt_ds differ"))
+        found.append(("code", f"code: {few_counted(others, 4)} of dmt_ds differ"))
     return found
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmt_ds.errors import DmtError, first_line
+from dmt_ds.errors import DmtError
 from dmt_ds.redact import MaskingFormatter
+from dmt_ds.wording import first_line
 
 logger = logging.getLogger(__name__)
 

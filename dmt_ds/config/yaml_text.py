@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dmt_ds.errors import ConfigError
+from dmt_ds.wording import one_line
 
 _TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "map", "seq", "merge"))
 """What a node may be; another one was asked for by name, as in `!!int 3`."""
@@ -63,9 +64,9 @@ def parse_yaml(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{origin}:{mark.line + 1}:{mark.column + 1}" if mark else origin
-        raise ConfigError(f"{where}: not valid YAML: {_one_line(error.problem or error.context or '')}") from None
+        raise ConfigError(f"{where}: not valid YAML: {one_line(error.problem or error.context or '')}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: not valid YAML: {_one_line(str(error))}") from None
+        raise ConfigError(f"{origin}: not valid YAML: {one_line(str(error))}") from None
 
 
 def parse_value(text: str, origin: str) -> Any:
@@ -82,8 +83,4 @@ def parse_value(text: str, origin: str) -> Any:
         return yaml.load(text, Loader=_TextLoader)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{origin}: not a YAML value: {_one_line(problem)}") from None
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+        raise ConfigError(f"{origin}: not a YAML value: {one_line(problem)}") from None

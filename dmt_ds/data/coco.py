@@ -27,6 +27,7 @@ from dmt_ds.data.folder import PackedNames, existing, listed, read_file
 from dmt_ds.data.packed_records import PackedRecords
 from dmt_ds.errors import DataError
 from dmt_ds.storage import patiently
+from dmt_ds.wording import few
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class CocoSource:
         """A line that names the categories of which there is nothing to learn; none where there is something of all."""
         seen = {thing.label for index in range(len(self)) for thing in self.objects(index)}
         unseen = [name for label, name in enumerate(self.class_names) if label not in seen]
-        return [f"no object of category {few(unseen)} in {self.file}"] if unseen else []
+        return [f"no object of category {few(unseen, _SHOWN)} in {self.file}"] if unseen else []
 
     def truth(self) -> dict[str, Any]:
         """The JSON as COCO's evaluation wants it; read again, as it is large and seldom wanted.
@@ -180,7 +181,7 @@ class CocoSource:
                 "less than three corners) and are left out of training: annotation %s",
                 self.file,
                 len(invisible),
-                few(invisible),
+                few(invisible, _SHOWN),
             )
         return found
 
@@ -271,7 +272,7 @@ def _check_files(path: Path, folder: Path, entries: Iterable[Mapping[str, Any]])
     names = [entry["file_name"] for entry in entries]
     missing = [name for name in names if os.path.basename(name) not in there(os.path.dirname(name))]
     if missing:
-        raise DataError(f"{path}: {len(missing)} of {len(names)} images are not in {folder}: {few(missing)}")
+        raise DataError(f"{path}: {len(missing)} of {len(names)} images are not in {folder}: {few(missing, _SHOWN)}")
 
 
 class _Listing:
@@ -286,8 +287,3 @@ class _Listing:
             place = self._root / folder
             self._known[folder] = set(listed(partial(os.listdir, place))) if place.is_dir() else set()
         return self._known[folder]
-
-
-def few(things: Sequence[str]) -> str:
-    """The first of them, and whether there are more."""
-    return ", ".join(things[:_SHOWN]) + (", ..." if len(things) > _SHOWN else "")

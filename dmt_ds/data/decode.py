@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dmt_ds.errors import DataError, first_line
+from dmt_ds.errors import DataError
+from dmt_ds.wording import first_line
 
 _JPEG = b"\xff\xd8"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segment that says the size

@@ -17,6 +17,7 @@ from torch import Tensor
 from dmt_ds.data.decode import decode_image
 from dmt_ds.errors import DataError, StorageError
 from dmt_ds.storage import is_away, patiently
+from dmt_ds.wording import few
 
 T = TypeVar("T")
 
@@ -59,9 +60,8 @@ class FolderSource:
         if not self.num_left_out:
             return None
         return (
-            f"{self._root}: images next to its class folders ({', '.join(self.class_names[:3])}"
-            f"{', ...' if len(self.class_names) > 3 else ''}) are left out, {self.num_left_out} of them: move them "
-            "into one, or remove the folders"
+            f"{self._root}: images next to its class folders ({few(self.class_names, 3)}) are left out, "
+            f"{self.num_left_out} of them: move them into one, or remove the folders"
         )
 
     def __len__(self) -> int:

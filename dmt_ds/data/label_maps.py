@@ -19,8 +19,9 @@ from dmt_ds.data.class_values import ClassValues, class_values
 from dmt_ds.data.folder import LISTING_THREADS, FolderSource, existing, files_below, read_file
 from dmt_ds.data.sources import ImageSource, SpacedImages, left_out, open_source, open_table
 from dmt_ds.data.splits import Split, split_files, split_names
-from dmt_ds.errors import DataError, first_line
+from dmt_ds.errors import DataError
 from dmt_ds.storage import patiently
+from dmt_ds.wording import first_line
 
 IMAGES, ANNOTATIONS = "images", "annotations"
 """Folders of `data.path`, each with a folder a split."""

@@ -6,6 +6,7 @@ from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.splits import Split
 from dmt_ds.errors import DataError
+from dmt_ds.wording import few_counted
 
 _SHOWN = 5
 
@@ -30,8 +31,7 @@ def empty_classes(images: LabelledImages) -> list[str]:
         seen = {source.label(index) for index in range(len(source))}
         names = [f"'{name}'" for number, name in enumerate(images.class_names) if number not in seen]
         if names:
-            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-            lines.append(f"no {split} image of class {shown}")
+            lines.append(f"no {split} image of class {few_counted(names, _SHOWN)}")
     return lines
 
 

@@ -18,6 +18,7 @@ from dmt_ds.data.folder import FolderSource, read_file
 from dmt_ds.data.splits import Split, check_split, split_files, split_folder, split_name
 from dmt_ds.errors import DataError, StorageError
 from dmt_ds.storage import is_away, patiently
+from dmt_ds.wording import one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -245,7 +246,7 @@ def _load_files(kind: str, files: list[str]) -> "datasets.Dataset":
         ) from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
-        told = f"data.path: {files[0]} can't be opened as {kind}: {_one_line(cause)}"
+        told = f"data.path: {files[0]} can't be opened as {kind}: {one_line(str(cause))[:200]}"
         if is_away(cause):
             raise StorageError(f"{told}; look at the disk or file server, then start again") from None
         raise DataError(told) from None
@@ -259,7 +260,7 @@ def _load_hub(name: str, split: str) -> "datasets.Dataset":
         return datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"data.path: split '{split}' of hub data set '{name}' can't be opened ({_one_line(error)}); "
+            f"data.path: split '{split}' of hub data set '{name}' can't be opened ({one_line(str(error))[:200]}); "
             "without network, fetch it once where there is one or use data.source=parquet with local files"
         ) from None
 
@@ -274,7 +275,3 @@ def _quiet_in_a_log_file() -> None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

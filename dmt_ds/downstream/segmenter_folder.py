@@ -15,10 +15,11 @@ from dmt_ds.config.schema import DataConfig, Interpolation, StudentConfig
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.data.joint_crop import resized
 from dmt_ds.downstream.segmenter import Segmenter, View
-from dmt_ds.errors import ConfigError, WeightsError, first_line
+from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import WEIGHTS_FILE, write_folder
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.weights import tensors_of
+from dmt_ds.wording import first_line
 
 SEGMENTER_FILE = "segmenter.json"
 """Says how the model is built, and how images are prepared for it."""

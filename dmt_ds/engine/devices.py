@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from dmt_ds.errors import LaunchError, first_line
+from dmt_ds.errors import LaunchError
+from dmt_ds.wording import first_line
 
 DRIVER = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver lists the GPUs of a machine."""

@@ -13,6 +13,7 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from dmt_ds.errors import DmtError, LaunchError, PeerFailedError
+from dmt_ds.wording import one_line
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ def why_apart(environment: Mapping[str, str], error: Exception) -> str:
     """Why a rank found no way to the others, and what to do; NCCL's reason is the last of many lines."""
     text = str(error).strip()
     if "NCCL" in text:
-        reason = " ".join(text.rpartition("Last error:")[2].split())
+        reason = one_line(text.rpartition("Last error:")[2])
         remedy = "Each rank needs a GPU of its own; NCCL_DEBUG=INFO shows more"
     else:
         reason = text.splitlines()[0]

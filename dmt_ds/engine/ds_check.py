@@ -9,6 +9,7 @@ from dmt_ds.config.deepspeed import DsConfig
 from dmt_ds.config.findings import describe
 from dmt_ds.engine.ds_engine import library
 from dmt_ds.errors import ConfigError
+from dmt_ds.wording import one_line
 
 _SECTIONS = {"DeepSpeedZeroConfig": "zero_optimization", "DeepSpeedBF16Config": "bf16"}
 """Key of the JSON that DeepSpeed reads as a model of this name."""
@@ -30,7 +31,7 @@ def check_ds_config(path: Path, config: DsConfig) -> None:
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in _lines(error))) from None
     except Exception as error:  # of any kind: it looks into values that it has not checked
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise ConfigError(f"{path}: DeepSpeed refuses it: {reason}") from error
 
 

@@ -34,6 +34,7 @@ from dmt_ds.engine.stage_zero import norm_of_gradients, own_master
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.storage import is_away
 from dmt_ds.tracking.spans import span
+from dmt_ds.wording import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ class StudentEngine:
         except (RuntimeError, AssertionError, KeyError, ValueError, OSError, EOFError) as error:
             if is_away(error):
                 raise unread(folder / tag, error) from error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise CheckpointError(f"{folder / tag}: does not load: {reason}") from error
         if path is None:
             raise CheckpointError(f"{folder / tag}: DeepSpeed finds no checkpoint there")

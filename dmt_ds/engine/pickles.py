@@ -11,6 +11,7 @@ import torch
 from dmt_ds.engine.manifest import unread
 from dmt_ds.errors import CheckpointError
 from dmt_ds.storage import is_away
+from dmt_ds.wording import first_line
 
 _ALLOWED = frozenset(
     {
@@ -36,7 +37,7 @@ def refuse_programs(folder: Path) -> None:
         except Exception as error:  # what torch raises for a file that it can't follow has no common class
             if is_away(error):
                 raise unread(path, error) from error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise CheckpointError(
                 f"{path}: refused, this run can't have written such a PyTorch file ({reason}); move this "
                 "checkpoint away to resume from an older one"

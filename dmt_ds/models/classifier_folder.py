@@ -21,6 +21,7 @@ from dmt_ds.models.backbone_folder import (
 )
 from dmt_ds.models.vit import describe
 from dmt_ds.models.weights import load_strict, read_timm_names, tensors_of
+from dmt_ds.wording import few
 
 CLASSES_FILE = "classes.json"
 """Names by class number."""
@@ -104,8 +105,8 @@ def check_same_classes(saved: SavedClassifier, class_names: Sequence[str], pooli
     remedy = "for a new head take the encoder alone: the run's own folder, or a copy of this one without classes.json"
     if len(saved.class_names) != len(class_names):
         raise WeightsError(
-            f"{saved.where}: its head has {len(saved.class_names)} classes ({_some(saved.class_names)}), the images "
-            f"have {len(class_names)} ({_some(class_names)}): {remedy}"
+            f"{saved.where}: its head has {len(saved.class_names)} classes ({few(saved.class_names, _SHOWN)}), "
+            f"the images have {len(class_names)} ({few(class_names, _SHOWN)}): {remedy}"
         )
     for number, (theirs, ours) in enumerate(zip(saved.class_names, class_names, strict=True)):
         if theirs != ours:
@@ -114,10 +115,6 @@ def check_same_classes(saved: SavedClassifier, class_names: Sequence[str], pooli
         raise WeightsError(f"{saved.where}: its head is for classify.pooling={saved.pooling}: set it, or {remedy}")
     if pooling == "patch_mean" and not saved.norms_the_mean:
         raise WeightsError(f"{saved.where}: its head saw patch tokens normed before their mean: {remedy}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def load_classifier(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:

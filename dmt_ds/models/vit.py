@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import multiples_near
-from dmt_ds.errors import ConfigError, WeightsError, first_line
+from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import use_image_drop_path
 from dmt_ds.models.positions import check_width, sincos_positions
 from dmt_ds.models.products import patches_as_product
+from dmt_ds.wording import first_line
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

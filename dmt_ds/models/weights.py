@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.config.section import Triple
-from dmt_ds.errors import WeightsError, first_line
+from dmt_ds.errors import WeightsError
 from dmt_ds.models.layouts import LICENCES, MOCO_ENCODERS, NORMALISATION, file_key, to_timm_names
+from dmt_ds.wording import few_counted, first_line
 
 _WRAPPED_IN = ("teacher", "model", "state_dict", "module")
 _SHOWN_KEYS = 3
@@ -132,7 +133,7 @@ def check_keys(vit: nn.Module, weights: Weights) -> None:
         if name in found and found[name] != shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "wrong shape of": reshaped}
-    findings = [f"{kind} {_some(items)}" for kind, items in kinds.items() if items]
+    findings = [f"{kind} {few_counted(items, _SHOWN_KEYS)}" for kind, items in kinds.items() if items]
     if findings:
         raise WeightsError(
             f"{weights.where} ({weights.layout} layout): {'; '.join(findings)}. It must be the whole encoder of the "
@@ -247,8 +248,3 @@ def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
 def triple(values: Sequence[float] | None) -> Triple | None:
     """Three numbers, a colour each, as a file's JSON or metadata has them; None where it has none."""
     return None if values is None else (values[0], values[1], values[2])
-
-
-def _some(items: list[str]) -> str:
-    more = len(items) - _SHOWN_KEYS
-    return ", ".join(items[:_SHOWN_KEYS]) + (f" and {more} more" if more > 0 else "")

@@ -12,6 +12,7 @@ from dmt_ds.tracking.mlflow_opening import import_mlflow, opening
 from dmt_ds.tracking.mlflow_parent import PARENT_OF_TAG, PARENT_TAG
 from dmt_ds.tracking.mlflow_source import answering, pages
 from dmt_ds.tracking.store_uri import StoreUri
+from dmt_ds.wording import few
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -217,7 +218,7 @@ def _near(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3) or [one for one in known if one in name]
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"there are: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}" if known else "there is none"
+    return f"there are: {few(known, 10)}" if known else "there is none"
 
 
 def _recorded(client: "MlflowClient", store: StoreUri, run: "Run") -> RecordedRun:

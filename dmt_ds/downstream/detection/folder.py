@@ -16,6 +16,7 @@ from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import WEIGHTS_FILE, write_folder
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.weights import tensors_of
+from dmt_ds.wording import one_line
 
 if TYPE_CHECKING:
     from dmt_ds.downstream.detection.detector import Detector
@@ -97,6 +98,6 @@ def load_detector(folder: Path) -> SavedDetector:
         detector.load_state_dict(tensors_of(folder / WEIGHTS_FILE), strict=True)
         told = described["interpolation"], tuple(described["mean"]), tuple(described["std"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(str(error))[:160]
         raise WeightsError(f"{folder}: holds no detector of this version ({reason}); copy the folder again") from error
     return SavedDetector(detector.eval(), section, categories, *told)
