@@ -1,6 +1,7 @@
-"""Disks and file servers: what one without an answer means, asking again, and writing out; knows no run."""
+"""Disks and file servers: what one without an answer means, asking again, writing out and hashing; knows no run."""
 
 import errno
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ WAITS_SECONDS = (0.25, 1.0, 4.0)
 _AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ESHUTDOWN, errno.ENOTCONN})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PROBE_BYTES = 1 << 20
+_READ_AT_ONCE = 1 << 22
 
 
 def is_away(error: BaseException) -> TypeGuard[OSError]:
@@ -41,6 +43,14 @@ def patiently(read: Callable[[], T]) -> T:
     return read()
 
 
+def holds(path: Path, text: str) -> bool:
+    """Whether a file says just this; one that can't be read does not."""
+    try:
+        return path.read_text(errors="replace") == text
+    except OSError:
+        return False
+
+
 def sync(path: Path) -> None:
     """Have the kernel write a file or folder out, so that what says it is there can't reach the disk before it."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -48,6 +58,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def unwritten(told: str, error: OSError) -> CheckpointError:

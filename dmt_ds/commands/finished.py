@@ -12,6 +12,7 @@ from dmt_ds.engine.checkpoint import read_run_state, tag_of
 from dmt_ds.engine.manifest import sizes_in
 from dmt_ds.errors import CheckpointError
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, SETTINGS_FILE
+from dmt_ds.storage import holds
 from dmt_ds.tracking.environment import code_fingerprint
 from dmt_ds.tracking.spool import is_at_rest
 
@@ -39,8 +40,8 @@ def _is_finished(config: RunConfig, runs: Sequence[Run]) -> bool:
     folder = Path(config.output_dir)
     return (
         config.train.resume == "auto"
-        and _reads(folder / DONE, f"{runs[0].length.total_steps}\n")
-        and _reads(folder / SETTINGS_FILE, to_yaml(config))
+        and holds(folder / DONE, f"{runs[0].length.total_steps}\n")
+        and holds(folder / SETTINGS_FILE, to_yaml(config))
         and all(_is_complete(run) for run in runs)
     )
 
@@ -53,16 +54,9 @@ def _is_complete(run: Run) -> bool:
     except CheckpointError:
         return False
     return (
-        _reads(run.folder / DONE, f"{step}\n")
+        holds(run.folder / DONE, f"{step}\n")
         and all(sizes_in(run.folder / name) == sizes_in(checkpoint / name) for name in PUBLISHED)
         and state.data_fingerprint == run.source.fingerprint
         and state.code == code_fingerprint()
         and (not run.config.tracking.enabled or is_at_rest(run.folder))
     )
-
-
-def _reads(path: Path, text: str) -> bool:
-    try:
-        return path.read_text() == text
-    except OSError:
-        return False

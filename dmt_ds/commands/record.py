@@ -26,7 +26,7 @@ from dmt_ds.run_files import (
     STUDENT_ENGINE_FILE,
     TEACHER_ENGINES_FILE,
 )
-from dmt_ds.storage import unwritten
+from dmt_ds.storage import holds, unwritten
 from dmt_ds.tracking.environment import (
     code_changes,
     code_fingerprint,
@@ -112,7 +112,7 @@ def keep(folder: Path, name: str, text: str, fence: Fence | None) -> None:
     """
     if fence is not None:
         fence.check()
-        if not _holds(folder / name, text):
+        if not holds(folder / name, text):
             write_text(_own_folder(folder, fence) / name, text)
     write_text(folder / name, text)
 
@@ -122,13 +122,6 @@ def _log_files(tracker: Tracker, folder: Path, names: Sequence[str], fence: Fenc
         tracker.log_artifact(folder / name)
     if fence is not None and _own_folder(folder, fence).exists():
         tracker.log_artifact(_own_folder(folder, fence), ATTEMPTS_FOLDER)
-
-
-def _holds(path: Path, text: str) -> bool:
-    try:
-        return path.read_text(errors="replace") == text
-    except OSError:
-        return False
 
 
 def _own_folder(folder: Path, fence: Fence) -> Path:

@@ -12,7 +12,8 @@ from dmt_ds.models.hf_vit import read_file, read_hf
 from dmt_ds.models.layouts import LICENCES
 from dmt_ds.models.teachers import TeacherRecord, load_encoder, summary_of
 from dmt_ds.models.vit import VitShape, describe
-from dmt_ds.models.weights import METADATA_KEY, Weights, sha256_of
+from dmt_ds.models.weights import METADATA_KEY, Weights
+from dmt_ds.storage import sha256_of
 
 _NO_LICENCE = "unknown; set licence"
 

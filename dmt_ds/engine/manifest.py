@@ -4,7 +4,6 @@ Sizes tell at once whether a save was cut off; hashes tell whether what lies the
 """
 
 import errno
-import hashlib
 import json
 import os
 import socket
@@ -20,10 +19,9 @@ from typing import NamedTuple
 from dmt_ds import __version__
 from dmt_ds.engine import dist
 from dmt_ds.errors import CheckpointError, StorageError
-from dmt_ds.storage import is_away, patiently, sync
+from dmt_ds.storage import is_away, patiently, sha256_of, sync
 
 MANIFEST = "manifest.json"
-_READ_AT_ONCE = 1 << 22
 _SHOWN_SECONDS = 60.0  # within which a shared file system shows a node what another one wrote
 _HASHING_THREADS = 8  # hashing lets go of Python's lock, so several files are read at once
 _NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
@@ -235,15 +233,7 @@ def write_json(path: Path, content: object) -> None:
 
 def _sha256(path: Path) -> str:
     try:
-        return patiently(partial(_digest, path))
+        return patiently(partial(sha256_of, path))
     except OSError as error:
         error.filename = str(path)  # a read that fails does not say of which file
         raise
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,7 +1,6 @@
 """Reads weights files without running code from them, and loads them strictly; knows no teacher and no network."""
 
 import argparse
-import hashlib
 import json
 import pickle
 import re
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from dmt_ds.config.section import Triple
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.layouts import LICENCES, MOCO_ENCODERS, NORMALISATION, file_key, to_timm_names
+from dmt_ds.storage import sha256_of
 from dmt_ds.wording import few_counted, first_line
 
 _WRAPPED_IN = ("teacher", "model", "state_dict", "module")
@@ -147,15 +147,6 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
 
     plain = {key: tensor.detach().float().contiguous().cpu() for key, tensor in state.items()}
     path.write_bytes(save(plain, {"format": "pt"}))
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
