@@ -239,6 +239,7 @@ def _run_of_folder(folder: Path) -> SourceRun | None:
         logger.warning("%s: left out, because its %s does not begin as it should", folder, RECORDS_FILE)
         return None
     memory = _remember(folder, records)
+    parent = memory.params.get("tracking.parent")
     stored_id = folder / RUN_ID_FILE
     ids = [begin["key"], stored_id.read_text().strip() if stored_id.exists() else ""]
     return SourceRun(
@@ -252,7 +253,7 @@ def _run_of_folder(folder: Path) -> SourceRun | None:
         params=memory.params,
         tags={KEY_TAG: begin["key"], **origin_tags(), **memory.tags},
         parent=None,
-        parent_name=memory.params.get("tracking.parent", "None").removeprefix("None") or None,
+        parent_name=None if parent in ("", "None") else parent,
         datasets=memory.datasets,
         read_points=lambda: _points_of_folder(folder),
         read_files=lambda: {path: file.stat().st_size for path, file in memory.files.items() if file.exists()},

@@ -170,20 +170,20 @@ def test_run_folders_that_never_reached_a_store_are_copied_as_they_would_have_be
 def test_runs_of_folders_stand_under_the_parent_that_training_would_have_made(
     stores: list[str], server: Server, tmp_path: Path
 ) -> None:
-    runs = tmp_path / "a"
+    runs, parent = tmp_path / "a", "Nonesuch"  # begins as `None`, which is recorded where there is no parent
     for name, status in (("one", "FINISHED"), ("two", "FAILED")):
-        track(stores[0], runs / name, range(3), status, parent="trial")
+        track(stores[0], runs / name, range(3), status, parent=parent)
     track(stores[0], runs / "alone", range(3))
     truth, target = hierarchy(stores[0]), server.uri
-    assert truth == {"alone": None, "one": "trial", "two": "trial", "trial": None}
+    assert truth == {"alone": None, "one": parent, "two": parent, parent: None}
     copy(runs, target)
     assert hierarchy(target) == truth
     status = {run.info.run_name: run.info.status for run in runs_of(target)}
-    assert status["trial"] == "FAILED"
+    assert status[parent] == "FAILED"
     assert set(copy(runs, target)) == {f"dmt_ds/{name}: up to date" for name in ("alone", "one", "two")}
     copy(stores[0], target)  # where they have been all the time
     assert hierarchy(target) == truth
-    assert copy(stores[0], target)[0] == "dmt_ds/trial: up to date"
+    assert copy(stores[0], target)[0] == f"dmt_ds/{parent}: up to date"
     copy(stores[0], stores[1])
     copy(runs, stores[1])
     assert hierarchy(stores[1]) == truth
