@@ -21,6 +21,7 @@ from dmt_ds.downstream.master_mean import MasterMean
 from dmt_ds.downstream.mixing import mix, neighbours
 from dmt_ds.engine.task import Model, Progress, TaskLosses, frozen_weights
 from dmt_ds.models.classifier_folder import check_same_classes, find_classifier
+from dmt_ds.models.evaluation_mode import evaluating
 from dmt_ds.models.start import start_from
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.vit_layers import layer_numbers
@@ -130,16 +131,13 @@ class ClassificationTask:
         """
         device = self.module.head.weight.device
         found: dict[str, list[Answers]] = {name: [] for name in models}
-        was_training = self.module.training
-        self.module.eval()
-        with torch.no_grad():
+        with evaluating(self.module), torch.no_grad():
             for batch in batches:
                 on_device = batch.to(device)
                 pixels = normalize(on_device.images, self._augment.section.mean, self._augment.section.std)
                 for name, model in models.items():
                     logits = model(pixels, on_device.seeds)
                     found[name].append(answers_of(logits, on_device.indices, on_device.labels))
-        self.module.train(was_training)
         return {name: joined(parts) for name, parts in found.items()}
 
     def backbone(self) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmt_ds.data.batch import Batch
 from dmt_ds.errors import DataError, WeightsError
+from dmt_ds.models.evaluation_mode import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,9 @@ def extract_features(encoder: nn.Module, batches: Iterable[Batch], device: torch
         WeightsError: the encoder gives numbers that are not finite.
         DataError: there is no image.
     """
-    was_training = encoder.training
-    encoder.to(device).eval()
-    try:
-        with torch.no_grad():
-            (class_token, patch_mean), labels = _collect(batches, lambda images: _pooled(encoder(images.to(device))))
-    finally:
-        encoder.train(was_training)
+    encoder.to(device)
+    with evaluating(encoder), torch.no_grad():
+        (class_token, patch_mean), labels = _collect(batches, lambda images: _pooled(encoder(images.to(device))))
     bad = ~(class_token.isfinite().all(dim=1) & patch_mean.isfinite().all(dim=1))  # [n]
     if bad.any():
         raise WeightsError(

@@ -17,6 +17,7 @@ from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.region_overlap import confusion_of
 from dmt_ds.downstream.segmenter import Segmenter, View
 from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses, frozen_weights
+from dmt_ds.models.evaluation_mode import evaluating
 from dmt_ds.models.start import start_from
 from dmt_ds.models.uper_heads import scores_at
 from dmt_ds.models.vit import build_vit
@@ -110,11 +111,8 @@ class SegmentationTask(AllInModule):
     @torch.no_grad()
     def answer(self, model: Callable[..., object], image: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
         """Class of each pixel of one image: [1, 3, H, W] uint8 -> [h, w] uint8 of that size."""
-        was_training = self.module.training
-        self.module.eval()
-        classes = self._view.classes(model, self.module.patch_size, image, size)
-        self.module.train(was_training)
-        return classes
+        with evaluating(self.module):
+            return self._view.classes(model, self.module.patch_size, image, size)
 
 
 def _right_share(scores: Tensor, maps: Tensor) -> Tensor:

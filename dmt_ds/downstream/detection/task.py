@@ -15,6 +15,7 @@ from dmt_ds.data.detection_batch import DetectionTarget
 from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.detection.detector import Detector
 from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses, frozen_weights
+from dmt_ds.models.evaluation_mode import evaluating
 from dmt_ds.models.start import start_from
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.vit_layers import layer_numbers
@@ -89,14 +90,9 @@ class DetectionTask(AllInModule):
         Args:
             batches: of `EvalDetectionMaker`.
         """
-        was_training = self.module.training
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                for batch in batches:
-                    yield from self._answers(model, batch.to(next(self.module.parameters()).device))
-        finally:
-            self.module.train(was_training)
+        with evaluating(self.module), torch.no_grad():
+            for batch in batches:
+                yield from self._answers(model, batch.to(next(self.module.parameters()).device))
 
     def _answers(self, model: Model, batch: Batch) -> Iterator[Answer]:
         target, section = batch.target, self._augment.section
