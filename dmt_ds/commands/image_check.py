@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
+from dmt_ds.data.sampling import spread
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.errors import DataError, DmtError, StorageError
 
@@ -24,9 +25,7 @@ class Annotated(Protocol):
 
 def look_at_images(source: ImageSource, every_image: bool) -> tuple[int, list[DmtError]]:
     """How many images were decoded, and an error for each that can't be; of many the first, and how many there are."""
-    last = len(source) - 1
-    rows = {round(part * last / (IMAGES_TO_DECODE - 1)) for part in range(IMAGES_TO_DECODE)}
-    chosen = list(range(len(source))) if every_image else sorted(rows)
+    chosen = list(range(len(source))) if every_image else spread(len(source), IMAGES_TO_DECODE)
     broken = list(_unreadable(source, chosen))
     if len(broken) > SHOWN:
         kind = DataError if any(isinstance(error, DataError) for error in broken) else StorageError

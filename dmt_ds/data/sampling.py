@@ -37,6 +37,11 @@ class SampleStream:
         return self._orders[epoch]
 
 
+def spread(count: int, most: int) -> list[int]:
+    """Up to `most` of `count` rows, evenly from the first to the last."""
+    return sorted({round(part * (count - 1) / (most - 1)) for part in range(most)})
+
+
 def rank_positions(step_start: int, micro_step: int, rank: int, world_size: int, micro_batch_size: int) -> range:
     """Positions in the stream of one rank's micro-batch.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dmt_ds.config.schema import BadImages
 from dmt_ds.data.decode import decode_image
+from dmt_ds.data.sampling import spread
 from dmt_ds.data.sources import ImageSource, write_parquet
 from dmt_ds.data.views import CropSpec, crop_box, crop_numbers, cut, resize_into
 from dmt_ds.data.worker_processes import obey_trainer, start_server
@@ -81,7 +82,7 @@ def measure_change(source: ImageSource, settings: ShardSettings, crop: CropSpec)
     Raises:
         DataError: one of these images, or where bad ones are left out all of them, can't be read.
     """
-    rows = sorted({round(part * (len(source) - 1) / (_NUM_COMPARED - 1)) for part in range(_NUM_COMPARED)})
+    rows = spread(len(source), _NUM_COMPARED)
     difference, enlarged, size, total = 0.0, [0, 0], 0, 0
     for row, numbers in zip(rows, crop_numbers(torch.tensor(rows), 0), strict=True):
         try:

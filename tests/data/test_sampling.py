@@ -1,11 +1,13 @@
 """The order of images: complete, shared by any number of ranks, and described by one number."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmt_ds.data.sampling import SampleStream, rank_positions
+from dmt_ds.data.sampling import SampleStream, rank_positions, spread
 
 
 def test_every_epoch_shows_every_image_once() -> None:
@@ -76,3 +78,10 @@ def test_one_rank_that_accumulates_sees_the_micro_batches_of_two_ranks() -> None
     alone = [rank_positions(64, micro_step, 0, 1, 8) for micro_step in range(4)]
     shared = [rank_positions(64, micro_step, rank, 2, 8) for micro_step in range(2) for rank in range(2)]
     assert alone == shared
+
+
+@given(count=st.integers(1, 300), most=st.integers(2, 20))
+def test_rows_are_spread_from_the_first_to_the_last(count: int, most: int) -> None:
+    rows = spread(count, most)
+    assert (rows[0], rows[-1], len(rows)) == (0, count - 1, min(count, most))
+    assert {after - before for before, after in pairwise(rows)} <= {gap := (count - 1) // (most - 1), gap + 1}
