@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dmt_ds.engine.task import Progress
 from dmt_ds.models.vit import prefer_written_attention
@@ -47,9 +46,9 @@ class MomentumNetwork(Generic[M]):
     @torch.no_grad()
     def update(self, trained: nn.Module, momentum: float) -> None:
         """One step towards the weights of `trained`, which has the same layout as `network`."""
-        average = list(self.network.parameters())
+        average = tuple(self.network.parameters())
         current = [parameter.float() for parameter in trained.parameters()]
-        get_ema_multi_avg_fn(momentum)(average, current, 0)  # type: ignore[no-untyped-call]
+        torch._foreach_lerp_(average, current, 1 - momentum)
 
     def __call__(self, trained: nn.Module, *inputs: object) -> Any:
         """Forward without gradients; the float32 weights compute in bf16 where those of `trained` do."""
