@@ -4,6 +4,8 @@ The state of the order is one number, the images seen so far, so a run goes on a
 losing an image of the epoch.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,6 @@ class SampleStream:
 
     def __init__(self, num_images: int, seed: int) -> None:
         self.num_images, self._seed = num_images, seed
-        self._orders: dict[int, Tensor] = {}
 
     def at(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Epochs and rows of the images at positions start .. start + count - 1: two [count] int64."""
@@ -24,17 +25,15 @@ class SampleStream:
         rows = torch.empty_like(positions)
         for epoch in range(start // self.num_images, (start + count - 1) // self.num_images + 1):
             here = epochs == epoch
-            rows[here] = self._order(epoch)[positions[here] % self.num_images]
+            rows[here] = _order(self._seed, self.num_images, epoch)[positions[here] % self.num_images]
         return epochs, rows
 
-    def _order(self, epoch: int) -> Tensor:
-        """[num_images] int64. The last two are kept: a micro-batch may lie over the end of an epoch."""
-        if epoch not in self._orders:
-            seed = sample_rng.image_seeds(self._seed, torch.tensor([epoch]), torch.tensor([-1]))
-            generator = torch.Generator().manual_seed(int(seed))
-            order = torch.randperm(self.num_images, generator=generator)
-            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}
-        return self._orders[epoch]
+
+@lru_cache(maxsize=2)  # a micro-batch may lie over the end of an epoch
+def _order(run_seed: int, num_images: int, epoch: int) -> Tensor:
+    """[num_images] int64; not to be changed."""
+    seed = sample_rng.image_seeds(run_seed, torch.tensor([epoch]), torch.tensor([-1]))
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(int(seed)))
 
 
 def spread(count: int, most: int) -> list[int]:
