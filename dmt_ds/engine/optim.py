@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -29,6 +29,14 @@ def learning_rate_scales(layers: Mapping[str, int], layer_decay: float) -> dict[
     return {name: layer_decay ** (last - number) for name, number in layers.items()}
 
 
+class _Group(NamedTuple):
+    """What the parameters of a group have in common."""
+
+    frozen_until: float
+    scale: float
+    decays: bool
+
+
 def parameter_groups(
     module: nn.Module,
     weight_decay: float,
@@ -46,17 +54,17 @@ def parameter_groups(
         scales: parameter name -> factor of its learning rate; None is 1 for all.
         frozen_until: parameter name -> share of the run until which it stays as it is: groups of their own, the last.
     """
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    groups: dict[_Group, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         is_plain = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in _TOKENS
         frozen, scale = (frozen_until or {}).get(name, 0.0), 1.0 if scales is None else scales[name]
-        groups.setdefault((-frozen, scale, not is_plain), []).append(parameter)
+        groups.setdefault(_Group(frozen, scale, not is_plain), []).append(parameter)
     return [
-        {"params": parameters, "lr": peak * scale, "weight_decay": weight_decay if decays else 0.0}
-        | ({FROZEN_UNTIL: -frozen} if frozen else {})
-        for (frozen, scale, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        {"params": groups[group], "lr": peak * group.scale, "weight_decay": weight_decay if group.decays else 0.0}
+        | ({FROZEN_UNTIL: group.frozen_until} if group.frozen_until else {})
+        for group in sorted(groups, key=lambda group: (group.frozen_until, -group.scale, not group.decays))
     ]
 
 
