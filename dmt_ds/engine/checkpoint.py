@@ -166,7 +166,7 @@ class CheckpointFolder:
         complete = [folder for folder in folders if unusable(folder) is None]
         self._check_fence()  # after the look: what a newer attempt saves is never seen here
         kept = [folder for folder in complete if folder.name <= tag_of(step)][-self._keep :]
-        useless = [folder for folder in folders if folder not in complete and folder < max(kept, default=folder)]
+        useless = [folder for folder in folders if kept and folder not in complete and folder < max(kept)]
         for folder in [*complete, *useless]:
             if folder not in kept:
                 self._remove(folder)

@@ -65,9 +65,14 @@ def wait_for_files(folder: Path, sizes: Mapping[str, int]) -> None:
         OSError: a file has not come in time.
     """
     deadline = time.monotonic() + _SHOWN_SECONDS
-    while missing := sorted(dict(sizes.items() - patiently(partial(sizes_in, folder)).items())):
+
+    def missing() -> list[str]:
+        there = patiently(partial(sizes_in, folder))
+        return [name for name in sorted(sizes) if there.get(name) != sizes[name]]
+
+    while names := missing():
         if time.monotonic() > deadline:
-            raise OSError(errno.ETIMEDOUT, f"{missing[0]} of another rank does not appear on this node")
+            raise OSError(errno.ETIMEDOUT, f"{names[0]} of another rank does not appear on this node")
         time.sleep(0.2)
 
 

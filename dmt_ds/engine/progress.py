@@ -76,9 +76,16 @@ def _figures(metrics: Mapping[str, float]) -> list[str]:
     """Names in order: losses first and speed last, without what the step says and what repeats a loss."""
     shown = [name for name in metrics if name.startswith(("train/", "perf/")) and name != "train/images_seen"]
     shown.sort(key=lambda name: (name.startswith("perf/"), not name.startswith("train/loss")))
-    texts = {name: f"{metrics[name]:.4g}" for name in shown if name.startswith(("train/loss", "train/kl_"))}
-    first = {text: name for name, text in reversed(texts.items())}
-    return [name for name in shown if not metrics[name] or name not in texts or first[texts[name]] == name]
+    kept: list[str] = []
+    losses: set[str] = set()
+    for name in shown:
+        if name.startswith(("train/loss", "train/kl_")) and metrics[name]:
+            text = f"{metrics[name]:.4g}"
+            if text in losses:
+                continue
+            losses.add(text)
+        kept.append(name)
+    return kept
 
 
 def _for_the_bar(metrics: Mapping[str, float]) -> list[str]:
