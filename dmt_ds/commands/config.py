@@ -31,7 +31,8 @@ def render_values(config: RunConfig, keys: Sequence[str]) -> str:
     unknown = [key for key in keys if key not in values]
     if unknown:
         raise ConfigError("\n".join(f"{key}: unknown key, or a whole section" for key in unknown))
-    return "".join(f"{value if isinstance(value := values[key], str) else _inline(value)}\n" for key in keys)
+    wanted = [values[key] for key in keys]
+    return "".join(f"{value if isinstance(value, str) else _inline(value)}\n" for value in wanted)
 
 
 def render_deepspeed(config: RunConfig, ranks: int) -> str:

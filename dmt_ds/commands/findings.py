@@ -35,6 +35,7 @@ def failure(what: str, error: Exception) -> Finding:
 
 def exit_code(findings: Collection[Finding]) -> int:
     """0 if nothing fails, 75 if every failure may be temporary, else 2."""
+    # The smallest: 2, where another try does not help, comes before 75.
     return min((finding.exit_code for finding in findings if finding.status == "fail"), default=0)
 
 

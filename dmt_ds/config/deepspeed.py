@@ -218,7 +218,9 @@ def _is_on(value: object) -> bool:
     """Whether a key's value does anything: a group of 1 and a section with `enabled: false` don't."""
     if isinstance(value, dict):
         return value.get("enabled", True) is not False
-    return value is True or value not in (False, None, 1)
+    if isinstance(value, bool):
+        return value
+    return value is not None and value not in (0, 1)
 
 
 def _finished(path: Path, config: DsConfig, findings: list[str]) -> DsConfig:

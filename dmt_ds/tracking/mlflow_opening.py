@@ -11,8 +11,13 @@ from dmt_ds.tracking.journal import FileLock
 from dmt_ds.tracking.store_uri import StoreUri
 
 _OPENING = threading.Lock()
-_ENVIRONMENT = {"HTTP_REQUEST_MAX_RETRIES": "0", "HTTP_REQUEST_TIMEOUT": "20", "DISABLE_TELEMETRY": "true"} | {
-    "ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}  # fmt: skip
+_ENVIRONMENT = {
+    "HTTP_REQUEST_MAX_RETRIES": "0",
+    "HTTP_REQUEST_TIMEOUT": "20",
+    "DISABLE_TELEMETRY": "true",
+    "ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def import_mlflow(store: StoreUri) -> None:
