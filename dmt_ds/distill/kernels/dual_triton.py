@@ -28,7 +28,7 @@ _WIDTH, _ROW_WARPS = 128, 8
 _SCALED_AT_ONCE = 4096
 """Elements of a program of the scaling."""
 
-_NUM_SUMS = 5
+_NUM_SUMS = 5  # kernels, which can't read it, write the number
 """Kept for a column: maximum and sum of exponentials of s, the same of t, and the sum of d = (s - max s) - (t - max t)
 under the exponentials of the distribution that stands first."""
 
