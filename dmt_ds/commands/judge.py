@@ -20,17 +20,18 @@ from dmt_ds.commands.judging import add_to_run, named_images
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.predict_images import refuse_earlier, written_whole
 from dmt_ds.commands.predict_progress import PredictProgress
-from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
+from dmt_ds.config.deepspeed import named_ds_config, precision
 from dmt_ds.data.sources import ImageSource, left_out
 from dmt_ds.engine import determinism, dist, ds_engine
 from dmt_ds.engine.memory_errors import explained
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.task import AnnotatedTask
-from dmt_ds.errors import ConfigError, DataError, WeightsError, first_line
+from dmt_ds.errors import ConfigError, DataError, WeightsError
 from dmt_ds.models.vit import prefer_written_attention
 from dmt_ds.redact import masked
 from dmt_ds.run_files import SETTINGS_FILE
 from dmt_ds.tracking.environment import environment_tags, library_versions
+from dmt_ds.wording import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def log(report: Report, name: str) -> None:
 
 def _judge(model: JudgedModel, out: Path | None, device: torch.device) -> Report | None:
     config, kind = model.config, model.kind
-    number_format = precision(read_ds_config(find_ds_config(config.train.deepspeed)))
+    number_format = precision(named_ds_config(config.train.deepspeed))
     # On rank 0 before the others: a data set's cache is made once.
     dist.decided_by_main(lambda: _look_at(kind.open_judged(config)))
     images = kind.open_judged(config)
