@@ -107,7 +107,7 @@ def test_a_detector_comes_back_from_its_folder_as_it_was(tmp_path: Path) -> None
     (tmp_path / "detector/detector.json").write_text(json.dumps(described))
     (tmp_path / "detector/detector.json").write_text(json.dumps(described | {"roi_align": None}))
     with pytest.raises(
-        WeightsError, match=r"detector: its detector was trained with ROIAlign half a cell off, .* anew"
+        WeightsError, match=r"detector: its detector was trained with ROIAlign half a cell off, .* train it again"
     ):
         load_detector(tmp_path / "detector")
     (tmp_path / "detector/detector.json").write_text(json.dumps(described))
