@@ -1,7 +1,6 @@
 """Frozen encoders from any source, each with its own normalisation; knows no sharding, no fusion, no student."""
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from dmt_ds.models.blueprint import build_from, heads_are_guessed
 from dmt_ds.models.hf_vit import read_file, read_hf
 from dmt_ds.models.patch_grid import check_image_size, move_to_image_size
 from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
-from dmt_ds.models.weights import Weights, triple
+from dmt_ds.models.weights import Weights, hash_of_tensors, triple
 from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, LATEST_FILE
 
 logger = logging.getLogger(__name__)
@@ -228,7 +227,7 @@ def _of_timm(section: TeacherConfig, tag: str) -> _Found:
         vit=vit,
         layout="timm",
         licence=spdx_id(config.get("license")),
-        sha256=_hash_of_tensors(vit),
+        sha256=hash_of_tensors(vit),
         mean=triple(config.get("mean")),
         std=triple(config.get("std")),
     )
@@ -292,10 +291,3 @@ def _check_heads(section: TeacherConfig, vit: nn.Module) -> None:
         raise WeightsError(
             f"{section.source}: num_heads {section.num_heads} is asked for, the model has {heads}: leave num_heads out"
         )
-
-
-def _hash_of_tensors(vit: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in sorted(vit.state_dict().items()):
-        digest.update(key.encode() + tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Reads weights files without running code from them, and loads them strictly; knows no teacher and no network."""
 
 import argparse
+import hashlib
 import json
 import pickle
 import re
@@ -147,6 +148,14 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
 
     plain = {key: tensor.detach().float().contiguous().cpu() for key, tensor in state.items()}
     path.write_bytes(save(plain, {"format": "pt"}))
+
+
+def hash_of_tensors(module: nn.Module) -> str:
+    """SHA-256 of a model's tensors by name, for where there is no file of them."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode() + tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
