@@ -42,7 +42,7 @@ def by_timm(image: Tensor, name: str, level: float, how: RandAugment) -> Tensor:
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("level", [-1.0, -0.9, -0.3, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("level", [-1.0, -0.3, 0.9])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_operation_is_timms_to_the_last_bit(name: str, level: float, interpolation: str) -> None:
     how = RandAugment(fill=(1, 20, 200), interpolation=interpolation)
