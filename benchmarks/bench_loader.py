@@ -41,6 +41,7 @@ from torchvision.transforms import v2
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.augment import Augment, normalize
+from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.folder import FolderSource
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
@@ -102,10 +103,8 @@ def our_shard_batches(_root: Path, options: argparse.Namespace) -> Iterator[list
 
 def uint8_batches(source: ImageSource, options: argparse.Namespace) -> Iterator[list[Tensor]]:
     loader = TrainLoader(
-        source,
+        TrainBatchMaker(source, [CropSpec.from_section(DataConfig(image_size=options.size))], 0, "stop"),
         SampleStream(len(source), 0),
-        [CropSpec.from_section(DataConfig(image_size=options.size))],
-        run_seed=0,
         micro_batch_size=options.batch,
         num_workers=options.workers,
     )

@@ -19,6 +19,7 @@ from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig, TrainConf
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.data.batch import Batch
+from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.loader import BATCHES_AHEAD, TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
@@ -30,7 +31,7 @@ from dmt_ds.engine.optim import build_optimizer, fusing_pays
 from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.stopping import StopRequest, Watchdog
-from dmt_ds.engine.task import PretrainingTask
+from dmt_ds.engine.task import CroppingTask
 from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.products import PatchProduct
@@ -82,17 +83,15 @@ def our_config(options: argparse.Namespace, models: dict[str, TeacherConfig], *,
     )
 
 
-def build_trainer(config: RunConfig, tasks: Sequence[PretrainingTask], folder: Path, device: torch.device) -> Trainer:
+def build_trainer(config: RunConfig, tasks: Sequence[CroppingTask], folder: Path, device: torch.device) -> Trainer:
     """A trainer of these tasks over the digits, scaled up to the image size."""
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
     ds_config = resolve_student(find_ds_config(config.train.deepspeed), batch, 0.0)
     size = config.train.global_batch_size
     source = open_source(config.data, "train")
     loader = TrainLoader(
-        source,
+        TrainBatchMaker(source, tasks[0].crops(config.data), 0, "stop"),
         SampleStream(len(source), 0),
-        tasks[0].crops(config.data),
-        run_seed=0,
         micro_batch_size=config.train.micro_batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),

@@ -190,9 +190,9 @@ class AnnotatedKind(ABC, Generic[T, Images]):
     def build(self, config: RunConfig, class_names: Sequence[str]) -> T:
         """The task with its model, on the CPU; seeded before."""
 
-    def train_maker(self, config: RunConfig, images: Images) -> BatchMaker | None:
-        """What makes training batches in the loader's processes; None: crops (`Task.crops`) and labels, as always."""
-        return None
+    @abstractmethod
+    def train_maker(self, config: RunConfig, images: Images, task: T) -> BatchMaker:
+        """What makes the task's training batches in the loader's processes."""
 
     @abstractmethod
     def open_judged(self, config: RunConfig) -> ImageSource:

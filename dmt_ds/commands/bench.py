@@ -18,6 +18,7 @@ from dmt_ds.commands.teacher_engines import start_teachers
 from dmt_ds.config.deepspeed import named_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
+from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
@@ -150,17 +151,9 @@ def _loader_seconds(config: RunConfig) -> float | None:
         logger.warning("the loader is not measured: %s", error)
         return None
     loader = TrainLoader(
-        source,
+        TrainBatchMaker(source, (CropSpec.from_section(config.data),), 0, config.data.bad_images),
         SampleStream(len(source), 0),
-        (CropSpec.from_section(config.data),),
-        run_seed=0,
         micro_batch_size=1,
-        rank=0,
-        world_size=1,
-        local_world_size=1,
-        num_workers=0,
-        pin_memory=False,
-        bad_images=config.data.bad_images,
     )
     batches = loader.batches(start_image=0, num_micro_steps=2 * LOADER_IMAGES, grad_accum_steps=1)
     for _ in itertools.islice(batches, LOADER_IMAGES):  # warms up

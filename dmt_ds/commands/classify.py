@@ -12,7 +12,7 @@ from torch import Tensor
 from dmt_ds.commands.annotated import AnnotatedKind, Judgement, Scene
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.batch_maker import EvalBatchMaker
+from dmt_ds.data.batch_maker import BatchMaker, EvalBatchMaker, TrainBatchMaker
 from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled, open_labelled_split
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import center_crop
@@ -71,6 +71,10 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
                 "classify.frozen trains a head on a given encoder: start it by `dmt-ds finetune -e SOURCE`"
             )
         return ClassificationTask(config.student, section, config.data.image_size, config.augment, class_names)
+
+    def train_maker(self, config: RunConfig, images: LabelledImages, task: ClassificationTask) -> BatchMaker:
+        """Crops of images with their labels."""
+        return TrainBatchMaker(images.train, task.crops(config.data), config.seed, config.data.bad_images)
 
     def build_judge(self, task: ClassificationTask, images: ImageSource, scene: Scene) -> "ClassificationJudge":
         """The judge by top-1 and top-5."""

@@ -95,7 +95,7 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
 
         return DetectionTask(config.student, config.detect, config.data.image_size, config.augment, class_names)
 
-    def train_maker(self, config: RunConfig, images: CocoImages) -> BatchMaker:
+    def train_maker(self, config: RunConfig, images: CocoImages, task: "DetectionTask") -> BatchMaker:
         """Images of several sizes with their objects."""
         from dmt_ds.downstream.detection.detector import size_multiple
 

@@ -11,8 +11,9 @@ from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig
+from dmt_ds.data.batch_maker import EvalBatchMaker
 from dmt_ds.data.labels import LabelledImages, empty_classes, open_labelled
-from dmt_ds.data.loader import eval_batches
+from dmt_ds.data.loader import every_image
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.downstream.features import Features, extract_features, pixel_features
 from dmt_ds.engine.checkpoint import CheckpointFolder
@@ -118,7 +119,8 @@ def features_of(
     module: nn.Module | None, source: ImageSource, data: DataConfig, batch_size: int, device: torch.device
 ) -> Features:
     """Features of every image of a split, on the CPU; of None, the pixels."""
-    batches = eval_batches(source, data.image_size, batch_size, data.num_workers, data.interpolation)
+    maker = EvalBatchMaker(source, data.image_size, data.interpolation)
+    batches = every_image(maker, len(source), batch_size, data.num_workers)
     return pixel_features(batches) if module is None else extract_features(module, batches, device)
 
 

@@ -21,6 +21,7 @@ from dmt_ds.commands.take_over import Attempt, ClaimedRun, take_over
 from dmt_ds.commands.tasks import BuiltTask, build_tasks
 from dmt_ds.config.deepspeed import precision
 from dmt_ds.config.schema import RunConfig
+from dmt_ds.data.batch_maker import BatchMaker, TrainBatchMaker
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.engine import determinism, dist, ds_engine
@@ -34,7 +35,7 @@ from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.schedule import with_frozen_groups
 from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.stopping import StopRequest, Watchdog
-from dmt_ds.engine.task import AnnotatedTask
+from dmt_ds.engine.task import AnnotatedTask, CroppingTask, PretrainingTask
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
 from dmt_ds.errors import CheckpointError
 from dmt_ds.run_files import DONE, PROFILE_FOLDER
@@ -228,22 +229,24 @@ def _build_trainer(config: RunConfig, attempt: Attempt, learners: Sequence[Learn
 
 
 def _loader(run: Run, built: BuiltTask) -> TrainLoader:
-    data, kind = run.config.data, kind_of(run.config)
-    maker = None if kind is None or run.annotated is None else kind.train_maker(run.config, run.annotated)
     return TrainLoader(
-        run.source,
+        _train_maker(run, built.task),
         SampleStream(len(run.source), run.config.seed),
-        built.task.crops(data),
-        run_seed=run.config.seed,
-        maker=maker,
         micro_batch_size=run.config.train.micro_batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),
         local_world_size=dist.local_world_size(),
-        num_workers=data.num_workers,
+        num_workers=run.config.data.num_workers,
         pin_memory=run.device.type == "cuda",
-        bad_images=data.bad_images,
     )
+
+
+def _train_maker(run: Run, task: PretrainingTask) -> BatchMaker:
+    config, kind = run.config, kind_of(run.config)
+    if kind is not None:
+        return kind.train_maker(config, run.annotated, task)
+    assert isinstance(task, CroppingTask)
+    return TrainBatchMaker(run.source, task.crops(config.data), config.seed, config.data.bad_images)
 
 
 def _publish(member: ClaimedRun, learner: Learner, step: int) -> None:

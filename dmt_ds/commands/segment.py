@@ -92,7 +92,7 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         """
         return SegmentationTask(config.student, config.segment, config.data.image_size, config.augment, class_names)
 
-    def train_maker(self, config: RunConfig, images: SegmentedImages) -> BatchMaker:
+    def train_maker(self, config: RunConfig, images: SegmentedImages, task: SegmentationTask) -> BatchMaker:
         """Crops of images and their maps."""
         crop = JointCrop.from_sections(config.data, config.segment)
         return TrainMapMaker(images.train, crop, config.seed, config.data.bad_images)

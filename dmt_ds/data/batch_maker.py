@@ -103,7 +103,12 @@ class RowReader(Generic[T]):
 
 
 class TrainBatchMaker(BatchMaker):
-    """Draws the crops of a batch's images."""
+    """Draws the crops of a batch's images.
+
+    Args:
+        crops: what to draw of each image; `Batch.crops` has their order.
+        bad_images: an unreadable image stops the run, or is named in the log and another takes its place.
+    """
 
     def __init__(self, source: ImageSource, crops: Sequence[CropSpec], run_seed: int, bad_images: BadImages) -> None:
         self._source, self._crops, self._run_seed = source, tuple(crops), run_seed

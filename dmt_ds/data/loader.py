@@ -2,18 +2,15 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from dmt_ds.config.schema import BadImages, Interpolation
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.batch_maker import BatchMaker, EvalBatchMaker, Job, Made, TrainBatchMaker
+from dmt_ds.data.batch_maker import BatchMaker, Job, Made
 from dmt_ds.data.cores import cores_of_rank, usable_workers
 from dmt_ds.data.sampling import SampleStream, rank_positions
-from dmt_ds.data.sources import ImageSource
-from dmt_ds.data.views import CropSpec
 from dmt_ds.data.worker_processes import obey_trainer, start_server
 from dmt_ds.errors import DataError
 
@@ -32,19 +29,15 @@ class TrainLoader:
 
     def __init__(
         self,
-        source: ImageSource,
+        maker: BatchMaker,
         stream: SampleStream,
-        crops: Sequence[CropSpec],
         *,
-        run_seed: int,
         micro_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         local_world_size: int = 1,
         num_workers: int | Literal["auto"] = 0,
         pin_memory: bool = False,
-        bad_images: BadImages = "stop",
-        maker: BatchMaker | None = None,
     ) -> None:
         """Start what takes seconds (the server that loader processes come from), and return at once.
 
@@ -52,14 +45,11 @@ class TrainLoader:
         `if __name__ == "__main__":` only.
 
         Args:
-            crops: what to draw of each image; `Batch.crops` has their order.
+            maker: makes a batch of the rows that `stream` names.
             local_world_size: ranks on this node, which share its CPU cores.
             num_workers: loader processes; 0 decodes in this one, `auto` takes as many as there are cores for.
-            bad_images: an unreadable image stops the run, or is named in the log and another takes its place.
-            maker: makes batches of rows in place of crops with labels.
         """
-        self._maker = maker or TrainBatchMaker(source, crops, run_seed, bad_images)
-        self._stream, self._micro_batch_size = stream, micro_batch_size
+        self._maker, self._stream, self._micro_batch_size = maker, stream, micro_batch_size
         self._rank, self._world_size = rank, world_size
         self.cores = cores_of_rank(local_world_size)
         self.num_workers = usable_workers(num_workers, local_world_size)
@@ -100,32 +90,6 @@ class TrainLoader:
             yield epochs.tolist(), rows.tolist()
 
 
-def eval_batches(
-    source: ImageSource,
-    image_size: int,
-    batch_size: int,
-    num_workers: int | Literal["auto"] = 0,
-    interpolation: Interpolation = "bicubic",
-    local_world_size: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[Batch]:
-    """Every image once, in order, its middle only; the last batch may be smaller, seeds are 0.
-
-    Args:
-        local_world_size: ranks on this node, which share its CPU cores.
-        rank: gets every `world_size`-th image. All ranks get equally many batches, and as many images in each: where
-            the images do not go round, one that another rank has stands for the missing one, with label -1.
-        world_size: ranks that share the images.
-
-    Raises:
-        DataError: an image can't be read (named), or a loader process was killed.
-        StorageError: the disk or file server of an image gives no answer.
-    """
-    maker = EvalBatchMaker(source, image_size, interpolation)
-    return every_image(maker, len(source), batch_size, num_workers, local_world_size, rank, world_size)
-
-
 def every_image(
     maker: BatchMaker,
     num_images: int,
@@ -135,7 +99,12 @@ def every_image(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Every image once, in order, by any maker; a row of `num_images` or more fills a batch up, and must not count.
+    """Every image once, in order; a row of `num_images` or more fills a batch up, and must not count.
+
+    Args:
+        local_world_size: ranks on this node, which share its CPU cores.
+        rank: gets every `world_size`-th image. All ranks get equally many batches, and as many images in each.
+        world_size: ranks that share the images.
 
     Raises:
         DataError: an image can't be read (named), or a loader process was killed.

@@ -127,7 +127,7 @@ class ClassificationTask:
         """What each of `judged` says to this rank's images.
 
         Args:
-            batches: this rank's share of the images as they are (`eval_batches`); a label below 0 is not counted.
+            batches: this rank's share of the images as they are (`EvalBatchMaker`); a label below 0 is not counted.
         """
         device = self.module.head.weight.device
         found: dict[str, list[Answers]] = {name: [] for name in models}

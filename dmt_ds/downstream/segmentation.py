@@ -7,13 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmt_ds.config.methods import AugmentConfig
-from dmt_ds.config.schema import DataConfig, StudentConfig
+from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.segmentation import IGNORED, SegmentConfig
 from dmt_ds.data.augment import blank_beyond, normalize
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.map_batches import LabelMaps
 from dmt_ds.data.photometric import distort
-from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.region_overlap import confusion_of
 from dmt_ds.downstream.segmenter import Segmenter, View
 from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses, frozen_weights
@@ -67,10 +66,6 @@ class SegmentationTask(AllInModule):
     def layers(self) -> dict[str, int]:
         """Pyramid and heads learn with the last layer."""
         return layer_numbers(self.module, self.module.vit)
-
-    def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
-        """None: the maps must be cut as the images are (`data.map_batches`)."""
-        return ()
 
     def backbone(self) -> torch.nn.Module:
         """The ViT, without heads."""

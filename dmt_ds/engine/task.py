@@ -73,12 +73,17 @@ class Task(Protocol):
 class PretrainingTask(Task, Protocol):
     """A task that makes an encoder."""
 
-    def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
-        """The crops that the loader draws of each image."""
-        ...
-
     def backbone(self) -> nn.Module:
         """The ViT whose weights are the result of the run."""
+        ...
+
+
+@runtime_checkable
+class CroppingTask(PretrainingTask, Protocol):
+    """A task that sees crops of images, and nothing that would have to be cut with them."""
+
+    def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
+        """The crops that the loader draws of each image."""
         ...
 
 

@@ -109,7 +109,7 @@ def source(tmp_path: Path) -> LabelMapSource:
 def loader(source: LabelMapSource, micro_batch_size: int, **settings: object) -> TrainLoader:
     maker = TrainMapMaker(source, CROP, run_seed=1, bad_images="stop")
     stream = SampleStream(len(source), 1)
-    return TrainLoader(source, stream, (), run_seed=1, micro_batch_size=micro_batch_size, maker=maker, **settings)
+    return TrainLoader(maker, stream, micro_batch_size=micro_batch_size, **settings)
 
 
 def pairs(loaded: TrainLoader, count: int, accumulation: int = 1) -> tuple[Tensor, Tensor]:

@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.utils.data import _utils as torch_loader
 
 from dmt_ds import sample_rng
-from dmt_ds.config.schema import DataConfig
+from dmt_ds.config.schema import BadImages, DataConfig
 from dmt_ds.data import worker_processes
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.loader import TrainLoader, eval_batches
+from dmt_ds.data.batch_maker import TrainBatchMaker
+from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.views import CropSpec, center_crop, draw_crop
 from dmt_ds.errors import DataError, StorageError
+from tests.middles import middles
 
 SPECS = (CropSpec(16), CropSpec(8, scale=(0.05, 0.25)))
 
@@ -73,9 +75,10 @@ class BuggySource(GreySource):
         raise RuntimeError("a bug of ours")
 
 
-def make_loader(source: ImageSource, **settings: Any) -> TrainLoader:
-    settings = {"run_seed": 3, "micro_batch_size": 4, **settings}
-    return TrainLoader(source, SampleStream(len(source), seed=3), SPECS, **settings)
+def make_loader(source: ImageSource, bad_images: BadImages = "stop", **settings: Any) -> TrainLoader:
+    settings = {"micro_batch_size": 4, **settings}
+    maker = TrainBatchMaker(source, SPECS, 3, bad_images)
+    return TrainLoader(maker, SampleStream(len(source), seed=3), **settings)
 
 
 def all_ranks(source: ImageSource, world_size: int, accum: int, start: int, steps: int) -> list[Batch]:
@@ -286,10 +289,11 @@ def test_a_killed_worker_ends_the_run_with_the_remedy(workers: Callable[[], set[
 
 SCRIPT = """
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.loader import eval_batches
+from dmt_ds.data.batch_maker import EvalBatchMaker
+from dmt_ds.data.loader import every_image
 from dmt_ds.data.sources import open_source
 
-print(len(list(eval_batches(open_source(DataConfig(), "val"), 32, 50, num_workers=1))))
+print(len(list(every_image(EvalBatchMaker(open_source(DataConfig(), "val"), 32, "bicubic"), 360, 50, num_workers=1))))
 """
 
 
@@ -366,7 +370,7 @@ def test_the_server_of_the_workers_has_one_thread(workers: Callable[[], set[int]
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_shows_every_image_once_in_order(num_workers: int, no_limit_on_workers: None) -> None:
     source = open_source(DataConfig(), "val")
-    batches = list(eval_batches(source, 32, 50, num_workers))
+    batches = list(middles(source, 32, 50, num_workers))
     assert [len(batch.labels) for batch in batches] == [50] * 7 + [10]
     assert torch.cat([batch.indices for batch in batches]).equal(torch.arange(360))
     assert torch.cat([batch.labels for batch in batches]).tolist() == [source.label(index) for index in range(360)]
@@ -378,7 +382,7 @@ def test_evaluation_shows_every_image_once_in_order(num_workers: int, no_limit_o
 )
 def test_ranks_share_the_evaluation_each_image_counting_once(num_images: int, world_size: int, size: int) -> None:
     source = GreySource(num_images)
-    shares = [list(eval_batches(source, 8, size, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    shares = [list(middles(source, 8, size, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert len({tuple(len(batch.labels) for batch in share) for share in shares}) == 1  # ZeRO-3's forwards go together
     batches = [batch for share in shares for batch in share]
     labels, rows = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("labels", "indices"))
@@ -392,4 +396,4 @@ def test_ranks_share_the_evaluation_each_image_counting_once(num_images: int, wo
 
 def test_evaluation_stops_at_a_broken_image() -> None:
     with pytest.raises(DataError, match="image 7: broken"):
-        list(eval_batches(GreySource(20, frozenset({7})), 8, 5))
+        list(middles(GreySource(20, frozenset({7})), 8, 5))

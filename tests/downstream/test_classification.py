@@ -12,7 +12,6 @@ from dmt_ds.config.methods import AugmentConfig, ClassifyConfig
 from dmt_ds.config.schema import DataConfig, RunConfig
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.rand_augment import RandAugment
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.downstream.classification import ClassificationTask, soft_cross_entropy, soft_targets
@@ -31,6 +30,7 @@ from tests.downstream.classified import (
     spaced_images,
     task,
 )
+from tests.middles import middles
 
 
 def test_targets_of_mixed_images_are_what_a_loop_says_and_sum_to_one() -> None:
@@ -187,7 +187,7 @@ def test_a_step_is_the_same_however_the_batch_is_cut_between_pairs() -> None:
 
 def accuracy_by_a_loop(of: ClassificationTask, source: ImageSource) -> tuple[float, float]:
     right = [0, 0]
-    for batch in eval_batches(source, IMAGE_SIZE, 1):
+    for batch in middles(source, IMAGE_SIZE, 1):
         scores = of.module.eval()(normalize(batch.images, PLAIN.mean, PLAIN.std), batch.seeds)[0].tolist()
         better = sum(score > scores[source.label(int(batch.indices))] for score in scores)
         right = [right[0] + (better == 0), right[1] + (better < 5)]
@@ -198,7 +198,7 @@ def test_accuracy_counts_every_validation_image_once() -> None:
     of = task()
     of.module.train()
     source = spaced_images(open_source(DataConfig(), "val"), 37)
-    found = accuracy(of, eval_batches(source, IMAGE_SIZE, 8))
+    found = accuracy(of, middles(source, IMAGE_SIZE, 8))
     assert of.module.training
     assert found == pytest.approx(accuracy_by_a_loop(of, source))
     assert 0 < found.top1 < found.top5 < 1
@@ -282,9 +282,9 @@ def test_weights_and_their_running_mean_are_judged_beside_each_other() -> None:
     of = task(ema_decay=0.9)
     torch.nn.init.normal_(of.module.head.weight)
     source = spaced_images(open_source(DataConfig(), "val"), 12)
-    answers = of.answers(of.judged(of.module), eval_batches(source, IMAGE_SIZE, 5))
+    answers = of.answers(of.judged(of.module), middles(source, IMAGE_SIZE, 5))
     assert list(answers) == ["", "ema_"]
-    pixels = normalize(torch.cat([b.images for b in eval_batches(source, IMAGE_SIZE, 5)]), PLAIN.mean, PLAIN.std)
+    pixels = normalize(torch.cat([b.images for b in middles(source, IMAGE_SIZE, 5)]), PLAIN.mean, PLAIN.std)
     for name, module in (("", of.module), ("ema_", of.published)):
         scores = module.eval()(pixels, torch.arange(12)).softmax(dim=1)
         torch.testing.assert_close(answers[name].probabilities, scores.sort(dim=1, descending=True).values[:, :5])

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import open_source
 from dmt_ds.downstream.answers import accuracy_over_ranks, confusion_over_ranks, samples_over_ranks
 from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm
@@ -14,6 +13,7 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.task import Progress
 from tests import on_ranks
 from tests.downstream import classified
+from tests.middles import middles
 
 pytestmark = pytest.mark.distributed
 
@@ -37,7 +37,7 @@ def judged() -> dict[str, Any]:
     """Accuracy, confusion and samples of an odd number of images."""
     of = classified.task()
     source = classified.spaced_images(open_source(DataConfig(), "val"), NUM_JUDGED)
-    batches = eval_batches(source, classified.IMAGE_SIZE, 5, rank=dist.rank(), world_size=dist.world_size())
+    batches = middles(source, classified.IMAGE_SIZE, 5, rank=dist.rank(), world_size=dist.world_size())
     answers = of.answers({"": of.module}, batches)[""]
     return {
         "scores": tuple(accuracy_over_ranks(answers)),

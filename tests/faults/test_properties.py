@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dmt_ds.config.load import config_from_yaml, flatten, load_config, to_yaml
 from dmt_ds.config.schema import DataConfig, RunConfig
+from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
@@ -92,8 +93,8 @@ def test_the_loader_shows_each_image_once_an_epoch_whatever_restarts_and_ranks(a
         step_images: list[list[torch.Tensor]] = []
         for rank in range(world):
             loader = TrainLoader(
-                source, SampleStream(num_images, seed), [CropSpec(8)], run_seed=seed, micro_batch_size=micro_batch,
-                rank=rank, world_size=world,
+                TrainBatchMaker(source, [CropSpec(8)], seed, "stop"), SampleStream(num_images, seed),
+                micro_batch_size=micro_batch, rank=rank, world_size=world,
             )  # fmt: skip
             step_images.append([batch.indices for batch in loader.batches(len(shown), 2 * accumulation, accumulation)])
         shown += torch.cat([batch for of_turn in zip(*step_images, strict=True) for batch in of_turn]).tolist()

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.augment import normalize
-from dmt_ds.data.loader import eval_batches
 from dmt_ds.data.sources import open_source
 from dmt_ds.run_files import DONE
 from tests import processes, tiny_run
+from tests.middles import middles
 
 pytestmark = pytest.mark.distributed
 
@@ -72,7 +72,7 @@ def accuracy_in_timm(folder: Path) -> float:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert json.loads((folder / "classes.json").read_text()) == list("0123456789")
     right = 0
-    for batch in eval_batches(open_source(DataConfig(), "val"), 16, 100):
+    for batch in middles(open_source(DataConfig(), "val"), 16, 100):
         pixels = normalize(batch.images, IMAGENET_MEAN, IMAGENET_STD)
         right += int((model(pixels).argmax(dim=1) == batch.labels).sum())
     return right / NUM_IMAGES

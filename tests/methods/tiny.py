@@ -14,7 +14,7 @@ from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.digits import DigitsSource
 from dmt_ds.data.views import draw_crop
-from dmt_ds.engine.task import PretrainingTask, Progress
+from dmt_ds.engine.task import CroppingTask, Progress
 from dmt_ds.methods.dmt import Teacher
 from dmt_ds.methods.ibot import IbotTask
 from dmt_ds.methods.mae import MaeTask
@@ -58,7 +58,7 @@ TEACHER_MAKERS = ("mae", "moco_v3", "ibot", "dino")
 NAMES = (*TEACHER_MAKERS, "tinymim")
 
 
-def task(name: str, seed: int = 0, student: StudentConfig = STUDENT) -> PretrainingTask:
+def task(name: str, seed: int = 0, student: StudentConfig = STUDENT) -> CroppingTask:
     if name == "tinymim":
         return tinymim({"red": relation_teacher(1), "blue": relation_teacher(2)}, seed=seed, student=student)
     torch.manual_seed(seed)
@@ -110,7 +110,7 @@ def digits(split: str = "train") -> tuple[list[Tensor], Tensor]:
     return [source.read(i) for i in range(len(source))], torch.tensor([source.label(i) for i in range(len(source))])
 
 
-def batch(of: PretrainingTask, size: int = 8, epoch: int = 0, indices: Tensor | None = None) -> Batch:
+def batch(of: CroppingTask, size: int = 8, epoch: int = 0, indices: Tensor | None = None) -> Batch:
     images, _ = digits()
     indices = torch.arange(size) if indices is None else indices
     seeds = sample_rng.image_seeds(0, torch.full_like(indices, epoch), indices)
@@ -126,14 +126,14 @@ def part(whole: Batch, rows: slice) -> Batch:
     return Batch(tuple(crop[rows] for crop in whole.crops), whole.seeds[rows], whole.indices[rows], whole.labels[rows])
 
 
-def batches(of: PretrainingTask, size: int, steps: int) -> Iterator[Batch]:
+def batches(of: CroppingTask, size: int, steps: int) -> Iterator[Batch]:
     order = torch.Generator().manual_seed(0)
     num_images = len(digits()[0])
     for step in range(steps):
         yield batch(of, epoch=step, indices=torch.randperm(num_images, generator=order)[:size])
 
 
-def train(of: PretrainingTask, steps: int, size: int = 32) -> list[dict[str, float]]:
+def train(of: CroppingTask, steps: int, size: int = 32) -> list[dict[str, float]]:
     """Plain AdamW on the bare module; metrics of each step."""
     trained = [parameter for parameter in of.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 2e-3)

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.methods import AugmentConfig
-from dmt_ds.config.schema import DataConfig, StudentConfig
+from dmt_ds.config.schema import StudentConfig
 from dmt_ds.data.augment import Augment, blank_beyond, normalize
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.detection_batch import DetectionTarget
-from dmt_ds.data.views import CropSpec
 from dmt_ds.downstream.detection.detector import Detector
 from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses, frozen_weights
 from dmt_ds.models.evaluation_mode import evaluating
@@ -57,10 +56,6 @@ class DetectionTask(AllInModule):
         self.class_names = tuple(class_names)
         self.untouched = frozen_weights(self.module)
         self._augment = Augment(augment)
-
-    def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
-        """None: whole images, scaled, made by `data.detection_maker`."""
-        return ()
 
     def layers(self) -> dict[str, int]:
         """Pyramid and heads learn with the last layer."""
