@@ -49,5 +49,12 @@ SEGMENTER_FOLDER = "segmenter"
 """The same, where it learned the classes of pixels."""
 DETECTOR_FOLDER = "detector"
 """The same, where it learned objects."""
+PUBLISHED = {
+    BACKBONE_FOLDER: "encoder",
+    CLASSIFIER_FOLDER: "classifier",
+    SEGMENTER_FOLDER: "segmenter",
+    DETECTOR_FOLDER: "detector",
+}
+"""Folders with a model that a run, and each of its checkpoints, may hold, and what people call the model."""
 PICTURES_FOLDER = "pictures"
 EXPORT_FOLDER = "export"

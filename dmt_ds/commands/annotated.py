@@ -1,7 +1,7 @@
 """What a task with annotations is made of, for the commands that train, judge and publish; knows no such task.
 
 Each is an `AnnotatedKind` in a file of its own, with its line in `annotated_tasks`, its name in `config.schema`'s
-`Task` and `ANNOTATED_TASKS`, its section in `RunConfig`, and its folder in `judging.PUBLISHED`.
+`Task` and `ANNOTATED_TASKS`, its section in `RunConfig`, and its folder in `run_files.PUBLISHED`.
 """
 
 from abc import ABC, abstractmethod
@@ -141,7 +141,7 @@ class AnnotatedKind(ABC, Generic[T, Images]):
     """One kind of annotations and of model that learns them."""
 
     folder: str
-    """Of the whole model beside the encoder's, in a run and its checkpoints; one of `judging.PUBLISHED`."""
+    """Of the whole model beside the encoder's, in a run and its checkpoints; one of `run_files.PUBLISHED`."""
     told_as: tuple[str, ...]
     """What stands between `eval/` and a score's name where the encoder's run is told what came of it."""
     described_in: str

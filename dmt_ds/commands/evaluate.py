@@ -15,16 +15,15 @@ from torch import nn
 
 from dmt_ds.commands.judging import (
     Encoder,
-    add_to_run,
     features_of,
     is_judged_as_run,
     load_judged,
     named_images,
+    named_run,
     open_judged,
     refuse_missing,
-    run_folder,
-    step_of_run,
 )
+from dmt_ds.commands.run_folder import add_to_run, step_of_run
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.labels import LabelledImages
@@ -108,7 +107,7 @@ def run(
     rows = []
     for name, encoder in encoders.items():
         module = load_judged(name, encoder, data.image_size)
-        folder = run_folder(encoder)
+        folder = named_run(encoder)
         if folder is None:
             scores = protocol.judge(module, device)
         else:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.commands.model_card import model_card
 from dmt_ds.commands.model_source import ModelSource, find_model, find_own_form
 from dmt_ds.commands.run_record import RunRecord, read_record
@@ -17,7 +16,7 @@ from dmt_ds.models.forms import FORMS, disagreement, write_form
 from dmt_ds.models.graph_files import check_onnx_packages
 from dmt_ds.models.portable import PortableModel, read_portable
 from dmt_ds.models.whole_folder import whole_folder
-from dmt_ds.run_files import BACKBONE_FOLDER, DETECTOR_FOLDER, EXPORT_FOLDER, SEGMENTER_FOLDER
+from dmt_ds.run_files import BACKBONE_FOLDER, DETECTOR_FOLDER, EXPORT_FOLDER, PUBLISHED, SEGMENTER_FOLDER
 from dmt_ds.tracking.mlflow_registry import check_names, register, run_in_store
 from dmt_ds.wording import first_line
 

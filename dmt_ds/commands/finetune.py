@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dmt_ds.commands.annotated_tasks import KINDS
-from dmt_ds.commands.judging import run_of
-from dmt_ds.config.load import COMMAND_LINE, config_from_yaml, flatten, load_layers, task_of_recipe
+from dmt_ds.commands.run_folder import run_of, settings_of
+from dmt_ds.config.load import COMMAND_LINE, flatten, load_layers, task_of_recipe
 from dmt_ds.config.schema import ANNOTATED_TASKS, RunConfig, Task
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.teachers import TeacherRecord, load_encoder
-from dmt_ds.run_files import SETTINGS_FILE
 
 _WIDTHS = {192: "tiny", 384: "small"}
 """The widest encoder that a size stands for; all wider ones are `base`."""
@@ -85,7 +84,7 @@ def name_of(source: str) -> str:
     """What an encoder is called in the name of a run: its own run's name, or the file's without ending."""
     run = run_of(source)
     if run is not None:
-        return config_from_yaml((run / SETTINGS_FILE).read_text()).name
+        return settings_of(run).name
     text = source.partition(":")[2] if source.startswith(("timm:", "hf:")) else Path(source).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "encoder"
 
@@ -112,7 +111,7 @@ def _handed_on(source: str, keys: Sequence[str]) -> list[str]:
     run = run_of(source)
     if run is None:
         return []
-    config = config_from_yaml((run / SETTINGS_FILE).read_text())
+    config = settings_of(run)
     settings = flatten(config)
     own = _OF_A_SUITE if "suite" in config.tracking.tags else ()
     return [f"{key}={_quoted(settings[key])}" for key in keys if settings[key] is not None and key not in own]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.commands.runs import Run
 from dmt_ds.config.load import to_yaml
 from dmt_ds.config.schema import RunConfig
@@ -11,7 +10,7 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import read_run_state, tag_of
 from dmt_ds.engine.manifest import sizes_in
 from dmt_ds.errors import CheckpointError
-from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, SETTINGS_FILE
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, PUBLISHED, SETTINGS_FILE
 from dmt_ds.storage import holds
 from dmt_ds.tracking.environment import code_fingerprint
 from dmt_ds.tracking.spool import is_at_rest

@@ -16,10 +16,11 @@ import torch
 from dmt_ds.commands.annotated import Scene
 from dmt_ds.commands.judged_run import draw_or_warn
 from dmt_ds.commands.judged_source import JudgedModel, find_judged
-from dmt_ds.commands.judging import add_to_run, named_images
+from dmt_ds.commands.judging import named_images
 from dmt_ds.commands.memory_remedies import what_to_lower
 from dmt_ds.commands.predict_images import refuse_earlier, written_whole
 from dmt_ds.commands.predict_progress import PredictProgress
+from dmt_ds.commands.run_folder import add_to_run
 from dmt_ds.config.deepspeed import named_ds_config, precision
 from dmt_ds.data.sources import ImageSource, left_out
 from dmt_ds.engine import determinism, dist, ds_engine

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_ds.commands.annotated import Judge, Judgement
-from dmt_ds.commands.judging import add_to_run, run_of
+from dmt_ds.commands.run_folder import add_to_run, run_of
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.task import Model

@@ -9,12 +9,12 @@ from typing import Any
 
 from dmt_ds.commands.annotated import AnnotatedKind
 from dmt_ds.commands.annotated_tasks import kind_of
-from dmt_ds.commands.judging import PUBLISHED, run_of, step_of_run
-from dmt_ds.config.load import COMMAND_LINE, config_from_yaml, flatten, load_layers
+from dmt_ds.commands.run_folder import run_of, settings_of, step_of_run
+from dmt_ds.config.load import COMMAND_LINE, flatten, load_layers
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.engine.checkpoint import CheckpointFolder, unusable
 from dmt_ds.errors import ConfigError
-from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, DONE, SETTINGS_FILE
+from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, DONE, PUBLISHED, SETTINGS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ def find_judged(source: str, overrides: Sequence[str]) -> JudgedModel:
     run = run_of(source)
     if run is None:
         raise ConfigError(_not_of_a_run(source))
-    file = run / SETTINGS_FILE
-    own = config_from_yaml(file.read_text(), str(file))
+    own = settings_of(run)
     kind = kind_of(own)
     asked = Path(source).expanduser().absolute().relative_to(run).parts
     if kind is None or asked[-1:] == (BACKBONE_FOLDER,):
@@ -79,7 +78,7 @@ def find_judged(source: str, overrides: Sequence[str]) -> JudgedModel:
             "judges its features"
         )
     folder = _folder_of_model(source, run, asked, kind)
-    config = load_layers(str(file), [(COMMAND_LINE, overrides)], new=False)
+    config = load_layers(str(run / SETTINGS_FILE), [(COMMAND_LINE, overrides)], new=False)
     _refuse_another_model(own, config, kind)
     step = _step_of(folder / kind.described_in)
     step = step_of_run(run) if step is None else step

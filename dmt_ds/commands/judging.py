@@ -1,4 +1,4 @@
-"""What the commands that judge frozen encoders share: encoders by source, their features, and the run's record."""
+"""What the commands that judge frozen encoders share: encoders by source, and their features."""
 
 import logging
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dmt_ds.commands.run_folder import is_run, settings_of
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
-from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.data.batch_maker import EvalBatchMaker
@@ -19,30 +19,13 @@ from dmt_ds.downstream.features import Features, extract_features, pixel_feature
 from dmt_ds.engine.checkpoint import CheckpointFolder
 from dmt_ds.models.teachers import load_encoder, load_teacher
 from dmt_ds.models.vit import refuse_unknown
-from dmt_ds.run_files import (
-    BACKBONE_FOLDER,
-    CHECKPOINTS_FOLDER,
-    CLASSIFIER_FOLDER,
-    DETECTOR_FOLDER,
-    DONE,
-    RECORDS_FILE,
-    SEGMENTER_FOLDER,
-    SETTINGS_FILE,
-)
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, RECORDS_FILE
 from dmt_ds.tracking.journal import read_lines
-from dmt_ds.tracking.mlflow_tracker import add_metrics
 
 logger = logging.getLogger(__name__)
 
 PIXELS = "pixels"
 """Source of the baseline without encoder."""
-PUBLISHED = {
-    BACKBONE_FOLDER: "encoder",
-    CLASSIFIER_FOLDER: "classifier",
-    SEGMENTER_FOLDER: "segmenter",
-    DETECTOR_FOLDER: "detector",
-}
-"""Folders with a model that a run, and each of its checkpoints, may hold, and what people call the model."""
 
 _MOVE_SCORES: dict[str, tuple[str, ...]] = {
     "data": (
@@ -124,32 +107,7 @@ def features_of(
     return pixel_features(batches) if module is None else extract_features(module, batches, device)
 
 
-def run_of(source: str) -> Path | None:
-    """The output folder of the run that a source is or lies in: itself, its encoder, a checkpoint; None for others."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        return None
-    path = path.absolute()
-    if is_run(path):
-        return path
-    parts = (*PUBLISHED, CHECKPOINTS_FOLDER)
-    return next((part.parent for part in (path, *path.parents) if part.name in parts and is_run(part.parent)), None)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether it is the output folder of a run, finished or not."""
-    return (folder / SETTINGS_FILE).is_file()
-
-
-def step_of_run(folder: Path) -> int:
-    """The step at which a run's encoder stands: its last one, or its newest checkpoint's."""
-    if (folder / DONE).exists():
-        return int((folder / DONE).read_text())
-    newest = CheckpointFolder(folder / CHECKPOINTS_FOLDER, keep=1).newest()
-    return 0 if newest is None else newest.state.step
-
-
-def run_folder(encoder: Encoder) -> Path | None:
+def named_run(encoder: Encoder) -> Path | None:
     """The output folder of a run, where an encoder is named by that; None for others."""
     folder = Path(encoder).expanduser() if isinstance(encoder, str) else None
     return folder if folder is not None and is_run(folder) else None
@@ -166,7 +124,7 @@ def is_judged_as_run(
         train_fingerprint: of the training images; where the run's newest checkpoint or record has it, they only moved.
         linear: None where no probe is fitted.
     """
-    config = config_from_yaml((folder / SETTINGS_FILE).read_text())
+    config = settings_of(folder)
     pairs = {"data": (data, config.data), "knn": (knn, config.knn), "linear": (linear or config.linear, config.linear)}
     others = [
         f"{section}.{key}={_shown(value)} (the run has {_shown(getattr(own, key))})"
@@ -196,17 +154,3 @@ def _are_its_images(folder: Path, train_fingerprint: str, given: DataConfig, own
 
 def _shown(value: object) -> str:
     return "null" if value is None else str(value)
-
-
-def add_to_run(folder: Path, metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Add what was measured to the MLflow run of a run's folder.
-
-    Args:
-        step: of what was measured; None takes the one at which the run's encoder stands.
-    """
-    section = config_from_yaml((folder / SETTINGS_FILE).read_text()).tracking
-    arrived = add_metrics(section, folder, metrics, step_of_run(folder) if step is None else step)
-    if section.enabled and not arrived:
-        logger.warning(
-            "%s: the tracking store is unreachable; the scores are kept in the folder and sent later", folder
-        )

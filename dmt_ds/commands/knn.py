@@ -8,15 +8,15 @@ import torch
 
 from dmt_ds.commands.judging import (
     Encoder,
-    add_to_run,
     features_of,
     is_judged_as_run,
     load_judged,
     named_images,
+    named_run,
     open_judged,
     refuse_missing,
-    run_folder,
 )
+from dmt_ds.commands.run_folder import add_to_run
 from dmt_ds.config.evaluation import KnnConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.downstream.accuracy import Accuracy
@@ -87,7 +87,7 @@ def run_knn(
     table = KnnTable((), *sizes, knn, named_images(data))
     for name, encoder in encoders.items():
         module = load_judged(name, encoder, data.image_size)
-        run = run_folder(encoder)
+        run = named_run(encoder)
         is_own = run is not None and is_judged_as_run(run, images.train.fingerprint, data, knn)
         train = features_of(module, images.train, data, knn.batch_size, device)
         test = features_of(module, images.test, data, knn.batch_size, device)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmt_ds.commands.judging import PUBLISHED, is_run
+from dmt_ds.commands.run_folder import is_run
 from dmt_ds.engine.checkpoint import CheckpointFolder
 from dmt_ds.errors import ExportError
 from dmt_ds.models.backbone_folder import CONFIG_FILE, family_members
-from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE
+from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, PUBLISHED
 
 _WHAT_TO_NAME = f"name a run's output folder, one of its checkpoints, or a folder with {CONFIG_FILE}"
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.commands.annotated_tasks import kind_of
-from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import ImageSource
@@ -25,7 +24,7 @@ from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import needs_dmt_ds, provenance_of, save_backbone
 from dmt_ds.models.vit import describe
 from dmt_ds.models.whole_folder import whole_folder
-from dmt_ds.run_files import BACKBONE_FOLDER, PICTURES_FOLDER
+from dmt_ds.run_files import BACKBONE_FOLDER, PICTURES_FOLDER, PUBLISHED
 from dmt_ds.tracking.tracker import read_points
 
 logger = logging.getLogger(__name__)

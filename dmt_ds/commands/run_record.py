@@ -9,10 +9,11 @@ from typing import Any
 
 from dmt_ds.commands.annotated_tasks import KINDS, kind_of
 from dmt_ds.commands.pretraining_methods import method_of
+from dmt_ds.commands.run_folder import settings_of
 from dmt_ds.config.idle import idle_settings
-from dmt_ds.config.load import config_from_yaml, flatten
+from dmt_ds.config.load import flatten
 from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
-from dmt_ds.run_files import ENVIRONMENT_FILE, SETTINGS_FILE
+from dmt_ds.run_files import ENVIRONMENT_FILE
 from dmt_ds.tracking.compared_runs import SCORE
 from dmt_ds.tracking.tracker import read_points
 
@@ -86,7 +87,7 @@ def read_record(folder: Path | None, provenance: Mapping[str, Any], name: str) -
     public = _public(provenance)
     if folder is None:
         return RunRecord(str(provenance.get("name") or name), provenance=public)
-    config = config_from_yaml((folder / SETTINGS_FILE).read_text(), str(folder / SETTINGS_FILE))
+    config = settings_of(folder)
     kind = kind_of(config)
     return RunRecord(
         name=str(provenance.get("name") or config.name),

@@ -1,10 +1,8 @@
 """Which part of the work a run is, and from which other run it comes, as its tags in MLflow say."""
 
 from dmt_ds.commands.annotated_tasks import kind_of
-from dmt_ds.commands.judging import run_of
-from dmt_ds.config.load import config_from_yaml
+from dmt_ds.commands.run_folder import run_of, settings_of
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
-from dmt_ds.run_files import SETTINGS_FILE
 from dmt_ds.tracking.spool import known_run
 
 
@@ -22,5 +20,5 @@ def origin_tags(source: str) -> dict[str, str]:
     if run is None:
         return {"init_from": source}
     run_id = known_run(run)
-    found = {"init_from": source, "init_from.run_name": config_from_yaml((run / SETTINGS_FILE).read_text()).name}
+    found = {"init_from": source, "init_from.run_name": settings_of(run).name}
     return found if run_id is None else {**found, "init_from.run_id": run_id}

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dmt_ds.commands.run_folder import settings_of
 from dmt_ds.commands.suite_record import other_inputs
-from dmt_ds.config.load import config_from_yaml, flatten, to_yaml
+from dmt_ds.config.load import flatten, to_yaml
 from dmt_ds.config.resume import COMPARED_BY_RECORD, SEEDS_MAY_DIFFER, differences
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.suite import TuneSpec
@@ -180,8 +181,7 @@ def judge_as_asked(run: SuiteRun) -> None:
 
 def _saved(folder: Path) -> RunConfig | None:
     """What the folder's run was asked for; None where it does not say."""
-    path = folder / SETTINGS_FILE
-    return config_from_yaml(path.read_text(), str(path)) if path.exists() else None
+    return settings_of(folder) if (folder / SETTINGS_FILE).exists() else None
 
 
 def _relevant(config: RunConfig) -> dict[str, object]:

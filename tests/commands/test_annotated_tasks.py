@@ -4,10 +4,10 @@ import pytest
 
 from dmt_ds.commands.annotated_tasks import KINDS, kind_of
 from dmt_ds.commands.finetune import _asked_for, _task_of
-from dmt_ds.commands.judging import PUBLISHED
 from dmt_ds.config.load import find_recipe, load_config
 from dmt_ds.config.schema import ANNOTATED_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
+from dmt_ds.run_files import PUBLISHED
 
 
 def test_each_task_with_annotations_has_its_kind_and_no_other_has_one() -> None:

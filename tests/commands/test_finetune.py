@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmt_ds.commands.finetune import resolve
-from dmt_ds.commands.judging import run_of
+from dmt_ds.commands.run_folder import run_of
 from dmt_ds.commands.run_tags import origin_tags, stage_of
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.load import load_config, to_yaml
