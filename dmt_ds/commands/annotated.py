@@ -150,8 +150,6 @@ class AnnotatedKind(ABC, Generic[T, Images]):
     """Settings, beside those of all kinds, that weights are of: a model that is trained can't have others."""
     may_lack_classes = False
     """Whether images to judge by may lack the last classes."""
-    images_of_origin = True
-    """Whether an encoder that is taken without a recipe learns them from the images of its own run."""
     resizes_positions = False
     """Whether an encoder's positions are interpolated to `data.image_size`, so that it may come from another size."""
 

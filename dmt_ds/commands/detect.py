@@ -60,7 +60,6 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
             *("neck_width", "head_width", "head_convs", "anchor_sizes"),
         )
     )
-    images_of_origin = False
 
     def open(self, config: RunConfig) -> CocoImages:
         """Both splits of a COCO data set."""

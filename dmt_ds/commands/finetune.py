@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dmt_ds.commands.annotated_tasks import KINDS
 from dmt_ds.commands.run_folder import run_of, settings_of
+from dmt_ds.config.images import LEARN_IMAGES_OF_ORIGIN, RESIZE_POSITIONS, WHERE_IMAGES_ARE
 from dmt_ds.config.load import COMMAND_LINE, flatten, load_layers, task_of_recipe
 from dmt_ds.config.schema import ANNOTATED_TASKS, RunConfig, Task
 from dmt_ds.errors import ConfigError
@@ -18,7 +19,7 @@ from dmt_ds.models.teachers import TeacherRecord, load_encoder
 _WIDTHS = {192: "tiny", 384: "small"}
 """The widest encoder that a size stands for; all wider ones are `base`."""
 _OF_ITS_IMAGES = (
-    *(f"data.{key}" for key in ("source", "path", "train_split", "val_split", "image_column", "label_column")),
+    *(f"data.{key}" for key in WHERE_IMAGES_ARE),
     *(f"data.{key}" for key in ("interpolation", "horizontal_flip", "rotation_degrees")),
     *(f"data.{key}" for key in ("num_workers", "bad_images", "max_train_images")),
 )
@@ -49,12 +50,12 @@ def resolve(source: str, recipe: str | None, overrides: Sequence[str], task: Tas
     record, task = load_encoder(source).record, _task_of(recipe, task or _asked_for(overrides))
     kind = KINDS[task]
     encoder = [f"task={task}", f"student.init_from={_quoted(source)}", *_shape_of(record)]
-    if not kind.resizes_positions:
+    if task not in RESIZE_POSITIONS:
         encoder.append(f"data.image_size={record.shape.image_size}")
     layers: list[tuple[str, Sequence[str]]] = [(f"encoder {source}", encoder), (COMMAND_LINE, overrides)]
     if recipe is None:
         recipe = kind.recipe_of(_size_of(record))
-        handed_on = (*_OF_ITS_IMAGES, *_OF_THE_RUN) if kind.images_of_origin else _OF_THE_RUN
+        handed_on = (*_OF_ITS_IMAGES, *_OF_THE_RUN) if task in LEARN_IMAGES_OF_ORIGIN else _OF_THE_RUN
         layers.insert(0, (f"run of {source}", _handed_on(source, handed_on)))
     config = load_layers(recipe, layers)
     if any(override.partition("=")[0].strip() == "name" for override in overrides):

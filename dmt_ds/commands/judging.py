@@ -9,6 +9,7 @@ from torch import nn
 
 from dmt_ds.commands.run_folder import is_run, settings_of
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
+from dmt_ds.config.images import WHERE_IMAGES_ARE
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.data.batch_maker import EvalBatchMaker
@@ -28,10 +29,7 @@ PIXELS = "pixels"
 """Source of the baseline without encoder."""
 
 _MOVE_SCORES: dict[str, tuple[str, ...]] = {
-    "data": (
-        *("source", "path", "train_split", "val_split", "image_column", "label_column"),
-        *("image_size", "interpolation", "max_train_images"),
-    ),
+    "data": (*WHERE_IMAGES_ARE, "image_size", "interpolation", "max_train_images"),
     "knn": ("k", "temperature"),
     "linear": ("weight_decay", "max_iterations"),
 }

@@ -48,7 +48,6 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
     told_as = ("segment",)
     described_in = SEGMENTER_FILE
     shaped_by = tuple(f"segment.{key}" for key in ("blocks", "channels", "auxiliary_weight", "auxiliary_channels"))
-    images_of_origin = False
     resizes_positions = True
     needs_whole_weights = "sees images of many sizes, so that ranks would wait for each other's parts"
 

@@ -14,6 +14,7 @@ from dmt_ds.commands.suite_state import changed, changed_follow_up, is_judged, i
 from dmt_ds.commands.tasks import image_size_of_start
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
+from dmt_ds.config.images import WHERE_IMAGES_ARE
 from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig, TrainConfig
 from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
 from dmt_ds.config.suite_plan import SuitePlan
@@ -23,9 +24,6 @@ from dmt_ds.data.sources import open_source
 from dmt_ds.data.splits import split_files
 from dmt_ds.errors import ConfigError, DataError, WeightsError
 from dmt_ds.models.teachers import load_encoder, load_teacher
-
-_WHERE_IMAGES_ARE = {"source", "path", "train_split", "val_split", "image_column", "label_column"}
-"""Settings of `data`; runs that differ in others read the same files."""
 
 
 def check_finished(plan: SuitePlan, runs: Sequence[SuiteRun], only_what_is_here: bool = False) -> None:
@@ -92,7 +90,7 @@ def _inputs(plan: SuitePlan, run: SuiteRun) -> Iterator[tuple[object, Callable[[
     """What a run still reads, and how to see whether it can be read: one that is trained is judged without teachers."""
     config, section = run.config, run.config.data
     kind = kind_of(config)
-    where = section.model_dump_json(include=_WHERE_IMAGES_ARE)
+    where = section.model_dump_json(include=set(WHERE_IMAGES_ARE))
     yield (where, kind and config.task), partial(_open_images, config)
     if is_trained(run):
         return

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from dmt_ds.config.images import LEARN_IMAGES_OF_ORIGIN, RESIZE_POSITIONS, WHERE_IMAGES_ARE
 from dmt_ds.config.load import COMMAND_LINE, load_layers, task_of_recipe
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.config.suite import FollowUpSpec, Suite
@@ -14,8 +15,8 @@ from dmt_ds.errors import ConfigError
 
 FOLLOW_UP_KEYS = ("task", "seed", "output_dir", "name")
 """Settings that the suite gives each of them."""
-_IMAGES = ("source", "path", "train_split", "val_split", "image_column", "label_column", "num_workers", "bad_images")
-"""Settings of the section `data` that say where the images are."""
+_IMAGES = (*WHERE_IMAGES_ARE, "num_workers", "bad_images")
+"""Settings of the section `data` that are handed on with the images."""
 _SHAPE = ("arch", "patch_size", "embed_dim", "depth", "num_heads")
 """Settings of the section `student` that are the encoder's."""
 _COLOURS = ("augment.mean", "augment.std")
@@ -31,24 +32,18 @@ class FollowUpKind:
         task: what its recipe must be of.
         doing: what lines for people call the work.
         done: what they call an encoder with which it was done.
-        learns_images_of_run: whether it sees the images that the run saw; else its recipe and `set` name them.
-        keeps_image_size: whether `data.image_size` is the encoder's; else its positions are interpolated to another.
     """
 
     name: Literal["finetune", "segment", "detect"]
     task: Literal["classify", "segment", "detect"]
     doing: str
     done: str
-    learns_images_of_run: bool
-    keeps_image_size: bool
 
 
 KINDS = (
-    FollowUpKind("finetune", "classify", "fine-tuning", "fine-tuned", learns_images_of_run=True, keeps_image_size=True),
-    FollowUpKind("segment", "segment", "segmentation", "segmented", learns_images_of_run=False, keeps_image_size=False),
-    FollowUpKind(
-        "detect", "detect", "detection", "put under a detector", learns_images_of_run=False, keeps_image_size=True
-    ),
+    FollowUpKind("finetune", "classify", "fine-tuning", "fine-tuned"),
+    FollowUpKind("segment", "segment", "segmentation", "segmented"),
+    FollowUpKind("detect", "detect", "detection", "put under a detector"),
 )
 """In the order in which they are done."""
 
@@ -70,7 +65,7 @@ class FollowUp:
     def given_by_encoder(self) -> tuple[str, ...]:
         """Settings that come with the encoder, which `config` knows in part before it is there."""
         shape = (*(f"student.{key}" for key in (*_SHAPE, "last_block_num_heads", "init_from")), *_COLOURS)
-        return (*shape, "data.image_size") if self.kind.keeps_image_size else shape
+        return shape if self.kind.task in RESIZE_POSITIONS else (*shape, "data.image_size")
 
     @property
     def recipe(self) -> str:
@@ -104,7 +99,7 @@ class FollowUp:
         label, student = self.run.file.label, self.run.config.student
         encoder: dict[str, Any] = {f"student.{key}": getattr(student, key) for key in _SHAPE}
         encoder["student.init_from"] = str(self.run.folder)
-        if self.kind.keeps_image_size:
+        if self.kind.task not in RESIZE_POSITIONS:
             encoder["data.image_size"] = self.run.config.data.image_size
         layers = [(f"encoder of {self.run.label}", encoder), (label, self._own)]
         given = f"{COMMAND_LINE}: {self.kind.name}.set"
@@ -130,7 +125,7 @@ class FollowUp:
             "seed": config.seed,
             "output_dir": str(self.folder),
             "name": f"{config.name}-{self.kind.name}",
-            **(images if self.kind.learns_images_of_run else {}),
+            **(images if self.kind.task in LEARN_IMAGES_OF_ORIGIN else {}),
             "train.deepspeed": config.train.deepspeed,
             "tracking.enabled": config.tracking.enabled,
             "tracking.uri": config.tracking.uri,
