@@ -258,3 +258,5 @@ def _publish(member: ClaimedRun, learner: Learner, step: int) -> None:
         publish_pictures(run.folder, learner, run.source, run.config)
     if dist.is_main():
         write_text(run.folder / DONE, f"{step}\n")
+        if run.annotated is None and run.source.class_names:
+            logger.info("`dmt-ds evaluate -e %s` measures its features", run.folder)
