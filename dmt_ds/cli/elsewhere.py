@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dmt_ds.cli.parts import examples
+from dmt_ds.cli.parts import examples, own_device
 
 
 @click.command(
@@ -98,11 +98,8 @@ def predict(
     format), images.json (which image has which id) and pictures/; an encoder writes features.npz (names, class_token,
     patch_mean), and SOURCE may then have any form of a teacher's source. Unreadable images are named and left out.
     """
-    import torch
-
     from dmt_ds.commands import predict as command
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = command.Options(top_k, batch_size, score_threshold)
-    for path in command.run(source, paths, output, options, device):
+    for path in command.run(source, paths, output, options, own_device()):
         click.echo(path)

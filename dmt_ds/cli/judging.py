@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dmt_ds.cli.parts import examples, overrides_argument, recipe_option
+from dmt_ds.cli.parts import examples, overrides_argument, own_device, recipe_option
 from dmt_ds.run_files import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import torch
 
     from dmt_ds.commands.judging import Encoder
     from dmt_ds.config.schema import RunConfig
@@ -50,7 +48,7 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
     config, judged = _judged(encoders, recipe, overrides)
     from dmt_ds.commands import knn as command
 
-    click.echo(command.run_knn(config.data, config.knn, judged, _device()))
+    click.echo(command.run_knn(config.data, config.knn, judged, own_device()))
 
 
 @click.command(
@@ -74,7 +72,7 @@ def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str
     config, judged = _judged(encoders, recipe, overrides)
     from dmt_ds.commands import evaluate as command
 
-    click.echo(command.run(config.data, config.knn, config.linear, judged, _device(), again))
+    click.echo(command.run(config.data, config.knn, config.linear, judged, own_device(), again))
 
 
 @click.command(
@@ -163,9 +161,3 @@ def _check_images_are_named(
         logger.warning(
             "no images are given: using scikit-learn's digits; for others set data.source=folder data.path=..."
         )
-
-
-def _device() -> "torch.device":
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

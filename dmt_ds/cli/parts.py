@@ -14,6 +14,8 @@ from dmt_ds.redact import masked
 from dmt_ds.storage import is_away
 
 if TYPE_CHECKING:
+    import torch
+
     from dmt_ds.config.schema import RunConfig, Task
 
 
@@ -90,6 +92,13 @@ def load_recipe(
     from dmt_ds.config.load import load_config
 
     return load_config(recipe, overrides)
+
+
+def own_device() -> "torch.device":
+    """A GPU of this machine where there is one; torch is imported only now."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def launch_rank() -> int:

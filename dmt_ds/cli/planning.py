@@ -1,5 +1,6 @@
 """The commands that say beforehand what a run needs: plan, bench."""
 
+import json
 from pathlib import Path
 
 import click
@@ -60,7 +61,7 @@ def plan(
 
     machines = command.Machines(Cluster(nodes, gpus_per_node), gpu, network_gbit, images, calibration)
     made = command.make_plan(load_recipe(recipe, overrides), machines)
-    click.echo(command.render_json(made) if as_json else command.render(made))
+    click.echo(json.dumps(made, indent=1) if as_json else command.render(made))
 
 
 @click.command(

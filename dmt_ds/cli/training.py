@@ -10,6 +10,9 @@ from dmt_ds.cli.parts import encoder_option, examples, launch_rank, load_recipe,
 if TYPE_CHECKING:
     from dmt_ds.config.schema import RunConfig
 
+_start_option = click.option("-e", "--encoder", required=True, metavar="SOURCE", help="Encoder to start from.")
+_dry_run_option = click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+
 
 @click.command(
     short_help="Distil teachers into a student, or make a teacher.",
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 )
 @recipe_option
 @overrides_argument
-@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@_dry_run_option
 @click.pass_context
 def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Distil teachers into a student, or make a teacher (task mae, moco_v3, ibot, dino).
@@ -41,10 +44,10 @@ def pretrain(ctx: click.Context, recipe: str | None, overrides: tuple[str, ...],
         "dmt-ds finetune -e teachers/mae_pretrain_vit_base.pth -c linear_probe data.path=/data/imagenet",
     ),
 )
-@click.option("-e", "--encoder", required=True, metavar="SOURCE", help="Encoder to start from.")
+@_start_option
 @recipe_option
 @overrides_argument
-@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@_dry_run_option
 @click.pass_context
 def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train an encoder with a head on labels, or only the head, and evaluate it on the validation split.
@@ -65,10 +68,10 @@ def finetune(ctx: click.Context, encoder: str, recipe: str | None, overrides: tu
         "dmt-ds segment -e runs/small_dmt -c small_segment data.path=data/camvid",
     ),
 )
-@click.option("-e", "--encoder", required=True, metavar="SOURCE", help="Encoder to start from.")
+@_start_option
 @recipe_option
 @overrides_argument
-@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@_dry_run_option
 @click.pass_context
 def segment(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train an encoder under UPerNet on images whose pixels have classes, and evaluate it: mIoU, aAcc, mAcc.
@@ -90,10 +93,10 @@ def segment(ctx: click.Context, encoder: str, recipe: str | None, overrides: tup
         "dmt-ds detect -e runs/vit_tiny data.path=own data.train_split=train data.val_split=val train.epochs=36",
     ),
 )
-@click.option("-e", "--encoder", required=True, metavar="SOURCE", help="Encoder to start from.")
+@_start_option
 @recipe_option
 @overrides_argument
-@click.option("--dry-run", is_flag=True, help="Check everything as `doctor` does, then stop.")
+@_dry_run_option
 @click.pass_context
 def detect(ctx: click.Context, encoder: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train Mask R-CNN, or Cascade Mask R-CNN, on an encoder, and evaluate it by COCO's average precision.
@@ -188,6 +191,7 @@ def config(
     """Print the resolved run as YAML, which is itself a recipe."""
     from dmt_ds.commands import config as command
     from dmt_ds.commands.sbatch_ranks import ranks_of
+    from dmt_ds.config.load import to_yaml
 
     if defaults:
         click.echo(command.render_defaults(), nl=False)
@@ -196,7 +200,7 @@ def config(
     if keys:
         click.echo(command.render_values(resolved, keys), nl=False)
         return
-    click.echo(command.render(resolved), nl=False)
+    click.echo(to_yaml(resolved), nl=False)
     known = ranks if script is None else ranks_of(script, options)  # of a chain's job, before it is submitted
     if show_deepspeed and known is not None:
         click.echo(command.render_deepspeed(resolved, known), nl=False)

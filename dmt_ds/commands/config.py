@@ -9,16 +9,11 @@ from pydantic import BaseModel
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_student
 from dmt_ds.config.findings import section_in
-from dmt_ds.config.load import flatten, to_yaml
+from dmt_ds.config.load import flatten
 from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.wording import one_line
-
-
-def render(config: RunConfig) -> str:
-    """The run as YAML; it loads back as a recipe."""
-    return to_yaml(config)
 
 
 def render_values(config: RunConfig, keys: Sequence[str]) -> str:

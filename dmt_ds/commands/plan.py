@@ -1,6 +1,5 @@
 """`dmt-ds plan`: what a recipe would need on a cluster, from formulas; imports no torch, loads no weights."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,11 +198,6 @@ def render(plan: dict[str, Any]) -> str:
         *(f"  {assumption}" for assumption in plan["assumptions"]),
     ]
     return "\n".join(lines)
-
-
-def render_json(plan: dict[str, Any]) -> str:
-    """The plan as JSON, for programs."""
-    return json.dumps(plan, indent=1)
 
 
 def _line(name: str, value: str) -> str:
