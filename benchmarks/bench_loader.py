@@ -47,7 +47,7 @@ from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.shards import ShardSettings, make_shards
 from dmt_ds.data.sources import ImageSource, open_source
-from dmt_ds.data.views import CropSpec, crop_box, crop_numbers, draw_crop
+from dmt_ds.data.views import CropSpec, crop_box, crop_numbers, cut
 
 BICUBIC = Image.Resampling.BICUBIC
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -164,9 +164,10 @@ def pixel_errors(source: FolderSource, size: int, count: int) -> dict[str, float
     for index in range(min(count, len(source))):
         with Image.open(source.name(index)) as file:
             image = file.convert("RGB")
-        top, left, height, width = crop_box(image.height, image.width, spec, crop_numbers(torch.tensor([index]), 0)[0])
+        (numbers,) = crop_numbers(torch.tensor([index]), 0)
+        top, left, height, width = crop_box(image.height, image.width, spec, numbers)
         theirs = image.crop((left, top, left + width, top + height)).resize((size, size), BICUBIC)
-        ours = draw_crop(source.read(index), spec, index, 0).permute(1, 2, 0).numpy().astype(int)
+        ours = cut(source.read(index), spec, numbers).permute(1, 2, 0).numpy().astype(int)
         errors.append(np.abs(ours - np.asarray(theirs)))
     return {"mean_of_255": float(np.mean(errors)), "largest_of_255": float(np.max(errors))}
 

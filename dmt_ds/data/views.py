@@ -56,19 +56,13 @@ class CropSpec:
         )
 
 
-def draw_crop(image: Tensor, spec: CropSpec, seed: Tensor | int, view: int) -> Tensor:
-    """The crop that the seed stands for: [3, h, w] uint8 -> [3, size, size] uint8.
+def crop_numbers(seeds: Tensor, view: int) -> list[list[float]]:
+    """All random numbers of the crops of several images: [B] int64 -> B rows for `cut`.
 
     Args:
-        seed: of the image, int64.
+        seeds: of the images.
         view: number of the crop: crops of one image are independent of each other.
     """
-    numbers = crop_numbers(torch.as_tensor(seed, dtype=torch.int64).reshape(1), view)
-    return cut(image, spec, numbers[0])
-
-
-def crop_numbers(seeds: Tensor, view: int) -> list[list[float]]:
-    """All random numbers of the crops of several images: [B] int64 -> B rows for `cut`."""
     rows: list[list[float]] = sample_rng.uniform(seeds, f"crop/{view}", _NUMBERS).tolist()
     return rows
 

@@ -14,11 +14,6 @@ from dmt_ds.engine.schedule import FROZEN_UNTIL
 _TOKENS = ("cls_token", "pos_embed", "mask_token", "reg_token", "masked_embed")
 
 
-def peak_learning_rate(section: OptimConfig, global_batch_size: int) -> float:
-    """The linear scaling rule: base_lr is for 256 images."""
-    return section.peak_lr(global_batch_size)
-
-
 def learning_rate_scales(layers: Mapping[str, int], layer_decay: float) -> dict[str, float]:
     """Parameter name -> factor of its learning rate: 1 in the last layer, `layer_decay` times less a layer below.
 
@@ -92,7 +87,7 @@ def build_optimizer(
         layers: parameter name -> number of its layer, for `layer_decay`.
         frozen_until: parameter name -> share of the run until which it stays as it is; `with_frozen_groups` sees to it.
     """
-    peak = peak_learning_rate(section, global_batch_size)
+    peak = section.peak_lr(global_batch_size)
     scales = None if layers is None or section.layer_decay == 1 else learning_rate_scales(layers, section.layer_decay)
     groups = parameter_groups(module, section.weight_decay, peak, scales, frozen_until)
     if section.name == "sgd":
@@ -104,7 +99,7 @@ def learning_rate_schedule(
     section: OptimConfig, global_batch_size: int, warmup_steps: int, total_steps: int
 ) -> Callable[[int], float]:
     """Step (from 0) -> factor of the peak: linear over `warmup_steps`, then as `schedule` towards min_lr."""
-    floor = section.min_lr / peak_learning_rate(section, global_batch_size)
+    floor = section.min_lr / section.peak_lr(global_batch_size)
     decay_steps = [round(share * total_steps) for share in section.decay_at]
 
     def left(step: int) -> float:

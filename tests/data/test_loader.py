@@ -27,8 +27,9 @@ from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
-from dmt_ds.data.views import CropSpec, center_crop, draw_crop
+from dmt_ds.data.views import CropSpec, center_crop
 from dmt_ds.errors import DataError, StorageError
+from tests.crops import draw_crop
 from tests.middles import middles
 
 SPECS = (CropSpec(16), CropSpec(8, scale=(0.05, 0.25)))

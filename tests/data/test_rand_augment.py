@@ -15,7 +15,8 @@ from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.rand_augment import NAMES, RandAugment, Step
 from dmt_ds.data.sources import open_source
-from dmt_ds.data.views import CropSpec, draw_crop
+from dmt_ds.data.views import CropSpec
+from tests.crops import draw_crop
 from tests.data.jittered import random_images
 
 TIMM = dict(

@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.views import CropSpec, _without_far_ends, center_crop, crop_box, crop_numbers, cut_into, draw_crop
+from dmt_ds.data.views import CropSpec, _without_far_ends, center_crop, crop_box, crop_numbers, cut_into
+from tests.crops import draw_crop
 
 PLAIN = CropSpec(64, flip=0.0)
 

@@ -13,14 +13,13 @@ from dmt_ds.engine.optim import (
     fusing_pays,
     learning_rate_schedule,
     parameter_groups,
-    peak_learning_rate,
     weight_decay_schedule,
 )
 from dmt_ds.models.vit import build_vit
 
 
 def test_the_peak_rate_of_the_paper():
-    assert peak_learning_rate(OptimConfig(base_lr=1.5e-4), 4096) == pytest.approx(2.4e-3)
+    assert OptimConfig(base_lr=1.5e-4).peak_lr(4096) == pytest.approx(2.4e-3)
 
 
 def test_only_matrices_decay_and_every_trained_parameter_is_in_one_group():

@@ -13,7 +13,6 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.digits import DigitsSource
-from dmt_ds.data.views import draw_crop
 from dmt_ds.engine.task import CroppingTask, Progress
 from dmt_ds.methods.dmt import Teacher
 from dmt_ds.methods.ibot import IbotTask
@@ -23,6 +22,7 @@ from dmt_ds.methods.tinymim import TinyMimTask, relations
 from dmt_ds.models.relations import RelationStudent, RelationTeacher
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe
+from tests.crops import draw_crop
 
 IMAGE_SIZE, PATCH_SIZE, NUM_PATCHES = 16, 4, 16
 DATA = DataConfig(
