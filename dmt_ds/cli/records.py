@@ -29,6 +29,11 @@ def mlflow_sync(source: str, target: str, experiments: tuple[str, ...]) -> None:
     or an SQLite file, which is created if it is missing and its name ends in .db, .sqlite or .sqlite3. Copies
     parameters, tags, metrics with times and steps, data sets, artifacts, status and parents. Deletes nothing.
     """
-    from dmt_ds.commands import mlflow as command
+    from dmt_ds.tracking.mlflow_sync import sync
 
-    command.run_sync(source, target, experiments, say=click.echo)
+    num_runs = num_changed = 0
+    for outcome in sync(source, target, experiments):
+        click.echo(outcome)
+        num_runs += 1
+        num_changed += bool(outcome.changes)
+    click.echo(f"runs: {num_runs}, changed: {num_changed}")

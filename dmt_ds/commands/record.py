@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
+from dmt_ds.commands.annotated_tasks import kind_of
 from dmt_ds.commands.fenced_tracker import FencedTracker
 from dmt_ds.commands.pretraining_methods import losses_in_use
 from dmt_ds.commands.resume import ResumePlan
+from dmt_ds.commands.run_folder import run_of, settings_of
 from dmt_ds.commands.run_record import data_name, recorded_settings
-from dmt_ds.commands.run_tags import origin_tags, stage_of
 from dmt_ds.commands.runs import Run
 from dmt_ds.commands.tasks import BuiltTask
 from dmt_ds.config.deepspeed import precision, zero_stage
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoint import RunState
 from dmt_ds.engine.fence import Fence
@@ -36,6 +38,7 @@ from dmt_ds.tracking.environment import (
 )
 from dmt_ds.tracking.journal import remove_leftovers, write_atomically
 from dmt_ds.tracking.mlflow_tracker import open_tracker
+from dmt_ds.tracking.spool import known_run
 from dmt_ds.tracking.tracker import Tracker
 
 FAILURE_TAG = "failure"
@@ -168,3 +171,21 @@ def _derived(run: Run) -> dict[str, float]:
         "derived.images": run.length.total_steps * size,
         "derived.peak_lr": run.config.optim.peak_lr(size),
     }
+
+
+def stage_of(config: RunConfig) -> str:
+    """Which part of the work a run is, for MLflow: `distill`, `pretrain`, `linear`, `finetune`, ..."""
+    if config.task in TEACHER_TASKS:
+        return "distill"
+    kind = kind_of(config)
+    return "pretrain" if kind is None else kind.stage(config)
+
+
+def origin_tags(source: str) -> dict[str, str]:
+    """Tags by which a run is found from the one that its weights come from, and the other way round."""
+    run = run_of(source)
+    if run is None:
+        return {"init_from": source}
+    run_id = known_run(run)
+    found = {"init_from": source, "init_from.run_name": settings_of(run).name}
+    return found if run_id is None else {**found, "init_from.run_id": run_id}

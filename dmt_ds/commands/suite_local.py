@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 
 from dmt_ds.commands.stages import RunningStage, Stage
-from dmt_ds.commands.suite_phases import Phase, next_phase
 from dmt_ds.commands.suite_state import (
     SCORE,
     changed,
     check_teachers,
     choose,
     is_finished,
+    is_judged,
+    is_trained,
     is_tuned,
     judge_as_asked,
+    left_of,
     scores_of,
 )
 from dmt_ds.config.suite_plan import SuitePlan
@@ -29,6 +31,32 @@ from dmt_ds.run_files import FAILURE_FILE, OUTPUT_FILE
 SECONDS_BETWEEN_LOOKS = 0.1
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a suite.
+
+    Attributes:
+        name: of the command.
+        arguments: of the command.
+        doing: what lines for people call it.
+        on_all_ranks: whether it trains.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    doing: str
+    on_all_ranks: bool = True
+
+
+def next_phase(run: SuiteRun) -> Phase | None:
+    """What comes next; None where the run is finished."""
+    if not is_trained(run):
+        return Phase("pretrain", ("-c", run.recipe, *run.overrides), "training")
+    if not is_judged(run):
+        return Phase("evaluate", ("-e", str(run.folder)), "evaluation", on_all_ranks=False)
+    return next((Phase(left.kind.name, left.arguments, left.kind.doing) for left in left_of(run)), None)
 
 
 @dataclass

@@ -28,9 +28,9 @@ from dmt_ds.engine.devices import local_device
 from dmt_ds.engine.gradient_order import GradientOrder
 from dmt_ds.engine.lone_rank import averages_with_nobody, spare_copies, without_buckets
 from dmt_ds.engine.manifest import unread
+from dmt_ds.engine.masters import norm_of_gradients, own_master
 from dmt_ds.engine.own_settings import part_update_counters, settings_kept, torch_optimizer
 from dmt_ds.engine.schedule import ByStep, RateAndDecay
-from dmt_ds.engine.stage_zero import norm_of_gradients, own_master
 from dmt_ds.errors import CheckpointError, LaunchError
 from dmt_ds.storage import is_away
 from dmt_ds.tracking.spans import span

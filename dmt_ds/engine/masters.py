@@ -1,4 +1,4 @@
-"""float32 masters of trained weights, of which a rank has parts below ZeRO stage 3; knows no engine and no task."""
+"""float32 masters of trained weights, of which a rank has parts below ZeRO stage 3, and the norm of their gradients."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -33,12 +33,17 @@ def parts_of(module: nn.Module) -> dict[str, Part]:
             continue
         assert not hasattr(parameter, "ds_id"), "ZeRO-3 cuts weights otherwise"
         if not hasattr(parameter, "_hp_mapping"):
-            assert parameter.dtype == torch.float32, f"{name} has no master"
-            found[name] = Part(parameter.detach().view(-1), 0)
+            found[name] = Part(own_master(name, parameter).detach().view(-1), 0)
         elif parameter._hp_mapping is not None:
             mapping: Any = parameter._hp_mapping
             found[name] = Part(mapping.hp_fragment.detach(), mapping.lp_fragment_address.start)
     return found
+
+
+def own_master(name: str, parameter: nn.Parameter) -> Tensor:
+    """The master of a weight that no engine keeps one of: itself."""
+    assert parameter.dtype == torch.float32, f"{name} has no master"
+    return parameter
 
 
 def state_of(module: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,3 +73,10 @@ def whole_of(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tenso
             flat = dist.sum_over_ranks(flat)
         whole[name] = flat.view_as(parameter)
     return whole
+
+
+def norm_of_gradients(module: nn.Module) -> Tensor:
+    """Norm of all averaged gradients together, where each rank has them whole: scalar, on the device."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
+    return norm

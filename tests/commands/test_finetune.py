@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dmt_ds.commands.finetune import resolve
+from dmt_ds.commands.record import origin_tags, stage_of
 from dmt_ds.commands.run_folder import run_of
-from dmt_ds.commands.run_tags import origin_tags, stage_of
 from dmt_ds.commands.tasks import build_task
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.schema import StudentConfig
