@@ -21,8 +21,9 @@ from ours import build_trainer, log_step, make_teachers, settle, teachers_sectio
 
 from dmt_ds.commands.tasks import build_task, build_tasks
 from dmt_ds.config.members import member_runs
-from dmt_ds.config.schema import DataConfig, FamilyMember, RunConfig, StudentConfig, TrainConfig
+from dmt_ds.config.schema import DataConfig, FamilyMember, RunConfig, StudentConfig
 from dmt_ds.config.tracking import TrackingConfig
+from dmt_ds.config.train import TrainConfig
 from dmt_ds.engine import ds_engine
 from dmt_ds.engine.trainer import Trainer
 from dmt_ds.tracking.tracker import NullTracker

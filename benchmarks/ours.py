@@ -15,9 +15,10 @@ from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student
 from dmt_ds.config.methods import AugmentConfig
 from dmt_ds.config.optim import OptimConfig
-from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig, TrainConfig
+from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.config.tracking import TrackingConfig
+from dmt_ds.config.train import TrainConfig
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.loader import BATCHES_AHEAD, TrainLoader

@@ -15,10 +15,11 @@ from dmt_ds.commands.tasks import image_size_of_start
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
 from dmt_ds.config.images import WHERE_IMAGES_ARE
-from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig, TrainConfig
+from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
 from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import SuiteRun
+from dmt_ds.config.train import TrainConfig
 from dmt_ds.data.folder import existing
 from dmt_ds.data.sources import open_source
 from dmt_ds.data.splits import split_files

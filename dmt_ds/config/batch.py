@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from dmt_ds.config.optim import OptimConfig
-from dmt_ds.config.schema import TrainConfig
+from dmt_ds.config.train import TrainConfig
 from dmt_ds.errors import ConfigError, DataError
 
 

@@ -23,7 +23,6 @@ from dmt_ds.config.optim import OptimConfig
 from dmt_ds.config.section import (
     Count,
     Fraction,
-    NonNegative,
     Positive,
     Section,
     Workers,
@@ -34,6 +33,7 @@ from dmt_ds.config.section import (
 from dmt_ds.config.segmentation import SegmentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.config.tracking import TrackingConfig
+from dmt_ds.config.train import TrainConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
 BadImages = Literal["stop", "skip"]
@@ -127,59 +127,6 @@ class StudentConfig(Section):
     """Maps student tokens to the teacher's width; `auto` is `linear`, or `identity` if the widths are equal."""
     init_from: str | None = None
     """Weights to start from, in the form of a teacher's `source`; null starts from random weights."""
-
-
-class TrainConfig(Section):
-    """Length, batch, engine, and what is kept."""
-
-    epochs: Positive | None = 300.0
-    """Passes over the data; give this or `steps`."""
-    steps: Annotated[int, Field(ge=0)] | None = None
-    """Optimizer updates; overrides `epochs`. 0 leaves the encoder as initialised: the untrained baseline."""
-    global_batch_size: Count = 4096
-    """Images per update, exactly, over all ranks and accumulation steps."""
-    micro_batch_size: Count = 128
-    """Images per rank and forward pass; the number of accumulation steps is derived from it."""
-    deepspeed: str = "student_zero2_bf16"
-    """DeepSpeed JSON of the student: a name in ds_configs/ or a path. It sets ZeRO stage, precision and offload."""
-    log_every_steps: Count = 20
-    """Steps between two points in the log and in MLflow; only then are metrics read from the device."""
-    save_every_steps: Count = 1000
-    """Steps between two checkpoints; one is also saved at the end, and on a signal."""
-    eval_every_epochs: NonNegative = 0.0
-    """Passes over the data between two evaluations, in tasks that learn from labels; 0 evaluates only at the end."""
-    keep_checkpoints: Count = 2
-    """Complete checkpoints to keep on disk."""
-    resume: Literal["auto", "never"] = "auto"
-    """`auto` resumes from the newest complete checkpoint in output_dir; `never` refuses to start if there is one."""
-    accept_changes: tuple[Literal["code", "recipe", "teachers", "data"], ...] = ()
-    """Differences to accept when resuming. Any other change of code, recipe, teachers or data is refused, and the
-    difference is shown."""
-    stop_after_step: Count | None = None
-    """Save and exit after this step of the run without changing its schedule, to train in slices. If the step has been
-    reached already, exit at once."""
-    hang_timeout_seconds: Positive = 1800.0
-    """If a rank makes no step for this many seconds, it dumps all stacks and ends the job."""
-    compile: bool = False
-    """torch.compile the student; has no effect where it can't run (no CUDA, or a node without a C compiler) and for
-    task tinymim."""
-    deterministic: bool = False
-    """Use only kernels that give the same bits each time; an operation that has none is an error. Slower on CUDA. Such
-    a run resumes with other versions of libraries only if accept_changes has `code`."""
-    profile_steps: tuple[Count, Count] | None = None
-    """First and last update that rank 0 profiles: a trace, and a table of where the time went, in `profile/`."""
-
-    @model_validator(mode="after")
-    def _profiled_steps_in_order(self) -> "TrainConfig":
-        if self.profile_steps is not None:
-            check_range("profile_steps", self.profile_steps)
-        return self
-
-    @model_validator(mode="after")
-    def _length_is_given(self) -> "TrainConfig":
-        if self.epochs is None and self.steps is None:
-            raise ValueError("neither epochs nor steps is given; set one, e.g. train.epochs=300")
-        return self
 
 
 class FamilyMember(Section):

@@ -6,7 +6,7 @@ import pytest
 
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.optim import OptimConfig
-from dmt_ds.config.schema import TrainConfig
+from dmt_ds.config.train import TrainConfig
 from dmt_ds.errors import ConfigError, DataError
 
 
