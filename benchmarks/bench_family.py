@@ -20,7 +20,6 @@ from harness import Report, Spread
 from ours import build_trainer, log_step, make_teachers, settle, teachers_section
 
 from dmt_ds.commands.tasks import build_task, build_tasks
-from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import DataConfig, FamilyMember, RunConfig, StudentConfig
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.config.train import TrainConfig
@@ -71,7 +70,7 @@ def build(options: argparse.Namespace, folder: Path, device: torch.device) -> di
         ),
         tracking=TrackingConfig(enabled=False),
     )
-    members = member_runs(config)
+    members = config.students()
     together = [built.task for built in build_tasks(list(members.values()), device)]
     trainers = {TOGETHER: build_trainer(config, together, folder, device)}
     for name, member in members.items():

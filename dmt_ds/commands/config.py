@@ -10,7 +10,6 @@ from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, read_ds_config, resolve_student
 from dmt_ds.config.findings import section_in
 from dmt_ds.config.load import flatten
-from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.wording import one_line
@@ -37,7 +36,7 @@ def render_deepspeed(config: RunConfig, ranks: int) -> str:
     """
     plan = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, ranks)
     parts = []
-    for name, run in (member_runs(config) or {"": config}).items():
+    for name, run in config.students().items():
         student = find_ds_config(run.train.deepspeed)
         who = f"student {name}" if name else "student"
         parts.append((who, student, resolve_student(student, plan, run.optim.clip_grad_norm)))

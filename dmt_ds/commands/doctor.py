@@ -27,7 +27,6 @@ from dmt_ds.commands.tasks import build_student_vit, build_task, hash_of_paramet
 from dmt_ds.commands.teacher_check import check_teachers
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
-from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
 from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
 from dmt_ds.engine.ds_check import check_ds_config
@@ -58,7 +57,7 @@ def run(config: RunConfig, ranks: int | None, every_image: bool = False) -> list
     patient = Patient(config, ranks or _ranks_of_launch(os.environ), every_image=every_image)
     findings = [finding for what, check in OF_ALL.items() for finding in _examine(what, check, patient)]
     # What was found out so far is the same for all members of a family.
-    members = {f" {name}": replace(patient, config=member) for name, member in member_runs(config).items()}
+    members = {f" {name}": replace(patient, config=member) for name, member in config.students().items() if name}
     students = members or {"": patient}
     for what, check in OF_STUDENTS.items():
         for name, student in students.items():

@@ -7,7 +7,6 @@ from typing import Any
 from dmt_ds.commands.pretraining_methods import method_of
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, named_ds_config, precision, resolve_student
-from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.planning import memory, schedule
@@ -118,7 +117,7 @@ def _rates(layout: Layout, gpu: Gpu, machines: Machines, *, is_family: bool) -> 
 
 def _sources(config: RunConfig, rates: list[Rates]) -> list[str]:
     """Where each rate is from, once: a family's students, which are named, share most."""
-    named = zip(member_runs(config) or [""], rates, strict=True)
+    named = zip(config.students(), rates, strict=True)
     return list(
         dict.fromkeys(
             f"student {member}: {source}" if member and name == "student" else f"{name}: {source}"
@@ -130,8 +129,7 @@ def _sources(config: RunConfig, rates: list[Rates]) -> list[str]:
 
 def _layouts(config: RunConfig, cluster: Cluster) -> tuple[list[Layout], list[str]]:
     """One, or one a member of a family; and the teachers whose size is a guess."""
-    members = member_runs(config) or {"": config}
-    found = [_layout(member, cluster) for member in members.values()]
+    found = [_layout(student, cluster) for student in config.students().values()]
     return [layout for layout, _ in found], found[0][1]
 
 

@@ -17,7 +17,6 @@ from dmt_ds.commands.pretraining_methods import method_of
 from dmt_ds.commands.run_log import open_log
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
-from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.engine import dist, slow_bf16
@@ -59,7 +58,7 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     """
     batch = plan_batch(config.train.global_batch_size, config.train.micro_batch_size, dist.world_size())
     check_batch_norm(config, batch, over_ranks=device.type == "cuda")
-    members = member_runs(config) or {"": config}
+    members = config.students()
     ds_configs = {name: _ds_config(member, batch) for name, member in members.items()}
     dist.decided_by_main(lambda: _prepare(config, [Path(member.output_dir) for member in members.values()]))
     source, annotated = open_images(config)

@@ -247,3 +247,28 @@ class RunConfig(Section):
                 f"teachers {idle} have weight 0: raise teachers.models.NAME.weight, or leave them out by teachers.use"
             )
         return self
+
+    def students(self) -> dict[str, "RunConfig"]:
+        """Name -> whole run of each member of a family, in the recipe's order; a run that is none has itself, as "".
+
+        A member's folder lies in the family's, its name is its own, and its MLflow run stands under the family's.
+        """
+        if not self.family:
+            return {"": self}
+        tracking = self.tracking.model_copy(
+            update={"parent": self.tracking.parent or self.tracking.run_name or self.name, "run_name": None}
+        )
+        return {
+            name: self.model_copy(
+                update={
+                    "name": name,
+                    "output_dir": f"{self.output_dir}/{name}",
+                    "family": {},
+                    "student": member.student,
+                    "optim": member.optim,
+                    "train": self.train.model_copy(update={"deepspeed": member.deepspeed}),
+                    "tracking": tracking,
+                }
+            )
+            for name, member in self.family.items()
+        }

@@ -10,7 +10,6 @@ from dmt_ds.commands.annotated_tasks import KINDS
 from dmt_ds.commands.pretraining_methods import METHODS, losses_in_use, method_of
 from dmt_ds.commands.tasks import _ALONE, _WITH_TEACHERS, build_tasks
 from dmt_ds.config.load import RECIPES, load_config
-from dmt_ds.config.members import member_runs
 from dmt_ds.config.schema import ANNOTATED_TASKS, TASKS_OF_SECTION, TEACHER_TASKS, RunConfig, Task
 from dmt_ds.errors import ConfigError
 from dmt_ds.models import start
@@ -61,7 +60,7 @@ def test_a_task_that_nothing_builds_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", TEACHER_TASKS)
 def test_a_member_starts_from_the_weights_that_it_has_alone(tmp_path: Path, task: str) -> None:
     config = load_config(tiny_run.write_recipe(tmp_path, family=FAMILY, task=task))
-    members = member_runs(config)
+    members = config.students()
     together = build_tasks(list(members.values()), torch.device("cpu"))
     for built, member in zip(together, members.values(), strict=True):
         (alone,) = build_tasks([member], torch.device("cpu"))
@@ -75,7 +74,7 @@ def test_a_member_that_cannot_be_built_is_named(tmp_path: Path) -> None:
     family = {"slim": {}, "wide": {"student": shape}}
     config = load_config(tiny_run.write_recipe(tmp_path, family=family))
     with pytest.raises(ConfigError, match=r"family\.wide: student\.arch: timm knows no 'vit_tinny'.*'vit_tiny'"):
-        build_tasks(list(member_runs(config).values()), torch.device("cpu"))
+        build_tasks(list(config.students().values()), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("task", [*METHODS, "classify"])

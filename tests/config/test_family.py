@@ -3,7 +3,6 @@
 import pytest
 
 from dmt_ds.config.load import config_from_yaml, load_config, to_yaml
-from dmt_ds.config.members import member_runs
 from dmt_ds.config.resume import differences
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.errors import ConfigError
@@ -41,7 +40,7 @@ def test_a_list_takes_the_place_of_a_recipes_members() -> None:
 
 @pytest.mark.parametrize("name", ["vit_tiny", "vit_small", "vit_base"])
 def test_a_member_is_the_run_of_its_own_recipe(name: str) -> None:
-    member = member_runs(load_config("vit_family"))[name]
+    member = load_config("vit_family").students()[name]
     single = load_config(name)
     own = ("output_dir", "tracking")
     assert member.model_dump(exclude=set(own)) == single.model_dump(exclude=set(own))
@@ -49,13 +48,13 @@ def test_a_member_is_the_run_of_its_own_recipe(name: str) -> None:
     assert differences(member.model_dump(mode="json"), single.model_dump(mode="json")) == []
 
 
-def test_a_run_that_is_no_family_has_no_members() -> None:
-    assert member_runs(load()) == {}
+def test_a_run_that_is_no_family_has_one_student() -> None:
+    assert load().students() == {"": load()}
 
 
 def test_members_stand_under_the_parent_that_the_family_is_given() -> None:
     config = load("family=[vit_tiny]", "tracking.parent=study", "tracking.run_name=mine")
-    (member,) = member_runs(config).values()
+    (member,) = config.students().values()
     assert (member.tracking.parent, member.tracking.run_name) == ("study", None)
 
 
