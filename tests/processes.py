@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-WARM = ("pretrain", "evaluate", "knn", "finetune", "segment", "detect", "judge", "predict")
+WARM = ("pretrain", "evaluate", "knn", "finetune", "segment", "detect", "judge", "predict", "suite", "bench")
 """Commands that import much."""
 
 
@@ -134,16 +134,29 @@ def launched(
         log: file for what they say.
         harm: dotted name of a function, and arguments that follow the rank: each rank calls it before it starts.
     """
+    ranks = fork(arguments, processes, log, cwd=cwd, harm=harm, **environment)
+    try:
+        yield ranks
+    finally:
+        ranks.kill()
+
+
+def fork(
+    arguments: Sequence[str],
+    processes: int,
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    harm: tuple[str, list[Any]] | None = None,
+    **environment: str,
+) -> Launched:
+    """Ranks in the background, as `launched` has them, which somebody else ends."""
     log.touch()
     told = {"arguments": list(arguments), "processes": processes, "cwd": str(cwd or Path.cwd())}
     told |= {"stdout": str(log), "stderr": str(log), "environment": environment}
     if harm is not None:
         told["harm"] = {"function": harm[0], "arguments": harm[1]}
-    ranks = Launched(_ask_forge(do="start", **told)["pids"], log)
-    try:
-        yield ranks
-    finally:
-        ranks.kill()
+    return Launched(_ask_forge(do="start", **told)["pids"], log)
 
 
 def _ask_forge(**told: object) -> dict[str, Any]:

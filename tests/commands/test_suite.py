@@ -6,7 +6,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.errors import ConfigError
 from dmt_ds.run_files import EVALUATION_FILE
 from tests import processes, tiny_run, tiny_suite
+from tests.forked_stage import ForkedStage
 from tests.tiny_suite import call, plan_of, pretend_finished
 
 NO_MLFLOW = {"tracking.enabled": "false"}
@@ -36,21 +37,14 @@ def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 150) -
         time.sleep(0.05)
 
 
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    """A suite listens to signals; the tests' process gets its own ways back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
 def stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.distributed
-def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_one_fails(tmp_path: Path) -> None:
+def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_one_fails(
+    tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A teacher, a variant, one that can't run; SIGINT while the variant trains."""
     suite = tiny_suite.write_suite(
         tmp_path,
@@ -63,8 +57,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
         },
     )
     log, out = tmp_path / "log", tmp_path / "out"
-    command = tiny_suite.command(suite, "--jobs", "2")
-    first = processes.start(command, log=log)
+    first = processes.start(tiny_suite.command(suite, "--jobs", "2"), log=log)
     dmt, teacher = out / "dmt" / "seed0", out / "teachers" / "mae"
     wait_until(lambda: (dmt / "metrics.jsonl").exists() and len(tiny_run.losses(dmt)) > 3, log)
     first.send_signal(signal.SIGINT)
@@ -74,8 +67,9 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
     before = stamps(teacher)
     assert str(teacher / "evaluation.json") in before
 
-    second = processes.run(command, check=False)
-    assert second.returncode == 2
+    monkeypatch.setattr("dmt_ds.commands.suite_local.RunningStage", ForkedStage)
+    second = call(suite, "--jobs", "2")
+    assert second.exit_code == 2
     (error,) = [line for line in second.stderr.splitlines() if line.startswith("dmt-ds: error:")]
     assert error.startswith("dmt-ds: error: bad seed0: ") and "is not finite" in error
     assert stamps(teacher) == before
@@ -513,16 +507,17 @@ def test_a_task_of_an_array_gets_the_arguments_of_its_run_one_a_line(tmp_path: P
     assert call(suite, "--stage", "seeds", "--print-run", "4").exit_code == 2
 
 
-def test_arrays_are_submitted_each_after_the_one_before(tmp_path: Path) -> None:
+def test_arrays_are_submitted_each_after_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program in sbatch's place writes down what it is asked."""
     suite = tiny_suite.write_suite(tmp_path / "suite")
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\necho "$(wc -l < {tmp_path}/asked);cluster"\n')
     sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
-    path = f"{sbatch.parent}:{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     own = (ONE_TASK, "--sbatch=--dependency=afterok:99", "tracking.enabled=false")
-    done = processes.run(tiny_suite.command(suite, "--submit", *own), PATH=path)
+    done = call(suite, "--submit", *own)
+    assert done.exit_code == 0, done.output
     asked = (tmp_path / "asked").read_text().splitlines()
     assert all("--parsable" in line for line in asked)
     last = [[word for word in line.split() if word.startswith("--dependency=")][-1] for line in asked]

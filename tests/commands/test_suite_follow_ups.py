@@ -12,7 +12,8 @@ from dmt_ds.commands.suite_slurm import STAGES
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.suite_follow_ups import follow_ups_of
 from dmt_ds.config.suite_run import SuiteRun
-from tests import processes, tiny_run, tiny_suite
+from tests import tiny_run, tiny_suite
+from tests.forked_stage import ForkedStage
 from tests.tiny_scenes import write_ade
 from tests.tiny_suite import call, plan_of, pretend_finished
 
@@ -49,9 +50,13 @@ def write_suite(folder: Path, *asked_for: str, **variant: object) -> Path:
 
 
 @pytest.mark.distributed
-def test_a_segmentation_that_is_added_later_is_all_that_is_made_and_stands_with_its_run(tmp_path: Path) -> None:
+def test_a_segmentation_that_is_added_later_is_all_that_is_made_and_stands_with_its_run(
+    tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmt_ds.commands.suite_local.RunningStage", ForkedStage)
     write_ade(tmp_path / "ade")
-    first = processes.run(tiny_suite.command(write_suite(tmp_path, "finetune")))
+    first = call(write_suite(tmp_path, "finetune"))
+    assert first.exit_code == 0, first.output
     assert "mae seed0: training" in first.stdout
     run = tmp_path / "out" / "mae" / "seed0"
     (score,) = tiny_run.losses(run, "eval/finetune_top1").values()
@@ -62,7 +67,8 @@ def test_a_segmentation_that_is_added_later_is_all_that_is_made_and_stands_with_
 
     suite = write_suite(tmp_path, "finetune", "segment")
     assert "evaluated, not segmented" in call(suite, "--list").output
-    second = processes.run(tiny_suite.command(suite))
+    second = call(suite)
+    assert second.exit_code == 0, second.output
     assert "mae seed0: segmentation; log" in second.stdout and "training" not in second.stdout
     assert [path.stat().st_mtime_ns for path in made] == before
     config = load_config(str(run / "segment" / "config.yaml"))
