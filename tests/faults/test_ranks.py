@@ -33,13 +33,13 @@ def test_a_rank_that_was_stopped_ends_the_job_in_time_with_the_stacks_of_all(tmp
 
 
 def test_a_job_that_is_suspended_as_a_whole_goes_on(tmp_path: Path) -> None:
-    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 40, "hang_timeout_seconds": 15})
+    recipe = tiny_run.write_recipe(tmp_path, train={"steps": 40, "hang_timeout_seconds": 10})
     with processes.launched(tiny_run.pretrain(recipe), 2, tmp_path / "log") as ranks:
         wait_for_step(tmp_path / "run", 3)
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for pid in ranks.pids:
                 os.kill(pid, number)
-            time.sleep(32 if number == signal.SIGSTOP else 0)
+            time.sleep(20 if number == signal.SIGSTOP else 0)
         assert ranks.wait() == [0, 0]
     assert (tmp_path / "run" / "DONE").read_text() == "40\n"
 

@@ -15,7 +15,7 @@ from dmt_ds.tracking.mlflow_sync import sync
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, describe_parent
 from tests.tracking.stores import FORKSERVER, Server, mlflow_client, run_of, settings, wait_until
 
-NUM_AT_ONCE = 16
+NUM_AT_ONCE = 8
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Runs in real MLflow stores: every point once, whatever dies in between, and training never waits."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,9 @@ from dmt_ds.tracking.mlflow_look import look_at_store
 from dmt_ds.tracking.mlflow_store import log_datasets
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics, open_tracker
 from dmt_ds.tracking.tracker import JsonlTracker, NullTracker, Status
-from tests.tracking.stores import FORKSERVER, Server, curve, make_store, mlflow_client, run_of, settings, wait_until
+from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, run_of, settings, wait_until
+
+NUM_AT_ONCE = 8
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +32,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+def database(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An SQLite store that several tests share."""
-    folder = tmp_path_factory.mktemp("sqlite")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    make_store(uri)
-    return uri
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path_factory.mktemp('sqlite') / 'mlflow.db')}"
 
 
 def write_run(folder: Path, uri: str, num_points: int, start_line: Barrier, wait: bool) -> None:
@@ -277,16 +277,16 @@ def test_system_metrics_count_on_after_a_restart(database: str, tmp_path: Path) 
 
 def test_processes_that_start_at_once_on_a_new_store_all_get_their_run(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'fresh' / 'mlflow.db'}"
-    with training([tmp_path / f"run{index}" for index in range(16)], uri, 20, wait=False) as processes:
+    with training([tmp_path / f"run{index}" for index in range(NUM_AT_ONCE)], uri, 20, wait=False) as processes:
         for process in processes:
             process.join(200)
-        assert [process.exitcode for process in processes] == [0] * 16
+        assert [process.exitcode for process in processes] == [0] * NUM_AT_ONCE
     client = mlflow_client(uri)
     experiment = client.get_experiment_by_name("dmt_ds")
     assert experiment is not None
     assert experiment.artifact_location == str(tmp_path / "fresh" / "mlartifacts" / "dmt_ds")
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(str(run.info.run_name) for run in runs) == sorted(f"run{index}" for index in range(16))
+    assert sorted(str(run.info.run_name) for run in runs) == sorted(f"run{index}" for index in range(NUM_AT_ONCE))
     assert all(run.info.status == "FINISHED" for run in runs)
     assert all(len(curve(uri, run.info.run_id)) == 20 for run in runs)
     assert all(len(run.inputs.dataset_inputs) == 1 for run in runs)
