@@ -19,11 +19,11 @@ import torch
 from harness import Report, Spread
 from ours import build_trainer, log_step, make_teachers, settle, teachers_section
 
-from dmt_ds.commands.tasks import build_task, build_tasks
+from dmt_ds.commands.training.tasks import build_task, build_tasks
 from dmt_ds.config.schema import DataConfig, FamilyMember, RunConfig, StudentConfig
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.config.train import TrainConfig
-from dmt_ds.engine import ds_engine
+from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.engine.trainer import Trainer
 from dmt_ds.tracking.tracker import NullTracker
 

@@ -16,11 +16,12 @@ import torch
 from harness import Report, Spread
 from torch import Tensor
 
-from dmt_ds.commands.teacher_engines import start_teachers
+from dmt_ds.commands.training.teacher_engines import start_teachers
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
-from dmt_ds.engine import dist, ds_engine, ds_teachers
+from dmt_ds.engine import dist
+from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe
 

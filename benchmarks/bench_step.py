@@ -25,8 +25,8 @@ from peer_pytorch import PlainPyTorch
 from peer_tinymim_style import TinyMimStyle
 from torch import Tensor, nn
 
-from dmt_ds.commands.compiling import compiles
-from dmt_ds.engine import ds_engine
+from dmt_ds.commands.training.compiling import compiles
+from dmt_ds.engine.deepspeed import ds_engine
 
 
 class Side:

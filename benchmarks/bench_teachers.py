@@ -20,12 +20,12 @@ from harness import Report, Spread
 from ours import as_timm_has_it, flops_an_image, local_teachers, make_teachers, our_config
 from torch import Tensor
 
-from dmt_ds.commands.compiling import compiles
-from dmt_ds.commands.teacher_engines import load_teachers, start_teachers
+from dmt_ds.commands.training.compiling import compiles
+from dmt_ds.commands.training.teacher_engines import load_teachers, start_teachers
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.distill.fusion import FUSED, TokenFusion
-from dmt_ds.engine import ds_engine
+from dmt_ds.engine.deepspeed import ds_engine
 
 Teach = Callable[[Tensor], Tensor]
 

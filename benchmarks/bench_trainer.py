@@ -26,11 +26,11 @@ from harness import Report, Spread
 from ours import build_trainer, log_step, make_teachers, settle, teachers_section
 from pictures import make_pictures
 
-from dmt_ds.commands.tasks import build_task
+from dmt_ds.commands.training.tasks import build_task
 from dmt_ds.config.schema import DataConfig, RunConfig, StudentConfig
 from dmt_ds.config.tracking import TrackingConfig
 from dmt_ds.config.train import TrainConfig
-from dmt_ds.engine import ds_engine
+from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.engine.trainer import Trainer
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmt_ds.commands.compiling import compiles
-from dmt_ds.commands.tasks import build_task
+from dmt_ds.commands.training.compiling import compiles
+from dmt_ds.commands.training.tasks import build_task
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student
 from dmt_ds.config.methods import AugmentConfig
@@ -24,14 +24,15 @@ from dmt_ds.data.batch_maker import TrainBatchMaker
 from dmt_ds.data.loader import BATCHES_AHEAD, TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
-from dmt_ds.engine import dist, ds_engine
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
-from dmt_ds.engine.checkpoint_group import CheckpointGroup
+from dmt_ds.engine import dist
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.checkpoints.checkpoint_group import CheckpointGroup
+from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.optim import build_optimizer, fusing_pays
-from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
-from dmt_ds.engine.stopping import StopRequest, Watchdog
+from dmt_ds.engine.ranks.peers import Peers
+from dmt_ds.engine.ranks.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import CroppingTask
 from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
 from dmt_ds.models.backbone_folder import save_backbone
@@ -184,7 +185,7 @@ class Ours:
 
 def local_teachers(config: RunConfig) -> list[nn.Module]:
     """Plain ViTs with the weights of the config's teachers, in float32 on the CPU."""
-    from dmt_ds.commands.teacher_engines import load_teachers
+    from dmt_ds.commands.training.teacher_engines import load_teachers
 
     return [model.vit for model in load_teachers(config.teachers, config.data.image_size).values()]
 

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from dmt_ds.commands.stages import RunningStage, Stage
+from dmt_ds.commands.suites.stages import RunningStage, Stage
 from tests import processes
 
 

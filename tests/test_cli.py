@@ -243,7 +243,7 @@ def test_config_imports_no_torch() -> None:
 
 def test_training_is_imported_without_what_only_some_runs_or_later_moments_need() -> None:
     late = ("torchvision", "timm", "torch._dynamo", "deepspeed", "mlflow", "matplotlib", "sklearn", "pycocotools")
-    code = f"import sys, dmt_ds.commands.pretrain; print([name for name in {late} if name in sys.modules])"
+    code = f"import sys, dmt_ds.commands.training.pretrain; print([name for name in {late} if name in sys.modules])"
     assert processes.run(["-c", code]).stdout.splitlines()[-1] == "[]"
 
 

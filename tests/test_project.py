@@ -28,7 +28,7 @@ FLOORS = [
 ]
 STRANGERS = {"data", "models", "planning", "tracking"}
 DOORS = {
-    "deepspeed": {"engine/ds_engine.py"},
+    "deepspeed": {"engine/deepspeed/ds_engine.py"},
     "mlflow": {"tracking/mlflow_*.py"},
     "timm": {"models/vit.py"},
     "transformers": {"models/hf_vit.py", "models/uper_heads.py"},

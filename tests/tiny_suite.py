@@ -7,7 +7,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from dmt_ds.cli import main
-from dmt_ds.commands.suite import open_plan
+from dmt_ds.commands.suites.suite import open_plan
 from dmt_ds.config.load import to_yaml
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import SuiteRun

@@ -24,7 +24,7 @@ import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import timm  # noqa: F401
 
-from dmt_ds.commands import evaluate, pretrain  # noqa: F401
+from dmt_ds.commands.readouts import evaluate  # noqa: F401
 from tests.processes import free_port
 
 FORK = multiprocessing.get_context("fork")

@@ -98,7 +98,7 @@ def predict(
     format), images.json (which image has which id) and pictures/; an encoder writes features.npz (names, class_token,
     patch_mean), and SOURCE may then have any form of a teacher's source. Unreadable images are named and left out.
     """
-    from dmt_ds.commands import predict as command
+    from dmt_ds.commands.predictions import predict as command
 
     options = command.Options(top_k, batch_size, score_threshold)
     for path in command.run(source, paths, output, options, own_device()):

@@ -13,7 +13,7 @@ from dmt_ds.run_files import SETTINGS_FILE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dmt_ds.commands.judging import Encoder
+    from dmt_ds.commands.readouts.judging import Encoder
     from dmt_ds.config.schema import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
     are the run's own.
     """
     config, judged = _judged(encoders, recipe, overrides)
-    from dmt_ds.commands import knn as command
+    from dmt_ds.commands.readouts import knn as command
 
     click.echo(command.run_knn(config.data, config.knn, judged, own_device()))
 
@@ -70,7 +70,7 @@ def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str
     added to its MLflow run and kept in evaluation.json in its folder; called again, the command only prints them.
     """
     config, judged = _judged(encoders, recipe, overrides)
-    from dmt_ds.commands import evaluate as command
+    from dmt_ds.commands.readouts import evaluate as command
 
     click.echo(command.run(config.data, config.knn, config.linear, judged, own_device(), again))
 
@@ -104,7 +104,7 @@ def judge(source: str, overrides: tuple[str, ...], output: Path | None, log_as: 
     data.val_split; every one is judged once, on any number of processes, as the run judges its own. Nothing is trained,
     and the run's folder stays as it is but for --log-as.
     """
-    from dmt_ds.commands import judge as command
+    from dmt_ds.commands.readouts import judge as command
 
     if log_as is not None:
         command.check_log_name(log_as)

@@ -86,7 +86,7 @@ def load_recipe(
         task: of that run; None takes the recipe's.
     """
     if encoder is not None:
-        from dmt_ds.commands.finetune import resolve
+        from dmt_ds.commands.training.finetune import resolve
 
         return resolve(encoder, recipe, overrides, task)
     from dmt_ds.config.load import load_config

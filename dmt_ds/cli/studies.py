@@ -73,8 +73,8 @@ def suite(
     """
     action = _action({"--list": lists, "--dry-run": looks, "--slurm": prints, "--submit": submits})
     _refuse_unused(action, jobs, ranks, options)
-    from dmt_ds.commands import suite as command
-    from dmt_ds.commands import suite_slurm
+    from dmt_ds.commands.suites import suite as command
+    from dmt_ds.commands.suites import suite_slurm
 
     plan = command.open_plan(suite, overrides, output)
     runs = command.select(plan, only)

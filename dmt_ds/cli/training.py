@@ -190,7 +190,7 @@ def config(
 ) -> None:
     """Print the resolved run as YAML, which is itself a recipe."""
     from dmt_ds.commands import config as command
-    from dmt_ds.commands.sbatch_ranks import ranks_of
+    from dmt_ds.commands.suites.sbatch_ranks import ranks_of
     from dmt_ds.config.load import to_yaml
 
     if defaults:
@@ -209,7 +209,7 @@ def config(
 def _train(ctx: click.Context, config: "RunConfig", dry_run: bool) -> None:
     if dry_run:
         ctx.exit(_doctor(config, ranks=None))
-    from dmt_ds.commands import pretrain as command
+    from dmt_ds.commands.training import pretrain as command
 
     ctx.exit(command.run(config))
 
@@ -217,8 +217,8 @@ def _train(ctx: click.Context, config: "RunConfig", dry_run: bool) -> None:
 def _doctor(config: "RunConfig", ranks: int | None, all_images: bool = False) -> int:
     if launch_rank() != 0:
         return 0
-    from dmt_ds.commands import doctor as command
-    from dmt_ds.commands.findings import exit_code, render
+    from dmt_ds.commands.checks import doctor as command
+    from dmt_ds.commands.checks.findings import exit_code, render
 
     findings = command.run(config, ranks, all_images)
     click.echo(render(findings))

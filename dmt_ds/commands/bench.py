@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from dmt_ds.commands.compiling import compiles
-from dmt_ds.commands.pretraining_methods import method_of
-from dmt_ds.commands.teacher_engines import start_teachers
+from dmt_ds.commands.training.compiling import compiles
+from dmt_ds.commands.training.pretraining_methods import method_of
+from dmt_ds.commands.training.teacher_engines import start_teachers
 from dmt_ds.config.deepspeed import named_ds_config
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
@@ -23,7 +23,8 @@ from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import open_source
 from dmt_ds.data.views import CropSpec
-from dmt_ds.engine import dist, ds_engine, ds_teachers, rates
+from dmt_ds.engine import dist, rates
+from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
 from dmt_ds.errors import ConfigError, DmtError
 from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.student import Student

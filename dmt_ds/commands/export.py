@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from dmt_ds.commands.model_card import model_card
 from dmt_ds.commands.model_source import ModelSource, find_model, find_own_form
-from dmt_ds.commands.run_record import RunRecord, read_record
+from dmt_ds.commands.training.run_record import RunRecord, read_record
 from dmt_ds.errors import ExportError, TrackingError
 from dmt_ds.models.classifier_folder import CLASSES_FILE
 from dmt_ds.models.forms import FORMS, disagreement, write_form

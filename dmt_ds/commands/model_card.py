@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from dmt_ds import __version__
-from dmt_ds.commands.run_record import RunRecord, distils
+from dmt_ds.commands.training.run_record import RunRecord, distils
 from dmt_ds.models.backbone_folder import is_non_commercial
 from dmt_ds.models.portable import PortableModel
 

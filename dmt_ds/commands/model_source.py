@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmt_ds.commands.run_folder import is_run
-from dmt_ds.engine.checkpoint import CheckpointFolder
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
 from dmt_ds.errors import ExportError
 from dmt_ds.models.backbone_folder import CONFIG_FILE, family_members
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, PUBLISHED

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dmt_ds.commands.pretraining_methods import method_of
+from dmt_ds.commands.training.pretraining_methods import method_of
 from dmt_ds.config.batch import plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, named_ds_config, precision, resolve_student
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig

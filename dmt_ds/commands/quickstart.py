@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from dmt_ds.commands.judging import PIXELS
-from dmt_ds.commands.knn import KnnTable, run_knn
-from dmt_ds.commands.stages import RunningStage, Stage
+from dmt_ds.commands.readouts.judging import PIXELS
+from dmt_ds.commands.readouts.knn import KnnTable, run_knn
+from dmt_ds.commands.suites.stages import RunningStage, Stage
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.errors import ConfigError, DmtError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.schema import RunConfig
-from dmt_ds.engine.checkpoint import CheckpointFolder
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, PUBLISHED, SETTINGS_FILE
 from dmt_ds.tracking.mlflow_tracker import add_metrics
 

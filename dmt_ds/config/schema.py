@@ -41,7 +41,7 @@ Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify", "
 TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
 """The tasks that learn from teachers."""
 ANNOTATED_TASKS: tuple[Task, ...] = ("classify", "segment", "detect")
-"""The tasks that learn what people say of images; what each does: `dmt_ds.commands.annotated_tasks`."""
+"""The tasks that learn what people say of images; what each does: `dmt_ds.commands.annotations.annotated_tasks`."""
 TASKS_OF_SECTION: dict[str, tuple[Task, ...]] = {
     "distill": TEACHER_TASKS,
     "tinymim": ("tinymim",),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm
-from dmt_ds.engine.masters import state_of
+from dmt_ds.engine.deepspeed.masters import state_of
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.vit import tokens_of
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.engine.masters import parts_of, whole_of
+from dmt_ds.engine.deepspeed.masters import parts_of, whole_of
 from dmt_ds.methods.momentum import MomentumNetwork
 
 M = TypeVar("M", bound=nn.Module)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from dmt_ds.data.batch import Batch
-from dmt_ds.engine import dist, rng_state
-from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
-from dmt_ds.engine.ds_engine import StudentEngine
-from dmt_ds.engine.manifest import answering
+from dmt_ds.engine import dist
+from dmt_ds.engine.checkpoints import rng_state
+from dmt_ds.engine.checkpoints.checkpoint import Checkpoint, CheckpointFolder, RunState
+from dmt_ds.engine.checkpoints.manifest import answering
+from dmt_ds.engine.checkpoints.untrained import restore_untrained, untrained_state
+from dmt_ds.engine.deepspeed.ds_engine import StudentEngine
 from dmt_ds.engine.task import Progress, Task
-from dmt_ds.engine.untrained import restore_untrained, untrained_state
 from dmt_ds.errors import DivergenceError, DmtError
 from dmt_ds.tracking.meters import MeanMeters
 from dmt_ds.tracking.tracker import Tracker

@@ -13,14 +13,14 @@ from torch import Tensor
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.engine import dist
-from dmt_ds.engine.agreement import Agreement
-from dmt_ds.engine.checkpoint_group import CheckpointGroup
+from dmt_ds.engine.checkpoints.checkpoint_group import CheckpointGroup
 from dmt_ds.engine.data_wait import DataWaitAlarm
 from dmt_ds.engine.device_copy import DeviceCopy
 from dmt_ds.engine.learner import Learner, gradient_error
 from dmt_ds.engine.progress import ProgressView
+from dmt_ds.engine.ranks.agreement import Agreement
+from dmt_ds.engine.ranks.stopping import StopRequest, Watchdog
 from dmt_ds.engine.step_profile import StepProfile
-from dmt_ds.engine.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import Progress
 from dmt_ds.errors import DivergenceError
 from dmt_ds.tracking.meters import Throughput, memory_gib

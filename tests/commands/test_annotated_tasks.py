@@ -2,8 +2,8 @@
 
 import pytest
 
-from dmt_ds.commands.annotated_tasks import KINDS, kind_of
-from dmt_ds.commands.finetune import _asked_for, _task_of
+from dmt_ds.commands.annotations.annotated_tasks import KINDS, kind_of
+from dmt_ds.commands.training.finetune import _asked_for, _task_of
 from dmt_ds.config.images import RESIZE_POSITIONS
 from dmt_ds.config.load import find_recipe, load_config
 from dmt_ds.config.schema import ANNOTATED_TASKS, RunConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmt_ds import triton_support
-from dmt_ds.commands.loss_kernel import choose_kernel
+from dmt_ds.commands.training.loss_kernel import choose_kernel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.commands import classify
-from dmt_ds.commands.annotated import Scene
-from dmt_ds.commands.judged_run import JudgedRun
+from dmt_ds.commands.annotations import classify
+from dmt_ds.commands.annotations.annotated import Scene
+from dmt_ds.commands.annotations.judged_run import JudgedRun
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.labels import open_labelled
 from dmt_ds.tracking.tracker import NullTracker

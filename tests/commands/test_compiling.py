@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from dmt_ds.commands import compiling
-from dmt_ds.commands.compiling import compiles
+from dmt_ds.commands.training import compiling
+from dmt_ds.commands.training.compiling import compiles
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 
 from dmt_ds import storage
-from dmt_ds.commands.default_check import look_at_defaults
-from dmt_ds.commands.device_check import slow_paths, without_kernels
-from dmt_ds.commands.doctor import run
-from dmt_ds.commands.findings import Finding, exit_code, render
-from dmt_ds.commands.image_check import look_at_images
-from dmt_ds.commands.runs import check_batch_norm
-from dmt_ds.commands.segment import Segmentation
-from dmt_ds.commands.tasks import build_task
+from dmt_ds.commands.annotations.segment import Segmentation
+from dmt_ds.commands.checks.default_check import look_at_defaults
+from dmt_ds.commands.checks.device_check import slow_paths, without_kernels
+from dmt_ds.commands.checks.doctor import run
+from dmt_ds.commands.checks.findings import Finding, exit_code, render
+from dmt_ds.commands.checks.image_check import look_at_images
+from dmt_ds.commands.training.runs import check_batch_norm
+from dmt_ds.commands.training.tasks import build_task
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.load import RECIPES, load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import open_source
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder, RunState
 from dmt_ds.errors import ConfigError, DataError
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.vit import build_vit
@@ -593,6 +593,6 @@ def test_a_disk_without_an_answer_alone_is_worth_another_try(
     def gone(*_: object) -> None:
         raise OSError(errno.ESTALE, "Stale file handle", "weights")
 
-    monkeypatch.setattr("dmt_ds.commands.doctor.build_task", gone)
+    monkeypatch.setattr("dmt_ds.commands.checks.doctor.build_task", gone)
     findings = teacher_making(tmp_path, images)
     assert list(failed(findings)) == ["data", "student"] and exit_code(findings) == 75

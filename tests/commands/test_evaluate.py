@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from dmt_ds.cli import main
-from dmt_ds.commands.evaluate import EvaluationTable, run
-from dmt_ds.commands.judging import is_judged_as_run
-from dmt_ds.commands.knn import run_knn
+from dmt_ds.commands.readouts.evaluate import EvaluationTable, run
+from dmt_ds.commands.readouts.judging import is_judged_as_run
+from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.schema import DataConfig, RunConfig
-from dmt_ds.engine.checkpoint import Checkpoint, CheckpointFolder, RunState
+from dmt_ds.engine.checkpoints.checkpoint import Checkpoint, CheckpointFolder, RunState
 from dmt_ds.run_files import DONE, EVALUATION_FILE
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 from dmt_ds.tracking.spool import Spool

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from dmt_ds.cli import main
 from dmt_ds.commands.export import CARD_FILE, run
-from dmt_ds.commands.run_record import public_name
+from dmt_ds.commands.training.run_record import public_name
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.downstream.classifier import Classifier

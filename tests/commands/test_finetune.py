@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmt_ds.commands.finetune import resolve
-from dmt_ds.commands.record import origin_tags, stage_of
 from dmt_ds.commands.run_folder import run_of
-from dmt_ds.commands.tasks import build_task
+from dmt_ds.commands.training.finetune import resolve
+from dmt_ds.commands.training.record import origin_tags, stage_of
+from dmt_ds.commands.training.tasks import build_task
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import ConfigError, WeightsError

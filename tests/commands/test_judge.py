@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from dmt_ds.commands.judge import check_log_name
-from dmt_ds.commands.judged_source import find_judged
+from dmt_ds.commands.readouts.judge import check_log_name
+from dmt_ds.commands.readouts.judged_source import find_judged
 from dmt_ds.data.digits import DigitsSource
 from dmt_ds.errors import ConfigError
 from dmt_ds.run_files import DONE

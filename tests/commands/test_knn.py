@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.commands import evaluate
-from dmt_ds.commands.judging import Encoder
-from dmt_ds.commands.knn import run_knn
+from dmt_ds.commands.readouts import evaluate
+from dmt_ds.commands.readouts.judging import Encoder
+from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.teachers import TeacherConfig

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from dmt_ds.commands.tasks import _loss_kernel
+from dmt_ds.commands.training.tasks import _loss_kernel
 from dmt_ds.config.methods import DistillConfig
 from dmt_ds.errors import ConfigError
 

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dmt_ds.cli import main
-from dmt_ds.commands import predict_objects
-from dmt_ds.commands.predict_objects import image_ids
+from dmt_ds.commands.predictions import predict_objects
+from dmt_ds.commands.predictions.predict_objects import image_ids
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.data.coco import Category

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.commands.publish import publish_weights
+from dmt_ds.commands.training.publish import publish_weights
 
 
 def saved(folder: Path, step: int) -> Path:

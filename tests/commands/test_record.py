@@ -12,18 +12,18 @@ import timm
 import torch
 from PIL import Image
 
-from dmt_ds.commands.fenced_tracker import FencedTracker
-from dmt_ds.commands.pretrain import _record_failure
-from dmt_ds.commands.pretraining_methods import losses_in_use
-from dmt_ds.commands.record import describe, keep
-from dmt_ds.commands.run_log import end_noted, failure_line, open_log
-from dmt_ds.commands.run_record import data_name
-from dmt_ds.commands.runs import resolve
-from dmt_ds.commands.tasks import build_tasks
+from dmt_ds.commands.training.fenced_tracker import FencedTracker
+from dmt_ds.commands.training.pretrain import _record_failure
+from dmt_ds.commands.training.pretraining_methods import losses_in_use
+from dmt_ds.commands.training.record import describe, keep
+from dmt_ds.commands.training.run_log import end_noted, failure_line, open_log
+from dmt_ds.commands.training.run_record import data_name
+from dmt_ds.commands.training.runs import resolve
+from dmt_ds.commands.training.tasks import build_tasks
 from dmt_ds.config.load import load_config
-from dmt_ds.engine.fence import Fence
-from dmt_ds.engine.peers import Peers
-from dmt_ds.engine.stopping import Watchdog
+from dmt_ds.engine.checkpoints.fence import Fence
+from dmt_ds.engine.ranks.peers import Peers
+from dmt_ds.engine.ranks.stopping import Watchdog
 from dmt_ds.errors import CheckpointError, StorageError
 from dmt_ds.tracking.tracker import JsonlTracker, Status
 from tests.faults import places

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmt_ds.commands.resume import in_todays_settings, refuse_another_run
+from dmt_ds.commands.training.resume import in_todays_settings, refuse_another_run
 from dmt_ds.config.load import config_from_yaml, flatten_tree, load_config
 from dmt_ds.config.resume import differences
 from dmt_ds.config.schema import RunConfig
-from dmt_ds.engine.checkpoint import Checkpoint, RunState
+from dmt_ds.engine.checkpoints.checkpoint import Checkpoint, RunState
 from dmt_ds.errors import CheckpointError
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.commands.finetune import name_of
 from dmt_ds.commands.run_folder import add_to_run
+from dmt_ds.commands.training.finetune import name_of
 from dmt_ds.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.commands.sbatch_ranks import ranks_of
+from dmt_ds.commands.suites.sbatch_ranks import ranks_of
 
 HEADER = """#!/usr/bin/env bash
 #SBATCH --job-name=x --nodes=2   # of eight

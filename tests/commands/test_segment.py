@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.commands.annotated import Scene
-from dmt_ds.commands.segment import SegmentationJudge
+from dmt_ds.commands.annotations.annotated import Scene
+from dmt_ds.commands.annotations.segment import SegmentationJudge
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.label_maps import open_segmented
 from tests.downstream import segmented

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dmt_ds.cli import main
-from dmt_ds.commands.stages import Stage
-from dmt_ds.commands.suite import by_cause, select
-from dmt_ds.commands.suite_check import check_batches, check_inputs
-from dmt_ds.commands.suite_local import LocalSuite, share_of
-from dmt_ds.commands.suite_state import changed, choose
+from dmt_ds.commands.suites.stages import Stage
+from dmt_ds.commands.suites.suite import by_cause, select
+from dmt_ds.commands.suites.suite_check import check_batches, check_inputs
+from dmt_ds.commands.suites.suite_local import LocalSuite, share_of
+from dmt_ds.commands.suites.suite_state import changed, choose
 from dmt_ds.config.suite_plan import SuitePlan
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.errors import ConfigError
@@ -67,7 +67,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
     before = stamps(teacher)
     assert str(teacher / "evaluation.json") in before
 
-    monkeypatch.setattr("dmt_ds.commands.suite_local.RunningStage", ForkedStage)
+    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningStage", ForkedStage)
     second = call(suite, "--jobs", "2")
     assert second.exit_code == 2
     (error,) = [line for line in second.stderr.splitlines() if line.startswith("dmt-ds: error:")]
@@ -124,7 +124,7 @@ class StageInThisProcess:
 def test_a_suite_judges_what_is_left_by_its_own_readouts(
     tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmt_ds.commands.suite_local.RunningStage", StageInThisProcess)
+    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningStage", StageInThisProcess)
     changes = {"teachers": None, "tune": None, "paper": None, "seeds": [0], "variants": {"made": {}}}
     quiet = {"tracking.enabled": False, "linear.max_iterations": 1}
     suite = tiny_suite.write_suite(tmp_path, recipe="maker.yaml", set=quiet, **changes)

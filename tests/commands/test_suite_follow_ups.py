@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from dmt_ds.cli import main, studies
-from dmt_ds.commands.suite_slurm import STAGES
+from dmt_ds.commands.suites.suite_slurm import STAGES
 from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.suite_follow_ups import follow_ups_of
 from dmt_ds.config.suite_run import SuiteRun
@@ -53,7 +53,7 @@ def write_suite(folder: Path, *asked_for: str, **variant: object) -> Path:
 def test_a_segmentation_that_is_added_later_is_all_that_is_made_and_stands_with_its_run(
     tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmt_ds.commands.suite_local.RunningStage", ForkedStage)
+    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningStage", ForkedStage)
     write_ade(tmp_path / "ade")
     first = call(write_suite(tmp_path, "finetune"))
     assert first.exit_code == 0, first.output

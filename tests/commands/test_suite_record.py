@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dmt_ds.commands.suite_state import changed, judge_as_asked
+from dmt_ds.commands.suites.suite_state import changed, judge_as_asked
 from dmt_ds.config.deepspeed import find_ds_config
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.data.sources import open_source
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder, RunState
 from dmt_ds.models.backbone_folder import save_backbone
 from dmt_ds.models.teachers import load_teacher
 from tests import tiny_suite

@@ -6,9 +6,9 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from dmt_ds.commands.annotated_tasks import KINDS
-from dmt_ds.commands.pretraining_methods import METHODS, losses_in_use, method_of
-from dmt_ds.commands.tasks import _ALONE, _WITH_TEACHERS, build_tasks
+from dmt_ds.commands.annotations.annotated_tasks import KINDS
+from dmt_ds.commands.training.pretraining_methods import METHODS, losses_in_use, method_of
+from dmt_ds.commands.training.tasks import _ALONE, _WITH_TEACHERS, build_tasks
 from dmt_ds.config.load import RECIPES, load_config
 from dmt_ds.config.schema import ANNOTATED_TASKS, TASKS_OF_SECTION, TEACHER_TASKS, RunConfig, Task
 from dmt_ds.errors import ConfigError

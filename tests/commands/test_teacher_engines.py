@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmt_ds.commands.teacher_engines import load_teachers, start_teachers
+from dmt_ds.commands.training.teacher_engines import load_teachers, start_teachers
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.models.packed_linear import PackedLinear, packing_pays
 from tests.models import tiny

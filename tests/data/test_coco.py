@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dmt_ds import storage
-from dmt_ds.commands.image_check import look_at_images
+from dmt_ds.commands.checks.image_check import look_at_images
 from dmt_ds.data.coco import CocoSource, check_judged, check_same_categories, open_coco
 from dmt_ds.data.coco_checks import runs_of
 from dmt_ds.data.coco_library import average_precision, encoded, mask_of

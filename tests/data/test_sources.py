@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dmt_ds import storage
-from dmt_ds.commands.image_check import look_at_images
+from dmt_ds.commands.checks.image_check import look_at_images
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.data.folder import PackedNames
 from dmt_ds.data.sources import ImageSource, left_out, open_source

@@ -13,8 +13,9 @@ from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.config.optim import OptimConfig
 from dmt_ds.downstream.classification import ClassificationTask
-from dmt_ds.engine import dist, ds_engine
-from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine import dist
+from dmt_ds.engine.deepspeed import ds_engine
+from dmt_ds.engine.deepspeed.ds_engine import StudentEngine
 from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.engine.task import Progress
 from tests.downstream import classified

@@ -9,7 +9,8 @@ from torch import nn
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
-from dmt_ds.engine import bucket_reduction, dist, ds_engine
+from dmt_ds.engine import dist
+from dmt_ds.engine.deepspeed import bucket_reduction, ds_engine
 
 MICRO_BATCH, ACCUMULATION = 4, 2
 calls: Counter[str] = Counter()

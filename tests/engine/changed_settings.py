@@ -11,10 +11,10 @@ from torch import nn
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.config.optim import OptimConfig
-from dmt_ds.engine import ds_engine
-from dmt_ds.engine.ds_engine import StudentEngine
+from dmt_ds.engine.deepspeed import ds_engine
+from dmt_ds.engine.deepspeed.ds_engine import StudentEngine
+from dmt_ds.engine.deepspeed.own_settings import torch_optimizer
 from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule, weight_decay_schedule
-from dmt_ds.engine.own_settings import torch_optimizer
 
 BATCH, WARMUP, TOTAL = 256, 2, 10
 BEFORE = OptimConfig(base_lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), clip_grad_norm=0.0)

@@ -16,14 +16,15 @@ from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.config.optim import OptimConfig
 from dmt_ds.data.batch import Batch
-from dmt_ds.engine import dist, ds_engine
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState
-from dmt_ds.engine.checkpoint_group import CheckpointGroup
+from dmt_ds.engine import dist
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.checkpoints.checkpoint_group import CheckpointGroup
+from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.engine.learner import Learner
 from dmt_ds.engine.optim import build_optimizer
-from dmt_ds.engine.peers import Peers
 from dmt_ds.engine.progress import ProgressView
-from dmt_ds.engine.stopping import StopRequest, Watchdog
+from dmt_ds.engine.ranks.peers import Peers
+from dmt_ds.engine.ranks.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import AllInModule, Progress, TaskLosses
 from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
 from dmt_ds.errors import DmtError

@@ -7,10 +7,11 @@ import sys
 import torch
 from torch import nn
 
-from dmt_ds.commands import compiling
+from dmt_ds.commands.training import compiling
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
-from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine import dist
+from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.errors import DmtError
 
 

@@ -11,7 +11,8 @@ from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.config.optim import OptimConfig
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.downstream.classification import Classifier
-from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine import dist
+from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.engine.optim import build_optimizer, learning_rate_schedule
 from dmt_ds.models.vit import build_vit, prefer_written_attention
 from dmt_ds.models.vit_layers import layer_numbers

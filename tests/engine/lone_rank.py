@@ -8,7 +8,7 @@ from torch import nn
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
-from dmt_ds.engine import ds_engine
+from dmt_ds.engine.deepspeed import ds_engine
 
 CASES = {"plain": 0.0, "clipped": 0.1}
 NOT_FINITE_AT = 2

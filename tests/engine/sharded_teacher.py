@@ -13,7 +13,8 @@ from dmt_ds.config.deepspeed import find_ds_config, resolve_student, resolve_tea
 from dmt_ds.config.optim import OptimConfig
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
-from dmt_ds.engine import dist, ds_engine, ds_teachers
+from dmt_ds.engine import dist
+from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
 from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.models.relations import RelationTeacher, last_qkv
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord

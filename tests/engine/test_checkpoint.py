@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_ds import storage
-from dmt_ds.engine import manifest
-from dmt_ds.engine.checkpoint import CheckpointFolder, RunState, read_run_state, tag_of, unusable
-from dmt_ds.engine.checkpoint_group import CheckpointGroup
-from dmt_ds.engine.manifest import answering, damage, share_to_sync
+from dmt_ds.engine.checkpoints import manifest
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder, RunState, read_run_state, tag_of, unusable
+from dmt_ds.engine.checkpoints.checkpoint_group import CheckpointGroup
+from dmt_ds.engine.checkpoints.manifest import answering, damage, share_to_sync
 from dmt_ds.errors import CheckpointError, StorageError
 from tests.faults import places
 

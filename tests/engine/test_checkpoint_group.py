@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.engine.checkpoint import CheckpointFolder
-from dmt_ds.engine.checkpoint_group import CheckpointGroup
-from dmt_ds.engine.fence import Fence
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
+from dmt_ds.engine.checkpoints.checkpoint_group import CheckpointGroup
+from dmt_ds.engine.checkpoints.fence import Fence
 from dmt_ds.errors import CheckpointError, StorageError
 from tests.engine.test_checkpoint import state, write_weights
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dmt_ds.engine.devices import local_device, unseen_gpus, unused_gpus
 from dmt_ds.engine.dist import launch_environment, local_world_size, slurm_tasks_of_nodes, why_apart
+from dmt_ds.engine.ranks.devices import local_device, unseen_gpus, unused_gpus
 from dmt_ds.errors import LaunchError
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}

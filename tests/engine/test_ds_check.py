@@ -6,7 +6,7 @@ import pytest
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, resolve_teacher
-from dmt_ds.engine.ds_check import check_ds_config
+from dmt_ds.engine.deepspeed.ds_check import check_ds_config
 from dmt_ds.errors import ConfigError
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "ds_configs").glob("*.json"))

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from dmt_ds import storage
-from dmt_ds.engine import fence
-from dmt_ds.engine.checkpoint import CheckpointFolder, unusable
-from dmt_ds.engine.fence import Fence
-from dmt_ds.engine.manifest import sizes_in
+from dmt_ds.engine.checkpoints import fence
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder, unusable
+from dmt_ds.engine.checkpoints.fence import Fence
+from dmt_ds.engine.checkpoints.manifest import sizes_in
 from dmt_ds.errors import CheckpointError, StorageError
 from dmt_ds.run_files import CLAIM_FILE
 from tests.engine.test_checkpoint import state, write_weights
@@ -39,7 +39,7 @@ def test_a_newer_attempt_ends_the_older_one_and_is_named(tmp_path):
 SIMULTANEOUS_STARTS = """
 import json, multiprocessing, os, sys
 from pathlib import Path
-from dmt_ds.engine.fence import Fence
+from dmt_ds.engine.checkpoints.fence import Fence
 from dmt_ds.errors import CheckpointError
 
 def start(folders, together):

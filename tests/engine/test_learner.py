@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dmt_ds.engine.checkpoint import CheckpointFolder
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
 from dmt_ds.engine.learner import Learner
 from dmt_ds.tracking.tracker import NullTracker
 from tests.engine.test_checkpoint import state

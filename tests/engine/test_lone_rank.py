@@ -8,7 +8,7 @@ import torch
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
-from dmt_ds.engine.lone_rank import averages_with_nobody
+from dmt_ds.engine.deepspeed.lone_rank import averages_with_nobody
 from tests import processes
 
 pytestmark = pytest.mark.distributed

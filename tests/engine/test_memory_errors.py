@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmt_ds.engine.memory_errors import explained
+from dmt_ds.engine.ranks.memory_errors import explained
 from dmt_ds.errors import OutOfMemoryError
 
 

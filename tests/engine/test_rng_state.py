@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmt_ds.engine import rng_state
+from dmt_ds.engine.checkpoints import rng_state
 
 
 def draw() -> list[float]:

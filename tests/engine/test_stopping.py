@@ -5,8 +5,8 @@ import sys
 import threading
 import time
 
-from dmt_ds.engine.peers import Peers
-from dmt_ds.engine.stopping import Watchdog
+from dmt_ds.engine.ranks.peers import Peers
+from dmt_ds.engine.ranks.stopping import Watchdog
 
 
 def test_no_thread_that_holds_the_run_outlives_the_watch():
@@ -39,7 +39,7 @@ HANGS = """
 import fcntl, logging, os, sys, time
 from pathlib import Path
 from dmt_ds.engine import stopping
-from dmt_ds.engine.peers import Peers
+from dmt_ds.engine.ranks.peers import Peers
 
 class Hanging(logging.Handler):
     def emit(self, record):
@@ -88,7 +88,7 @@ def test_a_log_a_terminal_or_a_record_that_hangs_does_not_keep_a_hanging_process
 GOES_ON = """
 import time
 from dmt_ds.engine import stopping
-from dmt_ds.engine.peers import Peers
+from dmt_ds.engine.ranks.peers import Peers
 
 stopping._LINGER_SECONDS = 0.5
 watchdog = stopping.Watchdog(0.2, 0, Peers())

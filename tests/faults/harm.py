@@ -55,14 +55,14 @@ def meet_at(rank: int, port: int) -> None:
 
 def hurry_collectives(rank: int, slack_seconds: float) -> None:
     """They wait so much longer than the watchdog, or less where it is below 0."""
-    from dmt_ds.commands import pretrain
+    from dmt_ds.commands.training import pretrain
 
     pretrain.GROUP_SLACK_SECONDS = slack_seconds
 
 
 def lose_the_run_after_the_last_step(rank: int, run: str) -> None:
     """Another attempt claims the folder between training and publishing."""
-    from dmt_ds.engine.fence import Fence
+    from dmt_ds.engine.checkpoints.fence import Fence
     from dmt_ds.engine.trainer import Trainer
 
     plain = Trainer.fit

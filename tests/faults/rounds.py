@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from dmt_ds.engine import manifest
-from dmt_ds.engine.checkpoint import tag_of
+from dmt_ds.engine.checkpoints import manifest
+from dmt_ds.engine.checkpoints.checkpoint import tag_of
 from tests import processes, tiny_run
 from tests.processes import Launched
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmt_ds.engine.manifest import hashes_of
+from dmt_ds.engine.checkpoints.manifest import hashes_of
 from tests import processes, tiny_run
 from tests.faults import places
 from tests.faults.rounds import turn_a_bit_over

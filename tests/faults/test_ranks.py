@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.engine.stopping import HANG_EXIT_CODE
+from dmt_ds.engine.ranks.stopping import HANG_EXIT_CODE
 from tests import processes, tiny_run
 from tests.faults.rounds import helpers_of, still_alive
 from tests.processes import errors

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dmt_ds.engine.checkpoint import read_run_state
+from dmt_ds.engine.checkpoints.checkpoint import read_run_state
 from dmt_ds.tracking.environment import library_versions
 from tests import processes, tiny_run
 from tests.processes import errors

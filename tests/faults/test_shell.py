@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_ds.commands.suite_slurm import Array, show
+from dmt_ds.commands.suites.suite_slurm import Array, show
 from dmt_ds.config.suite_run import as_overrides
 from dmt_ds.config.yaml_text import parse_value
 from tests.processes import free_port

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.engine.peers import Peers
-from dmt_ds.engine.stopping import Watchdog
+from dmt_ds.engine.ranks.peers import Peers
+from dmt_ds.engine.ranks.stopping import Watchdog
 from dmt_ds.tracking import mlflow_opening, mlflow_store
 from dmt_ds.tracking.mlflow_errors import translated
 from dmt_ds.tracking.mlflow_look import look_at_store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.engine.fence import Fence
+from dmt_ds.engine.checkpoints.fence import Fence
 from tests import processes, tiny_run
 from tests.processes import errors
 from tests.tiny_run import wait_for_step

@@ -9,7 +9,7 @@ import sys
 
 from torch import nn
 
-from dmt_ds.commands import pretrain
+from dmt_ds.commands.training import pretrain
 from dmt_ds.config.load import load_config
 from dmt_ds.engine.learner import Learner
 from dmt_ds.models.teachers import TeacherModel

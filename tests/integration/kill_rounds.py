@@ -15,9 +15,9 @@ from pathlib import Path
 
 import deepspeed  # noqa: F401  imported once for all rounds; starts no thread
 
-from dmt_ds.commands import pretrain
+from dmt_ds.commands.training import pretrain
 from dmt_ds.config.load import load_config
-from dmt_ds.engine.checkpoint import CheckpointFolder
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
 from tests.processes import free_port
 
 WORLD = 2

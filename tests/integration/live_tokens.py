@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.commands import pretrain
+from dmt_ds.commands.training import pretrain
 from dmt_ds.config.load import load_config
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.sources import open_source

@@ -11,13 +11,13 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from torch import Tensor, nn
 
-from dmt_ds.commands import pretrain, tasks, teacher_engines
+from dmt_ds.commands.training import pretrain, tasks, teacher_engines
 from dmt_ds.config.load import load_config
 from dmt_ds.data import batch_maker
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.views import CropSpec, crop_box
 from dmt_ds.distill.fusion import FUSED, TokenFusion
-from dmt_ds.engine import ds_engine
+from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.models.products import PatchProduct
 from tests.data.test_augment import jittered_by_torchvision
 

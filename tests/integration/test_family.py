@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_ds.commands import evaluate
+from dmt_ds.commands.readouts import evaluate
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.load import config_from_yaml
 from dmt_ds.models.teachers import load_encoder

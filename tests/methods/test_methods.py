@@ -7,8 +7,8 @@ import torch
 
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.data.views import center_crop
+from dmt_ds.engine.checkpoints.untrained import restore_untrained, untrained_state
 from dmt_ds.engine.task import PretrainingTask, Progress
-from dmt_ds.engine.untrained import restore_untrained, untrained_state
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.mae import MaeTask
 from dmt_ds.models.vit import tokens_of

@@ -36,7 +36,8 @@ from dmt_ds.config.deepspeed import find_ds_config, resolve_student, resolve_tea
 from dmt_ds.config.optim import OptimConfig  # noqa: E402
 from dmt_ds.config.schema import StudentConfig  # noqa: E402
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
-from dmt_ds.engine import dist, ds_engine, ds_teachers  # noqa: E402
+from dmt_ds.engine import dist  # noqa: E402
+from dmt_ds.engine.deepspeed import ds_engine, ds_teachers  # noqa: E402
 from dmt_ds.engine.optim import build_optimizer  # noqa: E402
 from dmt_ds.models.student import Student  # noqa: E402
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord  # noqa: E402

@@ -5,7 +5,8 @@ import json
 import torch
 
 from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
-from dmt_ds.engine import dist, ds_engine, ds_teachers
+from dmt_ds.engine import dist
+from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
 from dmt_ds.models.vit import build_vit, tokens_of
 from tests import tiny_run
 

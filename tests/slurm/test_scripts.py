@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.commands.sbatch_ranks import ranks_of
+from dmt_ds.commands.suites.sbatch_ranks import ranks_of
 from tests.slurm.slurm_cluster import ROOT, SCRIPTS, SMALL, Cluster, Job, output_of, program
 
 TRAINING = [

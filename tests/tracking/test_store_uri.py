@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_ds.engine.fence import Fence
+from dmt_ds.engine.checkpoints.fence import Fence
 from dmt_ds.errors import TrackingError
 from dmt_ds.tracking.store_uri import store_uri
 

@@ -16,7 +16,8 @@ from dmt_ds.data.detection_views import ScaleSpec
 from dmt_ds.data.loader import every_image
 from dmt_ds.downstream.detection.results import results_of, scores_over_ranks
 from dmt_ds.downstream.detection.task import DetectionTask
-from dmt_ds.engine import dist, ds_engine
+from dmt_ds.engine import dist
+from dmt_ds.engine.deepspeed import ds_engine
 from tests.downstream.detection import tiny
 
 NUM_IMAGES = 5

@@ -1,0 +1,1 @@
+"""`dmt-ds doctor`: a file for each thing that it looks at."""

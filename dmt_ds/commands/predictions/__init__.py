@@ -1,0 +1,1 @@
+"""`dmt-ds predict`: answers to a person's own images."""

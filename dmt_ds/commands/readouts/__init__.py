@@ -1,0 +1,1 @@
+"""What a trained model is worth: `dmt-ds evaluate`, `knn` and `judge`."""

@@ -1,0 +1,1 @@
+"""`dmt-ds suite`: plan, check, start and record many runs."""

@@ -1,0 +1,1 @@
+"""`dmt-ds pretrain` and `finetune`, and the parts that they put together."""

@@ -1,0 +1,1 @@
+"""What a run leaves to resume from, and who may write it."""
