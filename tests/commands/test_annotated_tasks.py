@@ -4,7 +4,6 @@ import pytest
 
 from dmt_ds.commands.annotations.annotated_tasks import KINDS, kind_of
 from dmt_ds.commands.training.finetune import _asked_for, _task_of
-from dmt_ds.config.images import RESIZE_POSITIONS
 from dmt_ds.config.load import find_recipe, load_config
 from dmt_ds.config.schema import ANNOTATED_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
@@ -20,10 +19,6 @@ def test_each_kind_leaves_a_folder_of_its_own_that_readers_of_runs_know() -> Non
     folders = [kind.folder for kind in KINDS.values()]
     assert len(set(folders)) == len(folders)
     assert set(folders) < set(PUBLISHED)
-
-
-def test_a_suite_plans_with_the_sizes_that_each_kind_starts_from() -> None:
-    assert {task for task, kind in KINDS.items() if kind.resizes_positions} == set(RESIZE_POSITIONS)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

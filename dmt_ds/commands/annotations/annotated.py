@@ -150,9 +150,6 @@ class AnnotatedKind(ABC, Generic[T, Images]):
     """Settings, beside those of all kinds, that weights are of: a model that is trained can't have others."""
     may_lack_classes = False
     """Whether images to judge by may lack the last classes."""
-    resizes_positions = False
-    """Whether an encoder's positions are interpolated to `data.image_size`, so that it may come from another size."""
-
     needs_whole_weights: str | None = None
     """Why cut weights (ZeRO-3) would not do, beside a running mean; None: they would."""
 

@@ -19,6 +19,7 @@ from dmt_ds.data.batch_maker import BatchMaker
 from dmt_ds.data.joint_crop import JointCrop, resized
 from dmt_ds.data.label_maps import LabelMapSource, SegmentedImages, count_pixels, open_label_maps, open_segmented
 from dmt_ds.data.map_batches import EvalMapMaker, LabelMaps, TrainMapMaker
+from dmt_ds.data.sampling import spread
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.splits import Split
 from dmt_ds.downstream.region_overlap import Overlap, class_iou, overlap_of
@@ -48,7 +49,6 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
     told_as = ("segment",)
     described_in = SEGMENTER_FILE
     shaped_by = tuple(f"segment.{key}" for key in ("blocks", "channels", "auxiliary_weight", "auxiliary_channels"))
-    resizes_positions = True
     needs_whole_weights = "sees images of many sizes, so that ranks would wait for each other's parts"
 
     def open(self, config: RunConfig) -> SegmentedImages:
@@ -79,9 +79,8 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
 
     def gaps(self, images: SegmentedImages) -> list[str]:
         """Values that look as if they were meant otherwise, by a few training maps from first to last."""
-        source, last = images.train, len(images.train) - 1
-        rows = {round(part * last / (MAPS_COUNTED - 1)) for part in range(MAPS_COUNTED)}
-        return source.values.doubts(source.pixels_of(sorted(rows)), f"the {len(rows)} training maps looked at")
+        source, rows = images.train, spread(len(images.train), MAPS_COUNTED)
+        return source.values.doubts(source.pixels_of(rows), f"the {len(rows)} training maps looked at")
 
     def build(self, config: RunConfig, class_names: Sequence[str]) -> SegmentationTask:
         """UPerNet on the encoder.
@@ -187,8 +186,8 @@ class SegmentationJudge:
     def _shown(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Image [3, H, W], label map and answer [H, W], all uint8, of a few images."""
         data, section = self.scene.config.data, self.scene.config.segment
-        last, found = len(self.images) - 1, []
-        for row in sorted({round(part * last / (NUM_SHOWN - 1)) for part in range(NUM_SHOWN)}):
+        found = []
+        for row in spread(len(self.images), NUM_SHOWN):
             image, labels = self.images.read_pair(row)
             scaled = resized(image, section.short_side, interpolation=data.interpolation)
             device = self.task.module.device

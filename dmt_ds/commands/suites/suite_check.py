@@ -13,7 +13,7 @@ from dmt_ds.commands.suites.suite_state import changed, changed_follow_up, is_ju
 from dmt_ds.commands.training.runs import check_zero_stage, open_images
 from dmt_ds.commands.training.tasks import image_size_of_start
 from dmt_ds.config.batch import plan_batch
-from dmt_ds.config.deepspeed import find_ds_config, read_ds_config
+from dmt_ds.config.deepspeed import named_ds_config
 from dmt_ds.config.images import WHERE_IMAGES_ARE
 from dmt_ds.config.schema import TEACHER_TASKS, DataConfig, RunConfig
 from dmt_ds.config.suite_follow_ups import KINDS, FollowUp
@@ -127,7 +127,7 @@ def _findings(follow_up: FollowUp) -> Iterator[str]:
     config, kind = follow_up.config, follow_up.kind.name
     before = f"{follow_up.run.file.label}: {kind}: "
     try:
-        check_zero_stage(config, read_ds_config(find_ds_config(config.train.deepspeed)))
+        check_zero_stage(config, named_ds_config(config.train.deepspeed))
     except ConfigError as error:
         yield f"{before}{error}; for it alone: {kind}.set.train.deepspeed=..."
     if config.data.path == follow_up.run.config.data.path:

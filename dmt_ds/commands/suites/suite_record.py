@@ -8,7 +8,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from dmt_ds.commands.annotations.annotated_tasks import kind_of
-from dmt_ds.config.deepspeed import find_ds_config, precision, read_ds_config
+from dmt_ds.config.deepspeed import find_ds_config, named_ds_config, precision
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.data.sources import open_source
@@ -184,4 +184,4 @@ def _sha256(name: str, teacher: TeacherConfig) -> str:
 
 
 def _precision(deepspeed: str) -> str:
-    return precision(read_ds_config(find_ds_config(deepspeed)))
+    return precision(named_ds_config(deepspeed))

@@ -13,6 +13,8 @@ from torch import nn
 from dmt_ds.commands.annotations.annotated_tasks import kind_of
 from dmt_ds.commands.training.loss_kernel import choose_kernel
 from dmt_ds.commands.training.teacher_engines import check_same_grid, load_teachers, start_teachers
+from dmt_ds.config.deepspeed import DsConfig
+from dmt_ds.config.images import RESIZE_POSITIONS
 from dmt_ds.config.methods import DistillConfig
 from dmt_ds.config.schema import RunConfig, Task
 from dmt_ds.data.augment import Augment
@@ -21,7 +23,6 @@ from dmt_ds.distill.fusion import TokenFusion
 from dmt_ds.distill.kernels.terms import Kernel
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine import dist
-from dmt_ds.engine.deepspeed.ds_engine import DsConfig
 from dmt_ds.engine.task import AnnotatedTask, FreezingTask, PretrainingTask
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask, FusedTeachers
@@ -118,8 +119,7 @@ def _finished(built: BuiltTask, config: RunConfig, device: torch.device) -> Buil
 
 def image_size_of_start(config: RunConfig) -> int | None:
     """Side of the images that the weights in `student.init_from` must fit; None where the task takes those of any."""
-    kind = kind_of(config)
-    return None if kind is not None and kind.resizes_positions else config.data.image_size
+    return None if config.task in RESIZE_POSITIONS else config.data.image_size
 
 
 def _build(configs: Sequence[RunConfig], device: torch.device, class_names: Sequence[str]) -> list[BuiltTask]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmt_ds.config.deepspeed import DsConfig as DsConfig
+from dmt_ds.config.deepspeed import DsConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoints.manifest import unread
 from dmt_ds.engine.cpu_memory import keep_freed_memory
