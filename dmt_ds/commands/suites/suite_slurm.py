@@ -168,7 +168,7 @@ def arguments_of(
 
 
 def _script() -> Path:
-    return Path(os.environ.get("DMT_DS_HOME", Path(__file__).parents[2])) / "slurm" / "suite.sh"
+    return Path(os.environ.get("DMT_DS_HOME", Path(__file__).parents[3])) / "slurm" / "suite.sh"
 
 
 def _options_of(stage: str, options: Sequence[str]) -> list[str]:
