@@ -16,6 +16,8 @@ from torch import Tensor
 from dmt_ds.errors import DataError
 from dmt_ds.wording import first_line
 
+REMEDY = "; fetch it again"
+"""What begins the advice in a message on a broken file, for who has no use for it."""
 _JPEG = b"\xff\xd8"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segment that says the size
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, frozenset(range(5, 9))  # EXIF's tag, and its values for a quarter turn
@@ -38,7 +40,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
         DataError: empty, truncated, corrupt, of no known format, in floating point, or larger than `MAX_PIXELS`.
     """
     if not data:
-        raise DataError(f"{name}: the image file is empty (0 bytes); fetch it again or remove it")
+        raise DataError(f"{name}: the image file is empty (0 bytes){REMEDY} or remove it")
     try:
         size = _jpeg_size(data) or _size(data)
         if size[0] * size[1] > MAX_PIXELS:
@@ -53,7 +55,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
         raise
     except Exception as error:  # a broken file makes decoders raise whatever they like
         raise DataError(
-            f"{name}: not a readable image ({_reason(error)}); fetch it again, remove it, or set data.bad_images=skip"
+            f"{name}: not a readable image ({_reason(error)}){REMEDY}, remove it, or set data.bad_images=skip"
         ) from None
 
 

@@ -165,18 +165,19 @@ def _of_folder(folder: Path, image_size: int) -> VitSize | None:
 
 
 def _of_safetensors(path: Path, image_size: int) -> VitSize | None:
-    """A file under timm's names, as `dmt-ds teachers convert` writes it, by the shapes that it begins with."""
+    """A file under timm's names, as `dmt-ds teachers convert` writes it, by the shapes that it begins with.
+
+    None for what is no such file after all, such as a pointer of git-lfs: loading it will say so.
+    """
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except ValueError:
-        return None  # no such file after all, which loading it will tell; here its size is a guess
-    projection = header.get("patch_embed.proj.weight")  # [D, 3, P, P]
-    if projection is None:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < path.stat().st_size else {}
+        width, _, _, patch_size = header["patch_embed.proj.weight"]["shape"]  # [D, 3, P, P]
+    except (ValueError, KeyError, TypeError):
         return None
-    width, _, _, patch_size = projection["shape"]
     depth = len({block[1] for key in header if (block := re.match(r"blocks\.(\d+)\.", key))})
     return VitSize(width, depth, patch_size, image_size)
 

@@ -167,8 +167,10 @@ def test_a_teacher_in_timms_layout_is_as_large_as_the_file_says(tmp_path: Path) 
     write_safetensors(path, vit.state_dict())
     section = TeachersConfig.model_validate({"models": {"a": {"source": str(path)}}})
     assert teacher_sizes(section, 16, 224) == ({"a": VitSize(64, 5, 8, 224)}, [])
-    path.write_bytes(path.read_bytes()[:100])
-    assert teacher_sizes(section, 16, 224) == ({"a": VitSize(768, 12, 16, 224)}, ["a"])
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    for other in (path.read_bytes()[:100], pointer, b"", b"\2" + bytes(7) + b"[]", b"\2" + bytes(7) + b"{}"):
+        path.write_bytes(other)
+        assert teacher_sizes(section, 16, 224) == ({"a": VitSize(768, 12, 16, 224)}, ["a"])
 
 
 @pytest.mark.parametrize(

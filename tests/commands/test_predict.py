@@ -92,6 +92,7 @@ def test_what_can_not_be_read_is_named_and_left_out(run_folder, photos, tmp_path
     told = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert sorted(told["unreadable"]) == sorted([str(photos / "broken.jpg"), str(photos / "nested" / "empty.png")])
     assert "empty (0 bytes)" in told["unreadable"][str(photos / "nested" / "empty.png")]
+    assert not any("bad_images" in reason for reason in told["unreadable"].values()), "a setting of training"
     assert "broken.jpg" in caplog.text and "empty.png" in caplog.text
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dmt_ds.commands.predictions.predict_progress import PredictProgress
-from dmt_ds.data.decode import decode_image
+from dmt_ds.data.decode import REMEDY, decode_image
 from dmt_ds.data.folder import read_file
 from dmt_ds.errors import DataError, ExportError
 
@@ -57,7 +57,7 @@ def read_image(path: str) -> Tensor | str:
     try:
         return decode_image(read_file(path), path)
     except DataError as error:
-        return str(error).partition("; download it again")[0]
+        return str(error).partition(REMEDY)[0]
 
 
 def leave_out(path: str, reason: str, unreadable: dict[str, str]) -> None:
