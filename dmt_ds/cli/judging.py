@@ -102,7 +102,7 @@ def judge(source: str, overrides: tuple[str, ...], output: Path | None, log_as: 
     SOURCE is the output folder of a run, a checkpoint in it, or its folder classifier, segmenter or detector. Settings
     are the run's own, and KEY=VALUE wins over them; those of the model itself can't be changed. Images are those of
     data.val_split; every one is judged once, on any number of processes, as the run judges its own. Nothing is trained,
-    and the run's folder stays as it is but for --log-as.
+    and only --log-as changes the run's folder.
     """
     from dmt_ds.commands.readouts import judge as command
 

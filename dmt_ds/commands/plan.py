@@ -187,7 +187,7 @@ def render(plan: dict[str, Any]) -> str:
         *(_line(name, f"{1000 * seconds:8.1f} ms") for name, seconds in times.items()),
         "",
         _line(
-            "images a second", f"{plan['images_per_second']:8,.0f} ({plan['images_per_second'] / ranks:,.0f} per GPU)"
+            "images per second", f"{plan['images_per_second']:8,.0f} ({plan['images_per_second'] / ranks:,.0f} per GPU)"
         ),
         _line("hours", f"{plan['hours']:8.1f}, {plan['gpu_hours']:,.0f} GPU-hours"),
         _line("loader", f"{plan['loader_cores_per_node']:8.0f} CPU cores per node"),
