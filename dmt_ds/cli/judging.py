@@ -27,7 +27,7 @@ encoders_option = click.option(
 
 
 @click.command(
-    short_help="k-NN accuracy of teachers, students and checkpoints.",
+    short_help="Measure k-NN accuracy of teachers, students and checkpoints.",
     epilog=examples(
         "dmt-ds knn -e runs/vit_tiny",
         "dmt-ds knn -e runs/vit_tiny -e timm:vit_base_patch16_224.mae -e pixels data.path=/data/imagenet",
@@ -52,7 +52,7 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
 
 
 @click.command(
-    short_help="All frozen readouts at once: k-NN and linear probe.",
+    short_help="Measure frozen features: k-NN and linear probe.",
     epilog=examples(
         "dmt-ds evaluate -e runs/vit_tiny",
         "dmt-ds evaluate -e runs/vit_tiny -e runs/vit_tiny_mse -e pixels",
@@ -76,7 +76,7 @@ def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str
 
 
 @click.command(
-    short_help="Scores of a run's classifier, segmenter or detector on any images.",
+    short_help="Score a run's classifier, segmenter or detector on any images.",
     epilog=examples(
         "dmt-ds judge -e runs/vit_small_finetune data.val_split=test",
         "torchrun --nproc-per-node 8 -m dmt_ds judge -e runs/vit_small_segment data.path=/data/ADE20K -o scores",
@@ -95,14 +95,14 @@ def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str
     help="Folder for scores.json and pictures; nothing in it is overwritten.",
 )
 @click.option("--log-as", metavar="NAME", help="Also add the scores to the run's record, as NAME/top1 and so on.")
-@click.option("--json", "as_json", is_flag=True, help="For programs: shares, model, images, versions.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs: shares, model, images, versions.")
 def judge(source: str, overrides: tuple[str, ...], output: Path | None, log_as: str | None, as_json: bool) -> None:
-    """Judge what `dmt-ds finetune`, `segment` or `detect` has trained on another split, or on other images.
+    """Score what `dmt-ds finetune`, `segment` or `detect` has trained, on another split or on other images.
 
-    SOURCE is the output folder of a run, a checkpoint in it, or its folder classifier, segmenter or detector. Settings
-    are the run's own, and KEY=VALUE wins over them; those of the model itself can't be changed. Images are those of
-    data.val_split; every one is judged once, on any number of processes, as the run judges its own. Nothing is trained,
-    and only --log-as changes the run's folder.
+    SOURCE is a run's folder, a checkpoint in it, or its folder classifier, segmenter or detector. KEY=VALUE overrides
+    the run's settings, except those of the model itself. Each image of data.val_split counts once, on any number of
+    processes, and is evaluated as the run evaluates its own. Nothing is trained, and only --log-as changes the run's
+    folder.
     """
     from dmt_ds.commands.readouts import judge as command
 

@@ -9,7 +9,7 @@ from dmt_ds.cli.parts import examples, launch_rank, load_recipe, overrides_argum
 
 
 @click.command(
-    short_help="Memory, traffic, time and GPU-hours of a recipe, by formulas.",
+    short_help="Estimate a recipe's memory, traffic, time and GPU-hours.",
     epilog=examples(
         "dmt-ds plan -c vit_tiny --gpus-per-node 8 --gpu h200",
         "dmt-ds plan -c vit_base --nodes 4 --gpus-per-node 8 --gpu a100 --images 14197122",

@@ -12,7 +12,9 @@ def teachers() -> None:
     """List teachers, inspect weights files and convert them."""
 
 
-@teachers.command("list", epilog=examples("dmt-ds teachers list"))
+@teachers.command(
+    "list", short_help="Teachers that load as they are, and where to get them.", epilog=examples("dmt-ds teachers list")
+)
 def teachers_list() -> None:
     """List teachers that load without further settings: where to get them, layout, licence."""
     from dmt_ds.commands import teachers as command
@@ -20,7 +22,11 @@ def teachers_list() -> None:
     click.echo(command.list_teachers())
 
 
-@teachers.command("inspect", epilog=examples("dmt-ds teachers inspect teachers/mae_pretrain_vit_base.pth"))
+@teachers.command(
+    "inspect",
+    short_help="Show what is in a weights file.",
+    epilog=examples("dmt-ds teachers inspect teachers/mae_pretrain_vit_base.pth"),
+)
 @click.argument("source", metavar="SOURCE")
 @click.option("--key", metavar="KEY", help="Part of a full checkpoint: teacher, student, base_encoder, ...")
 def teachers_inspect(source: str, key: str | None) -> None:
@@ -32,6 +38,7 @@ def teachers_inspect(source: str, key: str | None) -> None:
 
 @teachers.command(
     "convert",
+    short_help="Write a file's encoder as safetensors.",
     epilog=examples("dmt-ds teachers convert teachers/checkpoint_teacher.pth teachers/ibot_vitb.safetensors"),
 )
 @click.argument("source", metavar="IN")

@@ -40,11 +40,19 @@ def idle_settings(settings: Mapping[str, object]) -> set[str]:
 def used_teachers(settings: Mapping[str, object]) -> list[str]:
     """Names of the teachers of flat settings, in order; of a task without teachers those that stand there."""
     use = settings.get("teachers.use")
-    if isinstance(use, str) and use != "None":
-        use = ast.literal_eval(use)
+    if isinstance(use, str):
+        use = plain_value(use)
     if isinstance(use, (list, tuple)):
         return [str(name) for name in use]
     return list(dict.fromkeys(_teacher_of(key) for key in settings if key.startswith(_MODELS)))
+
+
+def plain_value(text: str) -> object:
+    """What a parameter's text says as Python writes it; the text itself where it is a word, as other programs' are."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return text
 
 
 def _teacher_of(key: str) -> str:

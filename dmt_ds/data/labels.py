@@ -76,7 +76,7 @@ def _common_classes(train: ImageSource, test: ImageSource) -> int:
 def _check_has_classes(source: ImageSource, which: str) -> None:
     if not source.class_names:
         raise DataError(
-            f"the {which} images have no labels ({source.name(0)}): sort them into one folder a class, or set "
+            f"the {which} images have no labels ({source.name(0)}): sort them into one folder per class, or set "
             "data.label_column to the column of their class numbers"
         )
 

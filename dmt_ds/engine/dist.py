@@ -13,7 +13,7 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from dmt_ds.errors import DmtError, LaunchError, PeerFailedError
-from dmt_ds.wording import one_line
+from dmt_ds.wording import first_line, one_line
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ def why_apart(environment: Mapping[str, str], error: Exception) -> str:
         reason = one_line(text.rpartition("Last error:")[2])
         remedy = "Each rank needs a GPU of its own; NCCL_DEBUG=INFO shows more"
     else:
-        reason = text.splitlines()[0]
+        reason = first_line(error)
         remedy = "Is the port taken by another job? Set another MASTER_PORT (torchrun: --master-port)"
     address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
     return f"rank {environment['RANK']}: no process group at {address}: {reason}. {remedy}"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmt_ds.config.section import multiples_near
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.vit import VitShape
 
@@ -38,8 +39,8 @@ def move_to_image_size(where: str, vit: nn.Module, image_size: int) -> None:
         raise WeightsError(f"{where}: resize_positions: it has no table of positions to interpolate; leave it out")
     if image_size % patch_size:
         raise WeightsError(
-            f"{where}: resize_positions: data.image_size {image_size} is no multiple of its patches of {patch_size} "
-            f"pixels: set data.image_size={image_size // patch_size * patch_size}"
+            f"{where}: resize_positions: data.image_size {image_size} is not a multiple of its patches of {patch_size} "
+            f"pixels: take {multiples_near(image_size, patch_size)}"
         )
     any_vit.set_input_size(img_size=(image_size, image_size))
 

@@ -61,7 +61,8 @@ def _unlike_most(first: list[str], columns: Sequence[list[str]], width: int) -> 
     for title, settings in told.items():
         known = [f"{name}={value}" for name, value in settings if value != NOTHING]
         wrapped = textwrap.wrap(", ".join(known), room, break_long_words=False, break_on_hyphens=False)
-        grid += [[title if not n else "", line] for n, line in enumerate(wrapped or ["as most"])]
+        without = "as most" if not settings else "has none of the settings that it differs in"
+        grid += [[title if not n else "", line] for n, line in enumerate(wrapped or [without])]
     return grid
 
 

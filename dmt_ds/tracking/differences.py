@@ -1,12 +1,12 @@
 """In which settings runs differ, by their records: without what changes no result, and what follows from others."""
 
-import ast
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from dmt_ds.config.idle import idle_settings, used_teachers
+from dmt_ds.config.idle import idle_settings, plain_value, used_teachers
 from dmt_ds.config.resume import SEEDS_MAY_DIFFER, covers
 from dmt_ds.config.schema import TASKS_OF_SECTION
 from dmt_ds.tracking.mlflow_compare import RecordedRun
@@ -48,12 +48,12 @@ def told_settings(run: RecordedRun) -> dict[str, str]:
     idle = idle_settings(run.params)
     told: dict[str, str] = {}
     for key, value in run.params.items():
-        if value == "None" and key in _OR_EPOCHS:
+        later = run.tags.get(f"resumed.{key}")
+        if value == "None" and key in _OR_EPOCHS and later is None:
             continue
         if key in idle or _is_any(_NO_SETTINGS, key) or (key.startswith("teachers.") and not _is_setting(key)):
             continue
         shown = _shown(key, value)
-        later = run.tags.get(f"resumed.{key}")
         told[key] = shown if later is None else f"{shown} -> {_shown(key, later)}"
     if any(key.startswith("teachers.") for key in told):
         told["teachers.use"] = "+".join(sorted(used_teachers(run.params)))
@@ -134,10 +134,8 @@ def _content_of(key: str) -> str:
 def _shown(key: str, value: str) -> str:
     if _is_any(_PATHS, key):
         return PurePath(re.split(r"/[^/]*[*?\[{]", value)[0]).name if value != "None" else "null"
-    try:
-        return _written(ast.literal_eval(value))
-    except (SyntaxError, ValueError):  # a word
-        return value
+    plain = plain_value(value)
+    return value if isinstance(plain, float) and not math.isfinite(plain) else _written(plain)
 
 
 def _written(value: object) -> str:

@@ -297,7 +297,7 @@ def test_settings_of_the_model_itself_are_refused_and_those_of_training_do_not_m
         find_judged(str(classified), given)
     lines = str(caught.value).splitlines()
     assert len(lines) == 4
-    assert "student.depth=3: the model was trained with 2, and judging does not change it: leave it out" in lines
+    assert "student.depth=3: the model was trained with 2; leave the setting out" in lines
     found = find_judged(str(classified), ["student.depth=2", "optim.base_lr=1", "train.steps=9"])
     assert found.config.train.steps == 9
 

@@ -71,6 +71,7 @@ def test_gpus_of_the_driver_that_torch_does_not_see_are_told_outside_of_slurm(mo
     told = unused_gpus({}, tmp_path)
     assert told and told.startswith("this machine has GPUs but torch sees none, so the CPU is used")
     assert unused_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) is None, "hidden on purpose"
+    assert unused_gpus({"SLURM_JOB_ID": "1"}, tmp_path) is None, "not asked for"
 
 
 def test_a_half_set_launcher_environment_names_what_is_missing():

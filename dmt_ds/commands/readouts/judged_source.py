@@ -9,6 +9,7 @@ from typing import Any
 
 from dmt_ds.commands.annotations.annotated import AnnotatedKind
 from dmt_ds.commands.annotations.annotated_tasks import kind_of
+from dmt_ds.commands.readouts.judging import shown_value
 from dmt_ds.commands.run_folder import run_of, settings_of, step_of_run
 from dmt_ds.config.load import COMMAND_LINE, flatten, load_layers
 from dmt_ds.config.schema import RunConfig
@@ -124,8 +125,7 @@ def _refuse_another_model(own: RunConfig, given: RunConfig, kind: AnnotatedKind[
     before, after = flatten(own), flatten(given)
     keys = [key for key in before if key in (*_SHAPE_OF_ALL, *kind.shaped_by) or key.startswith("student.")]
     findings = [
-        f"{key}={_shown(after[key])}: the model was trained with {_shown(before[key])}, and judging does not change "
-        "it: leave it out"
+        f"{key}={shown_value(after[key])}: the model was trained with {shown_value(before[key])}; leave the setting out"
         for key in keys
         if before[key] != after[key]
     ]
@@ -133,10 +133,6 @@ def _refuse_another_model(own: RunConfig, given: RunConfig, kind: AnnotatedKind[
         findings.append(f"data.val_split={given.data.val_split}: data.source=digits has no other split: leave it out")
     if findings:
         raise ConfigError("\n".join(findings))
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value)
 
 
 def _step_of(file: Path) -> int | None:

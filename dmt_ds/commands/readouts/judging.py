@@ -125,7 +125,7 @@ def is_judged_as_run(
     config = settings_of(folder)
     pairs = {"data": (data, config.data), "knn": (knn, config.knn), "linear": (linear or config.linear, config.linear)}
     others = [
-        f"{section}.{key}={_shown(value)} (the run has {_shown(getattr(own, key))})"
+        f"{section}.{key}={shown_value(value)} (the run has {shown_value(getattr(own, key))})"
         for section, (given, own) in pairs.items()
         for key in _MOVE_SCORES[section]
         if (value := getattr(given, key)) != getattr(own, key)
@@ -150,5 +150,6 @@ def _are_its_images(folder: Path, train_fingerprint: str, given: DataConfig, own
     return train_fingerprint in [*known, *([] if newest is None else [newest.state.data_fingerprint])]
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
+    """A setting's value as the command line has it."""
     return "null" if value is None else str(value)

@@ -79,13 +79,13 @@ def start(timeout_seconds: float) -> torch.device:
     deepspeed = library()
     _forbid_shared_memory_build(deepspeed)
     timeout = timedelta(seconds=timeout_seconds)
+    dist.set_group_timeout(timeout)
     try:
         deepspeed.init_distributed(verbose=False, timeout=timeout)
+        # DeepSpeed's engines talk in a copy of the group of all, which it would make without a timeout.
+        deepspeed.utils.groups._WORLD_GROUP = dist.new_group(range(dist.world_size()))
     except (RuntimeError, ValueError) as error:
         raise LaunchError(dist.why_apart(environment, error)) from error
-    dist.set_group_timeout(timeout)
-    # DeepSpeed's engines talk in a copy of the group of all, which it would make without a timeout.
-    deepspeed.utils.groups._WORLD_GROUP = dist.new_group(range(dist.world_size()))
     return device
 
 

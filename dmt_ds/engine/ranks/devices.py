@@ -66,8 +66,8 @@ def unseen_gpus(environ: Mapping[str, str]) -> str | None:
 
 
 def unused_gpus(environ: Mapping[str, str], driver: Path = DRIVER) -> str | None:
-    """The same of a machine whose driver has GPUs, outside of SLURM: there the CPU may be what is wanted."""
-    if not driver.is_dir() or not any(driver.iterdir()) or _are_seen_or_hidden(environ):
+    """The same of a machine whose driver has GPUs, outside of SLURM: the CPU may be what is wanted there."""
+    if "SLURM_JOB_ID" in environ or _are_seen_or_hidden(environ) or not driver.is_dir() or not any(driver.iterdir()):
         return None
     return f"this machine has GPUs but torch sees none, so the CPU is used: driver too old for the wheel? {_wheel()}"
 
