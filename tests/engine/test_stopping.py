@@ -38,7 +38,7 @@ def test_what_may_take_longer_is_given_that_time_and_no_more():
 HANGS = """
 import fcntl, logging, os, sys, time
 from pathlib import Path
-from dmt_ds.engine import stopping
+from dmt_ds.engine.ranks import stopping
 from dmt_ds.engine.ranks.peers import Peers
 
 class Hanging(logging.Handler):
@@ -87,7 +87,7 @@ def test_a_log_a_terminal_or_a_record_that_hangs_does_not_keep_a_hanging_process
 
 GOES_ON = """
 import time
-from dmt_ds.engine import stopping
+from dmt_ds.engine.ranks import stopping
 from dmt_ds.engine.ranks.peers import Peers
 
 stopping._LINGER_SECONDS = 0.5

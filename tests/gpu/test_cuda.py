@@ -128,7 +128,7 @@ def test_a_compiled_student_gives_the_same_losses(cuda, tmp_path):
 
 PRODUCTS = """
 import copy, json, torch
-from dmt_ds.engine import ds_teachers
+from dmt_ds.engine.deepspeed import ds_teachers
 from dmt_ds.models.products import fuse_gelu
 from tests.engine.sharded_teacher import teacher
 exact = teacher("vit_small")
@@ -157,7 +157,7 @@ def test_teachers_made_of_products_are_no_farther_from_float32_than_timms_own(cu
 SHARDED = """
 import json, torch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
-from dmt_ds.engine import ds_engine, ds_teachers
+from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
 from dmt_ds.models.products import fuse_gelu
 from tests.engine.sharded_teacher import teacher
 device = ds_engine.start(120)
