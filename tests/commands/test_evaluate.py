@@ -179,7 +179,7 @@ def test_what_is_not_added_is_told_before_it_is_judged(
         raise InterruptedError
 
     make_run(tmp_path / "run", "tracking.enabled=false")
-    monkeypatch.setattr(f"dmt_ds.commands.{command}.features_of", judged)
+    monkeypatch.setattr(f"dmt_ds.commands.readouts.{command}.features_of", judged)
     result = CliRunner().invoke(main, [command, "-e", str(tmp_path / "run"), "knn.k=3"])
     assert isinstance(result.exception, InterruptedError)
 

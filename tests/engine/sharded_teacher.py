@@ -73,6 +73,7 @@ def group_timeouts() -> list[float]:
     """Seconds that the collectives of each group wait: of all that engines made, and of those of a node."""
     os.environ["LOCAL_WORLD_SIZE"] = "1"
     ds_teachers.shard_group("node")
+    dist.barrier()  # rank 0 keeps the store that the other's group is made through
     groups = torch.distributed.distributed_c10d._world.pg_map
     return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups]
 
