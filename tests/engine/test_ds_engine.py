@@ -47,8 +47,8 @@ def test_teacher_weights_are_true_bf16(facts):
 
 def test_deepspeed_is_imported_without_mlflow_which_still_can_be():
     program = (
-        "import sys; from dmt_ds.engine.deepspeed import ds_engine; ds_engine.library(); print('mlflow' in sys.modules); "
-        "import mlflow; print(mlflow.__name__)"
+        "import sys; from dmt_ds.engine.deepspeed import ds_engine; ds_engine.library(); "
+        "print('mlflow' in sys.modules); import mlflow; print(mlflow.__name__)"
     )
     assert processes.run(["-c", program]).stdout.split() == ["False", "mlflow"]
 
