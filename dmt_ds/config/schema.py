@@ -217,15 +217,10 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_is_for_labels_has_labels(self, info: ValidationInfo) -> "RunConfig":
-        rate, every, tasks = self.optim.layer_decay, self.train.eval_every_epochs, ", ".join(ANNOTATED_TASKS)
+    def _layer_decay_is_of_tasks_with_annotations(self) -> "RunConfig":
+        rate, tasks = self.optim.layer_decay, ", ".join(ANNOTATED_TASKS)
         if self.task not in ANNOTATED_TASKS and rate != 1:
             raise ValueError(f"optim.layer_decay {rate} is for the tasks {tasks}, not for {self.task}: set it to 1")
-        if self.task not in ANNOTATED_TASKS and every and is_to_be_trained(info):
-            raise ValueError(
-                f"train.eval_every_epochs {every:g} is for the tasks {tasks}, not for {self.task}: set it to 0, and "
-                "measure the encoder after the run with dmt-ds evaluate"
-            )
         return self
 
     @model_validator(mode="after")

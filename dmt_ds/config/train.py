@@ -25,7 +25,9 @@ class TrainConfig(Section):
     save_every_steps: Count = 1000
     """Steps between two checkpoints; one is also saved at the end, and on a signal."""
     eval_every_epochs: NonNegative = 0.0
-    """Passes over the data between two evaluations, in tasks that learn from labels; 0 evaluates only at the end."""
+    """Passes over the data between two evaluations on the validation images; 0 has none on the way. Tasks that learn
+    from labels are judged by their own scores, at the end always. The other tasks make encoders: they are judged by
+    k-NN (`knn.k`, `knn.temperature`) before the first step, every so often and at the end. That needs labels."""
     keep_checkpoints: Count = 2
     """Complete checkpoints to keep on disk."""
     resume: Literal["auto", "never"] = "auto"

@@ -228,18 +228,12 @@ def test_a_rate_that_would_rise_after_the_warmup_is_refused_of_a_run_and_of_a_me
 
 
 def test_what_was_trained_with_settings_that_are_refused_today_is_read(tmp_path: Path) -> None:
-    odd = ("optim.min_lr=2.5e-3", "teachers.use=[mae, mae]", "output_dir=", "train.eval_every_epochs=1")
+    odd = ("optim.min_lr=2.5e-3", "teachers.use=[mae, mae]", "output_dir=")
     config = load_layers("vit_tiny", [("a run", odd)], new=False)
     assert config_from_yaml(to_yaml(config)) == config
     assert (config.optim.min_lr, config.teachers.use, config.output_dir) == (2.5e-3, ("mae", "mae"), "")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert len(complaints(str(tmp_path / "config.yaml"))) == 2, "as a recipe it is to be trained"
-
-
-def test_evaluations_during_a_run_are_refused_where_no_labels_are_learned() -> None:
-    (line,) = complaints(None, "task=mae", "train.eval_every_epochs=1")
-    assert "train.eval_every_epochs 1 is for the tasks classify, segment, detect, not for mae: set it to 0" in line
-    assert load_config("finetune_vit_base", ["student.init_from=x"]).train.eval_every_epochs == 5
 
 
 def test_a_wrong_word_names_the_allowed_ones() -> None:

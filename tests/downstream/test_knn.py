@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from dmt_ds.downstream import knn
-from dmt_ds.downstream.knn import knn_scores
+from dmt_ds.downstream.knn import Share, knn_scores, knn_scores_of_shares
+from dmt_ds.engine import dist
 from dmt_ds.errors import DataError
+from tests import on_ranks
 
 
 def clusters(seed: int, num_images: int, num_classes: int = 7, spread: float = 1.2) -> tuple[Tensor, Tensor]:
@@ -63,6 +66,36 @@ def test_a_small_test_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     whole = knn_scores(train, train_labels, test, test_labels, 20, 0.07, 7)
     monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", 60 * 4)
     assert knn_scores(train, train_labels, test, test_labels, 20, 0.07, 7) == whole
+
+
+PROTOCOLS = (1, 0.07), (20, 0.07), (61, 0.5)
+"""Neighbours and temperature; 61 neighbours are all that there are."""
+
+
+def share_of_rank(features: Tensor, labels: Tensor) -> Share:
+    """Every W-th row from the rank's on, as loaders give them; what fills up was there before, and has no label."""
+    rows = torch.arange(dist.rank(), math.ceil(len(labels) / dist.world_size()) * dist.world_size(), dist.world_size())
+    known = torch.where(rows < len(labels), labels[rows % len(labels)], -1)
+    return Share(features[rows % len(labels)], known)
+
+
+def scores_of_ranks() -> list[tuple[float, float]]:
+    """61 voters and 41 questions, which no two or three ranks share evenly."""
+    knn._SIMILARITIES_AT_ONCE = 61 * 6  # several rounds
+    shares = share_of_rank(*clusters(0, 61)), share_of_rank(*clusters(1, 41))
+    return [tuple(knn_scores_of_shares(*shares, k, temperature, 7)) for k, temperature in PROTOCOLS]
+
+
+@pytest.mark.distributed
+def test_ranks_that_share_the_images_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", knn._SIMILARITIES_AT_ONCE)  # put back what comes
+    images = *clusters(0, 61), *clusters(1, 41)
+    alone = [tuple(knn_scores(*images, k, temperature, 7)) for k, temperature in PROTOCOLS]
+    assert len(set(alone)) == 3
+    assert scores_of_ranks() == alone
+    for num_ranks in (2, 3):
+        (out := tmp_path / str(num_ranks)).mkdir()
+        assert on_ranks.answers(scores_of_ranks, out, num_ranks=num_ranks) == [alone] * num_ranks
 
 
 def test_the_length_of_features_does_not_matter() -> None:

@@ -15,6 +15,7 @@ from dmt_ds.models.teachers import load_encoder
 from dmt_ds.tracking.mlflow_compare import read_study
 from dmt_ds.tracking.store_uri import named_store
 from tests import processes, tiny_run
+from tests.integration.knn_points import knn_of_published, knn_points
 from tests.integration.test_stopping import mlflow_runs
 
 pytestmark = pytest.mark.distributed
@@ -55,11 +56,11 @@ def alone(folder: Path, name: str, *overrides: str, number: int = 1) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
-    """The run folder of a family on one process that was never stopped, kept in MLflow."""
+    """The run folder of a family on one process that was never stopped, judged on the way, kept in MLflow."""
     folder = tmp_path_factory.mktemp("unbroken")
     shutil.copyfile(empty_database, folder / "mlflow.db")
     tracking = {"enabled": True, "pictures": False, "system_metrics_seconds": 0, "drain_seconds": 120}
-    processes.run(tiny_run.pretrain(recipe_of(folder, tracking=tracking)))
+    processes.run(tiny_run.pretrain(recipe_of(folder, tracking=tracking), f"train.eval_every_epochs={3 * 32 / 1437}"))
     return folder / "run"
 
 
@@ -76,6 +77,13 @@ def test_each_member_is_bit_equal_to_its_run_alone(unbroken: Path, tmp_path: Pat
     run = alone(tmp_path, name)
     assert points(run) == points(unbroken / name)
     assert tiny_run.backbone_difference(run, unbroken / name) == 0.0
+
+
+def test_each_member_is_judged_by_its_own_encoder(unbroken: Path) -> None:
+    for name in MEMBERS:
+        judged = knn_points(unbroken / name)
+        assert sorted(judged) == [0, 3, 6, tiny_run.NUM_STEPS]
+        assert judged[tiny_run.NUM_STEPS] == knn_of_published(unbroken / name)
 
 
 def test_a_member_on_two_processes_is_bit_equal_to_its_run_alone_on_two(half: Path, tmp_path: Path) -> None:
@@ -157,8 +165,8 @@ def test_a_members_folder_is_that_of_a_run(unbroken: Path, tmp_path: Path) -> No
     assert (config.name, config.student.embed_dim, config.family) == ("slim", 24, {})
     table = evaluate.run(config.data, KnnConfig(), LinearConfig(), {"slim": str(folder)}, torch.device("cpu"))
     study = read_study(named_store(str(tmp_path / "all" / "mlflow.db"), must_exist=True), "dmt_ds", "tiny")
-    scores = {run.name: run.metrics.get("eval/knn_top1") for run in study.runs}
-    assert scores == {"slim": table.rows[0].scores["eval/knn_top1"], "wide": None}
+    scores = {run.name: run.metrics.get("eval/linear_top1") for run in study.runs}
+    assert scores == {"slim": table.rows[0].scores["eval/linear_top1"], "wide": None}
 
 
 def test_members_stand_under_the_family_in_mlflow_as_runs_alone_do(unbroken: Path) -> None:

@@ -9,6 +9,7 @@ import yaml
 
 from dmt_ds.models.teachers import load_encoder
 from tests import processes, tiny_run
+from tests.integration.knn_points import knn_of_published, knn_points
 
 pytestmark = pytest.mark.distributed
 
@@ -83,9 +84,10 @@ def test_two_processes_then_one_equal_one_that_was_never_stopped(method: str, tm
         runs[name] = write_recipe(tmp_path / name, method)
     whole, stopped = (recipe.with_name("run") for recipe in runs.values())
     processes.run(tiny_run.pretrain(runs["unbroken"], "train.micro_batch_size=16"))
-    processes.run(tiny_run.pretrain(runs["stopped"], f"train.stop_after_step={HALF}"), processes=2)
+    judged = f"train.eval_every_epochs={2 * 16 / 1437}"
+    processes.run(tiny_run.pretrain(runs["stopped"], judged, f"train.stop_after_step={HALF}"), processes=2)
     half_way = load_encoder(str(stopped), 16).vit.state_dict()
-    processes.run(tiny_run.pretrain(runs["stopped"]))
+    processes.run(tiny_run.pretrain(runs["stopped"], judged))
 
     expected, found = figures(whole), figures(stopped)
     assert found.keys() == expected.keys()
@@ -102,3 +104,8 @@ def test_two_processes_then_one_equal_one_that_was_never_stopped(method: str, tm
     assert not torch.equal(half_way[moved], teacher.vit.state_dict()[moved])
     shape = teacher.record.shape
     assert (shape.num_heads, shape.last_block_num_heads) == (3, LAST_BLOCK_NUM_HEADS if method == "tinymim" else 3)
+
+    assert not knn_points(whole)
+    judgements = knn_points(stopped)
+    assert sorted(judgements) == [0, 2, 4, NUM_STEPS]
+    assert judgements[NUM_STEPS] == knn_of_published(stopped)

@@ -107,8 +107,8 @@ def _inputs(plan: SuitePlan, run: SuiteRun) -> Iterator[tuple[object, Callable[[
 
 
 def _open_images(config: RunConfig) -> None:
-    _, annotated = open_images(config)
-    if annotated is None:
+    _, splits = open_images(config)
+    if splits is None:
         open_source(config.data, "val")  # frozen encoders are judged there
 
 

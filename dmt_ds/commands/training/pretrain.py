@@ -1,16 +1,18 @@
 """`dmt-ds pretrain`: puts a run together, trains it, and leaves the encoder in `<output_dir>/backbone`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from dmt_ds.commands.annotations.annotated import Scene
+from dmt_ds.commands.annotations.annotated import AnnotatedImages, AnnotatedKind, Scene
 from dmt_ds.commands.annotations.annotated_tasks import kind_of
 from dmt_ds.commands.annotations.judged_run import JudgedRun
 from dmt_ds.commands.training.compiling import compiles
 from dmt_ds.commands.training.finished import is_finished, nothing_to_do
+from dmt_ds.commands.training.knn_in_training import EncoderInTraining, KnnInTraining
 from dmt_ds.commands.training.memory_remedies import what_to_lower
 from dmt_ds.commands.training.pretraining_methods import method_of
 from dmt_ds.commands.training.publish import export_weights, publish_pictures, publish_weights
@@ -64,8 +66,8 @@ def run(config: RunConfig) -> int:
         if is_finished(config, runs):
             told = nothing_to_do(config, runs)
         else:
-            annotated = runs[0].annotated
-            builts = build_tasks([run.config for run in runs], device, annotated.class_names if annotated else ())
+            splits = runs[0].splits
+            builts = build_tasks([run.config for run in runs], device, splits.class_names if splits else ())
             watchdog.beat("built teachers")
             told = _train(config, take_over(config, runs, builts), stop, watchdog, peers).value
         watchdog.stop()
@@ -104,12 +106,12 @@ def _fit(
         describe(trackers[-1], member.run, member.built, member.fence, member.resume)
     learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
     around = _surroundings(config, attempt, stop, watchdog)
-    judged = _judged(attempt.members[0], learners[0], around, is_new=not attempt.step)
+    judge = _judge(attempt, learners, around)
     trainer = _build_trainer(config, attempt, learners, around)
     outcome = trainer.fit()
     if outcome is Outcome.FINISHED:
-        if judged:
-            judged.finish(trainer.step)
+        if judge:
+            judge.finish(trainer.step)
         for member, learner in zip(attempt.members, learners, strict=True):
             watchdog.beat("publishing")
             attempt.check_fences()
@@ -120,25 +122,42 @@ def _fit(
     return outcome
 
 
-def _judged(member: ClaimedRun, learner: Learner, around: Surroundings, is_new: bool) -> JudgedRun | None:
-    """A run with annotations, which is no family's, and its judge, whom the trainer asks every so often.
-
-    Args:
-        is_new: nothing is trained yet, so that the images are looked at before.
-    """
-    run, kind = member.run, kind_of(member.run.config)
-    if kind is None or run.annotated is None:
+def _judge(attempt: Attempt, learners: Sequence[Learner], around: Surroundings) -> JudgedRun | KnnInTraining | None:
+    """What judges the run at its end and, asked by the trainer, every so often; looks at a new run's images first."""
+    run, is_new, beat = attempt.members[0].run, not attempt.step, around.watchdog.beat
+    if run.splits is None:
         return None
-    assert isinstance(learner.task, AnnotatedTask)
-    beat = around.watchdog.beat
-    judge = kind.build_judge(learner.task, run.annotated.test, Scene(run.config, beat))
+    kind = kind_of(run.config)
+    if kind is not None:
+        judged = _judged_run(kind, run, run.splits, learners[0], beat, is_new)
+        around.evaluate = judged.evaluate
+        return judged
+    knn = KnnInTraining([_in_training(*pair) for pair in zip(attempt.members, learners, strict=True)], run.splits, beat)
+    around.evaluate = knn.evaluate
     if is_new:
-        for line in kind.unseen(run.annotated) if dist.is_main() else ():
+        knn.evaluate(0)
+    return knn
+
+
+def _in_training(claimed: ClaimedRun, learner: Learner) -> EncoderInTraining:
+    return EncoderInTraining(claimed.run.config, claimed.built.task, learner.engine, learner.tracker)
+
+
+def _judged_run(
+    kind: AnnotatedKind[Any, Any],
+    run: Run,
+    splits: AnnotatedImages,
+    learner: Learner,
+    beat: Callable[[str], None],
+    is_new: bool,
+) -> JudgedRun:
+    assert isinstance(learner.task, AnnotatedTask)
+    judge = kind.build_judge(learner.task, splits.test, Scene(run.config, beat))
+    if is_new:
+        for line in kind.unseen(splits) if dist.is_main() else ():
             logger.warning("%s", line)
         judge.look_at_images()
-    judged = JudgedRun(judge, learner.engine, run.config, run.folder, learner.tracker, beat)
-    around.evaluate = judged.evaluate
-    return judged
+    return JudgedRun(judge, learner.engine, run.config, run.folder, learner.tracker, beat)
 
 
 def _allow_for_the_store(config: RunConfig, watchdog: Watchdog) -> None:
@@ -245,7 +264,7 @@ def _loader(run: Run, built: BuiltTask) -> TrainLoader:
 def _train_maker(run: Run, task: PretrainingTask) -> BatchMaker:
     config, kind = run.config, kind_of(run.config)
     if kind is not None:
-        return kind.train_maker(config, run.annotated, task)
+        return kind.train_maker(config, run.splits, task)
     assert isinstance(task, CroppingTask)
     return TrainBatchMaker(run.source, task.crops(config.data), config.seed, config.data.bad_images)
 
@@ -259,5 +278,5 @@ def _publish(member: ClaimedRun, learner: Learner, step: int) -> None:
         publish_pictures(run.folder, learner, run.source, run.config)
     if dist.is_main():
         write_text(run.folder / DONE, f"{step}\n")
-        if run.annotated is None and run.source.class_names:
+        if kind_of(run.config) is None and run.source.class_names:
             logger.info("`dmt-ds evaluate -e %s` measures its features", run.folder)

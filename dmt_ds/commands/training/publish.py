@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmt_ds.commands.annotations.annotated_tasks import kind_of
 from dmt_ds.commands.training.tasks import BuiltTask
-from dmt_ds.config.schema import RunConfig
+from dmt_ds.config.schema import RunConfig, StudentConfig
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.data.views import center_crop
 from dmt_ds.engine import dist
@@ -42,8 +42,7 @@ def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, f
         if not dist.is_main():
             return
         backbone = built.task.backbone()
-        # The teachers may have settled the last block's heads.
-        section = config.student.model_copy(update={"last_block_num_heads": describe(backbone).last_block_num_heads})
+        section = settled_student(config.student, backbone)
         provenance = _provenance(config, built, step)
         state = backbone_state(backbone, built.task.module, masters)
         save_backbone(
@@ -60,6 +59,11 @@ def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, f
             assert isinstance(built.task, AnnotatedTask)
             settled = config.model_copy(update={"student": section})
             kind.save(built.task, settled, masters, provenance, folder / kind.folder)
+
+
+def settled_student(section: StudentConfig, backbone: nn.Module) -> StudentConfig:
+    """The section that builds this encoder: the teachers may have settled the number of heads of the last block."""
+    return section.model_copy(update={"last_block_num_heads": describe(backbone).last_block_num_heads})
 
 
 def _provenance(config: RunConfig, built: BuiltTask, step: int) -> dict[str, Any]:

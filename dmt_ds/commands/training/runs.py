@@ -18,11 +18,12 @@ from dmt_ds.commands.training.run_log import open_log
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.data.labels import open_labelled
 from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.engine import dist, slow_bf16
 from dmt_ds.engine.deepspeed.ds_check import check_ds_config
 from dmt_ds.engine.ranks.devices import name_of, unused_gpus
-from dmt_ds.errors import ConfigError
+from dmt_ds.errors import ConfigError, DataError
 from dmt_ds.run_files import LOG_FILE
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class Run:
     batch: BatchPlan
     length: LengthPlan
     ds_config: dict[str, Any]
-    annotated: AnnotatedImages | None
-    """Both splits, where the task has annotations."""
+    splits: AnnotatedImages | None
+    """Training and validation images, where the run is judged while it trains."""
     member: str = ""
     """Name in its family; empty where it is alone."""
 
@@ -61,7 +62,7 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     members = config.students()
     ds_configs = {name: _ds_config(member, batch) for name, member in members.items()}
     dist.decided_by_main(lambda: _prepare(config, [Path(member.output_dir) for member in members.values()]))
-    source, annotated = open_images(config)
+    source, splits = open_images(config)
     lengths = {name: plan_length(member.train, member.optim, len(source)) for name, member in members.items()}
     logger.info("ranks: %d, rank 0 on %s", dist.world_size(), name_of(device))
     logger.info(
@@ -73,25 +74,37 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
         config.train.micro_batch_size,
         batch.grad_accum_steps,
     )
-    for images in (source, annotated.test) if annotated else (source,):
+    for images in (source, splits.test) if splits else (source,):
         if dist.is_main() and (line := left_out(images)):
             logger.warning("%s", line)
     for advice in (unused_gpus(os.environ), advice_on_precision(config, device)):
         if advice:
             logger.warning("%s", advice)
     return [
-        Run(member, Path(member.output_dir), device, source, batch, lengths[name], ds_configs[name], annotated, name)
+        Run(member, Path(member.output_dir), device, source, batch, lengths[name], ds_configs[name], splits, name)
         for name, member in members.items()
     ]
 
 
 def open_images(config: RunConfig) -> tuple[ImageSource, AnnotatedImages | None]:
-    """The training images; where the task has annotations, both splits too."""
+    """The training images; where the run is judged while it trains, both splits too.
+
+    Raises:
+        DataError: there are no images, or not the labels that it is judged by.
+    """
     kind = kind_of(config)
-    if kind is None:
+    if kind is None and not config.train.eval_every_epochs:
         return open_source(config.data, "train"), None
-    annotated = kind.open(config)
-    return annotated.train, annotated
+    splits = _labelled(config) if kind is None else kind.open(config)
+    return splits.train, splits
+
+
+def _labelled(config: RunConfig) -> AnnotatedImages:
+    try:
+        return open_labelled(config.data)
+    except DataError as error:
+        remedy = "train.eval_every_epochs=0 trains without being judged by k-NN"
+        raise DataError(f"{error}; {remedy}") from error
 
 
 def advice_on_precision(config: RunConfig, device: torch.device) -> str | None:
