@@ -75,20 +75,20 @@ class DistillationObjective:
         """
         assert targets, "there are no targets to learn from"
         if self._kernel != "eager":
-            return self._fused(student_tokens, targets)
+            return self._fused(student_tokens, targets, self._direction)
         zero = next(iter(student_tokens.values())).new_zeros((), dtype=torch.float32)
         kind = (self._divergence, self._direction)
         tfd = self._tfd(student_tokens, targets, *kind) if self._tfd_weight else zero
         sfd = self._sfd(student_tokens, targets, *kind) if self._sfd_weight else zero
         return DistillationLosses(self._tfd_weight * tfd + self._sfd_weight * sfd, tfd, sfd)
 
-    def _fused(self, student_tokens: _Tokens, targets: _Tokens) -> DistillationLosses:
+    def _fused(self, student_tokens: _Tokens, targets: _Tokens, direction: Direction) -> DistillationLosses:
         losses = []
         for student, target, weight, first in self._pairs(student_tokens, targets):
             loss = dual_loss(
                 student,
                 target,
-                direction=self._direction,
+                direction=direction,
                 tfd_weight=weight * self._tfd_weight,
                 sfd_weight=weight * self._sfd_weight,
                 first_row=first,
@@ -101,10 +101,14 @@ class DistillationObjective:
     @torch.no_grad()
     def both_directions(self, student_tokens: _Tokens, targets: _Tokens) -> dict[str, Tensor]:
         """Both losses as KL in both directions, whatever is trained: `train/kl_{tfd,sfd}_{DIRECTION}`, in nats."""
-        metrics = {}
+        metrics: dict[str, Tensor] = {}
         for direction in get_args(Direction):
-            metrics[f"train/kl_tfd_{direction}"] = self._tfd(student_tokens, targets, "kl", direction)
-            metrics[f"train/kl_sfd_{direction}"] = self._sfd(student_tokens, targets, "kl", direction)
+            if self._kernel != "eager":  # as written they would take more memory than the step around them
+                _, tfd, sfd = self._fused(student_tokens, targets, direction)
+            else:
+                tfd = self._tfd(student_tokens, targets, "kl", direction)
+                sfd = self._sfd(student_tokens, targets, "kl", direction)
+            metrics |= {f"train/kl_tfd_{direction}": tfd, f"train/kl_sfd_{direction}": sfd}
         return metrics
 
     def _tfd(self, student_tokens: _Tokens, targets: _Tokens, divergence: Divergence, direction: Direction) -> Tensor:

@@ -12,9 +12,9 @@ RESERVED_BYTES = 2e9
 """CUDA's context, cuBLAS's workspaces, communicators."""
 USABLE_SHARE = 0.92
 """Usable share of the card's memory; the rest is lost to fragmentation."""
-WRITTEN_LOSS_BYTES = 40
+WRITTEN_LOSS_BYTES = 40 + 24
 """Beyond the tokens, a number of the target and a loss written out in torch: float32 softmaxes of both sides, along
-both axes (counted in the dispatcher)."""
+both axes; then, on log steps, those of one loss more while the others wait (counted in the dispatcher)."""
 JITTER_BYTES = 24
 """A colour value of an image: uint8, and the float32 copies that colour jitter makes."""
 

@@ -12,6 +12,8 @@ from dmt_ds.distill.kernels.terms import Kernel
 from dmt_ds.distill.losses import spatial_fusion_loss, token_fusion_loss
 from dmt_ds.distill.objective import DistillationObjective
 
+KERNELS: tuple[Kernel, Kernel] = ("chunked", "eager")
+
 
 def tokens(seed: int, *names: str, num_channels: int = 6) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
@@ -105,6 +107,21 @@ def test_both_directions_are_kl_without_a_graph_whatever_is_trained() -> None:
         assert metrics[f"train/kl_sfd_{direction}"] == sfd
     assert len(metrics) == 4
     assert not any(value.requires_grad for value in metrics.values())
+
+
+@pytest.mark.parametrize("direction", get_args(Direction))
+def test_both_directions_of_a_fused_kernel_are_those_of_the_losses_as_written(direction: Direction) -> None:
+    student, target = tokens(0, "mae", "ibot"), tokens(1, "mae", "ibot")
+    student["mae"].requires_grad_()
+    settings: dict[str, Any] = {"target_weights": {"ibot": 0.25}, "without_class_token": {"mae"}}
+    fused, written = (
+        DistillationObjective("kl", direction, 0.5, 3.0, kernel=kernel, **settings).both_directions(student, target)
+        for kernel in KERNELS
+    )
+    assert written.keys() == fused.keys()
+    for name, value in written.items():
+        torch.testing.assert_close(fused[name], value, msg=name)
+        assert not fused[name].requires_grad
 
 
 def test_students_for_other_targets_are_refused() -> None:
