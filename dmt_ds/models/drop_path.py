@@ -56,9 +56,12 @@ class drop_path_seeds:  # noqa: N801 - reads as a verb: with drop_path_seeds(vit
         count = 1 + max(drop.branch for drop in drops)
         # One draw for all branches: a number depends on (seed, branch) alone, not on how many are drawn.
         draws = sample_rng.uniform(self._seeds, "drop_path", count)  # [B, branches]
+        scales: dict[float, Tensor] = {}  # one for all branches of a probability: each operation is a kernel to launch
         for drop in drops:
             keep = 1.0 - drop.probability
-            drop.scales = (draws < keep) / keep
+            if keep not in scales:
+                scales[keep] = (draws < keep) / keep
+            drop.scales = scales[keep]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
