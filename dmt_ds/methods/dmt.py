@@ -33,13 +33,19 @@ class Lesson(NamedTuple):
 
 
 class FusedTeachers:
-    """Several teachers whose tokens become the targets of any number of students, in one pass a micro-batch."""
+    """Several teachers whose tokens become the targets of all their students, in one pass a micro-batch."""
 
-    def __init__(self, teachers: Mapping[str, Teacher], fusion: TokenFusion, diagnostics: TeacherDiagnostics) -> None:
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher],
+        fusion: TokenFusion,
+        diagnostics: TeacherDiagnostics,
+        num_students: int = 1,
+    ) -> None:
         self._teachers = dict(teachers)
         self._fusion = fusion
         self.diagnostics = diagnostics
-        self.lesson = OncePerBatch(self._teach)
+        self.lesson = OncePerBatch(self._teach, num_students)
         """(batch on the device, whether to look at the teachers too) -> `Lesson`."""
 
     def look(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

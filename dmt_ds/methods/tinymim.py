@@ -21,8 +21,8 @@ from dmt_ds.models.relations import RelationStudent
 from dmt_ds.tracking.spans import span
 
 
-def relations(teachers: Mapping[str, Teacher]) -> OncePerBatch[dict[str, Tensor]]:
-    """All teachers' queries, keys and values of a micro-batch, in one pass for any number of students.
+def relations(teachers: Mapping[str, Teacher], num_students: int = 1) -> OncePerBatch[dict[str, Tensor]]:
+    """All teachers' queries, keys and values of a micro-batch, in one pass for all students.
 
     Args:
         teachers: name -> uint8 images [B, 3, H, W] to the last block's queries, keys, values, [B, 3, heads, 1+N, d].
@@ -33,7 +33,7 @@ def relations(teachers: Mapping[str, Teacher]) -> OncePerBatch[dict[str, Tensor]
         # One teacher after the other, in the same order on every rank: with ZeRO-3 each forward is a collective.
         return {name: teacher(batch.images) for name, teacher in teachers.items()}
 
-    return OncePerBatch(ask)
+    return OncePerBatch(ask, num_students)
 
 
 class TinyMimTask(AllInModule):

@@ -181,7 +181,7 @@ def _build_dmt(configs: Sequence[RunConfig], device: torch.device) -> list[Built
     )
     teachers = start_teachers(models, config.teachers, device, config.train.micro_batch_size)
     diagnostics = TeacherDiagnostics({name: section.weight for name, section in sections.items()})
-    fused = FusedTeachers(teachers.forwards, fusion, diagnostics)
+    fused = FusedTeachers(teachers.forwards, fusion, diagnostics, len(students))
     tasks = [DmtTask(student, fused, objective, Augment(config.augment)) for student in students]
     built = BuiltTask(tasks[0], teachers.records, teachers.ds_configs, kernel=kernel)
     return [replace(built, task=task) for task in tasks]
@@ -211,7 +211,7 @@ def _build_tinymim(configs: Sequence[RunConfig], device: torch.device) -> list[B
     relation_teachers = {name: RelationTeacher(model) for name, model in models.items()}
     teachers = start_teachers(relation_teachers, config.teachers, device, config.train.micro_batch_size)
     weights = {name: section.weight for name, section in config.teachers.used().items()}
-    asked, augment = relations(teachers.forwards), Augment(config.augment)
+    asked, augment = relations(teachers.forwards, len(students)), Augment(config.augment)
     tasks = [TinyMimTask(student, asked, weights, config.tinymim, augment) for student in students]
     return [BuiltTask(task, teachers.records, teachers.ds_configs) for task in tasks]
 
