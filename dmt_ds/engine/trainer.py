@@ -73,7 +73,7 @@ class TrainPlan:
         return now > before
 
 
-@dataclass
+@dataclass(frozen=True)
 class Surroundings:
     """What the loop reports to and is watched by."""
 

@@ -302,6 +302,13 @@ def test_a_missing_validation_split_is_no_failure(tmp_path: Path, images: Path) 
     assert "warn: needed for k-NN only" in said(findings, "data")
 
 
+def test_a_run_that_is_to_be_judged_by_knn_needs_the_validation_split(tmp_path: Path, images: Path) -> None:
+    assert failed(teacher_making(tmp_path, images, "train.eval_every_epochs=1")) == {}
+    findings = teacher_making(tmp_path, images, "train.eval_every_epochs=1", "data.val_split=elsewhere")
+    assert "elsewhere" in failed(findings)["data"]
+    assert failed(findings)["data"].endswith("; train.eval_every_epochs=0 trains without being judged by k-NN")
+
+
 def test_a_warmup_as_long_as_the_run_is_told(tmp_path: Path, images: Path) -> None:
     findings = teacher_making(tmp_path, images, "train.steps=5", "optim.warmup_steps=5")
     assert said(findings, "length").startswith("warn: 5 steps (3.333 epochs), 5 of them warm-up")

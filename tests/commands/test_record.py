@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dmt_ds.commands.training.fenced_tracker import FencedTracker
-from dmt_ds.commands.training.pretrain import _record_failure
+from dmt_ds.commands.training.open_records import OpenRecords
 from dmt_ds.commands.training.pretraining_methods import losses_in_use
 from dmt_ds.commands.training.record import describe, keep
 from dmt_ds.commands.training.run_log import end_noted, failure_line, open_log
@@ -223,8 +223,9 @@ def test_a_failure_that_waits_for_a_store_that_is_away_is_not_ended_as_a_hang(tm
             self.ended = True
             self._stopped.set()
 
-    config = load_config(None, ["task=mae", "tracking.drain_seconds=20"])
     watchdog = Noting(0.4, 0, Peers()).start()
-    _record_failure(config, [Away(tmp_path)], watchdog, "why")
+    records = OpenRecords(20.0, watchdog)
+    records.trackers.append(Away(tmp_path))
+    records.fail("why")
     watchdog.stop()
     assert not watchdog.ended

@@ -6,6 +6,7 @@ from dmt_ds.commands.annotations.annotated_tasks import kind_of
 from dmt_ds.commands.checks.findings import Finding, failure
 from dmt_ds.commands.checks.image_check import look_at_images
 from dmt_ds.commands.checks.patient import Patient
+from dmt_ds.commands.training.runs import open_images
 from dmt_ds.config.batch import plan_length
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import ImageSource, left_out, open_source
@@ -28,6 +29,8 @@ def check_data(patient: Patient) -> Iterator[Finding]:
         patient.class_names = images.class_names
         yield from (Finding("ok", "data", line) for line in kind.meaning(images))
         yield from (Finding("warn", "data", line) for line in kind.gaps(images))
+    elif config.train.eval_every_epochs:
+        open_images(config)  # raises DataError: no labels, where the run is to be judged by k-NN
     try:
         source = kind.source(config, "val") if kind else open_source(config.data, "val")
     except DataError as error:

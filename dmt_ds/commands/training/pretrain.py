@@ -1,8 +1,7 @@
 """`dmt-ds pretrain`: puts a run together, trains it, and leaves the encoder in `<output_dir>/backbone`."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from dmt_ds.commands.training.compiling import compiles
 from dmt_ds.commands.training.finished import is_finished, nothing_to_do
 from dmt_ds.commands.training.knn_in_training import EncoderInTraining, KnnInTraining
 from dmt_ds.commands.training.memory_remedies import what_to_lower
+from dmt_ds.commands.training.open_records import OpenRecords
 from dmt_ds.commands.training.pretraining_methods import method_of
 from dmt_ds.commands.training.publish import export_weights, publish_pictures, publish_weights
-from dmt_ds.commands.training.record import FAILURE_TAG, describe, open_record, run_state, write_text
-from dmt_ds.commands.training.run_log import end_noted, failure_line
+from dmt_ds.commands.training.record import run_state, write_text
+from dmt_ds.commands.training.run_log import end_noted
 from dmt_ds.commands.training.runs import Run, resolve
 from dmt_ds.commands.training.take_over import Attempt, ClaimedRun, take_over
 from dmt_ds.commands.training.tasks import BuiltTask, build_tasks
@@ -40,12 +40,13 @@ from dmt_ds.engine.schedule import with_frozen_groups
 from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.task import AnnotatedTask, CroppingTask, PretrainingTask
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
-from dmt_ds.errors import CheckpointError
 from dmt_ds.run_files import DONE, PROFILE_FOLDER
-from dmt_ds.tracking.tracker import Status, Tracker
-from dmt_ds.wording import one_line
+from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
+
+Beat = Callable[[str], None]
+"""Told what the rank is at, which is alive."""
 
 GROUP_SLACK_SECONDS = 120.0
 """Collectives wait so much longer than the watchdog: it, not they, ends a hanging job."""
@@ -77,40 +78,25 @@ def run(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog, peers: Peers) -> Outcome:
-    trackers: list[Tracker] = []  # all that are open, so that whatever fails closes them
-    watchdog.last_words = partial(_record_failure, config, trackers, watchdog)
-    watchdog.last_words_seconds = _store_seconds(config)
-    try:
-        with explained(partial(what_to_lower, config)):  # already here, for the record
-            outcome = _fit(config, attempt, trackers, stop, watchdog)
-    except KeyboardInterrupt:
-        _record_end(config, trackers, watchdog, "KILLED", {})
-        raise
-    except BaseException as error:
-        _record_failure(config, trackers, watchdog, peers.reason() or failure_line(error))
-        raise
+    records = OpenRecords(_store_seconds(config), watchdog)
+    with records.closed_on_failure(peers), explained(partial(what_to_lower, config)):  # explained for the record too
+        outcome = _fit(config, attempt, records, stop, watchdog)
     attempt.check_fences()
-    _allow_for_the_store(config, watchdog)
-    for tracker in trackers:
-        tracker.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
+    records.finish("FINISHED" if outcome is Outcome.FINISHED else "KILLED")
     dist.barrier()
     return outcome
 
 
-def _fit(
-    config: RunConfig, attempt: Attempt, trackers: list[Tracker], stop: StopRequest, watchdog: Watchdog
-) -> Outcome:
-    """Train, and publish where it is done; each tracker is added as it is opened."""
-    for member in attempt.members:
-        trackers.append(open_record(member.run, member.resume, member.fence))
-        describe(trackers[-1], member.run, member.built, member.fence, member.resume)
+def _fit(config: RunConfig, attempt: Attempt, records: OpenRecords, stop: StopRequest, watchdog: Watchdog) -> Outcome:
+    """Train, and publish where it is done."""
+    trackers = [records.open(member) for member in attempt.members]
     learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
-    around = _surroundings(config, attempt, stop, watchdog)
-    judge = _judge(attempt, learners, around)
+    judge = _judge(attempt, learners, watchdog.beat)
+    around = _surroundings(config, attempt, stop, watchdog, judge)
     trainer = _build_trainer(config, attempt, learners, around)
     outcome = trainer.fit()
     if outcome is Outcome.FINISHED:
-        if judge:
+        if judge is not None:
             judge.finish(trainer.step)
         for member, learner in zip(attempt.members, learners, strict=True):
             watchdog.beat("publishing")
@@ -122,18 +108,15 @@ def _fit(
     return outcome
 
 
-def _judge(attempt: Attempt, learners: Sequence[Learner], around: Surroundings) -> JudgedRun | KnnInTraining | None:
+def _judge(attempt: Attempt, learners: Sequence[Learner], beat: Beat) -> JudgedRun | KnnInTraining | None:
     """What judges the run at its end and, asked by the trainer, every so often; looks at a new run's images first."""
-    run, is_new, beat = attempt.members[0].run, not attempt.step, around.watchdog.beat
+    run, is_new = attempt.members[0].run, not attempt.step
     if run.splits is None:
         return None
-    kind = kind_of(run.config)
-    if kind is not None:
-        judged = _judged_run(kind, run, run.splits, learners[0], beat, is_new)
-        around.evaluate = judged.evaluate
-        return judged
-    knn = KnnInTraining([_in_training(*pair) for pair in zip(attempt.members, learners, strict=True)], run.splits, beat)
-    around.evaluate = knn.evaluate
+    if (kind := kind_of(run.config)) is not None:
+        return _judged_run(kind, run, run.splits, learners[0], beat, is_new)
+    encoders = [_in_training(*pair) for pair in zip(attempt.members, learners, strict=True)]
+    knn = KnnInTraining(encoders, run.splits, beat)
     if is_new:
         knn.evaluate(0)
     return knn
@@ -148,7 +131,7 @@ def _judged_run(
     run: Run,
     splits: AnnotatedImages,
     learner: Learner,
-    beat: Callable[[str], None],
+    beat: Beat,
     is_new: bool,
 ) -> JudgedRun:
     assert isinstance(learner.task, AnnotatedTask)
@@ -160,30 +143,9 @@ def _judged_run(
     return JudgedRun(judge, learner.engine, run.config, run.folder, learner.tracker, beat)
 
 
-def _allow_for_the_store(config: RunConfig, watchdog: Watchdog) -> None:
-    """Waiting for an unreachable store is not a hang, and must not hide the failure that the job should end with."""
-    watchdog.beat("sending the last metrics", _store_seconds(config))
-
-
 def _store_seconds(config: RunConfig) -> float:
     """How long the records of all members may take to their end."""
     return max(1, len(config.family)) * config.tracking.drain_seconds
-
-
-def _record_failure(config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog, reason: str) -> None:
-    _record_end(config, trackers, watchdog, "FAILED", {FAILURE_TAG: one_line(reason)})
-
-
-def _record_end(
-    config: RunConfig, trackers: Sequence[Tracker], watchdog: Watchdog, status: Status, tags: Mapping[str, str]
-) -> None:
-    """An attempt whose run was taken over leaves the record to the one that has it now."""
-    _allow_for_the_store(config, watchdog)
-    for tracker in trackers:
-        with suppress(CheckpointError):
-            if tags:
-                tracker.set_tags(tags)
-            tracker.finish(status)
 
 
 def _build_engine(run: Run, built: BuiltTask, universal: bool) -> StudentEngine:
@@ -223,14 +185,21 @@ def _build_learner(claimed: ClaimedRun, tracker: Tracker) -> Learner:
     return learner
 
 
-def _surroundings(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> Surroundings:
+def _surroundings(
+    config: RunConfig,
+    attempt: Attempt,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    judge: JudgedRun | KnnInTraining | None,
+) -> Surroundings:
     run = attempt.members[0].run
     total_steps = run.length.total_steps
     view = ProgressView(config.name, total_steps, visible=dist.is_main())
     steps = config.train.profile_steps if dist.is_main() else None
     folder = Path(config.output_dir) / PROFILE_FOLDER
     profile = StepProfile(steps, total_steps, folder, run.device, attempt.step) if steps else None
-    return Surroundings(view, stop, watchdog, run.source.name, profile)
+    evaluate = None if judge is None else judge.evaluate
+    return Surroundings(view, stop, watchdog, run.source.name, profile, evaluate)
 
 
 def _build_trainer(config: RunConfig, attempt: Attempt, learners: Sequence[Learner], around: Surroundings) -> Trainer:
