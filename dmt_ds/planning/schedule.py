@@ -51,8 +51,8 @@ def step_time(
 ) -> StepTime:
     """Seconds of one update; several layouts are the students of the same teachers, each with its rates.
 
-    Teachers' gathers hide behind the teachers' arithmetic as far as that lasts; the gradient's reduction and the
-    gather of new weights hide behind nothing (`overlap_comm` is off).
+    Teachers' gathers hide behind the teachers' arithmetic as far as that lasts. The gather of new weights hides behind
+    nothing; the gradient's reduction, which runs beside the backward pass, is counted as if it did so too.
     """
     images, first, speed = micro_batch_size * grad_accum_steps, layouts[0], rates[0]
     teachers = images * teacher_flops(first) / speed.teacher_flops

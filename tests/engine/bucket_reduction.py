@@ -1,7 +1,6 @@
-"""Run by test_bucket_reduction: masters after updates as DeepSpeed makes them, and with buckets added up at once."""
+"""Run by test_bucket_reduction: masters after updates as DeepSpeed makes them, and with buckets nobody waits for."""
 
 import json
-from collections import Counter
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.deepspeed import bucket_reduction, ds_engine
 
 MICRO_BATCH, ACCUMULATION = 4, 2
-calls: Counter[str] = Counter()
+sent: list[int] = []
+"""How many buckets were on their way when one more was."""
 
 
 def masters() -> list[dict[str, list[float]]]:
@@ -38,17 +38,16 @@ def masters() -> list[dict[str, list[float]]]:
 
 def main() -> None:
     ds_engine.start(60)
-    reduce = bucket_reduction._reduce
+    send = bucket_reduction.BucketReduction.send
 
-    def counted(*arguments: Any) -> None:
-        calls["at once"] += 1
-        reduce(*arguments)
+    def noted(reduction: bucket_reduction.BucketReduction, *arguments: Any) -> None:
+        send(reduction, *arguments)
+        sent.append(len(reduction._sent))
 
-    bucket_reduction._reduce = counted
-    at_once = masters()
-    ds_engine.reduce_at_once = lambda engine: None
-    facts = {"at once": at_once, "calls": calls["at once"], "by deepspeed": masters()}
-    facts["calls of both"] = calls["at once"]
+    bucket_reduction.BucketReduction.send = noted
+    facts = {"overlapping": masters(), "on their way": list(sent)}
+    ds_engine.overlap_reduction = lambda engine: None
+    facts |= {"by deepspeed": masters(), "sent of both": len(sent)}
     if dist.is_main():
         print("FACTS " + json.dumps(facts))
     ds_engine.stop()

@@ -61,7 +61,7 @@ def make_plain() -> None:
     replace(Augment, "__call__", augment_by_torchvision)
     replace(tasks, "prefer_written_attention", lambda module: None)
     replace(pretrain, "fusing_pays", lambda *_, **__: False)
-    replace(ds_engine, "reduce_at_once", lambda engine: None)
+    replace(ds_engine, "overlap_reduction", lambda engine: None)
     replace(teacher_engines, "packing_pays", lambda *_: False)
     replace(teacher_engines, "fusing_gelu_pays", lambda *_: False)
     replace(PatchProduct, "forward", nn.Conv2d.forward)

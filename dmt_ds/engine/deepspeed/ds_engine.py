@@ -23,7 +23,7 @@ from dmt_ds.config.deepspeed import DsConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoints.manifest import unread
 from dmt_ds.engine.cpu_memory import keep_freed_memory
-from dmt_ds.engine.deepspeed.bucket_reduction import reduce_at_once
+from dmt_ds.engine.deepspeed.bucket_reduction import overlap_reduction
 from dmt_ds.engine.deepspeed.device_skip import DeviceSkip, can_skip, without_own_check
 from dmt_ds.engine.deepspeed.gradient_order import GradientOrder
 from dmt_ds.engine.deepspeed.lone_rank import averages_with_nobody, spare_copies, without_buckets
@@ -258,7 +258,7 @@ def build_student(
     )
     if alone:
         spare_copies(engine)
-    reduce_at_once(engine)
+    overlap_reduction(engine)
     return StudentEngine(engine, DeviceSkip(engine, optimizer) if skips else None)
 
 
