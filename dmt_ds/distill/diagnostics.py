@@ -6,16 +6,16 @@ after centring (a running mean per channel, class and patch tokens apart).
 
 | metric | meaning |
 | --- | --- |
-| `diag/TEACHER/std`, `std_centred` | standard deviation over channels of a patch token, mean over tokens |
-| `diag/TEACHER/moving` | share of the patch tokens' energy that centring leaves: 0 is a constant teacher |
-| `diag/TEACHER/cosine`, `cosine_centred` | mean cosine of its patch tokens to the teachers' weighted sum |
-| `diag/TEACHER/share`, `share_centred` | length of its projection on that sum's patch tokens; adds up to 1 |
-| `diag/TEACHER/class_share`, `class_share_centred` | the same for class tokens, left out of the target or not |
-| `diag/agreement/A-B`, `diag/agreement_centred/A-B` | mean cosine of two teachers' patch tokens |
-| `diag/cka/A-B` | linear CKA of their patch tokens: how alike they order images and places, in whatever basis |
-| `diag/TARGET/tfd_entropy` | entropy of the target's softmax over channels, over log D: 0 one-hot, 1 flat |
-| `diag/TARGET/sfd_entropy` | entropy of its softmax over positions, over log N |
-| `diag/TARGET/student_cosine` | mean cosine of the student's tokens to the target, class token included |
+| `teachers/TEACHER/std`, `std_centred` | standard deviation over channels of a patch token, mean over tokens |
+| `teachers/TEACHER/moving` | share of the patch tokens' energy that centring leaves: 0 is a constant teacher |
+| `teachers/TEACHER/cosine`, `cosine_centred` | mean cosine of its patch tokens to the teachers' weighted sum |
+| `teachers/TEACHER/share`, `share_centred` | length of its projection on that sum's patch tokens; adds up to 1 |
+| `teachers/TEACHER/class_share`, `class_share_centred` | the same for class tokens, left out of the target or not |
+| `teachers/agreement/A-B`, `teachers/agreement_centred/A-B` | mean cosine of two teachers' patch tokens |
+| `teachers/cka/A-B` | linear CKA of their patch tokens: how alike they order images and places, in whatever basis |
+| `teachers/TARGET/tfd_entropy` | entropy of the target's softmax over channels, over log D: 0 one-hot, 1 flat |
+| `teachers/TARGET/sfd_entropy` | entropy of its softmax over positions, over log N |
+| `teachers/TARGET/student_cosine` | mean cosine of the student's tokens to the target, class token included |
 
 The sum is the plain one of weighted tokens, whatever `distill.fusion` and the teachers' `class_token` make of them.
 TARGET is `fused`, or each teacher's name where they are kept apart (`concat`); the cosine to a class token that nobody
@@ -66,24 +66,24 @@ class TeacherDiagnostics:
         centred = {name: self._centred(name, tokens) for name, tokens in raw.items()}
         metrics: dict[str, Tensor] = {}
         for name in raw:
-            metrics[f"diag/{name}/std"] = _channel_std(raw[name][:, 1:])
-            metrics[f"diag/{name}/std_centred"] = _channel_std(centred[name][:, 1:])
-            metrics[f"diag/{name}/moving"] = _ratio(_energy(centred[name][:, 1:]), _energy(raw[name][:, 1:]))
+            metrics[f"teachers/{name}/std"] = _channel_std(raw[name][:, 1:])
+            metrics[f"teachers/{name}/std_centred"] = _channel_std(centred[name][:, 1:])
+            metrics[f"teachers/{name}/moving"] = _ratio(_energy(centred[name][:, 1:]), _energy(raw[name][:, 1:]))
         if len({tokens.shape for tokens in raw.values()}) == 1:
             metrics |= self._relations(raw, "") | self._relations(centred, "_centred")
         for a, b in combinations(raw, 2):
-            metrics[f"diag/cka/{a}-{b}"] = linear_cka(raw[a][:, 1:].flatten(0, 1), raw[b][:, 1:].flatten(0, 1))
+            metrics[f"teachers/cka/{a}-{b}"] = linear_cka(raw[a][:, 1:].flatten(0, 1), raw[b][:, 1:].flatten(0, 1))
         for name, target in targets.items():
             looked_at = target[: self._max_images]
-            metrics[f"diag/{name}/tfd_entropy"] = relative_entropy(looked_at, dim=-1)
-            metrics[f"diag/{name}/sfd_entropy"] = relative_entropy(looked_at[:, 1:], dim=1)
+            metrics[f"teachers/{name}/tfd_entropy"] = relative_entropy(looked_at, dim=-1)
+            metrics[f"teachers/{name}/sfd_entropy"] = relative_entropy(looked_at[:, 1:], dim=1)
         return metrics
 
     @torch.no_grad()
     def of_student(self, student_tokens: _Tokens, targets: _Tokens) -> dict[str, Tensor]:
         """How near a student is to its targets, both as name -> [B, 1+N, D], after that target's adapter."""
         return {
-            f"diag/{name}/student_cosine": _mean_cosine(
+            f"teachers/{name}/student_cosine": _mean_cosine(
                 at_least_float32(student_tokens[name][: self._max_images]), at_least_float32(target[: self._max_images])
             )
             for name, target in targets.items()
@@ -112,11 +112,11 @@ class TeacherDiagnostics:
         fused = torch.stack(list(weighted.values())).sum(dim=0)  # [B, 1+N, D]
         metrics = {}
         for name in tokens:
-            metrics[f"diag/{name}/cosine{suffix}"] = _mean_cosine(tokens[name][:, 1:], fused[:, 1:])
-            metrics[f"diag/{name}/share{suffix}"] = _share(weighted[name][:, 1:], fused[:, 1:])
-            metrics[f"diag/{name}/class_share{suffix}"] = _share(weighted[name][:, :1], fused[:, :1])
+            metrics[f"teachers/{name}/cosine{suffix}"] = _mean_cosine(tokens[name][:, 1:], fused[:, 1:])
+            metrics[f"teachers/{name}/share{suffix}"] = _share(weighted[name][:, 1:], fused[:, 1:])
+            metrics[f"teachers/{name}/class_share{suffix}"] = _share(weighted[name][:, :1], fused[:, :1])
         for a, b in combinations(tokens, 2):
-            metrics[f"diag/agreement{suffix}/{a}-{b}"] = _mean_cosine(tokens[a][:, 1:], tokens[b][:, 1:])
+            metrics[f"teachers/agreement{suffix}/{a}-{b}"] = _mean_cosine(tokens[a][:, 1:], tokens[b][:, 1:])
         return metrics
 
 

@@ -1,4 +1,4 @@
-"""One picture of what the teachers gave to a run, from its `diag/` points; knows their names, and no model.
+"""One picture of what the teachers gave to a run, from its `teachers/` points; knows their names, and no model.
 
 What each curve is, stands with the metrics: `distill.diagnostics`.
 """
@@ -75,17 +75,18 @@ def diagnostic_curves(points: Iterable[Mapping[str, Any]], path: Path, title: st
 
 def panels_of(metrics: set[str]) -> list[Panel]:
     """The panels for the metrics that there are; one without curves stands for what the run could not measure."""
-    teachers = sorted(name.split("/")[1] for name in metrics if name.startswith("diag/") and name.endswith("/moving"))
+    of_teachers = (name for name in metrics if name.startswith("teachers/") and name.endswith("/moving"))
+    teachers = sorted(name.split("/")[1] for name in of_teachers)
     targets = sorted(name.split("/")[1] for name in metrics if name.endswith("/tfd_entropy"))
     colours = dict(zip(teachers, _colours(), strict=False))
-    shares = [Curve(name, f"diag/{name}/share_centred", colours[name]) for name in teachers]
-    raw_shares = [Curve("", f"diag/{name}/share", colours[name], dotted=True) for name in teachers]
-    moving = [Curve(name, f"diag/{name}/moving", colours[name]) for name in teachers]
-    student = [Curve(name, f"diag/{name}/student_cosine", colours.get(name, INK)) for name in targets]
+    shares = [Curve(name, f"teachers/{name}/share_centred", colours[name]) for name in teachers]
+    raw_shares = [Curve("", f"teachers/{name}/share", colours[name], dotted=True) for name in teachers]
+    moving = [Curve(name, f"teachers/{name}/moving", colours[name]) for name in teachers]
+    student = [Curve(name, f"teachers/{name}/student_cosine", colours.get(name, INK)) for name in targets]
     panels = [
         Panel("share of the fused sum (dotted: not centred)", "share, patch tokens", shares + raw_shares, top=0),
-        Panel("agreement of teachers", "cosine, centred patch tokens", _pairs(metrics, "diag/agreement_centred/")),
-        Panel("likeness of teachers", "linear CKA, patch tokens", _pairs(metrics, "diag/cka/")),
+        Panel("agreement of teachers", "cosine, centred patch tokens", _pairs(metrics, "teachers/agreement_centred/")),
+        Panel("likeness of teachers", "linear CKA, patch tokens", _pairs(metrics, "teachers/cka/")),
         Panel("teachers' energy around their mean", "share of all, patch tokens", moving),
         Panel("entropy of the target's softmax", "share of the largest", _entropies(targets, colours)),
         Panel("student and target", "cosine, all tokens", student),
@@ -101,11 +102,11 @@ def _pairs(metrics: set[str], prefix: str) -> list[Curve]:
 
 def _entropies(targets: list[str], colours: Mapping[str, str]) -> list[Curve]:
     if len(targets) == 1:
-        tfd, sfd = f"diag/{targets[0]}/tfd_entropy", f"diag/{targets[0]}/sfd_entropy"
+        tfd, sfd = f"teachers/{targets[0]}/tfd_entropy", f"teachers/{targets[0]}/sfd_entropy"
         return [Curve("TFD, over channels", tfd, BLUE), Curve("SFD, over positions", sfd, ORANGE)]
     kinds = (("TFD", "tfd_entropy", False), ("SFD", "sfd_entropy", True))
     return [
-        Curve(f"{name} {loss}", f"diag/{name}/{metric}", colours.get(name, INK), dotted)
+        Curve(f"{name} {loss}", f"teachers/{name}/{metric}", colours.get(name, INK), dotted)
         for loss, metric, dotted in kinds
         for name in targets
     ]
@@ -122,7 +123,7 @@ def _series(points: Iterable[Mapping[str, Any]]) -> Series:
     series: Series = {}
     for point in points:
         for name, value in point["metrics"].items():
-            if name.startswith("diag/"):
+            if name.startswith("teachers/"):
                 steps, values = series.setdefault(name, ([], []))
                 steps.append(point["step"])
                 values.append(value)

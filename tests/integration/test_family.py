@@ -182,4 +182,4 @@ def test_members_stand_under_the_family_in_mlflow_as_runs_alone_do(unbroken: Pat
         assert {point.step: point.value for point in run.history("train/loss")} == {
             step: metrics["train/loss"] for step, metrics in logged.items()
         }
-        assert "diag/red/share" in run.metrics and "family.slim.optim.base_lr" not in run.params
+        assert "teachers/red/share" in run.metrics and "family.slim.optim.base_lr" not in run.params

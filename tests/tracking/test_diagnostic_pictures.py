@@ -32,11 +32,11 @@ def test_three_teachers_of_one_width_fill_six_panels() -> None:
     shown = {curve.metric for panel in panels_of(set(metrics)) for curve in panel.curves}
     assert shown <= metrics.keys()
     pairs = {
-        f"diag/{kind}/{a}-{b}"
+        f"teachers/{kind}/{a}-{b}"
         for kind in ("agreement_centred", "cka")
         for a, b in combinations(("mae", "moco_v3", "ibot"), 2)
     }
-    assert pairs | {"diag/mae/share", "diag/mae/share_centred", "diag/fused/student_cosine"} <= shown
+    assert pairs | {"teachers/mae/share", "teachers/mae/share_centred", "teachers/fused/student_cosine"} <= shown
 
 
 def test_teachers_of_different_widths_have_no_shares_and_no_cosines() -> None:
@@ -59,7 +59,7 @@ def test_a_run_without_diagnostics_leaves_no_picture(tmp_path: Path) -> None:
 
 def test_a_student_that_nears_its_target_is_a_rising_curve(tmp_path: Path) -> None:
     points = [
-        {"step": step, "metrics": {"diag/fused/tfd_entropy": 0.5, "diag/fused/student_cosine": step / 100}}
+        {"step": step, "metrics": {"teachers/fused/tfd_entropy": 0.5, "teachers/fused/student_cosine": step / 100}}
         for step in range(101)
     ]
     assert diagnostic_curves(points, tmp_path / "two.png")

@@ -38,7 +38,7 @@ from dmt_ds.wording import first_line
 logger = logging.getLogger(__name__)
 
 SCORES_FILE = "scores.json"
-OWN_NAMES = ("eval", "train", "diag", "perf", "system")
+OWN_NAMES = ("eval", "perf", "system", "teachers", "train")
 """What stands before the slash in the metrics that a run logs itself."""
 
 
