@@ -224,7 +224,7 @@ def test_a_failure_that_waits_for_a_store_that_is_away_is_not_ended_as_a_hang(tm
             self._stopped.set()
 
     watchdog = Noting(0.4, 0, Peers()).start()
-    records = OpenRecords(20.0, watchdog)
+    records = OpenRecords(tmp_path / "train.log", 20.0, watchdog)
     records.trackers.append(Away(tmp_path))
     records.fail("why")
     watchdog.stop()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import MappingProxyType
 
 from dmt_ds.commands.training.record import FAILURE_TAG, describe, open_record
@@ -23,13 +24,15 @@ class OpenRecords:
         trackers: all that are open.
     """
 
-    def __init__(self, store_seconds: float, watchdog: Watchdog) -> None:
+    def __init__(self, log: Path, store_seconds: float, watchdog: Watchdog) -> None:
         """Nothing is open yet.
 
         Args:
+            log: what the run has said, kept with each record at its end.
             store_seconds: how long all records together may take to their end.
         """
         self.trackers: list[Tracker] = []
+        self._log = log
         self._store_seconds = store_seconds
         self._watchdog = watchdog
         watchdog.last_words = self.fail
@@ -71,6 +74,7 @@ class OpenRecords:
         """
         self._allow_for_the_store()
         for tracker in self.trackers:
+            tracker.log_artifact(self._log)
             tracker.finish(status)
 
     def _end_early(self, status: Status, tags: Mapping[str, str] = _NONE) -> None:
@@ -80,6 +84,7 @@ class OpenRecords:
             with suppress(CheckpointError):
                 if tags:
                     tracker.set_tags(tags)
+                tracker.log_artifact(self._log)
                 tracker.finish(status)
 
     def _allow_for_the_store(self) -> None:

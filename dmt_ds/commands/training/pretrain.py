@@ -40,7 +40,7 @@ from dmt_ds.engine.schedule import with_frozen_groups
 from dmt_ds.engine.step_profile import StepProfile
 from dmt_ds.engine.task import AnnotatedTask, CroppingTask, PretrainingTask
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
-from dmt_ds.run_files import DONE, PROFILE_FOLDER
+from dmt_ds.run_files import DONE, LOG_FILE, PROFILE_FOLDER
 from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def run(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, attempt: Attempt, stop: StopRequest, watchdog: Watchdog, peers: Peers) -> Outcome:
-    records = OpenRecords(_store_seconds(config), watchdog)
+    records = OpenRecords(Path(config.output_dir) / LOG_FILE, _store_seconds(config), watchdog)
     with records.closed_on_failure(peers), explained(partial(what_to_lower, config)):  # explained for the record too
         outcome = _fit(config, attempt, records, stop, watchdog)
     attempt.check_fences()
