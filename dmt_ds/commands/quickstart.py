@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from dmt_ds.commands.readouts.frozen_protocol import ReadoutTable
 from dmt_ds.commands.readouts.judging import PIXELS
-from dmt_ds.commands.readouts.knn import KnnTable, run_knn
+from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.commands.suites.stages import RunningStage, Stage
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
@@ -42,7 +43,7 @@ class Training:
     processes: int
 
 
-def run(output: Path, processes: int, say: Say) -> KnnTable:
+def run(output: Path, processes: int, say: Say) -> ReadoutTable:
     """Train, distil, measure; a stage that an earlier call finished is not run again.
 
     Args:
@@ -124,7 +125,7 @@ def _environment() -> Mapping[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
-def _measure(output: Path, trainings: Sequence[Training]) -> KnnTable:
+def _measure(output: Path, trainings: Sequence[Training]) -> ReadoutTable:
     configs = {training.name: load_config(training.recipe, training.overrides) for training in trainings}
     student = configs[STUDENT]
     encoders: dict[str, str | torch.nn.Module] = {"raw pixels": PIXELS}

@@ -15,6 +15,7 @@ from dmt_ds.models.evaluation_mode import evaluating
 logger = logging.getLogger(__name__)
 
 FeatureKind = Literal["class", "patch_mean"]
+FEATURE_KINDS: tuple[FeatureKind, ...] = ("class", "patch_mean")
 
 _SECONDS_BETWEEN_LINES = 10.0
 

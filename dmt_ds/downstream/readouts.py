@@ -11,57 +11,98 @@
 The last is for choosing settings (a learning rate): the validation images stay unseen.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.downstream.accuracy import Accuracy
-from dmt_ds.downstream.features import FeatureKind, Features
-from dmt_ds.downstream.knn import knn_scores
+from dmt_ds.downstream.features import FEATURE_KINDS, FeatureKind, Features
+from dmt_ds.downstream.knn import Share, knn_scores, knn_scores_of_shares
 from dmt_ds.downstream.linear import linear_scores
 from dmt_ds.errors import DataError
+
+Readout = Literal["knn", "linear"]
 
 Scores = dict[str, float]
 """Metric name -> share of images, 0 to 1."""
 
 
-def frozen_readouts(
-    train: Features, test: Features, num_classes: int, knn: KnnConfig, linear: LinearConfig, device: torch.device
-) -> Scores:
-    """All of the module's table; votes and fits are made on `device`, and `knn.features` does not matter.
+def metric_name(readout: Readout, kind: FeatureKind, top: Literal[1, 5]) -> str:
+    """What the module's table calls it."""
+    return f"eval/{readout}{'' if kind == 'class' else '_patch'}_top{top}"
 
-    Raises:
-        DataError: an image has no label, or there is one training image alone.
+
+@dataclass(frozen=True)
+class FrozenReadouts:
+    """Which of the module's table judge an encoder.
+
+    Attributes:
+        num_classes: of the images.
+        knn: its protocol; `knn.features` does not matter here.
+        linear: the probe's; None for k-NN of the test images alone, without the line for choosing settings.
+        kinds: of features.
     """
-    if len(train.labels) == 1:
-        raise DataError(
-            "there is 1 training image, but one half is evaluated with the other: use 2 or more "
-            "(data.max_train_images, or the training split of data.path)"
-        )
 
-    def judged_by(kind: FeatureKind) -> tuple[Accuracy, Accuracy]:
+    num_classes: int
+    knn: KnnConfig
+    linear: LinearConfig | None = None
+    kinds: tuple[FeatureKind, ...] = FEATURE_KINDS
+
+    def scores(self, train: Features, test: Features, device: torch.device) -> Scores:
+        """Votes and fits are made on `device`.
+
+        Raises:
+            DataError: an image has no label, or settings would be chosen with one training image alone.
+        """
+        if self.linear is not None and len(train.labels) == 1:
+            raise DataError(
+                "there is 1 training image, but one half is evaluated with the other: use 2 or more "
+                "(data.max_train_images, or the training split of data.path)"
+            )
+        if train.patch_mean is train.class_token:  # pixels, the same twice: once is enough
+            judged = dict.fromkeys(self.kinds, self._judged_by(self.kinds[0], train, test, device))
+        else:
+            judged = {kind: self._judged_by(kind, train, test, device) for kind in self.kinds}
+        scores: Scores = {}
+        for readout in judged[self.kinds[0]]:
+            for kind in self.kinds:
+                scores |= _metrics_of(readout, kind, judged[kind][readout])
+        if self.linear is None:
+            return scores
+        return scores | {"eval/select_knn_top1": self._on_training_halves(train, device).top1}
+
+    def knn_of_shares(
+        self, train: Features, test: Features, device: torch.device, after_each: Callable[[], None]
+    ) -> Scores:
+        """The k-NN of `scores` where each rank has the features of its share of the images; all ranks call."""
+        scores: Scores = {}
+        for kind in self.kinds:
+            voting, judged = (Share(part.of(kind).to(device), part.labels.to(device)) for part in (train, test))
+            votes = knn_scores_of_shares(voting, judged, self.knn.k, self.knn.temperature, self.num_classes)
+            after_each()
+            scores |= _metrics_of("knn", kind, votes)
+        return scores
+
+    def _judged_by(
+        self, kind: FeatureKind, train: Features, test: Features, device: torch.device
+    ) -> dict[Readout, Accuracy]:
         features = train.of(kind).to(device), train.labels, test.of(kind), test.labels
-        votes = knn_scores(*features, knn.k, knn.temperature, num_classes)
-        return votes, linear_scores(*features, linear.weight_decay, linear.max_iterations, num_classes)
+        judged: dict[Readout, Accuracy] = {
+            "knn": knn_scores(*features, self.knn.k, self.knn.temperature, self.num_classes)
+        }
+        if (linear := self.linear) is not None:
+            judged["linear"] = linear_scores(*features, linear.weight_decay, linear.max_iterations, self.num_classes)
+        return judged
 
-    by_class = judged_by("class")
-    is_pixels = train.patch_mean is train.class_token  # the same twice: once is enough
-    by_patches = by_class if is_pixels else judged_by("patch_mean")
-    scores = metrics_of("knn", "class", by_class[0]) | metrics_of("knn", "patch_mean", by_patches[0])
-    scores |= metrics_of("linear", "class", by_class[1]) | metrics_of("linear", "patch_mean", by_patches[1])
-    return scores | {"eval/select_knn_top1": _on_training_halves(train, num_classes, knn, device).top1}
-
-
-def metrics_of(readout: Literal["knn", "linear"], kind: FeatureKind, accuracy: Accuracy) -> Scores:
-    """A readout's result under the names of the module's table."""
-    name = readout if kind == "class" else f"{readout}_patch"
-    return {f"eval/{name}_top1": accuracy.top1, f"eval/{name}_top5": accuracy.top5}
+    def _on_training_halves(self, train: Features, device: torch.device) -> Accuracy:
+        """Images 0, 2, 4, ... vote on 1, 3, 5, ...: where classes follow each other, both halves have them all."""
+        tokens, labels = train.class_token, train.labels
+        halves = tokens[::2].to(device), labels[::2], tokens[1::2], labels[1::2]
+        return knn_scores(*halves, self.knn.k, self.knn.temperature, self.num_classes)
 
 
-def _on_training_halves(train: Features, num_classes: int, knn: KnnConfig, device: torch.device) -> Accuracy:
-    """Images 0, 2, 4, ... vote on images 1, 3, 5, ...: where classes follow each other, both halves have them all."""
-    tokens, labels = train.class_token, train.labels
-    return knn_scores(
-        tokens[::2].to(device), labels[::2], tokens[1::2], labels[1::2], knn.k, knn.temperature, num_classes
-    )
+def _metrics_of(readout: Readout, kind: FeatureKind, accuracy: Accuracy) -> Scores:
+    return {metric_name(readout, kind, 1): accuracy.top1, metric_name(readout, kind, 5): accuracy.top5}

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from dmt_ds.cli import main
-from dmt_ds.commands.readouts.evaluate import EvaluationTable, run
+from dmt_ds.commands.readouts.evaluate import run
+from dmt_ds.commands.readouts.frozen_protocol import ReadoutTable
 from dmt_ds.commands.readouts.judging import is_judged_as_run
 from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
@@ -58,7 +59,7 @@ def make_run(folder: Path, *overrides: str) -> RunConfig:
     return config
 
 
-def evaluate(*sources: str | Path, data: DataConfig = DIGITS, k: int = 20, again: bool = False) -> EvaluationTable:
+def evaluate(*sources: str | Path, data: DataConfig = DIGITS, k: int = 20, again: bool = False) -> ReadoutTable:
     encoders = {str(source): str(source) for source in sources}
     return run(data, KnnConfig(k=k), LinearConfig(), encoders, CPU, again)
 
@@ -82,7 +83,7 @@ def test_k_nn_is_what_the_knn_command_measures() -> None:
     for features in ("class", "patch_mean"):
         knn = KnnConfig(features=features)
         table = run_knn(DIGITS, knn, {"pixels": "pixels"}, CPU)
-        assert table.metrics(table.rows[0]).items() <= scores.items()
+        assert table.rows[0].scores.items() <= scores.items()
 
 
 def test_a_runs_scores_are_points_of_its_last_step_and_a_file_in_its_folder(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_what_is_not_added_is_told_before_it_is_judged(
         raise InterruptedError
 
     make_run(tmp_path / "run", "tracking.enabled=false")
-    monkeypatch.setattr(f"dmt_ds.commands.readouts.{command}.features_of", judged)
+    monkeypatch.setattr("dmt_ds.commands.readouts.frozen_protocol.features_of", judged)
     result = CliRunner().invoke(main, [command, "-e", str(tmp_path / "run"), "knn.k=3"])
     assert isinstance(result.exception, InterruptedError)
 

@@ -8,7 +8,7 @@ from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.downstream import readouts as module
 from dmt_ds.downstream.accuracy import Accuracy
 from dmt_ds.downstream.features import Features
-from dmt_ds.downstream.readouts import Scores, frozen_readouts
+from dmt_ds.downstream.readouts import FrozenReadouts, Scores
 from dmt_ds.errors import DataError
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def noise(seed: int, num_images: int) -> Tensor:
 
 
 def readouts(train: Features, test: Features, **knn: int) -> Scores:
-    return frozen_readouts(train, test, NUM_CLASSES, KnnConfig(**knn), LinearConfig(), CPU)
+    return FrozenReadouts(NUM_CLASSES, KnnConfig(**knn), LinearConfig()).scores(train, test, CPU)
 
 
 def test_each_kind_of_feature_has_scores_of_its_own() -> None:
@@ -52,7 +52,8 @@ def test_the_probes_settings_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "linear_scores", scores)
     features, labels = clusters(0, 60)
     images = Features(features, features.clone(), labels)
-    frozen_readouts(images, images, NUM_CLASSES, KnnConfig(), LinearConfig(weight_decay=0.5, max_iterations=7), CPU)
+    probe = LinearConfig(weight_decay=0.5, max_iterations=7)
+    FrozenReadouts(NUM_CLASSES, KnnConfig(), probe).scores(images, images, CPU)
     assert asked == [(0.5, 7, NUM_CLASSES)] * 2
 
 

@@ -7,6 +7,7 @@ import torch
 
 from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.config.load import config_from_yaml
+from dmt_ds.downstream.features import FEATURE_KINDS
 
 
 def knn_points(run: Path) -> dict[int, tuple[float, float]]:
@@ -22,15 +23,8 @@ def knn_points(run: Path) -> dict[int, tuple[float, float]]:
 def knn_of_published(run: Path) -> tuple[float, float]:
     """The same of the encoder in the run's folder."""
     config = config_from_yaml((run / "config.yaml").read_text())
-    by_class, by_patches = (
-        run_knn(
-            config.data,
-            config.knn.model_copy(update={"features": kind}),
-            {"it": str(run / "backbone")},
-            torch.device("cpu"),
-        )
-        .rows[0]
-        .scores.top1
-        for kind in ("class", "patch_mean")
-    )
-    return by_class, by_patches
+    scores: dict[str, float] = {}
+    for kind in FEATURE_KINDS:
+        protocol = config.knn.model_copy(update={"features": kind})
+        scores |= run_knn(config.data, protocol, {"it": str(run / "backbone")}, torch.device("cpu")).rows[0].scores
+    return scores["eval/knn_top1"], scores["eval/knn_patch_top1"]

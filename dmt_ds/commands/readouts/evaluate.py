@@ -6,28 +6,18 @@ Features are taken once an encoder; which readouts there are, and their names, i
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from dmt_ds.commands.readouts.judging import (
-    Encoder,
-    features_of,
-    is_judged_as_run,
-    load_judged,
-    named_images,
-    named_run,
-    open_judged,
-    refuse_missing,
-)
+from dmt_ds.commands.readouts.frozen_protocol import EncoderScores, FrozenProtocol, ReadoutTable, open_protocol
+from dmt_ds.commands.readouts.judging import Encoder, load_judged, named_run
 from dmt_ds.commands.run_folder import add_to_run, step_of_run
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.labels import LabelledImages
-from dmt_ds.downstream.readouts import Scores, frozen_readouts
+from dmt_ds.downstream.readouts import Scores, metric_name
 from dmt_ds.models.teachers import TeacherModel
 from dmt_ds.run_files import EVALUATION_FILE
 from dmt_ds.tracking.journal import write_atomically
@@ -36,45 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 _COLUMNS = {
-    "k-NN class": "eval/knn_top1",
-    "k-NN patch": "eval/knn_patch_top1",
-    "linear class": "eval/linear_top1",
-    "linear patch": "eval/linear_patch_top1",
+    "k-NN class": metric_name("knn", "class", 1),
+    "k-NN patch": metric_name("knn", "patch_mean", 1),
+    "linear class": metric_name("linear", "class", 1),
+    "linear patch": metric_name("linear", "patch_mean", 1),
 }
-
-
-class EvaluationRow(NamedTuple):
-    """One encoder's result."""
-
-    encoder: str
-    scores: Scores
-
-
-class EvaluationTable(NamedTuple):
-    """Results of several encoders on the same images; `str` gives what the command line prints."""
-
-    rows: tuple[EvaluationRow, ...]
-    num_train_images: int
-    num_test_images: int
-    num_classes: int
-    knn: KnnConfig
-    linear: LinearConfig
-    images: str
-    """What they are: kind of source, and place."""
-
-    def __str__(self) -> str:
-        """A line on the protocol, then top-1 of the four readouts, an encoder a line, in percent."""
-        width = max(len("encoder"), *(len(row.encoder) for row in self.rows))
-        lines = [
-            f"top-1 % by k-NN (k {self.knn.k}, T {self.knn.temperature:g}) and linear probe (weight decay "
-            f"{self.linear.weight_decay:g}) on class token and mean patch token, on {self.images}: "
-            f"{self.num_train_images} training and {self.num_test_images} test images, {self.num_classes} classes",
-            "  ".join([f"{'encoder':{width}}", *_COLUMNS]),
-        ]
-        for name, scores in self.rows:
-            numbers = [f"{100 * scores[metric]:{len(title)}.2f}" for title, metric in _COLUMNS.items()]
-            lines.append("  ".join([f"{name:{width}}", *numbers]))
-        return "\n".join(lines)
 
 
 def run(
@@ -84,7 +40,7 @@ def run(
     encoders: Mapping[str, Encoder],
     device: torch.device,
     again: bool = False,
-) -> EvaluationTable:
+) -> ReadoutTable:
     """Judge encoders one after the other; scores of a run's folder go to its MLflow run and `evaluation.json`.
 
     Those of other images or settings than the run's own are only returned.
@@ -101,73 +57,52 @@ def run(
         DataError: there are no images, no labels, or the splits have different classes.
         WeightsError: an encoder can't be loaded.
     """
-    refuse_missing(encoders, data.image_size)
-    images = open_judged(data)
-    protocol = _Protocol(images, data, knn, linear)
+    protocol = open_protocol(encoders, data, device, knn, linear)
     rows = []
     for name, encoder in encoders.items():
-        module = load_judged(name, encoder, data.image_size)
-        folder = named_run(encoder)
-        if folder is None:
-            scores = protocol.judge(module, device)
-        else:
-            scores = _judge_run(folder, module, protocol, device, again)
-        logger.info("%s: k-NN top-1 %.2f %%", name, 100 * scores["eval/knn_top1"])
-        rows.append(EvaluationRow(name, scores))
-    sizes = len(images.train), len(images.test), images.num_classes
-    return EvaluationTable(tuple(rows), *sizes, knn, linear, named_images(data))
+        module, folder = load_judged(name, encoder, data.image_size), named_run(encoder)
+        scores = protocol.judge(module) if folder is None else _judge_run(folder, module, protocol, again)
+        logger.info("%s: k-NN top-1 %.2f %%", name, 100 * scores[metric_name("knn", "class", 1)])
+        rows.append(EncoderScores(name, scores))
+    readouts = (
+        f"top-1 % by k-NN (k {knn.k}, T {knn.temperature:g}) and linear probe (weight decay {linear.weight_decay:g}) "
+        "on class token and mean patch token,"
+    )
+    return protocol.table(readouts, _COLUMNS, rows)
 
 
-@dataclass(frozen=True)
-class _Protocol:
-    """On what encoders are judged, and how."""
-
-    images: LabelledImages
-    data: DataConfig
-    knn: KnnConfig
-    linear: LinearConfig
-
-    def judge(self, module: nn.Module | None, device: torch.device) -> Scores:
-        """All readouts, from one pass over the images."""
-        train, test = (
-            features_of(module, source, self.data, self.knn.batch_size, device)
-            for source in (self.images.train, self.images.test)
-        )
-        return frozen_readouts(train, test, self.images.num_classes, self.knn, self.linear, device)
-
-    def as_record(self) -> dict[str, Any]:
-        """All of it that moves a score, as JSON has it."""
-        return {
-            "data": {
-                "train": self.images.train.fingerprint,
-                "validation": self.images.test.fingerprint,
-                **self.data.model_dump(mode="json", include={"image_size", "interpolation"}),
-            },
-            "knn": self.knn.model_dump(mode="json", include={"k", "temperature"}),
-            "linear": self.linear.model_dump(mode="json"),
-        }
-
-
-def _judge_run(
-    folder: Path, module: nn.Module | None, protocol: _Protocol, device: torch.device, again: bool
-) -> Scores:
+def _judge_run(folder: Path, module: nn.Module | None, protocol: FrozenProtocol, again: bool) -> Scores:
     """Scores of a run's encoder, from `evaluation.json` where an earlier call left them."""
     encoder = module.record.sha256 if isinstance(module, TeacherModel) else None
-    made_from = {"encoder_sha256": encoder, "step": step_of_run(folder), **protocol.as_record()}
+    made_from = {"encoder_sha256": encoder, "step": step_of_run(folder), **_all_that_moves_a_score(protocol)}
     kept = None if again else _kept_scores(folder, made_from)
     if kept is not None:
         logger.info(
             "%s: evaluated before on the same images with the same settings; --again evaluates it again", folder
         )
         return kept
-    train = protocol.images.train.fingerprint
-    is_own = is_judged_as_run(folder, train, protocol.data, protocol.knn, protocol.linear)
-    scores = protocol.judge(module, device)
+    is_own = protocol.is_of_run(folder)
+    scores = protocol.judge(module)
     if not is_own:
         return scores
     add_to_run(folder, scores)  # before the file, which says that all is done
     write_atomically(folder / EVALUATION_FILE, json.dumps({"scores": scores, "made_from": made_from}, indent=1) + "\n")
     return scores
+
+
+def _all_that_moves_a_score(protocol: FrozenProtocol) -> dict[str, Any]:
+    """Images and settings, as JSON has them."""
+    images, readouts = protocol.images, protocol.readouts
+    assert readouts.linear is not None, "evaluate fits probes"
+    return {
+        "data": {
+            "train": images.train.fingerprint,
+            "validation": images.test.fingerprint,
+            **protocol.data.model_dump(mode="json", include={"image_size", "interpolation"}),
+        },
+        "knn": readouts.knn.model_dump(mode="json", include={"k", "temperature"}),
+        "linear": readouts.linear.model_dump(mode="json"),
+    }
 
 
 def _kept_scores(folder: Path, made_from: Mapping[str, Any]) -> Scores | None:

@@ -10,9 +10,8 @@ from dmt_ds.commands.training.publish import backbone_state, settled_student
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch_maker import EvalBatchMaker
 from dmt_ds.data.sources import ImageSource
-from dmt_ds.downstream.features import FeatureKind, Features, extract_features
-from dmt_ds.downstream.knn import Share, knn_scores_of_shares
-from dmt_ds.downstream.readouts import Scores, metrics_of
+from dmt_ds.downstream.features import FEATURE_KINDS, Features, extract_features
+from dmt_ds.downstream.readouts import FrozenReadouts, Scores, metric_name
 from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.engine.deepspeed.ds_engine import StudentEngine
 from dmt_ds.engine.task import PretrainingTask
@@ -55,7 +54,7 @@ class KnnInTraining:
         for encoder in self.encoders:
             scores = self._scores(encoder, f"evaluating step {step}")
             encoder.tracker.log_metrics(scores, step)
-            by_class, by_patches = (100 * scores[f"eval/knn_{kind}top1"] for kind in ("", "patch_"))
+            by_class, by_patches = (100 * scores[metric_name("knn", kind, 1)] for kind in FEATURE_KINDS)
             logger.info(
                 "step %d: %s: k-NN top-1 %.2f %% by the class token, %.2f %% by the mean patch token",
                 *(step, encoder.config.name, by_class, by_patches),
@@ -75,16 +74,9 @@ class KnnInTraining:
             maker = EvalBatchMaker(source, config.data.image_size, config.data.interpolation)
             return extract_features(model, scene.batches(maker, len(source), config.knn.batch_size, doing), device)
 
+        readouts = FrozenReadouts(len(self.images.class_names), config.knn)
         train, test = features_of(self.images.train), features_of(self.images.test)
-
-        def judged_by(kind: FeatureKind) -> Scores:
-            voting, judged = (Share(part.of(kind).to(device), part.labels.to(device)) for part in (train, test))
-            k, num_classes = config.knn.k, len(self.images.class_names)
-            scores = knn_scores_of_shares(voting, judged, k, config.knn.temperature, num_classes)
-            self.beat(doing)
-            return metrics_of("knn", kind, scores)
-
-        return judged_by("class") | judged_by("patch_mean")
+        return readouts.knn_of_shares(train, test, device, after_each=lambda: self.beat(doing))
 
 
 def _as_published(encoder: EncoderInTraining) -> TeacherModel:
