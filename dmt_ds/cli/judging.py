@@ -13,7 +13,7 @@ from dmt_ds.run_files import SETTINGS_FILE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dmt_ds.commands.readouts.judging import Encoder
+    from dmt_ds.commands.readouts.frozen_encoders import Encoder
     from dmt_ds.config.schema import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def knn(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...
     are those of the first run among the sources. A run's scores are added to its MLflow run if images and settings
     are the run's own.
     """
-    config, judged = _judged(encoders, recipe, overrides)
+    config, judged = _settings_and_encoders(encoders, recipe, overrides)
     from dmt_ds.commands.readouts import knn as command
 
     click.echo(command.run_knn(config.data, config.knn, judged, own_device()))
@@ -69,7 +69,7 @@ def evaluate(encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str
     SOURCE, -c and the settings are as for `dmt-ds knn`. If images and settings are the run's own, a run's scores are
     added to its MLflow run and kept in evaluation.json in its folder; called again, the command only prints them.
     """
-    config, judged = _judged(encoders, recipe, overrides)
+    config, judged = _settings_and_encoders(encoders, recipe, overrides)
     from dmt_ds.commands.readouts import evaluate as command
 
     click.echo(command.run(config.data, config.knn, config.linear, judged, own_device(), again))
@@ -116,7 +116,7 @@ def judge(source: str, overrides: tuple[str, ...], output: Path | None, log_as: 
         command.log(report, log_as)
 
 
-def _judged(
+def _settings_and_encoders(
     encoders: tuple[str, ...], recipe: str | None, overrides: tuple[str, ...]
 ) -> "tuple[RunConfig, Mapping[str, Encoder]]":
     """The settings, and what is judged with them by its name in the table."""

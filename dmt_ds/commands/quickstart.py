@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from dmt_ds.commands.readouts.frozen_encoders import PIXELS
 from dmt_ds.commands.readouts.frozen_protocol import ReadoutTable
-from dmt_ds.commands.readouts.judging import PIXELS
 from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.commands.suites.stages import RunningStage, Stage
 from dmt_ds.config.load import load_config

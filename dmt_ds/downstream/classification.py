@@ -113,7 +113,7 @@ class ClassificationTask:
         right = logits.argmax(dim=1) == torch.where(own_share >= 0.5, batch.labels, others)
         return TaskLosses(loss, {"train/loss_classification": loss.detach(), "train/top1": right.float().mean()})
 
-    def judged(self, model: Model) -> dict[str, Model]:
+    def evaluated_models(self, model: Model) -> dict[str, Model]:
         """What is judged, by what stands before `top1` in its metrics' names: the weights, and their running mean.
 
         All ranks call.
@@ -124,7 +124,7 @@ class ClassificationTask:
         return {"": model, "ema_": partial(self._average, self.module)}
 
     def answers(self, models: Mapping[str, Model], batches: Iterable[Batch]) -> dict[str, Answers]:
-        """What each of `judged` says to this rank's images.
+        """What each of `evaluated_models` says to this rank's images.
 
         Args:
             batches: this rank's share of the images as they are (`EvalBatchMaker`); a label below 0 is not counted.

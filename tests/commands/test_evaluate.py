@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dmt_ds.cli import main
 from dmt_ds.commands.readouts.evaluate import run
+from dmt_ds.commands.readouts.frozen_encoders import matches_run_settings
 from dmt_ds.commands.readouts.frozen_protocol import ReadoutTable
-from dmt_ds.commands.readouts.judging import is_judged_as_run
 from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.load import load_config, to_yaml
@@ -152,8 +152,8 @@ def test_the_images_of_a_run_may_have_moved(tmp_path: Path, monkeypatch: pytest.
     moved = DIGITS.model_copy(update={"source": "folder", "path": "/is/there"})
     state = RunState(1, 32, 1, 0, "fp32", {}, data_fingerprint="abc")
     monkeypatch.setattr(CheckpointFolder, "newest", lambda _: Checkpoint(tmp_path, state))
-    assert is_judged_as_run(tmp_path / "run", "abc", moved, KnnConfig())
-    assert not is_judged_as_run(tmp_path / "run", "abcd", moved, KnnConfig())
+    assert matches_run_settings(tmp_path / "run", "abc", moved, KnnConfig())
+    assert not matches_run_settings(tmp_path / "run", "abcd", moved, KnnConfig())
 
 
 def test_the_images_of_a_run_without_checkpoints_may_have_moved(
@@ -164,11 +164,11 @@ def test_the_images_of_a_run_without_checkpoints_may_have_moved(
     make_run(folder, "tracking.enabled=false", "data.source=folder", "data.path=photos")
     same = DIGITS.model_copy(update={"source": "folder", "path": str(tmp_path / "photos")})
     moved = same.model_copy(update={"path": "/is/there"})
-    assert is_judged_as_run(folder, "abc", same, KnnConfig())
-    assert not is_judged_as_run(folder, "abc", moved, KnnConfig())
+    assert matches_run_settings(folder, "abc", same, KnnConfig())
+    assert not matches_run_settings(folder, "abc", moved, KnnConfig())
     Spool(folder, "run").put("dataset", name="folder", source="photos", fingerprint="abc", context="training")
-    assert is_judged_as_run(folder, "abc", moved, KnnConfig())
-    assert not is_judged_as_run(folder, "abcd", moved, KnnConfig())
+    assert matches_run_settings(folder, "abc", moved, KnnConfig())
+    assert not matches_run_settings(folder, "abcd", moved, KnnConfig())
 
 
 @pytest.mark.parametrize("command", ["knn", "evaluate"])

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from dmt_ds.commands.readouts.judge import check_log_name
-from dmt_ds.commands.readouts.judged_source import find_judged
+from dmt_ds.commands.readouts.judge_source import find_model_to_judge
 from dmt_ds.data.digits import DigitsSource
 from dmt_ds.errors import ConfigError
 from dmt_ds.run_files import DONE
@@ -150,7 +150,7 @@ def test_a_checkpoint_on_the_way_has_the_scores_of_its_step(classified: Path) ->
     assert told["model"]["step"] == HALF
     assert told["scores"] == evaluated(classified, HALF, "ema_")
     assert told["scores"] != {name: evaluated(classified, HALF)[name] for name in told["scores"]}
-    assert find_judged(str(checkpoint / "classifier"), []).folder == checkpoint / "classifier"
+    assert find_model_to_judge(str(checkpoint / "classifier"), []).folder == checkpoint / "classifier"
 
 
 def test_two_processes_judge_as_one_on_another_split_that_lacks_the_last_class(classified: Path) -> None:
@@ -262,15 +262,15 @@ def test_plain_words_are_names() -> None:
 def test_an_unfinished_run_is_judged_at_its_newest_checkpoint(copied: Path) -> None:
     (copied / DONE).unlink()
     shutil.rmtree(copied / "classifier")
-    assert find_judged(str(copied), []).folder == copied / f"checkpoints/step{LONG:08d}/classifier"
+    assert find_model_to_judge(str(copied), []).folder == copied / f"checkpoints/step{LONG:08d}/classifier"
     shutil.rmtree(copied / f"checkpoints/step{LONG:08d}")
-    assert find_judged(str(copied), []).step == HALF
+    assert find_model_to_judge(str(copied), []).step == HALF
     (copied / f"checkpoints/step{HALF:08d}/manifest.json").unlink()
     with pytest.raises(ConfigError, match="is no complete checkpoint"):
-        find_judged(str(copied / f"checkpoints/step{HALF:08d}"), [])
+        find_model_to_judge(str(copied / f"checkpoints/step{HALF:08d}"), [])
     shutil.rmtree(copied / "checkpoints")
     with pytest.raises(ConfigError, match="has not finished, and has saved nothing yet"):
-        find_judged(str(copied), [])
+        find_model_to_judge(str(copied), [])
 
 
 def test_what_is_no_model_with_a_head_in_a_run_is_refused(classified: Path, copied: Path, tmp_path: Path) -> None:
@@ -278,33 +278,33 @@ def test_what_is_no_model_with_a_head_in_a_run_is_refused(classified: Path, copi
     (encoder / "config.yaml").write_text(yaml.safe_dump({"task": "mae"}))
     for source in (encoder, encoder / "backbone", classified / "backbone"):
         with pytest.raises(ConfigError, match=f"without a head.*`dmt-ds evaluate -e {source}`"):
-            find_judged(str(source), [])
+            find_model_to_judge(str(source), [])
     shutil.copytree(classified / "classifier", tmp_path / "classifier")
     with pytest.raises(ConfigError, match=r"classifier: lies in no run.*name the run that it comes from"):
-        find_judged(str(tmp_path / "classifier"), [])
+        find_model_to_judge(str(tmp_path / "classifier"), [])
     with pytest.raises(ConfigError, match="nowhere: no such folder"):
-        find_judged(str(tmp_path / "nowhere"), [])
+        find_model_to_judge(str(tmp_path / "nowhere"), [])
     shutil.rmtree(copied / "classifier")
     with pytest.raises(ConfigError, match="there is no classifier in it; name the run"):
-        find_judged(str(copied), [])
+        find_model_to_judge(str(copied), [])
     with pytest.raises(ConfigError, match="is no complete checkpoint"):
-        find_judged(str(copied / "checkpoints"), [])
+        find_model_to_judge(str(copied / "checkpoints"), [])
 
 
 def test_settings_of_the_model_itself_are_refused_and_those_of_training_do_not_matter(classified: Path) -> None:
     given = ["student.depth=3", "classify.pooling=class", "data.image_size=32", "augment.mean=[0.5,0.5,0.5]"]
     with pytest.raises(ConfigError) as caught:
-        find_judged(str(classified), given)
+        find_model_to_judge(str(classified), given)
     lines = str(caught.value).splitlines()
     assert len(lines) == 4
     assert "student.depth=3: the model was trained with 2; leave the setting out" in lines
-    found = find_judged(str(classified), ["student.depth=2", "optim.base_lr=1", "train.steps=9"])
+    found = find_model_to_judge(str(classified), ["student.depth=2", "optim.base_lr=1", "train.steps=9"])
     assert found.config.train.steps == 9
 
 
 def test_settings_of_each_kinds_head_are_refused(segmented: Path) -> None:
     with pytest.raises(ConfigError, match=r"segment\.channels=16: the model was trained with 12"):
-        find_judged(str(segmented), ["segment.channels=16"])
+        find_model_to_judge(str(segmented), ["segment.channels=16"])
 
 
 def test_a_split_that_digits_do_not_have_is_refused(copied: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_split_that_digits_do_not_have_is_refused(copied: Path) -> None:
     settings["data"] |= {"source": "digits", "val_split": "validation"}
     file.write_text(yaml.safe_dump(settings))
     with pytest.raises(ConfigError, match="digits has no other split"):
-        find_judged(str(copied), ["data.val_split=test"])
+        find_model_to_judge(str(copied), ["data.val_split=test"])
 
 
 def test_images_of_other_classes_are_refused_by_the_first_difference(

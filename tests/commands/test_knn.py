@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_ds.commands.readouts import evaluate
-from dmt_ds.commands.readouts.judging import Encoder
+from dmt_ds.commands.readouts.frozen_encoders import Encoder
 from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig

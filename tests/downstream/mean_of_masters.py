@@ -54,7 +54,7 @@ def train(zero_stage: int) -> dict[str, Any]:
         of_weights = moved(of_weights, {k: v.float() for k, v in of.module.named_parameters()}, step + 1)
         if step + 1 == STEPS // 2:  # as a restart has it: nothing but the state is left
             of.load_state_dict({name: value.clone() for name, value in of.state_dict().items()})
-    judged = of.judged(engine)["ema_"](
+    judged = of.evaluated_models(engine)["ema_"](
         torch.ones(1, 3, 16, 16, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int64)
     )
     return {

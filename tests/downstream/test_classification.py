@@ -282,7 +282,7 @@ def test_weights_and_their_running_mean_are_judged_beside_each_other() -> None:
     of = task(ema_decay=0.9)
     torch.nn.init.normal_(of.module.head.weight)
     source = spaced_images(open_source(DataConfig(), "val"), 12)
-    answers = of.answers(of.judged(of.module), middles(source, IMAGE_SIZE, 5))
+    answers = of.answers(of.evaluated_models(of.module), middles(source, IMAGE_SIZE, 5))
     assert list(answers) == ["", "ema_"]
     pixels = normalize(torch.cat([b.images for b in middles(source, IMAGE_SIZE, 5)]), PLAIN.mean, PLAIN.std)
     for name, module in (("", of.module), ("ema_", of.published)):
@@ -294,4 +294,4 @@ def test_weights_and_their_running_mean_are_judged_beside_each_other() -> None:
 
 def test_without_a_decay_there_is_no_second_network() -> None:
     of = task()
-    assert of.state_dict() == {} and of.published is of.module and list(of.judged(of.module)) == [""]
+    assert of.state_dict() == {} and of.published is of.module and list(of.evaluated_models(of.module)) == [""]

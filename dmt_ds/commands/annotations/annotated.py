@@ -190,7 +190,7 @@ class AnnotatedKind(ABC, Generic[T, Images]):
         """What makes the task's training batches in the loader's processes."""
 
     @abstractmethod
-    def open_judged(self, config: RunConfig) -> ImageSource:
+    def open_validation(self, config: RunConfig) -> ImageSource:
         """The validation split alone, with its annotations; knows the classes' names.
 
         Raises:
@@ -199,7 +199,7 @@ class AnnotatedKind(ABC, Generic[T, Images]):
 
     @abstractmethod
     def build_judge(self, task: T, images: ImageSource, scene: Scene) -> Judge[Any]:
-        """What judges the task on the validation split, as `open` and `open_judged` give it."""
+        """What judges the task on the validation split, as `open` and `open_validation` give it."""
 
     @abstractmethod
     def save(

@@ -55,7 +55,7 @@ class Classification(AnnotatedKind[ClassificationTask, LabelledImages]):
         """Classes without images."""
         return empty_classes(images)
 
-    def open_judged(self, config: RunConfig) -> ImageSource:
+    def open_validation(self, config: RunConfig) -> ImageSource:
         """The validation split with its labels."""
         return open_labelled_split(config.data, "val")
 
@@ -161,7 +161,7 @@ class ClassificationJudge:
 
     def judge(self, model: Model, doing: str) -> Judgement[Answers]:
         """`top1` and `top5`; those of the running mean, where there is one, which is what is published."""
-        answers = self.task.answers(self.task.judged(model), self._batches(doing))
+        answers = self.task.answers(self.task.evaluated_models(model), self._batches(doing))
         scores = {prefix: accuracy_over_ranks(of_model)._asdict() for prefix, of_model in answers.items()}
         told = [
             f"{'running mean of the weights: ' if prefix else ''}top-1 {100 * found['top1']:.2f} %, "

@@ -78,7 +78,7 @@ class Detection(AnnotatedKind["DetectionTask", CocoImages]):
         section = config.detect
         return open_coco(data.path, name, section.annotations, section.images, limit, section.masks)
 
-    def open_judged(self, config: RunConfig) -> CocoSource:
+    def open_validation(self, config: RunConfig) -> CocoSource:
         """The validation split with its objects."""
         images = self.source(config, "val")
         check_judged(images)

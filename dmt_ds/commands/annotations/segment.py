@@ -59,7 +59,7 @@ class Segmentation(AnnotatedKind[SegmentationTask, SegmentedImages]):
         """One split with its annotations, so that a look at its images is one at both."""
         return open_label_maps(config.data, config.segment, split)
 
-    def open_judged(self, config: RunConfig) -> LabelMapSource:
+    def open_validation(self, config: RunConfig) -> LabelMapSource:
         """The validation split with its label maps."""
         return self.source(config, "val")
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmt_ds.commands.readouts.frozen_encoders import Encoder, load_for_readout, named_run
 from dmt_ds.commands.readouts.frozen_protocol import EncoderScores, FrozenProtocol, ReadoutTable, open_protocol
-from dmt_ds.commands.readouts.judging import Encoder, load_judged, named_run
 from dmt_ds.commands.run_folder import add_to_run, step_of_run
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
@@ -60,7 +60,7 @@ def run(
     protocol = open_protocol(encoders, data, device, knn, linear)
     rows = []
     for name, encoder in encoders.items():
-        module, folder = load_judged(name, encoder, data.image_size), named_run(encoder)
+        module, folder = load_for_readout(name, encoder, data.image_size), named_run(encoder)
         scores = protocol.judge(module) if folder is None else _judge_run(folder, module, protocol, again)
         logger.info("%s: k-NN top-1 %.2f %%", name, 100 * scores[metric_name("knn", "class", 1)])
         rows.append(EncoderScores(name, scores))

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dmt_ds.commands.readouts.judging import (
+from dmt_ds.commands.readouts.frozen_encoders import (
     Encoder,
+    check_sources_exist,
     features_of,
-    is_judged_as_run,
+    matches_run_settings,
     named_images,
-    open_judged,
-    refuse_missing,
+    open_readout_images,
 )
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
@@ -72,7 +72,7 @@ class FrozenProtocol:
     def is_of_run(self, folder: Path) -> bool:
         """Whether images and settings are those of the run itself; what differs is named in the log."""
         fingerprint, readouts = self.images.train.fingerprint, self.readouts
-        return is_judged_as_run(folder, fingerprint, self.data, readouts.knn, readouts.linear)
+        return matches_run_settings(folder, fingerprint, self.data, readouts.knn, readouts.linear)
 
     def table(self, readouts: str, columns: Mapping[str, str], rows: Iterable[EncoderScores]) -> ReadoutTable:
         """The results; `readouts` are named in the heading, before the images."""
@@ -96,6 +96,6 @@ def open_protocol(
         WeightsError: an encoder is not there.
         ConfigError: timm knows no such tag.
     """
-    refuse_missing(encoders, data.image_size)
-    images = open_judged(data)
+    check_sources_exist(encoders, data.image_size)
+    images = open_readout_images(data)
     return FrozenProtocol(images, data, FrozenReadouts(images.num_classes, knn, linear, kinds), device)

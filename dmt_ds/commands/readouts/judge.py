@@ -17,8 +17,8 @@ from dmt_ds.commands.annotations.annotated import Scene
 from dmt_ds.commands.annotations.judged_run import draw_or_warn
 from dmt_ds.commands.predictions.predict_images import refuse_earlier, written_whole
 from dmt_ds.commands.predictions.predict_progress import PredictProgress
-from dmt_ds.commands.readouts.judged_source import JudgedModel, find_judged
-from dmt_ds.commands.readouts.judging import named_images
+from dmt_ds.commands.readouts.frozen_encoders import named_images
+from dmt_ds.commands.readouts.judge_source import JudgedModel, find_model_to_judge
 from dmt_ds.commands.run_folder import add_to_run
 from dmt_ds.commands.training.memory_remedies import what_to_lower
 from dmt_ds.config.deepspeed import named_ds_config, precision
@@ -115,7 +115,7 @@ def run(source: str, overrides: Sequence[str], out: Path | None) -> Report | Non
         ExportError: `out` has one of the files already.
         WeightsError: the model can't be loaded.
     """
-    model = find_judged(source, overrides)
+    model = find_model_to_judge(source, overrides)
     config = model.config
     if config.train.deterministic:
         determinism.switch_on()
@@ -152,8 +152,8 @@ def _judge(model: JudgedModel, out: Path | None, device: torch.device) -> Report
     config, kind = model.config, model.kind
     number_format = precision(named_ds_config(config.train.deepspeed))
     # On rank 0 before the others: a data set's cache is made once.
-    dist.decided_by_main(lambda: _look_at(kind.open_judged(config)))
-    images = kind.open_judged(config)
+    dist.decided_by_main(lambda: _look_at(kind.open_validation(config)))
+    images = kind.open_validation(config)
     task = _restored(model, device, number_format)
     _check_classes(images.class_names, task.class_names, kind.may_lack_classes)
     progress = PredictProgress(len(images)) if dist.is_main() else None

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import torch
 
+from dmt_ds.commands.readouts.frozen_encoders import Encoder, load_for_readout, named_run
 from dmt_ds.commands.readouts.frozen_protocol import EncoderScores, ReadoutTable, open_protocol
-from dmt_ds.commands.readouts.judging import Encoder, load_judged, named_run
 from dmt_ds.commands.run_folder import add_to_run
 from dmt_ds.config.evaluation import KnnConfig
 from dmt_ds.config.schema import DataConfig
@@ -39,7 +39,7 @@ def run_knn(
     top1, top5 = metric_name("knn", knn.features, 1), metric_name("knn", knn.features, 5)
     rows = []
     for name, encoder in encoders.items():
-        module, run = load_judged(name, encoder, data.image_size), named_run(encoder)
+        module, run = load_for_readout(name, encoder, data.image_size), named_run(encoder)
         is_own = run is not None and protocol.is_of_run(run)
         scores = protocol.judge(module)
         logger.info("%s: k-NN top-1 %.2f %%, top-5 %.2f %%", name, 100 * scores[top1], 100 * scores[top5])

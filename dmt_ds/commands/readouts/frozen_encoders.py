@@ -1,4 +1,4 @@
-"""What the commands that judge frozen encoders share: encoders by source, and their features."""
+"""Frozen encoders as the readouts ask for them: by source, the images, their features, and the run they belong to."""
 
 import logging
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ Encoder = str | TeacherConfig | nn.Module
 """A teacher's `source`, a whole teacher section, `pixels`, or a module: uint8 [B, 3, H, W] -> tokens [B, 1+N, D]."""
 
 
-def load_judged(name: str, encoder: Encoder, image_size: int) -> nn.Module | None:
+def load_for_readout(name: str, encoder: Encoder, image_size: int) -> nn.Module | None:
     """The encoder, or None for `pixels`.
 
     Raises:
@@ -54,7 +54,7 @@ def load_judged(name: str, encoder: Encoder, image_size: int) -> nn.Module | Non
     return load_encoder(encoder, image_size)
 
 
-def refuse_missing(encoders: Mapping[str, Encoder], image_size: int) -> None:
+def check_sources_exist(encoders: Mapping[str, Encoder], image_size: int) -> None:
     """A mistyped source among several is told before the first is judged, as loading tells it; asks no network.
 
     Raises:
@@ -68,7 +68,7 @@ def refuse_missing(encoders: Mapping[str, Encoder], image_size: int) -> None:
         if source.startswith("timm:"):
             refuse_unknown(source.removeprefix("timm:"))
         elif _is_missing(source):
-            load_judged(name, encoder, image_size)
+            load_for_readout(name, encoder, image_size)
 
 
 def _is_missing(source: str) -> bool:
@@ -79,7 +79,7 @@ def _is_missing(source: str) -> bool:
     return not Path(source).expanduser().exists()
 
 
-def open_judged(data: DataConfig) -> LabelledImages:
+def open_readout_images(data: DataConfig) -> LabelledImages:
     """Both splits; classes without images are named, as scores that lack them are of little worth.
 
     Raises:
@@ -111,7 +111,7 @@ def named_run(encoder: Encoder) -> Path | None:
     return folder if folder is not None and is_run(folder) else None
 
 
-def is_judged_as_run(
+def matches_run_settings(
     folder: Path, train_fingerprint: str, data: DataConfig, knn: KnnConfig, linear: LinearConfig | None = None
 ) -> bool:
     """Whether images and settings are those of the run itself; what differs is named in the log.

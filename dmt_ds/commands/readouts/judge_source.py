@@ -9,7 +9,7 @@ from typing import Any
 
 from dmt_ds.commands.annotations.annotated import AnnotatedKind
 from dmt_ds.commands.annotations.annotated_tasks import kind_of
-from dmt_ds.commands.readouts.judging import shown_value
+from dmt_ds.commands.readouts.frozen_encoders import shown_value
 from dmt_ds.commands.run_folder import run_of, settings_of, step_of_run
 from dmt_ds.config.load import COMMAND_LINE, flatten, load_layers
 from dmt_ds.config.schema import RunConfig
@@ -58,7 +58,7 @@ class JudgedModel:
         return PUBLISHED[self.kind.folder]
 
 
-def find_judged(source: str, overrides: Sequence[str]) -> JudgedModel:
+def find_model_to_judge(source: str, overrides: Sequence[str]) -> JudgedModel:
     """The model of a run, of one of its checkpoints, or of a model's folder in either.
 
     Args:
