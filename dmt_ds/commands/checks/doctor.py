@@ -22,13 +22,14 @@ from dmt_ds.commands.checks.device_check import look_at_device
 from dmt_ds.commands.checks.findings import Finding, failure
 from dmt_ds.commands.checks.patient import Patient
 from dmt_ds.commands.checks.teacher_check import check_teachers
+from dmt_ds.commands.training.record import checkpoint_state
 from dmt_ds.commands.training.resume import refuse_another_run
 from dmt_ds.commands.training.runs import advice_on_precision, check_batch_norm
 from dmt_ds.commands.training.tasks import build_student_vit, build_task, hash_of_parameters, image_size_of_start
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
 from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
-from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder, RunState
+from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
 from dmt_ds.engine.deepspeed.ds_check import check_ds_config
 from dmt_ds.errors import DmtError, StorageError
 from dmt_ds.models.relations import RelationStudent
@@ -36,7 +37,6 @@ from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import load_encoder
 from dmt_ds.run_files import CHECKPOINTS_FOLDER
 from dmt_ds.storage import is_away
-from dmt_ds.tracking.environment import code_fingerprint, library_versions
 
 BYTES_A_PARAMETER = 16
 """In a checkpoint: bf16 or float32 weights, float32 master, two moments."""
@@ -192,18 +192,8 @@ def _check_checkpoint(patient: Patient) -> Iterator[Finding]:
     saved, sources = checkpoint.state, {name: teacher.record for name, teacher in patient.teachers.items()}
     if config.student.init_from is not None:
         sources["init_from"] = load_encoder(config.student.init_from, image_size_of_start(config)).record
-    now = RunState(
-        step=0,
-        images_seen=0,
-        world_size=patient.ranks,
-        zero_stage=zero_stage(patient.ds_config),
-        precision=precision(patient.ds_config),
-        config=config.model_dump(mode="json"),
-        teachers={name: record.sha256 or "unknown" for name, record in sources.items()},
-        data_fingerprint=patient.source.fingerprint,
-        parameters=patient.parameters,
-        code=code_fingerprint(),
-        libraries=library_versions(),
+    now = checkpoint_state(
+        config, patient.ds_config, sources, patient.source.fingerprint, patient.parameters, patient.ranks
     )
     yield from (Finding("warn", "", f"{checkpoint.folder}: {line}") for line in refuse_another_run(checkpoint, now))
     moved = f", converted from {saved.world_size} to {patient.ranks} ranks" if saved.world_size != patient.ranks else ""

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ from dmt_ds.commands.training.resume import ResumePlan
 from dmt_ds.commands.training.run_record import data_name, recorded_settings
 from dmt_ds.commands.training.runs import Run
 from dmt_ds.commands.training.tasks import BuiltTask
-from dmt_ds.config.deepspeed import precision, zero_stage
+from dmt_ds.config.deepspeed import DsConfig, precision, zero_stage
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoints.checkpoint import RunState
 from dmt_ds.engine.checkpoints.fence import Fence
+from dmt_ds.models.teachers import TeacherRecord
 from dmt_ds.run_files import (
     ATTEMPTS_FOLDER,
     CHANGES_FILE,
@@ -47,19 +49,40 @@ FAILURE_TAG = "failure"
 
 def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) -> RunState:
     """What a checkpoint of this step says of the run."""
+    fingerprint, ranks = run.source.fingerprint, dist.world_size()
+    state = checkpoint_state(run.config, run.ds_config, built.sources, fingerprint, built.parameters, ranks, step)
+    return replace(state, mlflow_run_id=mlflow_run_id)
+
+
+def checkpoint_state(
+    config: RunConfig,
+    ds_config: DsConfig,
+    sources: Mapping[str, TeacherRecord],
+    data_fingerprint: str,
+    parameters: str,
+    world_size: int,
+    step: int = 0,
+) -> RunState:
+    """What checkpoints say of a run that is like this, and what `refuse_another_run` holds them against.
+
+    Args:
+        ds_config: the student's, resolved.
+        sources: all weights that the result derives from, by the name of the teacher, or `init_from`.
+        data_fingerprint: of the training images.
+        parameters: as `hash_of_parameters` gives it.
+    """
     return RunState(
         step=step,
-        images_seen=step * run.config.train.global_batch_size,
-        world_size=dist.world_size(),
-        zero_stage=zero_stage(run.ds_config),
-        precision=precision(run.ds_config),
-        config=run.config.model_dump(mode="json"),
-        teachers={name: record.sha256 or "unknown" for name, record in built.sources.items()},
-        data_fingerprint=run.source.fingerprint,
-        parameters=built.parameters,
+        images_seen=step * config.train.global_batch_size,
+        world_size=world_size,
+        zero_stage=zero_stage(ds_config),
+        precision=precision(ds_config),
+        config=config.model_dump(mode="json"),
+        teachers={name: record.sha256 or "unknown" for name, record in sources.items()},
+        data_fingerprint=data_fingerprint,
+        parameters=parameters,
         code=code_fingerprint(),
         libraries=library_versions(),
-        mlflow_run_id=mlflow_run_id,
     )
 
 
