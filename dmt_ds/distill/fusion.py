@@ -12,6 +12,17 @@ from dmt_ds.distill.losses import at_least_float32
 FUSED = "fused"
 """Name of the one target of all modes but `concat`."""
 _SMALLEST_STD = 1e-6
+_WIDTH_OF_VIT_B = 768
+
+
+def target_widths(mode: FusionMode, widths: Mapping[str, int]) -> dict[str, int]:
+    """Name -> width of each target, from teacher -> width: one adapter of the student is needed for each.
+
+    Args:
+        mode: of the `TokenFusion`.
+        widths: the same for all teachers, except with `concat`; where none is known, a ViT-B's is taken.
+    """
+    return dict(widths) if mode == "concat" else {FUSED: next(iter(widths.values()), _WIDTH_OF_VIT_B)}
 
 
 class TokenFusion:
@@ -57,13 +68,6 @@ class TokenFusion:
         self._weights = dict(weights)
         self._class_token = {name: class_token.get(name, True) for name in weights}
         self._means = RunningMeans(centring_momentum)
-
-    def targets(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """Name -> width of each target, from teacher -> width: one adapter of the student is needed for each."""
-        if self._mode == "concat":
-            return {name: widths[name] for name in self._weights}
-        assert len(set(widths.values())) == 1, f"only concat can join teachers of different widths {dict(widths)}"
-        return {FUSED: next(iter(widths.values()))}
 
     @property
     def target_weights(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmt_ds.distill.centring import RunningMeans
 from dmt_ds.distill.choices import FusionMode
-from dmt_ds.distill.fusion import TokenFusion
+from dmt_ds.distill.fusion import TokenFusion, target_widths
 
 MODES = get_args(FusionMode)
 NAMES = ["mae", "moco_v3", "ibot"]
@@ -108,8 +108,8 @@ def test_concat_keeps_teachers_apart() -> None:
 
 def test_targets_name_what_the_student_is_built_for() -> None:
     widths = {"mae": 768, "moco_v3": 384, "ibot": 768}
-    assert TokenFusion("concat", ONES, ALL).targets(widths) == widths
-    assert TokenFusion("sum", ONES, ALL).targets(dict.fromkeys(NAMES, 768)) == {"fused": 768}
+    assert target_widths("concat", widths) == widths
+    assert target_widths("sum", dict.fromkeys(NAMES, 384)) == {"fused": 384}
 
 
 def test_a_class_token_that_nobody_teaches_is_named() -> None:

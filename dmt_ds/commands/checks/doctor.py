@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from dmt_ds.commands.checks.data_check import check_data
 from dmt_ds.commands.checks.default_check import look_at_defaults
@@ -25,15 +24,13 @@ from dmt_ds.commands.checks.teacher_check import check_teachers
 from dmt_ds.commands.training.record import checkpoint_state
 from dmt_ds.commands.training.resume import refuse_another_run
 from dmt_ds.commands.training.runs import advice_on_precision, check_batch_norm
-from dmt_ds.commands.training.tasks import build_student_vit, build_task, hash_of_parameters, image_size_of_start
+from dmt_ds.commands.training.tasks import build_student, build_task, hash_of_parameters, image_size_of_start
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
 from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
 from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
 from dmt_ds.engine.deepspeed.ds_check import check_ds_config
 from dmt_ds.errors import DmtError, StorageError
-from dmt_ds.models.relations import RelationStudent
-from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import load_encoder
 from dmt_ds.run_files import CHECKPOINTS_FOLDER
 from dmt_ds.storage import is_away
@@ -126,24 +123,13 @@ def _check_student(patient: Patient) -> Iterator[Finding]:
         return
     frozen: Iterable[str] = ()
     if config.task in TEACHER_TASKS:
-        module = _student(patient)
+        module = build_student(config, patient.teachers)
     else:
         built = build_task(config, torch.device("cpu"), patient.class_names)
         module, frozen = built.task.module, built.frozen_until
     patient.num_parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
     patient.parameters = hash_of_parameters(module, frozen)
     yield Finding("ok", "", f"{config.student.arch}, {patient.num_parameters / 1e6:.1f} million trained parameters")
-
-
-def _student(patient: Patient) -> nn.Module:
-    """The student as the run builds it, checked against its teachers."""
-    config = patient.config
-    vit = build_student_vit(config, patient.teachers)
-    if config.task == "tinymim":
-        return RelationStudent(vit)
-    widths = {name: teacher.record.shape.embed_dim for name, teacher in patient.teachers.items()}
-    targets = widths if config.distill.fusion == "concat" else {"fused": next(iter(widths.values()), 768)}
-    return Student(vit, targets, config.student.adapter)
 
 
 def _check_output(patient: Patient) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from dmt_ds.config.methods import DistillConfig
 from dmt_ds.config.schema import RunConfig, Task
 from dmt_ds.data.augment import Augment
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
-from dmt_ds.distill.fusion import TokenFusion
+from dmt_ds.distill.fusion import TokenFusion, target_widths
 from dmt_ds.distill.kernels.terms import Kernel
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine import dist
@@ -167,8 +167,7 @@ def _build_dmt(configs: Sequence[RunConfig], device: torch.device) -> list[Built
         class_token={name: section.class_token for name, section in sections.items()},
         centring_momentum=config.distill.centring_momentum,
     )
-    widths = fusion.targets({name: model.record.shape.embed_dim for name, model in models.items()})
-    students = _students(configs, lambda own: Student(build_student_vit(own, models), widths, own.student.adapter))
+    students = _students(configs, lambda own: _dmt_student(own, models))
     kernel = _loss_kernel(config.distill, device)
     objective = DistillationObjective(
         divergence=config.distill.divergence,
@@ -207,7 +206,7 @@ def _build_tinymim(configs: Sequence[RunConfig], device: torch.device) -> list[B
     config = configs[0]
     models = load_teachers(config.teachers, config.data.image_size)
     check_same_tokens(models, same_width=False)
-    students = _students(configs, lambda own: RelationStudent(build_student_vit(own, models)))
+    students = _students(configs, lambda own: _tinymim_student(own, models))
     relation_teachers = {name: RelationTeacher(model) for name, model in models.items()}
     teachers = start_teachers(relation_teachers, config.teachers, device, config.train.micro_batch_size)
     weights = {name: section.weight for name, section in config.teachers.used().items()}
@@ -225,6 +224,34 @@ _ALONE: dict[Task, Callable[[RunConfig], PretrainingTask]] = {
     "moco_v3": _build_moco_v3,
     "ibot": _build_ibot,
     "dino": _build_ibot,
+}
+
+
+def build_student(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> nn.Module:
+    """The module that a method with teachers trains, as `build_tasks` builds it.
+
+    Args:
+        teachers: those that can be loaded; without the others the student may have adapters too few.
+
+    Raises:
+        ConfigError: as `build_student_vit`, or the adapter can't map to the teachers' width.
+    """
+    return _STUDENTS[config.task](config, teachers)
+
+
+def _dmt_student(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> Student:
+    widths = {name: teacher.record.shape.embed_dim for name, teacher in teachers.items()}
+    targets = target_widths(config.distill.fusion, widths)
+    return Student(build_student_vit(config, teachers), targets, config.student.adapter)
+
+
+def _tinymim_student(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> RelationStudent:
+    return RelationStudent(build_student_vit(config, teachers))
+
+
+_STUDENTS: dict[Task, Callable[[RunConfig, Mapping[str, TeacherModel]], nn.Module]] = {
+    "dmt": _dmt_student,
+    "tinymim": _tinymim_student,
 }
 
 
