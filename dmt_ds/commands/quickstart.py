@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from dmt_ds.commands.child_command import Command, RunningCommand
 from dmt_ds.commands.readouts.frozen_encoders import PIXELS
 from dmt_ds.commands.readouts.frozen_protocol import ReadoutTable
 from dmt_ds.commands.readouts.knn import run_knn
-from dmt_ds.commands.suites.stages import RunningStage, Stage
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.errors import ConfigError, DmtError
@@ -100,14 +100,14 @@ def _run_training(training: Training, output: Path, position: str, say: Say) -> 
         return
     say(f"{position} {what}: training on {training.processes} process{'es' if training.processes > 1 else ''} ...")
     arguments = ("pretrain", "-c", training.recipe, *training.overrides)
-    stage = RunningStage(Stage(arguments, folder / "output.log", _environment(), training.processes))
-    code = stage.wait(SECONDS_BETWEEN_LINES, lambda: say_newest_step(folder / LOG_FILE, say))
+    command = RunningCommand(Command(arguments, folder / "output.log", _environment(), training.processes))
+    code = command.wait(SECONDS_BETWEEN_LINES, lambda: say_newest_step(folder / LOG_FILE, say))
     if code != 0:
         raise DmtError(
-            f"quickstart: {what} ended with code {code}; the whole output is in {stage.log}\n"
-            + "\n".join(stage.errors()[-3:])
+            f"quickstart: {what} ended with code {code}; the whole output is in {command.log}\n"
+            + "\n".join(command.errors()[-3:])
         )
-    say(f"      done in {stage.seconds:.0f} s; log: {folder / 'train.log'}")
+    say(f"      done in {command.seconds:.0f} s; log: {folder / 'train.log'}")
 
 
 def say_newest_step(log: Path, say: Say) -> None:

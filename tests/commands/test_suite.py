@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dmt_ds.cli import main
-from dmt_ds.commands.suites.stages import Stage
+from dmt_ds.commands.child_command import Command
 from dmt_ds.commands.suites.suite import by_cause, select
 from dmt_ds.commands.suites.suite_check import check_batches, check_inputs
 from dmt_ds.commands.suites.suite_local import LocalSuite, share_of
@@ -23,7 +23,7 @@ from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.errors import ConfigError
 from dmt_ds.run_files import EVALUATION_FILE
 from tests import processes, tiny_run, tiny_suite
-from tests.forked_stage import ForkedStage
+from tests.forked_command import ForkedCommand
 from tests.tiny_suite import call, plan_of, pretend_finished
 
 NO_MLFLOW = {"tracking.enabled": "false"}
@@ -67,7 +67,7 @@ def test_a_suite_that_is_interrupted_goes_on_and_redoes_no_finished_run_though_o
     before = stamps(teacher)
     assert str(teacher / "evaluation.json") in before
 
-    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningStage", ForkedStage)
+    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningCommand", ForkedCommand)
     second = call(suite, "--jobs", "2")
     assert second.exit_code == 2
     (error,) = [line for line in second.stderr.splitlines() if line.startswith("dmt-ds: error:")]
@@ -111,11 +111,11 @@ def test_a_whole_suite_is_one_parent_run_with_all_runs_under_it(tmp_path: Path) 
     assert "7 of them finished" in again.stdout and "training" not in again.stdout
 
 
-class StageInThisProcess:
+class CommandInThisProcess:
     """Does at once what a process would do."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._code = CliRunner().invoke(main, [*stage.arguments]).exit_code
+    def __init__(self, command: Command) -> None:
+        self._code = CliRunner().invoke(main, [*command.arguments]).exit_code
 
     def poll(self) -> int:
         return self._code
@@ -124,7 +124,7 @@ class StageInThisProcess:
 def test_a_suite_judges_what_is_left_by_its_own_readouts(
     tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningStage", StageInThisProcess)
+    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningCommand", CommandInThisProcess)
     changes = {"teachers": None, "tune": None, "paper": None, "seeds": [0], "variants": {"made": {}}}
     quiet = {"tracking.enabled": False, "linear.max_iterations": 1}
     suite = tiny_suite.write_suite(tmp_path, recipe="maker.yaml", set=quiet, **changes)

@@ -13,7 +13,7 @@ from dmt_ds.config.load import load_config, to_yaml
 from dmt_ds.config.suite_follow_ups import follow_ups_of
 from dmt_ds.config.suite_run import SuiteRun
 from tests import tiny_run, tiny_suite
-from tests.forked_stage import ForkedStage
+from tests.forked_command import ForkedCommand
 from tests.tiny_scenes import write_ade
 from tests.tiny_suite import call, plan_of, pretend_finished
 
@@ -53,7 +53,7 @@ def write_suite(folder: Path, *asked_for: str, **variant: object) -> Path:
 def test_a_segmentation_that_is_added_later_is_all_that_is_made_and_stands_with_its_run(
     tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningStage", ForkedStage)
+    monkeypatch.setattr("dmt_ds.commands.suites.suite_local.RunningCommand", ForkedCommand)
     write_ade(tmp_path / "ade")
     first = call(write_suite(tmp_path, "finetune"))
     assert first.exit_code == 0, first.output

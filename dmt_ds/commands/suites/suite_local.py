@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dmt_ds.commands.suites.stages import RunningStage, Stage
+from dmt_ds.commands.child_command import Command, RunningCommand
 from dmt_ds.commands.suites.suite_state import (
     SCORE,
     changed,
@@ -64,7 +64,7 @@ class Job:
     """A run that is under way."""
 
     run: SuiteRun
-    stage: RunningStage
+    command: RunningCommand
     phase: Phase
     slot: int
     started: float
@@ -113,16 +113,16 @@ class LocalSuite:
                 if stop.requested:
                     self.was_stopped = True
                     for job in self._jobs:
-                        job.stage.stop()
+                        job.command.stop()
                 else:
                     self._start_what_can()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                for job in [job for job in self._jobs if job.stage.poll() is not None]:
+                for job in [job for job in self._jobs if job.command.poll() is not None]:
                     self._jobs.remove(job)
                     self._on_end(job, stop.requested)
         except KeyboardInterrupt:
             for job in self._jobs:
-                job.stage.kill()
+                job.command.kill()
             raise
 
     def _start_what_can(self) -> None:
@@ -173,8 +173,8 @@ class LocalSuite:
             judge_as_asked(run)
         slot = next(slot for slot in range(self._num_jobs) if slot not in {job.slot for job in self._jobs})
         words, processes = (phase.name, *phase.arguments), self._ranks if phase.on_all_ranks else 1
-        stage = Stage(words, run.folder / OUTPUT_FILE, self._environment(slot), processes)
-        self._jobs.append(Job(run, RunningStage(stage), phase, slot, started))
+        command = Command(words, run.folder / OUTPUT_FILE, self._environment(slot), processes)
+        self._jobs.append(Job(run, RunningCommand(command), phase, slot, started))
 
     def _environment(self, slot: int) -> Mapping[str, str]:
         """This one, with cores and GPUs shared out among the runs."""
@@ -186,7 +186,7 @@ class LocalSuite:
         return {**os.environ, **mine}
 
     def _on_end(self, job: Job, stopping: bool) -> None:
-        run, code, following = job.run, job.stage.poll(), next_phase(job.run)
+        run, code, following = job.run, job.command.poll(), next_phase(job.run)
         if code == 0 and following is not None and following.name != job.phase.name and not stopping:
             self._start(run, following, job.started)
         elif code == 0 and following is None:
@@ -198,9 +198,9 @@ class LocalSuite:
             self._say(f"  {run.label}: stopped{' after a save' if code == 0 else ''}; the same command resumes it")
         else:
             where = "" if job.phase.name == "pretrain" else f"{job.phase.doing}: "
-            failure = f"{where}{'; '.join(job.stage.errors()[-3:])}"
+            failure = f"{where}{'; '.join(job.command.errors()[-3:])}"
             (run.folder / FAILURE_FILE).write_text(failure + "\n")
-            self._end(run, f"{run.label}: failed: {failure}; log: {job.stage.log}", failure)
+            self._end(run, f"{run.label}: failed: {failure}; log: {job.command.log}", failure)
 
     def _end(self, run: SuiteRun, line: str, failure: str | None = None) -> None:
         self._ended[run.folder] = failure is None

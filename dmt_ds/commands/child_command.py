@@ -1,6 +1,6 @@
 """A command of dmt-ds in processes of its own: started, asked to save and end, its last words read; knows no run.
 
-Each stage has a session of its own: Ctrl-C in a terminal reaches whoever started it, and is passed on once.
+Each has a session of its own: Ctrl-C in a terminal reaches whoever started it, and is passed on once.
 """
 
 import os
@@ -17,7 +17,7 @@ ERROR = "dmt-ds: error: "
 
 
 @dataclass(frozen=True)
-class Stage:
+class Command:
     """What is started, and where its output goes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Stage:
     processes: int = 1
 
     @property
-    def command(self) -> list[str]:
+    def words(self) -> list[str]:
         """Words of the command line."""
         program: Sequence[str] = ("-m", "dmt_ds", *self.arguments)
         if self.processes == 1:
@@ -42,17 +42,17 @@ class Stage:
         return [sys.executable, *launcher, *program]
 
 
-class RunningStage:
-    """A stage from its start to its end."""
+class RunningCommand:
+    """A command from its start to its end."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.log = stage.log
+    def __init__(self, command: Command) -> None:
+        self.log = command.log
         self._started = time.monotonic()
-        stage.log.parent.mkdir(parents=True, exist_ok=True)
-        with stage.log.open("ab") as out:
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        with command.log.open("ab") as out:
             self._log_start = out.tell()
             self._process = subprocess.Popen(
-                stage.command, stdout=out, stderr=out, env=stage.environment, start_new_session=True
+                command.words, stdout=out, stderr=out, env=command.environment, start_new_session=True
             )
 
     @property
@@ -74,10 +74,10 @@ class RunningStage:
         self._process.wait()
 
     def wait(self, seconds_between_looks: float, look: Callable[[], None]) -> int:
-        """The exit code; `look` is called every so often. Ctrl-C asks the stage to save, and waits for it.
+        """The exit code; `look` is called every so often. Ctrl-C asks the command to save, and waits for it.
 
         Raises:
-            KeyboardInterrupt: after the stage has ended; a second one ends it at once.
+            KeyboardInterrupt: after the command has ended; a second one ends it at once.
         """
         try:
             while True:
