@@ -47,7 +47,8 @@ def compare(student: Tensor, fused: Tensor, kernel: Kernel, direction: Direction
     assert student.grad.dtype == student.dtype
     gradient = (student.grad.double() - exact.grad).norm() / exact.grad.norm().clamp(min=1e-12)
     values = [(a.double() - b).abs() / b.clamp(min=1e-3) for a, b in zip(found, wanted, strict=True)]
-    return Compared(*(error.item() for error in (*values, gradient)))
+    # What is no number is as wrong as can be: Python's `max` would pass over it.
+    return Compared(*(error.nan_to_num(nan=torch.inf, posinf=torch.inf).item() for error in (*values, gradient)))
 
 
 def all_compared(shapes: list[tuple[int, ...]], types: list[str], kernel: Kernel, device: str = "cpu") -> list[Any]:

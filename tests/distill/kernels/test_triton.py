@@ -30,7 +30,7 @@ facts["equal"] = [same.tfd.item(), same.sfd.item(), student.grad.abs().max().ite
 with torch.no_grad():
     facts["unasked"] = (dual_loss(student + 1, fused, kernel="triton").total.item())
 strided = random_tokens(3, 96, 17, 2).permute(2, 1, 0)
-facts["strided"] = max(compare(strided, fused, "triton", "student_teacher"))
+facts["strided"] = [max(compare(*pair, "triton", "student_teacher")) for pair in ((strided, fused), (fused, strided))]
 facts["scaled"] = []
 for dtype in (torch.float32, torch.bfloat16):
     halves = []
@@ -68,7 +68,7 @@ def test_equal_tokens_cost_nothing_and_pull_nowhere(facts: dict) -> None:
 
 def test_without_gradient_and_from_any_strides_the_numbers_are_the_same(facts: dict) -> None:
     assert facts["unasked"] == pytest.approx(0, abs=1e-6)  # a shift by one is none
-    assert facts["strided"] < 1e-5
+    assert max(facts["strided"]) < 1e-5
 
 
 def test_a_weighted_loss_has_a_weighted_gradient(facts: dict) -> None:
