@@ -4,6 +4,8 @@ python -m tests.downstream.mean_of_masters OUT
 """
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +29,10 @@ def start(zero_stage: int) -> tuple[ClassificationTask, StudentEngine]:
     of = classified.task(ema_decay=DECAY)
     optimizer = build_optimizer(of.module, OptimConfig(base_lr=0.05), 256, fused=False)
     batch = plan_batch(EACH * dist.world_size(), EACH, dist.world_size())
-    config = resolve_student(find_ds_config(f"student_zero{zero_stage}_bf16"), batch, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "0.json").write_text("{}")  # no ZeRO, in float32
+        name = f"student_zero{zero_stage}_bf16" if zero_stage else f"{folder}/0.json"
+        config = resolve_student(find_ds_config(name), batch, 0.0)
     return of, ds_engine.build_student(of.module, optimizer, lambda step: 1.0, config)
 
 
@@ -54,8 +59,9 @@ def train(zero_stage: int) -> dict[str, Any]:
         of_weights = moved(of_weights, {k: v.float() for k, v in of.module.named_parameters()}, step + 1)
         if step + 1 == STEPS // 2:  # as a restart has it: nothing but the state is left
             of.load_state_dict({name: value.clone() for name, value in of.state_dict().items()})
+    kind = next(of.module.parameters()).dtype
     judged = of.evaluated_models(engine)["ema_"](
-        torch.ones(1, 3, 16, 16, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int64)
+        torch.ones(1, 3, 16, 16, dtype=kind), torch.zeros(1, dtype=torch.int64)
     )
     return {
         "found": {name: value.clone() for name, value in of.state_dict().items()},
@@ -64,14 +70,14 @@ def train(zero_stage: int) -> dict[str, Any]:
         "of weights": of_weights,
         "judged": judged,
         "published": of.published(torch.ones(1, 3, 16, 16), torch.zeros(1, dtype=torch.int64)).detach(),
-        "type": str(next(of.module.parameters()).dtype),
+        "type": str(kind),
     }
 
 
 def main() -> None:
     torch.set_num_threads(1)
     ds_engine.start(120)
-    facts = dist.gather_objects({stage: train(stage) for stage in (1, 2)})
+    facts = dist.gather_objects({stage: train(stage) for stage in (0, 1, 2)})
     if dist.is_main():
         torch.save(facts, sys.argv[1])
     ds_engine.stop()

@@ -30,7 +30,14 @@ def test_the_mean_is_a_loop_over_whole_masters_and_not_over_rounded_weights(fact
         assert torch.cat([(found[name] - of["first"][name]).abs().flatten() for name in found]).mean() > 0.01
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_weights_that_each_rank_has_whole_count_once(facts):
+    for rank in facts:
+        of = rank[0]
+        assert of["type"] == "torch.float32"
+        torch.testing.assert_close({name: of["found"][name] for name in of["first"]}, of["of masters"])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_all_ranks_have_the_whole_of_it_and_it_is_what_is_judged(facts, zero_stage):
     one, other = (rank[zero_stage] for rank in facts)
     assert all(torch.equal(value, other["found"][name]) for name, value in one["found"].items())
