@@ -1,8 +1,13 @@
-"""Formulas of a ViT's cost against the ViT itself: parameters, torch's count of operations, what autograd keeps."""
+"""Formulas of a ViT's cost against the ViT itself: parameters, torch's count of operations, what memory holds."""
+
+import weakref
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmt_ds.config.schema import StudentConfig
@@ -84,6 +89,36 @@ def test_autograd_keeps_what_the_formula_says(dtype: torch.dtype, size_of_number
     # Norms' means and deviations, attention's row sums, patches and the last norm come on top.
     assert sum(kept.values()) == pytest.approx(2 * size.saved_bytes(size_of_number), rel=0.10)
     assert sum(kept.values()) >= 2 * size.saved_bytes(size_of_number)
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that the tensors an operation made have held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[Tensor]] = []
+        self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.made = [each for each in self.made if each() is not None]
+        self.made += [weakref.ref(each) for each in tree_leaves(found) if isinstance(each, Tensor)]
+        there = [each.untyped_storage() for reference in self.made if (each := reference()) is not None]
+        self.most = max(self.most, sum({storage.data_ptr(): storage.nbytes() for storage in there}.values()))
+        return found
+
+
+@pytest.mark.parametrize(("dtype", "size_of_number"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_a_forward_without_gradient_holds_what_the_formula_says(dtype: torch.dtype, size_of_number: int) -> None:
+    size = VitSize(192, 4, 16, 224)
+    vit, images = vit_of(size).to(dtype), images_of(size, 2).to(dtype)
+    with torch.no_grad(), Alive() as alive:
+        tokens_of(vit, images)
+    # Python's frames hold two widths on top, which the formula leaves out: what the first block got, and this one.
+    held = 2 * 2 * size.num_tokens * size.embed_dim * size_of_number
+    assert alive.most == pytest.approx(2 * size.alive_bytes(size_of_number) + held, rel=0.01)
 
 
 def test_a_ring_sends_what_each_rank_lacks() -> None:
