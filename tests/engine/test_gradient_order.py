@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
+from dmt_ds.engine.deepspeed.gradient_order import GradientOrder
 from tests import processes
 
 pytestmark = pytest.mark.distributed
@@ -27,3 +29,13 @@ def test_an_order_of_gradients_of_its_own_ends_the_run_on_all_ranks(facts) -> No
     first, second = (each["unlike"] for each in facts)
     assert first.startswith("LaunchError: rank 1: gradients are ready in another order than on rank 0")
     assert second.startswith("PeerFailedError")
+
+
+def test_nothing_listens_behind_the_pass_that_is_looked_at() -> None:
+    """A name a gradient would be kept of every step."""
+    module = torch.nn.Linear(2, 2)
+    order = GradientOrder(module)
+    module(torch.ones(1, 2)).sum().backward()
+    assert all(weight._post_accumulate_grad_hooks for weight in module.parameters())
+    order.check()
+    assert not any(weight._post_accumulate_grad_hooks for weight in module.parameters())
