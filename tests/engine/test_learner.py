@@ -1,11 +1,15 @@
 """What a model in training writes, and in which order."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
+from torch import nn
 
-from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
-from dmt_ds.engine.learner import Learner
+from dmt_ds.engine.checkpoints import rng_state
+from dmt_ds.engine.checkpoints.checkpoint import Checkpoint, CheckpointFolder
+from dmt_ds.engine.learner import TASK_STATE, Learner
 from dmt_ds.tracking.tracker import NullTracker
 from tests.engine.test_checkpoint import state
 
@@ -24,3 +28,24 @@ def test_points_are_written_out_before_a_checkpoint_makes_sure_that_their_steps_
     engine = SimpleNamespace(device=torch.device("cpu"))
     Learner(None, engine, Checkpoints(tmp_path, 1), state, None, Points()).save(3)
     assert happened == ["points written out", "step 3 saved"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_resumed_model_has_what_no_engine_keeps_and_the_random_state_of_as_many_ranks(tmp_path, world_size):
+    untrained, task_state = {"running_mean": torch.tensor([7.0])}, {"average": torch.tensor([3.0])}
+    torch.save({"task": task_state, "untrained": untrained}, tmp_path / TASK_STATE)
+    torch.manual_seed(1)
+    rng_state.save(rng_state.path(tmp_path, 0))
+    saved = torch.rand(3)
+    torch.manual_seed(2)
+    fresh = torch.rand(3)
+
+    module, loaded = nn.Module(), {}
+    module.register_buffer("running_mean", torch.zeros(1))
+    engine = SimpleNamespace(device=torch.device("cpu"), module=module, load=lambda folder, tag: None)
+    learner = Learner(SimpleNamespace(load_state_dict=loaded.update), engine, None, state, None, NullTracker())
+    torch.manual_seed(2)
+    learner.resume(Checkpoint(tmp_path, replace(state(3), world_size=world_size)), tmp_path.name)
+    assert module.running_mean == 7 and loaded == task_state
+    assert learner.start_again == "Start again to resume from the newest checkpoint"
+    assert torch.equal(torch.rand(3), saved if world_size == 1 else fresh)
