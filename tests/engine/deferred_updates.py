@@ -31,6 +31,7 @@ from dmt_ds.errors import DmtError
 from dmt_ds.tracking.tracker import NullTracker
 
 ACCUMULATION = 2
+ZERO2 = {"zero_optimization": {"stage": 2}}
 
 
 class Regression(AllInModule):
@@ -47,11 +48,11 @@ class Regression(AllInModule):
         tokens = model(batch.images.flatten(1).to(self.module[0].weight.dtype) / 255)
         loss = tokens.float().square().mean()
         if dist.rank() == dist.world_size() - 1 and progress.step + 1 == self._at_step:
-            if self._happens == "signal":
+            if "signal" in self._happens:
                 self._stop._signal = 10
-            elif self._happens == "unsound loss":
+            if "unsound loss" in self._happens:
                 loss = loss * torch.nan
-            elif self._happens == "unsound gradient":
+            if "unsound gradient" in self._happens:
                 loss = loss + (tokens.float() - tokens.detach().float()).sum().sqrt() * 0  # 0, with slope 0 * inf
         return TaskLosses(loss, {})
 
@@ -141,11 +142,16 @@ def main() -> None:
     torch.set_num_threads(1)
     ds_engine.start(120)
     with tempfile.TemporaryDirectory() as folder:
-        stage_zero = Path(folder) / "stage_zero.json"
+        stage_zero, unchecked = Path(folder) / "stage_zero.json", Path(folder) / "unchecked.json"
         stage_zero.write_text("{}")
+        unchecked.write_text(json.dumps({"bf16": {"enabled": True, "check_grad_overflow": False}, **ZERO2}))
         at_stage_zero = train(False, "unsound gradient", 3, json_name=str(stage_zero))
+        saved = train(False, "unsound gradient", 3, json_name=str(unchecked), save_every_steps=3)
+        stopped = train(False, "unsound gradient and signal", 3, json_name=str(unchecked))
     facts = {
         "unsound gradient at stage 0": on_all_ranks(at_stage_zero),
+        "unchecked, saved": on_all_ranks(saved),
+        "unchecked, stopped": on_all_ranks(stopped),
         "at once": on_all_ranks(train(fused=False)),
         "deferred": on_all_ranks(train(fused=True)),
         "signal": on_all_ranks(train(True, "signal", 3)),

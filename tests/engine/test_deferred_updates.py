@@ -52,6 +52,13 @@ def test_at_stage_0_where_deepspeed_looks_at_no_gradient_an_unsound_one_is_in_no
         assert len(rank["weights"]) == 3 and rank["last_weights"] == rank["weights"][2]
 
 
+@pytest.mark.parametrize("shown", ["saved", "stopped"])
+def test_what_an_unsound_gradient_leaves_where_a_json_turns_deepspeeds_look_off_is_never_saved(facts, shown):
+    for rank in facts[f"unchecked, {shown}"]:
+        assert rank["outcome"] == "FAILED" and rank["saved"] == []
+        assert rank["error"].startswith("step 3: the gradient is not finite, though the loss is")
+
+
 def test_the_message_names_the_rank_and_the_images_of_the_unsound_step(facts):
     assert "on rank 1;" in facts["unsound loss"][0]["error"]
     assert "rank 1: image 4, image 5, ..." in facts["unsound loss"][0]["error"]  # two micro-steps a step
