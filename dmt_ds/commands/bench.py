@@ -30,7 +30,7 @@ from dmt_ds.models.relations import RelationTeacher
 from dmt_ds.models.student import Student
 from dmt_ds.models.teachers import TeacherModel, TeacherRecord
 from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
-from dmt_ds.planning.layout import adapter_widths, teacher_sizes
+from dmt_ds.planning.layout import adapter_widths, target_widths, teacher_sizes
 from dmt_ds.planning.rates import Calibration
 from dmt_ds.planning.vit_cost import VitSize, linear_training_flops
 
@@ -125,8 +125,8 @@ def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     shape = describe(vit)
     size = VitSize(shape.embed_dim, shape.depth, shape.patch_size, shape.image_size)
     teachers, _ = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
-    targets = adapter_widths(size, config.student, config.distill, teachers)
-    widths = {str(number): width for number, width in enumerate(targets or (size.embed_dim,))}
+    targets = target_widths(config.distill, teachers)
+    widths = {str(number): width for number, width in enumerate(targets)}
     student = Student(vit, widths, config.student.adapter)
     student.to(device, ds_teachers.weights_dtype(named_ds_config(config.train.deepspeed))).train()
     if device.type == "cpu":
@@ -140,7 +140,8 @@ def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
         student.zero_grad(set_to_none=True)
         torch.autograd.backward([tokens.float().sum() for tokens in student(images, seeds).values()])
 
-    adapters = sum(linear_training_flops(size.num_tokens, size.embed_dim, width) for width in targets)
+    adapted = adapter_widths(size, config.student, targets)
+    adapters = sum(linear_training_flops(size.num_tokens, size.embed_dim, width) for width in adapted)
     return micro_batch * (size.training_flops() + adapters) / _median_seconds(act, device)
 
 

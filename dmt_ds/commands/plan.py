@@ -11,7 +11,15 @@ from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.errors import ConfigError
 from dmt_ds.planning import memory, schedule
 from dmt_ds.planning.gpus import Gpu, gpu_named
-from dmt_ds.planning.layout import Cluster, Layout, adapter_widths, has_fused_loss, student_size, teacher_sizes
+from dmt_ds.planning.layout import (
+    Cluster,
+    Layout,
+    adapter_widths,
+    has_fused_loss,
+    student_size,
+    target_widths,
+    teacher_sizes,
+)
 from dmt_ds.planning.rates import Calibration, Rates, assumed, calibrated
 from dmt_ds.planning.sharding import ShardingCost
 from dmt_ds.planning.traffic import step_traffic
@@ -147,11 +155,13 @@ def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
     batch = plan_batch(train.global_batch_size, train.micro_batch_size, cluster.num_ranks)
     student = student_size(config.student, config.data.image_size)
     teachers, guesses = teacher_sizes(section, config.student.patch_size, config.data.image_size)
+    targets = target_widths(config.distill, teachers)
     shard_ranks = cluster.gpus_per_node if section.shard_over == "node" else cluster.num_ranks
     layout = Layout(
         teachers=teachers,
         student=student,
-        adapter_widths=adapter_widths(student, config.student, config.distill, teachers),
+        target_widths=targets,
+        adapter_widths=adapter_widths(student, config.student, targets),
         teacher_bytes=2 if precision(named_ds_config(section.deepspeed)) == "bf16" else 4,
         ds_config=resolve_student(find_ds_config(train.deepspeed), batch, config.optim.clip_grad_norm),
         sharded_teachers=section.sharding == "zero3",

@@ -49,6 +49,7 @@ class Layout:
     Attributes:
         teachers: by name.
         student: its ViT.
+        target_widths: of all that it learns to give.
         adapter_widths: of the targets that have an adapter of their own.
         teacher_bytes: of a number in a teacher.
         ds_config: the student's DeepSpeed JSON.
@@ -59,6 +60,7 @@ class Layout:
 
     teachers: dict[str, VitSize]
     student: VitSize
+    target_widths: tuple[int, ...]
     adapter_widths: tuple[int, ...]
     teacher_bytes: int
     ds_config: dict[str, Any]
@@ -94,8 +96,7 @@ class Layout:
     @property
     def target_numbers(self) -> int:
         """Numbers of one image's targets: N + 1 tokens of each target's width."""
-        widths = self.adapter_widths or (self.student.embed_dim,)
-        return self.student.num_tokens * sum(widths)
+        return self.student.num_tokens * sum(self.target_widths)
 
 
 def student_size(section: StudentConfig, image_size: int) -> VitSize:
@@ -138,13 +139,16 @@ def teacher_sizes(section: TeachersConfig, patch_size: int, image_size: int) -> 
     return sizes, guessed
 
 
-def adapter_widths(
-    student: VitSize, section: StudentConfig, distill: DistillConfig, teachers: dict[str, VitSize]
-) -> tuple[int, ...]:
-    """Widths that have an adapter: one a teacher with fusion `concat`, one for the sum otherwise."""
-    widths = [size.embed_dim for size in teachers.values()]
-    targets = widths if distill.fusion == "concat" else widths[:1]
-    return tuple(w for w in targets if section.adapter != "auto" or w != student.embed_dim)
+def target_widths(distill: DistillConfig, teachers: dict[str, VitSize]) -> tuple[int, ...]:
+    """Widths of the targets: one a teacher with fusion `concat`, one of the sum otherwise."""
+    widths = tuple(size.embed_dim for size in teachers.values())
+    return widths if distill.fusion == "concat" else widths[:1]
+
+
+def adapter_widths(student: VitSize, section: StudentConfig, targets: tuple[int, ...]) -> tuple[int, ...]:
+    """Widths of the targets that have an adapter."""
+    always = section.adapter not in ("auto", "identity")
+    return tuple(width for width in targets if always or width != student.embed_dim)
 
 
 def has_fused_loss(section: DistillConfig) -> bool:

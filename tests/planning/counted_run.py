@@ -88,8 +88,9 @@ def facts_of(stage: int) -> dict[str, Any]:
             tokens = engine(images.float(), torch.arange(2))["fused"]
             engine.backward((tokens.float() - target).square().mean())
             engine.step()
+    targets = (TEACHER.embed_dim,)
     layout = Layout(
-        {"a": TEACHER, "b": TEACHER}, STUDENT, (TEACHER.embed_dim,), 2, ds_config, ranks > 1, ranks if ranks > 1 else 1
+        {"a": TEACHER, "b": TEACHER}, STUDENT, targets, targets, 2, ds_config, ranks > 1, ranks if ranks > 1 else 1
     )
     moments = [value for state in optimizer.state.values() for value in state.values() if value.numel() > 1]
     traffic = step_traffic([layout], Cluster(1, ranks), ACCUMULATION)

@@ -20,7 +20,7 @@ def layout(stage: int = 2, precision: str = "bf16", student: VitSize = NARROW, *
     zero = {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": 1e7, **changes}
     config = {"bf16": {"enabled": precision == "bf16"}, "zero_optimization": zero}
     settings = {"sharded_teachers": True, "shard_ranks": SHARD_RANKS} | own
-    return Layout({"narrow": NARROW, "wide": WIDE}, student, (768,), 2, config, **settings)
+    return Layout({"narrow": NARROW, "wide": WIDE}, student, (768,), (768,), 2, config, **settings)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def layout(stage: int = 2, precision: str = "bf16", **changes: Any) -> Layout:
     config = {"bf16": {"enabled": precision == "bf16"}, "zero_optimization": {"stage": stage}}
     config["communication_data_type"] = changes.pop("sends", "fp32")
     settings = {"sharded_teachers": True, "shard_ranks": 8, "fused_loss": True} | changes
-    return Layout({"narrow": NARROW, "wide": WIDE}, NARROW, (768,), 2, config, **settings)
+    return Layout({"narrow": NARROW, "wide": WIDE}, NARROW, (768,), (768,), 2, config, **settings)
 
 
 @pytest.mark.parametrize(
