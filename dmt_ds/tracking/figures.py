@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -89,10 +91,11 @@ def name_panel(axis: "Axes", text: str) -> None:
 
 def smoothed(values: Sequence[float], half_width: int) -> list[float]:
     """Running mean; towards both ends the window shrinks (to 3 on a side), so that it stays centred."""
-    last = len(values) - 1
+    numbers, last = np.asarray(values, dtype=np.float64), len(values) - 1
     halves = (max(3, min(half_width, index, last - index)) for index in range(len(values)))
-    windows = [values[max(0, index - half) : index + half + 1] for index, half in enumerate(halves)]
-    return [sum(window) / len(window) for window in windows]
+    # A difference of running sums would be quicker, but after one huge value all later windows were rounding.
+    with np.errstate(invalid="ignore", over="ignore"):  # of a diverged run
+        return [float(numbers[max(0, index - half) : index + half + 1].mean()) for index, half in enumerate(halves)]
 
 
 def save(figure: "Figure", path: Path) -> None:
