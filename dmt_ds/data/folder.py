@@ -4,14 +4,16 @@ import difflib
 import hashlib
 import heapq
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from dmt_ds.data.decode import decode_image
@@ -49,8 +51,7 @@ class FolderSource:
         self.class_names = tuple(class_names)
         self.num_left_out = len(beside) if class_names else 0
         self._root = root
-        numbers = np.arange(len(class_names)) if class_names else [-1]
-        self._labels = np.repeat(numbers, [len(found) for found in files])
+        self._class_ends = list(accumulate(len(found) for found in files)) if class_names else []
         self._names = PackedNames([name for found in files for name in found])
         self.fingerprint = self._names.digest()
 
@@ -75,7 +76,7 @@ class FolderSource:
 
     def label(self, index: int) -> int:
         """Class number, -1 in a folder without classes."""
-        return int(self._labels[index])
+        return bisect_right(self._class_ends, index) if self._class_ends else -1
 
     def name(self, index: int) -> str:
         """Path of the file."""
@@ -83,23 +84,25 @@ class FolderSource:
 
 
 class PackedNames(Sequence[str]):
-    """Many strings in two arrays: a million paths reach a worker in milliseconds, and are not copied by being read."""
+    """Many strings in two tensors, which loader processes share: a million paths are neither sent nor copied."""
 
     def __init__(self, names: Sequence[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
-        self._text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._text = torch.frombuffer(bytearray(b"".join(encoded) or b" "), dtype=torch.uint8)
+        self._ends = torch.tensor([0, *(len(name) for name in encoded)]).cumsum(0)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._text[start : self._ends[index]].tobytes())
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, end = self._ends[index], self._ends[index + 1]
+        return os.fsdecode(self._text[start:end].numpy().tobytes())
 
     def digest(self) -> str:
         """Hash of all names in order."""
-        return hashlib.sha256(self._text.tobytes() + self._ends.tobytes()).hexdigest()[:16]
+        return hashlib.sha256(self._text.numpy().tobytes() + self._ends[1:].numpy().tobytes()).hexdigest()[:16]
 
 
 def read_file(path: str, remedy: str = "was it moved during the run?") -> bytes:

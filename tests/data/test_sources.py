@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,18 @@ def test_a_million_names_pickle_to_little_more_than_their_letters() -> None:
     names = PackedNames([f"n{index % 1000:08d}/n_{index}.JPEG" for index in range(100_000)])
     assert len(pickle.dumps(names)) < 100_000 * 35
     assert names[0] == "n00000000/n_0.JPEG" and names[99_999] == "n00000999/n_99999.JPEG"
+
+
+def test_a_loader_process_is_sent_where_the_names_lie_and_no_name() -> None:
+    few, many = (PackedNames([f"{index:06d}.JPEG" for index in range(count)]) for count in (10, 100_000))
+    sizes = [len(ForkingPickler.dumps(names)) for names in (few, many)]
+    assert abs(sizes[1] - sizes[0]) < 100
+
+
+def test_names_come_back_one_by_one_and_end() -> None:
+    given = ["ant/a.png", "", "bee/\udcff.jpg", "cat/é.png"]
+    assert list(PackedNames(given)) == given
+    assert list(PackedNames([])) == []
 
 
 @pytest.fixture
