@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 import threading
 import time
 from pathlib import Path
@@ -74,3 +75,14 @@ def lose_the_run_after_the_last_step(rank: int, run: str) -> None:
         return outcome
 
     Trainer.fit = fit  # type: ignore[method-assign]
+
+
+def note_reading(rank: int, below: str, notes: str) -> None:
+    """Each folder below a place that the rank lists, and each file there that it opens, is a line: rank, what, path."""
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("os.scandir", "os.listdir", "open") and (path := str(arguments[0])).startswith(below):
+            with Path(notes).open("a") as file:
+                file.write(f"{rank} {event} {path}\n")
+
+    sys.addaudithook(note)

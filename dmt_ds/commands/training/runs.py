@@ -18,6 +18,7 @@ from dmt_ds.commands.training.run_log import open_log
 from dmt_ds.config.batch import BatchPlan, LengthPlan, plan_batch, plan_length
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student, zero_stage
 from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
+from dmt_ds.data.folder import existing
 from dmt_ds.data.labels import open_labelled
 from dmt_ds.data.sources import ImageSource, left_out, open_source
 from dmt_ds.engine import dist, slow_bf16
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 _NOT_A_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 """What the kernel says where files can't be made, whoever tries again."""
+
+Images = tuple[ImageSource, AnnotatedImages | None]
+"""The training images; where the run is judged while it trains, both splits too."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     check_batch_norm(config, batch, over_ranks=device.type == "cuda")
     members = config.students()
     ds_configs = {name: _ds_config(member, batch) for name, member in members.items()}
-    dist.decided_by_main(lambda: _prepare(config, [Path(member.output_dir) for member in members.values()]))
-    source, splits = open_images(config)
+    folders = [Path(member.output_dir) for member in members.values()]
+    source, splits = _opened_here(config, dist.decided_by_main(lambda: _prepare(config, folders)))
     lengths = {name: plan_length(member.train, member.optim, len(source)) for name, member in members.items()}
     logger.info("ranks: %d, rank 0 on %s", dist.world_size(), name_of(device))
     logger.info(
@@ -86,7 +90,7 @@ def resolve(config: RunConfig, device: torch.device) -> list[Run]:
     ]
 
 
-def open_images(config: RunConfig) -> tuple[ImageSource, AnnotatedImages | None]:
+def open_images(config: RunConfig) -> Images:
     """The training images; where the run is judged while it trains, both splits too.
 
     Raises:
@@ -105,6 +109,19 @@ def _labelled(config: RunConfig) -> AnnotatedImages:
     except DataError as error:
         remedy = "train.eval_every_epochs=0 trains without being judged by k-NN"
         raise DataError(f"{error}; {remedy}") from error
+
+
+def _opened_here(config: RunConfig, of_main: Images | None) -> Images:
+    """The images as rank 0 has them, where it hands them on, else opened by each rank.
+
+    Raises:
+        DataError: this node has no such place, or as `open_images`.
+    """
+    if of_main is None:
+        return open_images(config)
+    if not dist.is_main() and config.data.path is not None:
+        existing(Path(config.data.path).expanduser().absolute(), "data.path")
+    return of_main
 
 
 def advice_on_precision(config: RunConfig, device: torch.device) -> str | None:
@@ -163,8 +180,12 @@ def _why_no_zero3(config: RunConfig) -> str | None:
     return None if kind is None else kind.needs_whole_weights
 
 
-def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:
-    """On rank 0, before the others look: the folders, the log, and the data set's cache, which is written once."""
+def _prepare(config: RunConfig, folders: Sequence[Path]) -> Images | None:
+    """On rank 0, before the others look: the folders, the log, and the images.
+
+    Names in folders and a COCO JSON are read once, for all: a million files listed by each rank are a load on a file
+    server, and the JSON takes a process a minute and gigabytes. A table's cache is written once, and read by each rank.
+    """
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -174,4 +195,9 @@ def _prepare(config: RunConfig, folders: Sequence[Path]) -> None:
             raise
         where = f"output_dir={config.output_dir}: {error.filename} can't be made ({error.strerror})"
         raise ConfigError(f"{where}; choose another output_dir") from error
-    open_images(config)
+    images = open_images(config)
+    if config.task != "detect" and config.data.source != "folder":
+        return None
+    # Known from now on, and handed on with the rest: for label maps each of them is looked at.
+    logger.debug("fingerprint of the training images: %s", images[0].fingerprint)
+    return images
