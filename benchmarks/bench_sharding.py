@@ -22,15 +22,15 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord
-from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
+from dmt_ds.models.vit import build_vit, shape_of
 
 
-def make_teacher(arch: str, image_size: int) -> TeacherModel:
+def make_teacher(arch: str, image_size: int) -> FrozenEncoder:
     """Random weights, the same on all ranks: time does not depend on their values."""
     torch.manual_seed(0)
     vit = build_vit(StudentConfig(arch=arch, drop_path=0.0), image_size)
-    return TeacherModel(vit, TeacherRecord("random", "none", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+    return FrozenEncoder(vit, EncoderRecord("random", "none", shape_of(vit), IMAGENET_MEAN, IMAGENET_STD))
 
 
 def seconds(forward: Callable[[Tensor], Tensor], images: Tensor) -> float:
@@ -44,7 +44,7 @@ def seconds(forward: Callable[[Tensor], Tensor], images: Tensor) -> float:
 
 
 def started(
-    model: TeacherModel, sharding: str, options: argparse.Namespace, device: torch.device
+    model: FrozenEncoder, sharding: str, options: argparse.Namespace, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     """As `dmt-ds pretrain` makes it ready."""
     section = TeachersConfig(

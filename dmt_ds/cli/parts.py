@@ -16,7 +16,7 @@ from dmt_ds.storage import is_away
 if TYPE_CHECKING:
     import torch
 
-    from dmt_ds.config.schema import RunConfig, Task
+    from dmt_ds.config.schema import RunConfig, TaskName
 
 
 _NAMELESS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "a file of the run's folder can't be written")
@@ -77,7 +77,7 @@ overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE].
 
 
 def load_recipe(
-    recipe: str | None, overrides: tuple[str, ...], encoder: str | None = None, task: "Task | None" = None
+    recipe: str | None, overrides: tuple[str, ...], encoder: str | None = None, task: "TaskName | None" = None
 ) -> "RunConfig":
     """The run that was asked for; pydantic is imported only now.
 

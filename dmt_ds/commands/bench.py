@@ -26,10 +26,10 @@ from dmt_ds.data.views import CropSpec
 from dmt_ds.engine import dist, rates
 from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
 from dmt_ds.errors import ConfigError, DmtError
-from dmt_ds.models.relations import RelationTeacher
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
+from dmt_ds.models.relations import RelationEncoder
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord
-from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
+from dmt_ds.models.vit import build_vit, prefer_written_attention, shape_of
 from dmt_ds.planning.layout import adapter_widths, target_widths, teacher_sizes
 from dmt_ds.planning.rates import Calibration
 from dmt_ds.planning.vit_cost import VitSize, linear_training_flops
@@ -106,7 +106,7 @@ def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     seconds = 0.0
     for name, size in sizes.items():  # one at a time: all of them whole may be more than the device holds
         teacher = _random_teacher(size)
-        model = RelationTeacher(teacher) if method_of(config).reads_inside else teacher
+        model = RelationEncoder(teacher) if method_of(config).reads_inside else teacher
         forward = start_teachers({name: model}, whole, device, micro_batch).forwards[name]
         images = torch.randint(0, 256, (micro_batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
         with torch.no_grad():
@@ -114,15 +114,15 @@ def _teacher_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
     return micro_batch * sum(size.forward_flops() for size in sizes.values()) / seconds
 
 
-def _random_teacher(size: VitSize) -> TeacherModel:
+def _random_teacher(size: VitSize) -> FrozenEncoder:
     vit = build_vit(_section(size), size.image_size)
-    return TeacherModel(vit, TeacherRecord("random", "timm", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+    return FrozenEncoder(vit, EncoderRecord("random", "timm", shape_of(vit), IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) -> float:
     """Forward and backward without engine or update; the loss is a sum, so that only the ViT and its adapters count."""
     vit = build_vit(config.student, config.data.image_size)
-    shape = describe(vit)
+    shape = shape_of(vit)
     size = VitSize(shape.embed_dim, shape.depth, shape.patch_size, shape.image_size)
     teachers, _ = teacher_sizes(config.teachers, config.student.patch_size, config.data.image_size)
     targets = target_widths(config.distill, teachers)

@@ -20,8 +20,8 @@ from dmt_ds.commands.readouts.knn import run_knn
 from dmt_ds.config.load import load_config
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.errors import ConfigError, DmtError
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord
-from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
+from dmt_ds.models.vit import build_vit, shape_of
 from dmt_ds.run_files import DONE, LOG_FILE
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,8 @@ def _untrained(config: RunConfig) -> torch.nn.Module:
     """The student as it was before its first step."""
     torch.manual_seed(config.seed)
     vit = build_vit(config.student, config.data.image_size)
-    record = TeacherRecord("untrained", "dmt_ds", describe(vit), config.augment.mean, config.augment.std)
-    return TeacherModel(vit, record)
+    record = EncoderRecord("untrained", "dmt_ds", shape_of(vit), config.augment.mean, config.augment.std)
+    return FrozenEncoder(vit, record)
 
 
 def _closing(output: Path, seconds: float) -> str:

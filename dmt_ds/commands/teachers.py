@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import blueprint_of, build_from, heads_of, width_of
+from dmt_ds.models.encoders import EncoderRecord, load_encoder, summary_of
 from dmt_ds.models.hf_vit import read_file, read_hf
 from dmt_ds.models.layouts import LICENCES
-from dmt_ds.models.teachers import TeacherRecord, load_encoder, summary_of
-from dmt_ds.models.vit import VitShape, describe
+from dmt_ds.models.vit import VitShape, shape_of
 from dmt_ds.models.weights import METADATA_KEY, Weights
 from dmt_ds.storage import sha256_of
 
@@ -90,7 +90,7 @@ def inspect_file(path: str | Path, checkpoint_key: str | None = None) -> str:
         _refuse_key(path, checkpoint_key)
         return _lines(_rows_of_model(load_encoder(str(path)).record))
     weights = _read(path, checkpoint_key)
-    shape = describe(build_from(weights, num_heads=_heads_or_one(weights, None), load=False))
+    shape = shape_of(build_from(weights, num_heads=_heads_or_one(weights, None), load=False))
     heads = heads_of(weights)
     rows = {
         "source": weights.where,
@@ -108,7 +108,7 @@ def inspect_file(path: str | Path, checkpoint_key: str | None = None) -> str:
     return _lines(rows)
 
 
-def _rows_of_model(record: TeacherRecord) -> dict[str, object]:
+def _rows_of_model(record: EncoderRecord) -> dict[str, object]:
     """The rows of a file, as far as a model that was read whole has them."""
     return {
         "source": record.source,

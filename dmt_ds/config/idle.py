@@ -3,10 +3,10 @@
 import ast
 from collections.abc import Mapping
 
-from dmt_ds.config.schema import TASKS_OF_SECTION, TEACHER_TASKS, Task
+from dmt_ds.config.schema import TASKS_OF_SECTION, TEACHER_TASKS, TaskName
 
 _MODELS = "teachers.models."
-_WITH_OWN_VIEWS: tuple[Task, ...] = ("moco_v3", "ibot", "dino")
+_WITH_OWN_VIEWS: tuple[TaskName, ...] = ("moco_v3", "ibot", "dino")
 _OF_ENCODER = ("augment.mean", "augment.std")
 
 

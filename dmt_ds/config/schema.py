@@ -37,12 +37,12 @@ from dmt_ds.config.train import TrainConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
 BadImages = Literal["stop", "skip"]
-Task = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify", "segment", "detect"]
-TEACHER_TASKS: tuple[Task, ...] = ("dmt", "tinymim")
+TaskName = Literal["dmt", "tinymim", "mae", "moco_v3", "ibot", "dino", "classify", "segment", "detect"]
+TEACHER_TASKS: tuple[TaskName, ...] = ("dmt", "tinymim")
 """The tasks that learn from teachers."""
-ANNOTATED_TASKS: tuple[Task, ...] = ("classify", "segment", "detect")
+ANNOTATED_TASKS: tuple[TaskName, ...] = ("classify", "segment", "detect")
 """The tasks that learn what people say of images; what each does: `dmt_ds.commands.annotations.annotated_tasks`."""
-TASKS_OF_SECTION: dict[str, tuple[Task, ...]] = {
+TASKS_OF_SECTION: dict[str, tuple[TaskName, ...]] = {
     "distill": TEACHER_TASKS,
     "tinymim": ("tinymim",),
     "mae": ("mae",),
@@ -141,7 +141,7 @@ class FamilyMember(Section):
 class RunConfig(Section):
     """A whole run: what a recipe and its overrides resolve to."""
 
-    task: Task = "dmt"
+    task: TaskName = "dmt"
     """`dmt` and `tinymim` distil; `mae`, `moco_v3`, `ibot` and `dino` make teachers; `classify`, `segment` and
     `detect` train with labels of images, of pixels, of objects."""
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

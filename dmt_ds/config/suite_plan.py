@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_ds.config.load import COMMAND_LINE
-from dmt_ds.config.schema import TASKS_OF_SECTION, TEACHER_TASKS, Task
+from dmt_ds.config.schema import TASKS_OF_SECTION, TEACHER_TASKS, TaskName
 from dmt_ds.config.suite import RunSpec, SuiteFile, VariantSpec
 from dmt_ds.config.suite_follow_ups import FOLLOW_UP_KEYS, asked_for, follow_ups_of
 from dmt_ds.config.suite_run import Layer, Role, SuiteRun, as_overrides
@@ -177,7 +177,7 @@ def findings(plan: SuitePlan, runs: Sequence[SuiteRun]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _unused(plan: SuitePlan, tasks: Collection[Task]) -> Iterator[str]:
+def _unused(plan: SuitePlan, tasks: Collection[TaskName]) -> Iterator[str]:
     """Settings of the command line that no run of the suite would look at, most often meant for what follows."""
     for key, value in plan.given.items():
         (setting,) = as_overrides({key: value})

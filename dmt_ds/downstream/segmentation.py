@@ -15,7 +15,7 @@ from dmt_ds.data.map_batches import LabelMaps
 from dmt_ds.data.photometric import distort
 from dmt_ds.downstream.region_overlap import confusion_of
 from dmt_ds.downstream.segmenter import Segmenter, View
-from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses, frozen_weights
+from dmt_ds.engine.task import Model, Progress, StatelessTask, TaskLosses, frozen_weights
 from dmt_ds.models.evaluation_mode import evaluating
 from dmt_ds.models.start import start_from
 from dmt_ds.models.uper_heads import scores_at
@@ -36,7 +36,7 @@ def pixel_loss(scores: Tensor, maps: Tensor) -> Tensor:
     return functional.cross_entropy(at_size, maps, ignore_index=IGNORED, reduction="sum") / maps.numel()
 
 
-class SegmentationTask(AllInModule):
+class SegmentationTask(StatelessTask):
     """Learns the classes of pixels; the result is the encoder, and the overlap that the whole reaches.
 
     Args:

@@ -49,6 +49,10 @@ class Task(Protocol):
         """What is trained: all of its parameters that require a gradient, and nothing else of size."""
         ...
 
+    def backbone(self) -> nn.Module:
+        """The ViT that is the result of the run, without heads."""
+        ...
+
     def losses(self, model: Model, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
         """Forward of one micro-batch already on the device. `diagnose`: also give the costlier metrics of log steps."""
         ...
@@ -70,16 +74,8 @@ class Task(Protocol):
         ...
 
 
-class PretrainingTask(Task, Protocol):
-    """A task that makes an encoder."""
-
-    def backbone(self) -> nn.Module:
-        """The ViT whose weights are the result of the run."""
-        ...
-
-
 @runtime_checkable
-class CroppingTask(PretrainingTask, Protocol):
+class CroppingTask(Task, Protocol):
     """A task that sees crops of images, and nothing that would have to be cut with them."""
 
     def crops(self, data: DataConfig) -> tuple[CropSpec, ...]:
@@ -88,7 +84,7 @@ class CroppingTask(PretrainingTask, Protocol):
 
 
 @runtime_checkable
-class AnnotatedTask(PretrainingTask, Protocol):
+class AnnotatedTask(Task, Protocol):
     """A task that learns what people say of images, and is judged by it."""
 
     @property
@@ -107,7 +103,7 @@ class AnnotatedTask(PretrainingTask, Protocol):
 
 
 @runtime_checkable
-class FreezingTask(PretrainingTask, Protocol):
+class FreezingTask(Task, Protocol):
     """A task that starts to train some of its weights later than the others."""
 
     @property
@@ -125,7 +121,7 @@ def frozen_weights(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-class AllInModule:
+class StatelessTask:
     """A task without state outside `module`."""
 
     def after_step(self, progress: Progress) -> None:

@@ -12,7 +12,7 @@ from dmt_ds.config.section import multiples_near
 from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec
-from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
+from dmt_ds.engine.task import Model, Progress, StatelessTask, TaskLosses
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.encoder import build_encoder, encode, patch_embeddings, patch_positions
 from dmt_ds.methods.masking import patch_order, take_rows
@@ -126,7 +126,7 @@ class MaeModule(nn.Module):
         return guess
 
 
-class MaeTask(AllInModule):
+class MaeTask(StatelessTask):
     """Pretraining by reconstruction; the result is the encoder.
 
     Args:

@@ -14,7 +14,7 @@ from dmt_ds.data.augment import Augment
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.views import CropSpec
 from dmt_ds.distill.relations import relation_loss
-from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses
+from dmt_ds.engine.task import Model, Progress, StatelessTask, TaskLosses
 from dmt_ds.methods.dmt import Teacher
 from dmt_ds.methods.once import OncePerBatch
 from dmt_ds.models.relations import RelationStudent
@@ -36,7 +36,7 @@ def relations(teachers: Mapping[str, Teacher], num_students: int = 1) -> OncePer
     return OncePerBatch(ask, num_students)
 
 
-class TinyMimTask(AllInModule):
+class TinyMimTask(StatelessTask):
     """Trains a student against its teachers' relations; the teachers are never part of `module`.
 
     Args:

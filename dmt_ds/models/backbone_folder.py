@@ -13,7 +13,7 @@ from dmt_ds.config.evaluation import eval_short_side
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.vit import VitShape, build_vit, create, describe, full_name, set_last_block_heads
+from dmt_ds.models.vit import VitShape, build_vit, create, full_name, set_last_block_heads, shape_of
 from dmt_ds.models.weights import load_strict, read_weights, write_safetensors
 from dmt_ds.models.whole_folder import whole_folder
 from dmt_ds.run_files import BACKBONE_FOLDER, SETTINGS_FILE
@@ -62,7 +62,7 @@ def save_backbone(
     vit = vit_without_weights(section, image_size)
     expected = {key: value.shape for key, value in vit.state_dict().items()}
     assert {key: value.shape for key, value in state.items()} == expected, "not this ViT's state"
-    config = timm_config(section, describe(vit), mean, std, interpolation, provenance)
+    config = timm_config(section, shape_of(vit), mean, std, interpolation, provenance)
     write_folder(Path(folder), state, {CONFIG_FILE: config})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.layouts import LICENCES
-from dmt_ds.models.vit import create, describe, full_name
+from dmt_ds.models.vit import create, full_name, shape_of
 from dmt_ds.models.weights import Weights, check_keys, load_strict
 
 _ARCH_OF_WIDTH = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}
@@ -193,7 +193,7 @@ def _known_heads(weights: Weights) -> int | None:
 def _as_arch(weights: Weights, plan: Blueprint, arch: str, num_heads: int | None) -> Blueprint:
     """The blueprint as the named architecture; heads are its own where neither file nor user says them."""
     name = full_name(arch, f"arch of {weights.where}")
-    named = describe(create(name, num_classes=0, device="meta"))
+    named = shape_of(create(name, num_classes=0, device="meta"))
     asked = {"embed_dim": named.embed_dim, "depth": named.depth, "patch_size": named.patch_size}
     if num_heads is None and _known_heads(weights) is None:
         plan = replace(plan, model_args=plan.model_args | {"num_heads": named.num_heads})

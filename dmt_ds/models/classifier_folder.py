@@ -19,7 +19,7 @@ from dmt_ds.models.backbone_folder import (
     vit_without_weights,
     write_folder,
 )
-from dmt_ds.models.vit import describe
+from dmt_ds.models.vit import shape_of
 from dmt_ds.models.weights import load_strict, read_timm_names, tensors_of
 from dmt_ds.wording import few
 
@@ -55,7 +55,7 @@ def save_classifier(
         std: the same.
         provenance: kept under the key `dmt_ds` of config.json, as `save_backbone` does.
     """
-    shape = describe(vit_without_weights(section, data.image_size))
+    shape = shape_of(vit_without_weights(section, data.image_size))
     config = timm_config(section, shape, mean, std, data.interpolation, provenance)
     pooled = {"global_pool": _TIMM_POOLING[pooling]}
     config |= {**pooled, "num_classes": len(class_names), "label_names": list(class_names)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dmt_ds.models.backbone_folder import load_backbone
 from dmt_ds.models.classifier_folder import CLASSES_FILE, load_classifier
-from dmt_ds.models.vit import VitShape, describe, tokens_of
+from dmt_ds.models.vit import VitShape, shape_of, tokens_of
 
 Answer = Callable[[Tensor], Tensor]
 """Normalised images [B, 3, H, W] -> tokens [B, 1+N, D] of an encoder, or scores [B, C] of a classifier."""
@@ -74,7 +74,7 @@ class PortableModel:
     @property
     def shape(self) -> VitShape:
         """Shape of the ViT."""
-        return describe(self.vit)
+        return shape_of(self.vit)
 
     @property
     def output(self) -> str:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import drop_path_seeds
+from dmt_ds.models.encoders import FrozenEncoder
 from dmt_ds.models.student import in_weights_type
-from dmt_ds.models.teachers import TeacherModel
 from dmt_ds.models.vit import class_and_patches, has_plain_attention, tokens_of
 
 
@@ -42,14 +42,14 @@ def last_qkv(vit: nn.Module, images: Tensor) -> Tensor:
     return qkv.reshape(*qkv.shape[:2], 3, attention.num_heads, attention.head_dim).permute(0, 2, 3, 1, 4)
 
 
-class RelationTeacher(TeacherModel):
+class RelationEncoder(FrozenEncoder):
     """A frozen teacher that gives `last_qkv` instead of tokens.
 
     Args:
         model: given up to this one: what follows its last queries, keys and values is dropped.
     """
 
-    def __init__(self, model: TeacherModel) -> None:
+    def __init__(self, model: FrozenEncoder) -> None:
         super().__init__(model.vit, model.record)
         self.vit.norm = nn.Identity()
         block = last_block(self.vit)
@@ -91,7 +91,7 @@ class RelationStudent(nn.Module):
             return last_qkv(self.vit, in_weights_type(self.vit, images))
 
 
-def with_heads_of(section: StudentConfig, teachers: Mapping[str, TeacherModel]) -> StudentConfig:
+def with_heads_of(section: StudentConfig, teachers: Mapping[str, FrozenEncoder]) -> StudentConfig:
     """The student whose last block has the teachers' heads: relations are compared head by head.
 
     Raises:
@@ -116,7 +116,7 @@ def with_heads_of(section: StudentConfig, teachers: Mapping[str, TeacherModel]) 
     return section.model_copy(update={"last_block_num_heads": heads})
 
 
-def _check_plain_attention(name: str, teacher: TeacherModel) -> None:
+def _check_plain_attention(name: str, teacher: FrozenEncoder) -> None:
     if not has_plain_attention(last_block(teacher.vit)):
         raise WeightsError(
             f"teacher '{name}': {teacher.record.source}: its last block's attention has norms, positions or biases of "

@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from dmt_ds.errors import WeightsError
+from dmt_ds.models.encoders import EncoderRecord, load_encoder
 from dmt_ds.models.patch_grid import resized_positions
-from dmt_ds.models.teachers import TeacherRecord, load_encoder
-from dmt_ds.models.vit import describe
+from dmt_ds.models.vit import shape_of
 
 
 def start_from(vit: nn.Module, source: str, image_size: int | None) -> None:
@@ -21,7 +21,7 @@ def start_from(vit: nn.Module, source: str, image_size: int | None) -> None:
         WeightsError: the source has another shape; both are named.
     """
     encoder = load_encoder(source, image_size, "student.init_from")
-    own, theirs = describe(vit), encoder.record.shape
+    own, theirs = shape_of(vit), encoder.record.shape
     state = encoder.vit.state_dict()
     if image_size is None and own.patch_size == theirs.patch_size and "pos_embed" in state:
         state["pos_embed"] = resized_positions(
@@ -42,7 +42,7 @@ def start_from(vit: nn.Module, source: str, image_size: int | None) -> None:
     any_vit.origin = encoder.record  # goes with its copies, such as a momentum network
 
 
-def origin_of(vit: nn.Module) -> TeacherRecord | None:
+def origin_of(vit: nn.Module) -> EncoderRecord | None:
     """What a ViT's weights started from, as it was read then; None where they are its own."""
-    record: TeacherRecord | None = getattr(vit, "origin", None)
+    record: EncoderRecord | None = getattr(vit, "origin", None)
     return record

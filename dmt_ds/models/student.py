@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.drop_path import drop_path_seeds
-from dmt_ds.models.vit import describe, tokens_of
+from dmt_ds.models.vit import shape_of, tokens_of
 
 
 class Student(nn.Module):
@@ -24,7 +24,7 @@ class Student(nn.Module):
     def __init__(self, vit: nn.Module, widths: Mapping[str, int], adapter: str = "auto") -> None:
         super().__init__()
         self.vit = vit
-        own_width = describe(vit).embed_dim
+        own_width = shape_of(vit).embed_dim
         self.adapters = nn.ModuleDict(
             {name: build_adapter(adapter, own_width, width) for name, width in widths.items()}
         )

@@ -113,7 +113,7 @@ def class_and_patches(vit: nn.Module, tokens: Tensor) -> Tensor:
     return torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
 
 
-def describe(vit: nn.Module) -> VitShape:
+def shape_of(vit: nn.Module) -> VitShape:
     """The shape of a timm ViT or BEiT."""
     any_vit: Any = vit
     return VitShape(

@@ -15,7 +15,7 @@ from dmt_ds.commands import bench
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.errors import ConfigError
-from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.vit import build_vit, shape_of
 from dmt_ds.models.weights import write_safetensors
 from dmt_ds.planning.layout import student_size, teacher_sizes
 from dmt_ds.planning.rates import Calibration
@@ -148,7 +148,7 @@ ARCHES = (
 def test_a_student_is_planned_as_it_is_built(arch: str) -> None:
     section = StudentConfig(arch=arch)
     with torch.device("meta"):
-        shape = describe(build_vit(section, 224))
+        shape = shape_of(build_vit(section, 224))
     size = student_size(section, 224)
     assert (size.embed_dim, size.depth) == (shape.embed_dim, shape.depth)
     unknown = StudentConfig(arch="vit_so150m_patch16_reg4_gap_256", embed_dim=896, depth=18)

@@ -17,7 +17,7 @@ from dmt_ds.config.suite_run import SuiteRun
 from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder, RunState
 from dmt_ds.models.backbone_folder import save_backbone
-from dmt_ds.models.teachers import load_teacher
+from dmt_ds.models.encoders import load_teacher
 from tests import tiny_suite
 from tests.models import tiny
 from tests.tiny_suite import call, plan_of, pretend_finished

@@ -10,10 +10,10 @@ from dmt_ds.commands.annotations.annotated_tasks import KINDS
 from dmt_ds.commands.training.pretraining_methods import METHODS, losses_in_use, method_of
 from dmt_ds.commands.training.tasks import _ALONE, _WITH_TEACHERS, build_tasks
 from dmt_ds.config.load import RECIPES, load_config
-from dmt_ds.config.schema import ANNOTATED_TASKS, TASKS_OF_SECTION, TEACHER_TASKS, RunConfig, Task
+from dmt_ds.config.schema import ANNOTATED_TASKS, TASKS_OF_SECTION, TEACHER_TASKS, RunConfig, TaskName
 from dmt_ds.errors import ConfigError
 from dmt_ds.models import start
-from dmt_ds.models.teachers import TeacherModel
+from dmt_ds.models.encoders import FrozenEncoder
 from tests import tiny_run
 
 FAMILY = {"slim": {}, "wide": {"student": {"embed_dim": 48}}}
@@ -21,20 +21,20 @@ FAMILY = {"slim": {}, "wide": {"student": {"embed_dim": 48}}}
 
 def test_each_task_has_one_line_in_one_table_of_those_that_build_it() -> None:
     lines = [*_WITH_TEACHERS, *_ALONE, *KINDS]
-    assert sorted(lines) == sorted(get_args(Task))
+    assert sorted(lines) == sorted(get_args(TaskName))
     assert set(_WITH_TEACHERS) == set(TEACHER_TASKS)
     assert set(METHODS) == {*_WITH_TEACHERS, *_ALONE}
 
 
-@pytest.mark.parametrize("task", get_args(Task))
-def test_each_task_has_a_section_that_is_said_to_be_its_own(task: Task) -> None:
+@pytest.mark.parametrize("task", get_args(TaskName))
+def test_each_task_has_a_section_that_is_said_to_be_its_own(task: TaskName) -> None:
     section = METHODS[task].section if task in METHODS else task
     assert section in RunConfig.model_fields
     assert task in TASKS_OF_SECTION[section]
 
 
 @pytest.mark.parametrize("task", TEACHER_TASKS)
-def test_each_method_with_teachers_has_weights_of_its_losses(task: Task) -> None:
+def test_each_method_with_teachers_has_weights_of_its_losses(task: TaskName) -> None:
     section = getattr(RunConfig(task="mae"), METHODS[task].section)
     assert METHODS[task].losses and all(hasattr(section, f"{loss}_weight") for loss in METHODS[task].losses)
 
@@ -42,11 +42,11 @@ def test_each_method_with_teachers_has_weights_of_its_losses(task: Task) -> None
 def test_each_task_has_a_recipe() -> None:
     images = ["data.source=folder", "data.path=/images"]
     tasks = {load_config(recipe, images).task for recipe in RECIPES.names()}
-    assert tasks == set(get_args(Task))
+    assert tasks == set(get_args(TaskName))
 
 
 @pytest.mark.parametrize("task", ANNOTATED_TASKS)
-def test_a_task_with_annotations_is_no_method(task: Task) -> None:
+def test_a_task_with_annotations_is_no_method(task: TaskName) -> None:
     method, config = method_of(RunConfig(task=task)), RunConfig(task=task)
     assert not (method.adds_tokens or method.reads_inside or method.averages_weights or losses_in_use(config))
 
@@ -85,7 +85,7 @@ def test_the_record_of_given_weights_is_of_the_bytes_that_the_student_got(
     source = tiny_run.make_teacher(tmp_path / "source", 5, embed_dim=24)
     expected, load = start.load_encoder(str(source)), start.load_encoder
 
-    def read_and_replace(*args: Any) -> TeacherModel:
+    def read_and_replace(*args: Any) -> FrozenEncoder:
         found = load(*args)
         tiny_run.make_teacher(tmp_path / "source", 6, embed_dim=24)
         return found

@@ -4,7 +4,7 @@ import torch
 from dmt_ds.commands.teachers import convert, inspect_file, list_teachers
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
-from dmt_ds.models.teachers import load_encoder, load_teacher
+from dmt_ds.models.encoders import load_encoder, load_teacher
 from dmt_ds.storage import sha256_of
 from tests import tiny_run
 from tests.models import tiny

@@ -25,7 +25,7 @@ from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.engine.progress import ProgressView
 from dmt_ds.engine.ranks.peers import Peers
 from dmt_ds.engine.ranks.stopping import StopRequest, Watchdog
-from dmt_ds.engine.task import AllInModule, Progress, TaskLosses
+from dmt_ds.engine.task import Progress, StatelessTask, TaskLosses
 from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
 from dmt_ds.errors import DmtError
 from dmt_ds.tracking.tracker import NullTracker
@@ -34,7 +34,7 @@ ACCUMULATION = 2
 ZERO2 = {"zero_optimization": {"stage": 2}}
 
 
-class Regression(AllInModule):
+class Regression(StatelessTask):
     """Learns to give zeros; on the last rank something happens in one step."""
 
     def __init__(self, stop: StopRequest, happens: str = "nothing", at_step: int = 0) -> None:

@@ -16,24 +16,24 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.engine import dist
 from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
 from dmt_ds.engine.optim import build_optimizer
-from dmt_ds.models.relations import RelationTeacher, last_qkv
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord
-from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
+from dmt_ds.models.relations import RelationEncoder, last_qkv
+from dmt_ds.models.vit import build_vit, shape_of
 
 TIMEOUT_SECONDS = 4321
 
 
-def teacher(arch: str = "vit_base") -> TeacherModel:
+def teacher(arch: str = "vit_base") -> FrozenEncoder:
     torch.manual_seed(0)
     vit = build_vit(StudentConfig(arch=arch, drop_path=0.0), 224)
-    return TeacherModel(vit, TeacherRecord("random", "none", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+    return FrozenEncoder(vit, EncoderRecord("random", "none", shape_of(vit), IMAGENET_MEAN, IMAGENET_STD))
 
 
 def relation_facts(images: Tensor, device: torch.device) -> dict[str, object]:
     """A ViT-T that gives its last block's queries, keys and values: cut over ranks, and whole as it was built."""
     config = resolve_teacher(find_ds_config("teacher_zero3_inference"), 192)
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    cut, whole = RelationTeacher(teacher("vit_tiny")), teacher("vit_tiny").to(device, torch.bfloat16)
+    cut, whole = RelationEncoder(teacher("vit_tiny")), teacher("vit_tiny").to(device, torch.bfloat16)
     engine = ds_teachers.build_teacher(cut, config, device, shard_over="world")
     with torch.no_grad():
         qkv, expected = engine(images), last_qkv(whole.vit, whole.normalised(images))

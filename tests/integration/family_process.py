@@ -12,7 +12,7 @@ from torch import nn
 from dmt_ds.commands.training import pretrain
 from dmt_ds.config.load import load_config
 from dmt_ds.engine.learner import Learner
-from dmt_ds.models.teachers import TeacherModel
+from dmt_ds.models.encoders import FrozenEncoder
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     images: list[int] = []
 
     def count(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        if isinstance(module, TeacherModel):
+        if isinstance(module, FrozenEncoder):
             images.append(len(inputs[0]))  # type: ignore[arg-type]
 
     nn.modules.module.register_module_forward_hook(count)

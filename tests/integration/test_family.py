@@ -11,7 +11,7 @@ import torch
 from dmt_ds.commands.readouts import evaluate
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.load import config_from_yaml
-from dmt_ds.models.teachers import load_encoder
+from dmt_ds.models.encoders import load_encoder
 from dmt_ds.tracking.mlflow_compare import read_study
 from dmt_ds.tracking.store_uri import named_store
 from tests import processes, tiny_run

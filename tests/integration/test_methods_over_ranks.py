@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from dmt_ds.models.teachers import load_encoder
+from dmt_ds.models.encoders import load_encoder
 from tests import processes, tiny_run
 from tests.integration.knn_points import knn_of_published, knn_points
 

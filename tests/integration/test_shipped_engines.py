@@ -23,7 +23,7 @@ def test_a_run_in_two_slices_finishes_with_an_encoder(tmp_path, student, teacher
     processes.run(tiny_run.pretrain(recipe), processes=2)
     curve = tiny_run.losses(tmp_path / "run")
     assert sorted(curve) == [1, 2, 3, 4] and curve[4] < curve[1]
-    from dmt_ds.models.teachers import load_encoder
+    from dmt_ds.models.encoders import load_encoder
 
     shape = load_encoder(str(tmp_path / "run"), 16).record.shape
     assert (shape.embed_dim, shape.depth) == (24, 2)

@@ -8,7 +8,7 @@ import torch
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.data.views import center_crop
 from dmt_ds.engine.checkpoints.untrained import restore_untrained, untrained_state
-from dmt_ds.engine.task import PretrainingTask, Progress
+from dmt_ds.engine.task import Progress, Task
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.mae import MaeTask
 from dmt_ds.models.vit import tokens_of
@@ -17,7 +17,7 @@ from tests.methods import tiny
 each_method = pytest.mark.parametrize("name", tiny.NAMES)
 
 
-def class_token_accuracy(task: PretrainingTask) -> float:
+def class_token_accuracy(task: Task) -> float:
     """Share of the validation digits whose nearest training digit, by cosine of class tokens, has their label."""
     vit = copy.deepcopy(task.backbone()).eval()
     features, labels = [], []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dmt_ds.engine import dist
-from dmt_ds.engine.task import PretrainingTask, Progress
+from dmt_ds.engine.task import Progress, Task
 from dmt_ds.methods.ibot import IbotTask
 from dmt_ds.methods.moco_v3 import contrast
 from tests import on_ranks
@@ -17,7 +17,7 @@ SIZE = 8
 NAMES = ("mae", "ibot", "dino", "tinymim")
 
 
-def without_batch_norm(name: str) -> PretrainingTask:
+def without_batch_norm(name: str) -> Task:
     """On the CPU batch norm has the statistics of its rank, so with it nothing could be equal."""
     if name in ("mae", "tinymim"):
         return tiny.task(name)
@@ -26,7 +26,7 @@ def without_batch_norm(name: str) -> PretrainingTask:
     return IbotTask(tiny.STUDENT, tiny.IBOT.model_copy(update=changes), tiny.IMAGE_SIZE)
 
 
-def gradients(task: PretrainingTask) -> dict[str, Tensor]:
+def gradients(task: Task) -> dict[str, Tensor]:
     """The mean over ranks, as an engine makes it."""
     named = [(name, parameter.grad) for name, parameter in task.module.named_parameters()]
     return {name: dist.mean_over_ranks(gradient.clone()) for name, gradient in named if gradient is not None}

@@ -14,8 +14,8 @@ from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.distill.relations import relation_loss
 from dmt_ds.engine.task import Progress
 from dmt_ds.methods.tinymim import TinyMimTask
+from dmt_ds.models.encoders import load_teacher
 from dmt_ds.models.relations import last_qkv, with_heads_of
-from dmt_ds.models.teachers import load_teacher
 from dmt_ds.models.vit import build_vit
 from dmt_ds.models.weights import load_strict, read_weights
 from tests.methods import tiny

@@ -19,9 +19,9 @@ from dmt_ds.methods.ibot import IbotTask
 from dmt_ds.methods.mae import MaeTask
 from dmt_ds.methods.moco_v3 import MocoV3Task
 from dmt_ds.methods.tinymim import TinyMimTask, relations
-from dmt_ds.models.relations import RelationStudent, RelationTeacher
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord
-from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
+from dmt_ds.models.relations import RelationEncoder, RelationStudent
+from dmt_ds.models.vit import build_vit, shape_of
 from tests.crops import draw_crop
 
 IMAGE_SIZE, PATCH_SIZE, NUM_PATCHES = 16, 4, 16
@@ -70,13 +70,13 @@ def task(name: str, seed: int = 0, student: StudentConfig = STUDENT) -> Cropping
     return IbotTask(student, section, IMAGE_SIZE)
 
 
-def relation_teacher(seed: int) -> RelationTeacher:
+def relation_teacher(seed: int) -> RelationEncoder:
     """A random one whose attention is far from uniform."""
     torch.manual_seed(seed)
     vit = build_vit(TEACHER, IMAGE_SIZE)
     vit.blocks[-1].attn.qkv.weight.data.mul_(2)
-    return RelationTeacher(
-        TeacherModel(vit, TeacherRecord("random", "none", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+    return RelationEncoder(
+        FrozenEncoder(vit, EncoderRecord("random", "none", shape_of(vit), IMAGENET_MEAN, IMAGENET_STD))
     )
 
 

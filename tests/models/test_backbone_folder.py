@@ -19,8 +19,8 @@ from dmt_ds.models.backbone_folder import (
     spdx_id,
     strictest_licence,
 )
-from dmt_ds.models.teachers import load_encoder
-from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.encoders import load_encoder
+from dmt_ds.models.vit import build_vit, shape_of
 from tests.models import tiny
 
 PROVENANCE = {"task": "dmt", "step": 7, "teachers": {"mae": {"licence": "CC-BY-NC-4.0", "sha256": "ab"}}}
@@ -107,7 +107,7 @@ def test_a_last_block_with_other_heads_is_saved_and_gives_the_same_tokens(tmp_pa
     _save(tmp_path / "backbone", vit, last_block_num_heads=4)
     loaded = load_encoder(str(tmp_path))
     assert torch.equal(tiny.tokens(loaded.vit), tiny.tokens(vit))
-    assert loaded.record.shape == describe(vit)
+    assert loaded.record.shape == shape_of(vit)
     assert needs_dmt_ds(tmp_path / "backbone")
     with pytest.raises(TypeError, match="last_block_num_heads"):  # rather than other tokens
         timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True)

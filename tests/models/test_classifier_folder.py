@@ -19,7 +19,7 @@ from dmt_ds.downstream.classifier import Classifier
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.backbone_folder import needs_dmt_ds
 from dmt_ds.models.classifier_folder import save_classifier
-from dmt_ds.models.teachers import load_encoder
+from dmt_ds.models.encoders import load_encoder
 from dmt_ds.models.vit import build_vit
 
 STUDENT = StudentConfig(patch_size=8, embed_dim=24, depth=2, num_heads=3)

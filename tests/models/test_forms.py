@@ -27,7 +27,7 @@ from dmt_ds.models.backbone_folder import save_backbone, timm_config, vit_withou
 from dmt_ds.models.classifier_folder import save_classifier
 from dmt_ds.models.forms import FORMS, Form, write_form
 from dmt_ds.models.portable import PortableModel, Preprocessing, read_portable
-from dmt_ds.models.vit import build_vit, describe
+from dmt_ds.models.vit import build_vit, shape_of
 from tests import processes
 from tests.models import strangers, tiny
 
@@ -204,7 +204,7 @@ def test_a_classifier_without_its_names_is_refused(tmp_path):
 def test_the_short_side_is_the_one_that_it_was_judged_on_and_that_timm_takes():
     shape = vit_without_weights(tiny.section(), tiny.IMAGE_SIZE)
     for image_size in range(8, 1025):
-        described = replace(describe(shape), image_size=image_size)
+        described = replace(shape_of(shape), image_size=image_size)
         config = timm_config(tiny.section(), described, IMAGENET_MEAN, IMAGENET_STD, "bicubic", {})
         assert Preprocessing.of_config(config["pretrained_cfg"]).short_side == eval_short_side(image_size)
     for share in (0.875, 0.9, 0.95, 1.0):

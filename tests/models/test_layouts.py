@@ -14,8 +14,8 @@ from torch import nn
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import build_from
-from dmt_ds.models.teachers import load_encoder
-from dmt_ds.models.vit import build_vit, create, describe
+from dmt_ds.models.encoders import load_encoder
+from dmt_ds.models.vit import build_vit, create, shape_of
 from dmt_ds.models.weights import read_weights
 from tests.models import tiny
 
@@ -153,7 +153,7 @@ def test_a_moco_v3_vit_small_has_twelve_heads(tmp_path):
     torch.save({"state_dict": _prefixed(vit.state_dict(), "module.base_encoder.")}, tmp_path / "vit-s.pth.tar")
     weights = read_weights(tmp_path / "vit-s.pth.tar")
     built = build_from(weights)
-    assert describe(built).num_heads == 12
+    assert shape_of(built).num_heads == 12
     assert torch.equal(tiny.tokens(built.eval()), tiny.tokens(vit))
     with pytest.raises(WeightsError, match=r"num_heads 6 is asked for.*12 heads"):
         build_from(weights, num_heads=6)
@@ -181,7 +181,7 @@ def test_a_moco_v3_file_that_was_converted_to_timms_names_is_told_from_maes(half
     state = {key: value.half() if half else value for key, value in vit.state_dict().items()}
     torch.save({"model": state}, tmp_path / "vit-s-300ep-deit.pth")
     weights = read_weights(tmp_path / "vit-s-300ep-deit.pth")
-    assert (weights.layout, describe(build_from(weights)).num_heads) == ("moco_v3", 12)
+    assert (weights.layout, shape_of(build_from(weights)).num_heads) == ("moco_v3", 12)
 
 
 def test_maes_own_table_does_not_make_a_file_moco_v3s(tmp_path):
@@ -195,7 +195,7 @@ def test_maes_own_table_does_not_make_a_file_moco_v3s(tmp_path):
 def test_a_dino_vit_small_has_six_heads(tmp_path):
     vit = tiny.vit(embed_dim=384, num_heads=6, depth=1)
     torch.save(dict(vit.state_dict()), tmp_path / "file.pth")
-    assert describe(build_from(read_weights(tmp_path / "file.pth"))).num_heads == 6
+    assert shape_of(build_from(read_weights(tmp_path / "file.pth"))).num_heads == 6
 
 
 def test_an_unusual_width_needs_its_heads_said(vit, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dmt_ds.errors import DmtError
-from dmt_ds.models.teachers import load_encoder
+from dmt_ds.models.encoders import load_encoder
 from tests.models import tiny
 
 

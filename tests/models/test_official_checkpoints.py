@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import WeightsError
 from dmt_ds.models.blueprint import build_from
+from dmt_ds.models.encoders import load_teacher
 from dmt_ds.models.hf_vit import read_hf
-from dmt_ds.models.teachers import load_teacher
 from dmt_ds.models.weights import Weights, read_weights
 from tests.models import tiny
 

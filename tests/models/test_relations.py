@@ -8,9 +8,9 @@ from torch import nn
 
 from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.errors import ConfigError, WeightsError
-from dmt_ds.models.relations import RelationStudent, RelationTeacher, last_qkv, with_heads_of
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord
-from dmt_ds.models.vit import create, describe, prefer_written_attention
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
+from dmt_ds.models.relations import RelationEncoder, RelationStudent, last_qkv, with_heads_of
+from dmt_ds.models.vit import create, prefer_written_attention, shape_of
 from tests.models import tiny
 
 SIZES = {
@@ -23,8 +23,8 @@ SIZES = {
 }
 
 
-def teacher_of(vit: nn.Module) -> TeacherModel:
-    return TeacherModel(vit.eval(), TeacherRecord("some.pth", "timm", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+def teacher_of(vit: nn.Module) -> FrozenEncoder:
+    return FrozenEncoder(vit.eval(), EncoderRecord("some.pth", "timm", shape_of(vit), IMAGENET_MEAN, IMAGENET_STD))
 
 
 def timm_vit(arch: str, **changes: object) -> nn.Module:
@@ -100,7 +100,7 @@ def test_distillation_and_register_tokens_are_left_out(arch: str, changes: dict[
 
 def test_a_relation_teacher_gives_the_same_as_the_whole_vit_and_holds_less() -> None:
     whole = teacher_of(tiny.vit())
-    cut = RelationTeacher(copy.deepcopy(whole))
+    cut = RelationEncoder(copy.deepcopy(whole))
     expected = last_qkv(whole.vit, whole.normalised(tiny.pictures()))
     assert torch.equal(cut(tiny.pictures()), expected)
     held, of_whole = (sum(value.numel() for value in model.parameters()) for model in (cut, whole))
@@ -109,7 +109,7 @@ def test_a_relation_teacher_gives_the_same_as_the_whole_vit_and_holds_less() -> 
 
 
 def test_a_relation_teacher_stays_frozen_in_evaluation_and_normalises_in_float32() -> None:
-    teacher = RelationTeacher(teacher_of(tiny.vit())).train().to(torch.bfloat16)
+    teacher = RelationEncoder(teacher_of(tiny.vit())).train().to(torch.bfloat16)
     assert not teacher.training and not any(value.requires_grad for value in teacher.parameters())
     assert teacher.scale.dtype == torch.float32
     assert teacher(tiny.pictures()).dtype == torch.bfloat16
@@ -155,7 +155,7 @@ def test_the_student_gets_its_teachers_heads() -> None:
 def test_a_student_of_tinymim_is_a_teacher_with_the_heads_of_its_last_block() -> None:
     teacher = teacher_of(tiny.vit(last_block_num_heads=8))
     assert with_heads_of(tiny.section(), {"tiny": teacher}).last_block_num_heads == 8
-    assert RelationTeacher(teacher)(tiny.pictures()).shape[2] == 8
+    assert RelationEncoder(teacher)(tiny.pictures()).shape[2] == 8
 
 
 def test_teachers_of_different_heads_are_refused_with_both_names() -> None:

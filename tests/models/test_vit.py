@@ -5,7 +5,7 @@ import torch
 
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.positions import sincos_positions
-from dmt_ds.models.vit import build_vit, create, describe, prefer_written_attention, tokens_of
+from dmt_ds.models.vit import build_vit, create, prefer_written_attention, shape_of, tokens_of
 from tests.models import tiny
 
 
@@ -37,7 +37,7 @@ def test_learned_positions_take_part_in_training():
     ("arch", "width", "heads"), [("vit_tiny", 192, 3), ("vit_small", 384, 6), ("vit_base", 768, 12)]
 )
 def test_short_names_are_the_papers_students(arch, width, heads):
-    shape = describe(build_vit(tiny.section(arch=arch, embed_dim=None, num_heads=None, depth=1, patch_size=16), 224))
+    shape = shape_of(build_vit(tiny.section(arch=arch, embed_dim=None, num_heads=None, depth=1, patch_size=16), 224))
     assert (shape.embed_dim, shape.num_heads, shape.num_tokens) == (width, heads, 197)
 
 
@@ -75,7 +75,7 @@ def test_tokens_are_the_class_token_and_patches_without_registers():
 
 def test_heads_of_the_last_block_alone_cut_the_same_weights_otherwise():
     vit = tiny.vit(last_block_num_heads=4)
-    assert (describe(vit).num_heads, describe(vit).last_block_num_heads) == (tiny.HEADS, 4)
+    assert (shape_of(vit).num_heads, shape_of(vit).last_block_num_heads) == (tiny.HEADS, 4)
     whole = tiny.vit(num_heads=4)  # an oracle for a last block of four heads
     whole.load_state_dict(vit.state_dict())
     whole.blocks[0] = vit.blocks[0]

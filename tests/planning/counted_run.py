@@ -39,9 +39,9 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from dmt_ds.engine import dist  # noqa: E402
 from dmt_ds.engine.deepspeed import ds_engine, ds_teachers  # noqa: E402
 from dmt_ds.engine.optim import build_optimizer  # noqa: E402
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder  # noqa: E402
 from dmt_ds.models.student import Student  # noqa: E402
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord  # noqa: E402
-from dmt_ds.models.vit import build_vit, describe  # noqa: E402
+from dmt_ds.models.vit import build_vit, shape_of  # noqa: E402
 from dmt_ds.planning import memory  # noqa: E402
 from dmt_ds.planning.layout import Cluster, Layout  # noqa: E402
 from dmt_ds.planning.traffic import step_traffic  # noqa: E402
@@ -57,9 +57,9 @@ def section(size: VitSize) -> StudentConfig:
     )
 
 
-def teacher() -> TeacherModel:
+def teacher() -> FrozenEncoder:
     vit = build_vit(section(TEACHER), TEACHER.image_size)
-    return TeacherModel(vit, TeacherRecord("random", "none", describe(vit), IMAGENET_MEAN, IMAGENET_STD))
+    return FrozenEncoder(vit, EncoderRecord("random", "none", shape_of(vit), IMAGENET_MEAN, IMAGENET_STD))
 
 
 def facts_of(stage: int) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from dmt_ds.commands.annotations.annotated import AnnotatedKind
 from dmt_ds.commands.annotations.classify import Classification
 from dmt_ds.commands.annotations.detect import Detection
 from dmt_ds.commands.annotations.segment import Segmentation
-from dmt_ds.config.schema import RunConfig, Task
+from dmt_ds.config.schema import RunConfig, TaskName
 
-KINDS: dict[Task, AnnotatedKind[Any, Any]] = {
+KINDS: dict[TaskName, AnnotatedKind[Any, Any]] = {
     "classify": Classification(),
     "segment": Segmentation(),
     "detect": Detection(),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dmt_ds.commands.checks.findings import Finding
-from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig, Task
+from dmt_ds.config.schema import TEACHER_TASKS, RunConfig, StudentConfig, TaskName
 
 _WITHOUT_JITTER = ("mae", "classify", "detect")
 _WITHOUT_DROP_PATH = ("mae", "moco_v3")
@@ -20,7 +20,7 @@ def look_at_defaults(config: RunConfig) -> Iterator[Finding]:
     yield from _look_at_drop_path(config.student, config.task)
 
 
-def _look_at_drop_path(student: StudentConfig, task: Task) -> Iterator[Finding]:
+def _look_at_drop_path(student: StudentConfig, task: TaskName) -> Iterator[Finding]:
     if not student.drop_path:
         return
     if task in _WITHOUT_DROP_PATH and "drop_path" not in student.model_fields_set:
@@ -30,5 +30,5 @@ def _look_at_drop_path(student: StudentConfig, task: Task) -> Iterator[Finding]:
         yield _finding("student", rule, task, "linear: student.drop_path_rule=linear")
 
 
-def _finding(section: str, told: str, task: Task, usual: str) -> Finding:
+def _finding(section: str, told: str, task: TaskName, usual: str) -> Finding:
     return Finding("warn", section, f"{told} is DMT's default; the usual recipes of task {task} have {usual}")

@@ -31,7 +31,7 @@ from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
 from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
 from dmt_ds.engine.deepspeed.ds_check import check_ds_config
 from dmt_ds.errors import DmtError, StorageError
-from dmt_ds.models.teachers import load_encoder
+from dmt_ds.models.encoders import load_encoder
 from dmt_ds.run_files import CHECKPOINTS_FOLDER
 from dmt_ds.storage import is_away
 

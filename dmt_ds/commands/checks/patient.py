@@ -6,7 +6,7 @@ from typing import Any
 from dmt_ds.config.batch import BatchPlan
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.sources import ImageSource
-from dmt_ds.models.teachers import TeacherModel
+from dmt_ds.models.encoders import FrozenEncoder
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Patient:
     every_image: bool = False
     source: ImageSource | None = None
     class_names: tuple[str, ...] = ()
-    teachers: dict[str, TeacherModel] = field(default_factory=dict)
+    teachers: dict[str, FrozenEncoder] = field(default_factory=dict)
     num_parameters: int | None = None
     parameters: str | None = None
     """Hash of their names and shapes."""

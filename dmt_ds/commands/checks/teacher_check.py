@@ -10,7 +10,7 @@ from dmt_ds.config.deepspeed import find_ds_config, resolve_teacher
 from dmt_ds.config.schema import TEACHER_TASKS
 from dmt_ds.engine.deepspeed.ds_check import check_ds_config
 from dmt_ds.errors import DmtError
-from dmt_ds.models.teachers import check_same_tokens, load_teacher
+from dmt_ds.models.encoders import check_same_tokens, load_teacher
 
 
 def check_teachers(patient: Patient) -> Iterator[Finding]:

@@ -22,8 +22,8 @@ from dmt_ds.data.views import center_crop
 from dmt_ds.errors import ConfigError, ExportError
 from dmt_ds.models.backbone_folder import CONFIG_FILE
 from dmt_ds.models.classifier_folder import CLASSES_FILE
+from dmt_ds.models.encoders import load_encoder
 from dmt_ds.models.portable import Preprocessing, read_portable
-from dmt_ds.models.teachers import load_encoder
 from dmt_ds.run_files import DETECTOR_FOLDER, SEGMENTER_FOLDER
 from dmt_ds.tracking.object_pictures import SHOWN_FROM
 

@@ -18,7 +18,7 @@ from dmt_ds.commands.run_folder import add_to_run, step_of_run
 from dmt_ds.config.evaluation import KnnConfig, LinearConfig
 from dmt_ds.config.schema import DataConfig
 from dmt_ds.downstream.readouts import Scores, metric_name
-from dmt_ds.models.teachers import TeacherModel
+from dmt_ds.models.encoders import FrozenEncoder
 from dmt_ds.run_files import EVALUATION_FILE
 from dmt_ds.tracking.journal import write_atomically
 
@@ -73,7 +73,7 @@ def run(
 
 def _judge_run(folder: Path, module: nn.Module | None, protocol: FrozenProtocol, again: bool) -> Scores:
     """Scores of a run's encoder, from `evaluation.json` where an earlier call left them."""
-    encoder = module.record.sha256 if isinstance(module, TeacherModel) else None
+    encoder = module.record.sha256 if isinstance(module, FrozenEncoder) else None
     made_from = {"encoder_sha256": encoder, "step": step_of_run(folder), **_all_that_moves_a_score(protocol)}
     kept = None if again else _kept_scores(folder, made_from)
     if kept is not None:

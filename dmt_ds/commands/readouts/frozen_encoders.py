@@ -18,7 +18,7 @@ from dmt_ds.data.loader import every_image
 from dmt_ds.data.sources import ImageSource
 from dmt_ds.downstream.features import Features, extract_features, pixel_features
 from dmt_ds.engine.checkpoints.checkpoint import CheckpointFolder
-from dmt_ds.models.teachers import load_encoder, load_teacher
+from dmt_ds.models.encoders import load_encoder, load_teacher
 from dmt_ds.models.vit import refuse_unknown
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, RECORDS_FILE
 from dmt_ds.tracking.journal import read_lines

@@ -24,7 +24,7 @@ from dmt_ds.data.folder import existing
 from dmt_ds.data.sources import open_source
 from dmt_ds.data.splits import split_files
 from dmt_ds.errors import ConfigError, DataError, WeightsError
-from dmt_ds.models.teachers import load_encoder, load_teacher
+from dmt_ds.models.encoders import load_encoder, load_teacher
 
 
 def check_finished(plan: SuitePlan, runs: Sequence[SuiteRun], only_what_is_here: bool = False) -> None:

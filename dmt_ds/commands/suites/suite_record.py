@@ -15,7 +15,7 @@ from dmt_ds.data.sources import open_source
 from dmt_ds.engine.checkpoints.checkpoint import RunState, read_run_state
 from dmt_ds.engine.checkpoints.manifest import saved_in
 from dmt_ds.errors import CheckpointError, ConfigError, DmtError, StorageError
-from dmt_ds.models.teachers import load_teacher
+from dmt_ds.models.encoders import load_teacher
 from dmt_ds.run_files import CHECKPOINTS_FOLDER, DONE, TEACHER_ENGINES_FILE
 
 

@@ -12,9 +12,9 @@ from dmt_ds.commands.annotations.annotated_tasks import KINDS
 from dmt_ds.commands.run_folder import run_of, settings_of
 from dmt_ds.config.images import LEARN_IMAGES_OF_ORIGIN, RESIZE_POSITIONS, WHERE_IMAGES_ARE
 from dmt_ds.config.load import COMMAND_LINE, flatten, load_layers, task_of_recipe
-from dmt_ds.config.schema import ANNOTATED_TASKS, RunConfig, Task
+from dmt_ds.config.schema import ANNOTATED_TASKS, RunConfig, TaskName
 from dmt_ds.errors import ConfigError
-from dmt_ds.models.teachers import TeacherRecord, load_encoder
+from dmt_ds.models.encoders import EncoderRecord, load_encoder
 
 _WIDTHS = {192: "tiny", 384: "small"}
 """The widest encoder that a size stands for; all wider ones are `base`."""
@@ -33,7 +33,7 @@ _OF_A_SUITE = ("tracking.experiment", "tracking.parent")
 """Of a suite's run they stay behind: what is made of it is no variant of the comparison."""
 
 
-def resolve(source: str, recipe: str | None, overrides: Sequence[str], task: Task | None = None) -> RunConfig:
+def resolve(source: str, recipe: str | None, overrides: Sequence[str], task: TaskName | None = None) -> RunConfig:
     """The run that fine-tunes an encoder.
 
     Args:
@@ -64,7 +64,7 @@ def resolve(source: str, recipe: str | None, overrides: Sequence[str], task: Tas
     return load_layers(recipe, layers)
 
 
-def _task_of(recipe: str | None, task: Task | None) -> Task:
+def _task_of(recipe: str | None, task: TaskName | None) -> TaskName:
     """The task that is asked for, or else the recipe's; a recipe for another one with annotations is a mistake."""
     says = None if recipe is None else task_of_recipe(recipe)
     of_recipe = next((known for known in ANNOTATED_TASKS if known == says), None)
@@ -75,7 +75,7 @@ def _task_of(recipe: str | None, task: Task | None) -> Task:
     return task or of_recipe or "classify"
 
 
-def _asked_for(overrides: Sequence[str]) -> Task | None:
+def _asked_for(overrides: Sequence[str]) -> TaskName | None:
     """What the command line says: so a job's script has `config` and `doctor` look at the run that it will train."""
     said = [value.strip() for key, _, value in (text.partition("=") for text in overrides) if key.strip() == "task"]
     return next((known for known in ANNOTATED_TASKS if said and known == said[-1]), None)
@@ -90,11 +90,11 @@ def name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "encoder"
 
 
-def _size_of(record: TeacherRecord) -> str:
+def _size_of(record: EncoderRecord) -> str:
     return next((size for width, size in _WIDTHS.items() if record.shape.embed_dim <= width), "base")
 
 
-def _shape_of(record: TeacherRecord) -> Iterator[str]:
+def _shape_of(record: EncoderRecord) -> Iterator[str]:
     """The student that takes these weights, and the colours that they know."""
     shape = record.shape
     yield f"student.arch=vit_{_size_of(record)}"

@@ -14,10 +14,10 @@ from dmt_ds.downstream.features import FEATURE_KINDS, Features, extract_features
 from dmt_ds.downstream.readouts import FrozenReadouts, Scores, metric_name
 from dmt_ds.engine.deepspeed import ds_engine
 from dmt_ds.engine.deepspeed.ds_engine import StudentEngine
-from dmt_ds.engine.task import PretrainingTask
+from dmt_ds.engine.task import Task
 from dmt_ds.models.backbone_folder import vit_without_weights
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord
-from dmt_ds.models.vit import describe
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
+from dmt_ds.models.vit import shape_of
 from dmt_ds.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class EncoderInTraining(NamedTuple):
     """One of those that the run trains, its settings, and where its scores go."""
 
     config: RunConfig
-    task: PretrainingTask
+    task: Task
     engine: StudentEngine
     tracker: Tracker
 
@@ -79,7 +79,7 @@ class KnnInTraining:
         return readouts.knn_of_shares(train, test, device, after_each=lambda: self.beat(doing))
 
 
-def _as_published(encoder: EncoderInTraining) -> TeacherModel:
+def _as_published(encoder: EncoderInTraining) -> FrozenEncoder:
     """The encoder that a checkpoint of this moment would have, float32; all ranks call."""
     config, task = encoder.config, encoder.task
     masters = encoder.engine.trained_state()
@@ -90,4 +90,4 @@ def _as_published(encoder: EncoderInTraining) -> TeacherModel:
     vit = vit_without_weights(section, config.data.image_size)
     vit.load_state_dict(state, assign=True)
     augment = config.augment
-    return TeacherModel(vit, TeacherRecord(config.output_dir, "dmt_ds", describe(vit), augment.mean, augment.std))
+    return FrozenEncoder(vit, EncoderRecord(config.output_dir, "dmt_ds", shape_of(vit), augment.mean, augment.std))

@@ -38,7 +38,7 @@ from dmt_ds.engine.ranks.peers import Peers
 from dmt_ds.engine.ranks.stopping import StopRequest, Watchdog
 from dmt_ds.engine.schedule import with_frozen_groups
 from dmt_ds.engine.step_profile import StepProfile
-from dmt_ds.engine.task import AnnotatedTask, CroppingTask, PretrainingTask
+from dmt_ds.engine.task import AnnotatedTask, CroppingTask, Task
 from dmt_ds.engine.trainer import Outcome, Surroundings, Trainer, TrainPlan
 from dmt_ds.run_files import DONE, LOG_FILE, PROFILE_FOLDER
 from dmt_ds.tracking.tracker import Tracker
@@ -230,7 +230,7 @@ def _loader(run: Run, built: BuiltTask) -> TrainLoader:
     )
 
 
-def _train_maker(run: Run, task: PretrainingTask) -> BatchMaker:
+def _train_maker(run: Run, task: Task) -> BatchMaker:
     config, kind = run.config, kind_of(run.config)
     if kind is not None:
         return kind.train_maker(config, run.splits, task)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dmt_ds.config.schema import RunConfig, Task
+from dmt_ds.config.schema import RunConfig, TaskName
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Method:
     averages_weights: bool = False
 
 
-METHODS: dict[Task, Method] = {
+METHODS: dict[TaskName, Method] = {
     "dmt": Method("distill", losses=("tfd", "sfd"), adds_tokens=True),
     "tinymim": Method("tinymim", losses=("qk", "vv"), reads_inside=True),
     "mae": Method("mae"),

@@ -23,7 +23,7 @@ from dmt_ds.engine.task import AnnotatedTask
 from dmt_ds.errors import DataError, StorageError
 from dmt_ds.methods.dmt import DmtTask
 from dmt_ds.models.backbone_folder import needs_dmt_ds, provenance_of, save_backbone
-from dmt_ds.models.vit import describe
+from dmt_ds.models.vit import shape_of
 from dmt_ds.models.whole_folder import whole_folder
 from dmt_ds.run_files import BACKBONE_FOLDER, PICTURES_FOLDER, PUBLISHED
 from dmt_ds.tracking.tracker import read_points
@@ -63,7 +63,7 @@ def export_weights(config: RunConfig, built: BuiltTask, engine: StudentEngine, f
 
 def settled_student(section: StudentConfig, backbone: nn.Module) -> StudentConfig:
     """The section that builds this encoder: the teachers may have settled the number of heads of the last block."""
-    return section.model_copy(update={"last_block_num_heads": describe(backbone).last_block_num_heads})
+    return section.model_copy(update={"last_block_num_heads": shape_of(backbone).last_block_num_heads})
 
 
 def _provenance(config: RunConfig, built: BuiltTask, step: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from dmt_ds.config.schema import TEACHER_TASKS, RunConfig
 from dmt_ds.engine import dist
 from dmt_ds.engine.checkpoints.checkpoint import RunState
 from dmt_ds.engine.checkpoints.fence import Fence
-from dmt_ds.models.teachers import TeacherRecord
+from dmt_ds.models.encoders import EncoderRecord
 from dmt_ds.run_files import (
     ATTEMPTS_FOLDER,
     CHANGES_FILE,
@@ -57,7 +57,7 @@ def run_state(run: Run, built: BuiltTask, step: int, mlflow_run_id: str | None) 
 def checkpoint_state(
     config: RunConfig,
     ds_config: DsConfig,
-    sources: Mapping[str, TeacherRecord],
+    sources: Mapping[str, EncoderRecord],
     data_fingerprint: str,
     parameters: str,
     world_size: int,

@@ -16,22 +16,22 @@ from dmt_ds.commands.training.teacher_engines import check_same_grid, load_teach
 from dmt_ds.config.deepspeed import DsConfig
 from dmt_ds.config.images import RESIZE_POSITIONS
 from dmt_ds.config.methods import DistillConfig
-from dmt_ds.config.schema import RunConfig, Task
+from dmt_ds.config.schema import RunConfig, TaskName
 from dmt_ds.data.augment import Augment
 from dmt_ds.distill.diagnostics import TeacherDiagnostics
 from dmt_ds.distill.fusion import TokenFusion, target_widths
 from dmt_ds.distill.kernels.terms import Kernel
 from dmt_ds.distill.objective import DistillationObjective
 from dmt_ds.engine import dist
-from dmt_ds.engine.task import AnnotatedTask, FreezingTask, PretrainingTask
+from dmt_ds.engine.task import AnnotatedTask, FreezingTask, Task
 from dmt_ds.errors import ConfigError
 from dmt_ds.methods.dmt import DmtTask, FusedTeachers
 from dmt_ds.methods.tinymim import TinyMimTask, relations
-from dmt_ds.models.relations import RelationStudent, RelationTeacher, with_heads_of
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder, check_same_tokens
+from dmt_ds.models.relations import RelationEncoder, RelationStudent, with_heads_of
 from dmt_ds.models.start import origin_of, start_from
 from dmt_ds.models.student import Student
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord, check_same_tokens
-from dmt_ds.models.vit import build_vit, describe, prefer_written_attention
+from dmt_ds.models.vit import build_vit, prefer_written_attention, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +43,17 @@ S = TypeVar("S", bound=nn.Module)
 class BuiltTask:
     """A task, and what the run's record says of its teachers."""
 
-    task: PretrainingTask
-    teachers: dict[str, TeacherRecord] = field(default_factory=dict)
+    task: Task
+    teachers: dict[str, EncoderRecord] = field(default_factory=dict)
     teacher_ds_configs: dict[str, DsConfig] = field(default_factory=dict)
     """Each teacher's DeepSpeed JSON, resolved."""
-    init_from: TeacherRecord | None = None
+    init_from: EncoderRecord | None = None
     """What the student's weights started from."""
     kernel: Kernel | None = None
     """What computes a distillation's losses, where there is a choice."""
 
     @property
-    def sources(self) -> dict[str, TeacherRecord]:
+    def sources(self) -> dict[str, EncoderRecord]:
         """All weights that the result derives from: their licences bind it, their hashes are compared on resume."""
         return self.teachers | ({} if self.init_from is None else {"init_from": self.init_from})
 
@@ -135,19 +135,19 @@ def _build(configs: Sequence[RunConfig], device: torch.device, class_names: Sequ
     return [BuiltTask(_ALONE[config.task](config))]
 
 
-def _build_mae(config: RunConfig) -> PretrainingTask:
+def _build_mae(config: RunConfig) -> Task:
     from dmt_ds.methods.mae import MaeTask
 
     return MaeTask(config.student, config.mae, config.data.image_size, config.augment)
 
 
-def _build_moco_v3(config: RunConfig) -> PretrainingTask:
+def _build_moco_v3(config: RunConfig) -> Task:
     from dmt_ds.methods.moco_v3 import MocoV3Task
 
     return MocoV3Task(config.student, config.moco_v3, config.data.image_size)
 
 
-def _build_ibot(config: RunConfig) -> PretrainingTask:
+def _build_ibot(config: RunConfig) -> Task:
     from dmt_ds.methods.ibot import IbotTask
 
     section = config.ibot
@@ -207,7 +207,7 @@ def _build_tinymim(configs: Sequence[RunConfig], device: torch.device) -> list[B
     models = load_teachers(config.teachers, config.data.image_size)
     check_same_tokens(models, same_width=False)
     students = _students(configs, lambda own: _tinymim_student(own, models))
-    relation_teachers = {name: RelationTeacher(model) for name, model in models.items()}
+    relation_teachers = {name: RelationEncoder(model) for name, model in models.items()}
     teachers = start_teachers(relation_teachers, config.teachers, device, config.train.micro_batch_size)
     weights = {name: section.weight for name, section in config.teachers.used().items()}
     asked, augment = relations(teachers.forwards, len(students)), Augment(config.augment)
@@ -215,11 +215,11 @@ def _build_tinymim(configs: Sequence[RunConfig], device: torch.device) -> list[B
     return [BuiltTask(task, teachers.records, teachers.ds_configs) for task in tasks]
 
 
-_WITH_TEACHERS: dict[Task, Callable[[Sequence[RunConfig], torch.device], list[BuiltTask]]] = {
+_WITH_TEACHERS: dict[TaskName, Callable[[Sequence[RunConfig], torch.device], list[BuiltTask]]] = {
     "dmt": _build_dmt,
     "tinymim": _build_tinymim,
 }
-_ALONE: dict[Task, Callable[[RunConfig], PretrainingTask]] = {
+_ALONE: dict[TaskName, Callable[[RunConfig], Task]] = {
     "mae": _build_mae,
     "moco_v3": _build_moco_v3,
     "ibot": _build_ibot,
@@ -227,7 +227,7 @@ _ALONE: dict[Task, Callable[[RunConfig], PretrainingTask]] = {
 }
 
 
-def build_student(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> nn.Module:
+def build_student(config: RunConfig, teachers: Mapping[str, FrozenEncoder]) -> nn.Module:
     """The module that a method with teachers trains, as `build_tasks` builds it.
 
     Args:
@@ -239,17 +239,17 @@ def build_student(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> nn
     return _STUDENTS[config.task](config, teachers)
 
 
-def _dmt_student(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> Student:
+def _dmt_student(config: RunConfig, teachers: Mapping[str, FrozenEncoder]) -> Student:
     widths = {name: teacher.record.shape.embed_dim for name, teacher in teachers.items()}
     targets = target_widths(config.distill.fusion, widths)
     return Student(build_student_vit(config, teachers), targets, config.student.adapter)
 
 
-def _tinymim_student(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> RelationStudent:
+def _tinymim_student(config: RunConfig, teachers: Mapping[str, FrozenEncoder]) -> RelationStudent:
     return RelationStudent(build_student_vit(config, teachers))
 
 
-_STUDENTS: dict[Task, Callable[[RunConfig, Mapping[str, TeacherModel]], nn.Module]] = {
+_STUDENTS: dict[TaskName, Callable[[RunConfig, Mapping[str, FrozenEncoder]], nn.Module]] = {
     "dmt": _dmt_student,
     "tinymim": _tinymim_student,
 }
@@ -266,7 +266,7 @@ def _students(configs: Sequence[RunConfig], build: Callable[[RunConfig], S]) -> 
     return students
 
 
-def build_student_vit(config: RunConfig, teachers: Mapping[str, TeacherModel]) -> nn.Module:
+def build_student_vit(config: RunConfig, teachers: Mapping[str, FrozenEncoder]) -> nn.Module:
     """The student of these teachers, with its first weights.
 
     Raises:
@@ -277,7 +277,7 @@ def build_student_vit(config: RunConfig, teachers: Mapping[str, TeacherModel]) -
         section = with_heads_of(section, teachers)
     torch.manual_seed(config.seed)  # a student starts from the same weights whatever teachers were built before it
     vit: nn.Module = build_vit(section, config.data.image_size)
-    check_same_grid(describe(vit), teachers)
+    check_same_grid(shape_of(vit), teachers)
     if section.init_from is not None:
         start_from(vit, section.init_from, config.data.image_size)
     return vit

@@ -15,10 +15,10 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.deepspeed import ds_teachers
 from dmt_ds.engine.deepspeed.ds_check import check_ds_config
 from dmt_ds.errors import ConfigError
+from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder, load_teacher
 from dmt_ds.models.packed_linear import pack_linear, packing_pays
 from dmt_ds.models.products import fuse_gelu, fusing_gelu_pays
-from dmt_ds.models.relations import RelationTeacher
-from dmt_ds.models.teachers import TeacherModel, TeacherRecord, load_teacher
+from dmt_ds.models.relations import RelationEncoder
 from dmt_ds.models.vit import VitShape
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,12 @@ class TeacherEngines:
 
     forwards: dict[str, Callable[..., Tensor]]
     """uint8 images [B, 3, H, W] -> what the teacher's module gives."""
-    records: dict[str, TeacherRecord]
+    records: dict[str, EncoderRecord]
     ds_configs: dict[str, DsConfig]
     """Each teacher's DeepSpeed JSON, resolved."""
 
 
-def load_teachers(section: TeachersConfig, image_size: int) -> dict[str, TeacherModel]:
+def load_teachers(section: TeachersConfig, image_size: int) -> dict[str, FrozenEncoder]:
     """The teachers that the recipe uses, on the CPU.
 
     Args:
@@ -48,7 +48,7 @@ def load_teachers(section: TeachersConfig, image_size: int) -> dict[str, Teacher
     return models
 
 
-def guess_of(name: str, record: TeacherRecord) -> str | None:
+def guess_of(name: str, record: EncoderRecord) -> str | None:
     """A line on a teacher whose heads nobody said, with the key to set; other heads give other tokens, and no error."""
     if not record.guessed_heads:
         return None
@@ -59,7 +59,7 @@ def guess_of(name: str, record: TeacherRecord) -> str | None:
     )
 
 
-def check_same_grid(student: VitShape, teachers: Mapping[str, TeacherModel]) -> None:
+def check_same_grid(student: VitShape, teachers: Mapping[str, FrozenEncoder]) -> None:
     """Tokens are compared position by position.
 
     Raises:
@@ -76,10 +76,10 @@ def check_same_grid(student: VitShape, teachers: Mapping[str, TeacherModel]) -> 
 
 
 def start_teachers(
-    teachers: Mapping[str, TeacherModel], section: TeachersConfig, device: torch.device, micro_batch_size: int
+    teachers: Mapping[str, FrozenEncoder], section: TeachersConfig, device: torch.device, micro_batch_size: int
 ) -> TeacherEngines:
     """Each teacher in an engine of its own, in the recipe's order: building one is a collective."""
-    read_inside = any(isinstance(teacher, RelationTeacher) for teacher in teachers.values())
+    read_inside = any(isinstance(teacher, RelationEncoder) for teacher in teachers.values())
     backend = "inductor" if compiles(section.compile, "teachers", device, read_inside=read_inside) else None
     path = find_ds_config(section.deepspeed)
     records = {name: teacher.record for name, teacher in teachers.items()}

@@ -8,7 +8,7 @@ import torch
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.engine import dist, rates
 from dmt_ds.engine.deepspeed import ds_teachers
-from dmt_ds.models.teachers import TeacherModel
+from dmt_ds.models.encoders import FrozenEncoder
 from dmt_ds.planning.sharding import ShardingCost
 from dmt_ds.planning.vit_cost import VitSize, ring_bytes
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_sharding(
-    teachers: Mapping[str, TeacherModel],
+    teachers: Mapping[str, FrozenEncoder],
     section: TeachersConfig,
     device: torch.device,
     dtype: torch.dtype,
@@ -36,7 +36,7 @@ def choose_sharding(
 
 
 def _measure(
-    teachers: Mapping[str, TeacherModel],
+    teachers: Mapping[str, FrozenEncoder],
     section: TeachersConfig,
     device: torch.device,
     dtype: torch.dtype,

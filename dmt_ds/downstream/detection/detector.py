@@ -14,7 +14,7 @@ from dmt_ds.downstream.detection.pyramid import COARSEST_STRIDE, FeaturePyramid
 from dmt_ds.downstream.detection.sampling import SeededSampler
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.drop_path import drop_path_seeds
-from dmt_ds.models.vit import describe
+from dmt_ds.models.vit import shape_of
 from dmt_ds.models.vit_maps import feature_map
 
 
@@ -31,7 +31,7 @@ class Detector(nn.Module):
 
     def __init__(self, vit: nn.Module, section: DetectConfig, num_categories: int) -> None:
         super().__init__()
-        shape = describe(vit)
+        shape = shape_of(vit)
         _check_shape(shape.patch_size, shape.embed_dim)
         self.vit = vit
         self.section = section

@@ -13,7 +13,7 @@ from dmt_ds.data.augment import Augment, blank_beyond, normalize
 from dmt_ds.data.batch import Batch
 from dmt_ds.data.detection_batch import DetectionTarget
 from dmt_ds.downstream.detection.detector import Detector
-from dmt_ds.engine.task import AllInModule, Model, Progress, TaskLosses, frozen_weights
+from dmt_ds.engine.task import Model, Progress, StatelessTask, TaskLosses, frozen_weights
 from dmt_ds.models.evaluation_mode import evaluating
 from dmt_ds.models.start import start_from
 from dmt_ds.models.vit import build_vit
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
     """`boxes` [n, 4] in pixels of that size, `labels` [n] from 1, `scores` [n], `masks` [n, 1, 28, 28] of the boxes."""
 
 
-class DetectionTask(AllInModule):
+class DetectionTask(StatelessTask):
     """Learns to find objects; the result is the encoder, and the average precision of the whole.
 
     Args:

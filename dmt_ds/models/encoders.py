@@ -17,7 +17,7 @@ from dmt_ds.models.backbone_folder import CONFIG_FILE, family_members, load_back
 from dmt_ds.models.blueprint import build_from, heads_are_guessed
 from dmt_ds.models.hf_vit import read_file, read_hf
 from dmt_ds.models.patch_grid import check_image_size, move_to_image_size
-from dmt_ds.models.vit import VitShape, describe, pretrained, tokens_of
+from dmt_ds.models.vit import VitShape, pretrained, shape_of, tokens_of
 from dmt_ds.models.weights import Weights, hash_of_tensors, triple
 from dmt_ds.run_files import BACKBONE_FOLDER, CHECKPOINTS_FOLDER, LATEST_FILE
 
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TeacherRecord:
-    """What a run remembers of a teacher.
+class EncoderRecord:
+    """What a run remembers of an encoder that it does not train: a teacher, what it starts from, what is judged.
 
     Attributes:
         source: as the recipe has it.
@@ -57,7 +57,7 @@ class TeacherRecord:
         return own | shape | {"mean": list(self.mean), "std": list(self.std), "dropped": summary_of(self.dropped)}
 
 
-class TeacherModel(nn.Module):
+class FrozenEncoder(nn.Module):
     """A frozen ViT that takes the shared crop as it is and normalises it itself.
 
     Args:
@@ -68,7 +68,7 @@ class TeacherModel(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, vit: nn.Module, record: TeacherRecord) -> None:
+    def __init__(self, vit: nn.Module, record: EncoderRecord) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False)
         self.record = record
@@ -90,11 +90,11 @@ class TeacherModel(nn.Module):
         with torch.no_grad():  # which `out` asks for; on CUDA it is one kernel, from bytes to the weights' type
             return torch.addcmul(self.shift, images, self.scale, out=made)
 
-    def train(self, mode: bool = True) -> "TeacherModel":
-        """A teacher is always in evaluation."""
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """A frozen encoder is always in evaluation."""
         return super().train(False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TeacherModel":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenEncoder":
         """Moves with the weights, but `teacher.to(torch.bfloat16)` leaves the normalisation in float32."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._set_normalisation(self.scale.device)
@@ -120,7 +120,7 @@ class _Found:
     guessed_heads: bool = False
 
 
-def load_teacher(name: str, section: TeacherConfig, image_size: int | None = None) -> TeacherModel:
+def load_teacher(name: str, section: TeacherConfig, image_size: int | None = None) -> FrozenEncoder:
     """A frozen teacher, ready for an engine.
 
     Args:
@@ -135,7 +135,7 @@ def load_teacher(name: str, section: TeacherConfig, image_size: int | None = Non
     return _load(section, image_size, f"teacher '{name}': ", remedy)
 
 
-def load_encoder(source: str | Path, image_size: int | None = None, who: str = "encoder") -> TeacherModel:
+def load_encoder(source: str | Path, image_size: int | None = None, who: str = "encoder") -> FrozenEncoder:
     """Any encoder by its source alone, with what the source says of itself.
 
     Args:
@@ -149,18 +149,18 @@ def load_encoder(source: str | Path, image_size: int | None = None, who: str = "
     return _load(TeacherConfig(source=str(source)), image_size, f"{who} ", remedy)
 
 
-def _load(section: TeacherConfig, image_size: int | None, who: str, remedy: str) -> TeacherModel:
+def _load(section: TeacherConfig, image_size: int | None, who: str, remedy: str) -> FrozenEncoder:
     """A frozen model; what is wrong is told of `who`, and with the remedy where there is no file."""
     try:
         found = _find(section, remedy)
         if section.resize_positions and image_size is not None:
             move_to_image_size(section.source, found.vit, image_size)
-        shape = describe(found.vit)
+        shape = shape_of(found.vit)
         if image_size is not None:
             check_image_size(section.source, shape, image_size)
     except WeightsError as error:
         raise WeightsError(f"{who}{error}") from error
-    record = TeacherRecord(
+    record = EncoderRecord(
         source=section.source,
         layout=found.layout,
         shape=shape,
@@ -171,10 +171,10 @@ def _load(section: TeacherConfig, image_size: int | None, who: str, remedy: str)
         dropped=found.dropped,
         guessed_heads=found.guessed_heads,
     )
-    return TeacherModel(found.vit, record)
+    return FrozenEncoder(found.vit, record)
 
 
-def check_same_tokens(teachers: Mapping[str, TeacherModel], same_width: bool = True) -> None:
+def check_same_tokens(teachers: Mapping[str, FrozenEncoder], same_width: bool = True) -> None:
     """Teachers whose tokens are compared or added must agree on their number, and on their width where they are added.
 
     Raises:
@@ -286,7 +286,7 @@ def _of_weights(weights: Weights, section: TeacherConfig) -> _Found:
 
 
 def _check_heads(section: TeacherConfig, vit: nn.Module) -> None:
-    heads = describe(vit).num_heads
+    heads = shape_of(vit).num_heads
     if section.num_heads not in (None, heads):
         raise WeightsError(
             f"{section.source}: num_heads {section.num_heads} is asked for, the model has {heads}: leave num_heads out"

@@ -8,9 +8,9 @@ from dmt_ds.config.section import IMAGENET_MEAN, IMAGENET_STD
 from dmt_ds.config.teachers import TeacherConfig
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.backbone_folder import save_backbone
-from dmt_ds.models.relations import RelationTeacher
+from dmt_ds.models.encoders import check_same_tokens, load_encoder, load_teacher
+from dmt_ds.models.relations import RelationEncoder
 from dmt_ds.models.start import start_from
-from dmt_ds.models.teachers import check_same_tokens, load_encoder, load_teacher
 from dmt_ds.models.vit import create, tokens_of
 from tests.models import tiny
 
@@ -73,7 +73,7 @@ def test_a_teacher_normalises_pixels_by_its_own_mean_and_std(vit, file):
 )
 def test_images_that_are_not_the_pixels_of_a_batch_are_refused(file, images):
     teacher, other = (load_teacher("mae", _section(file)) for _ in range(2))
-    for model in (teacher, torch.compile(teacher, backend="eager"), RelationTeacher(other)):
+    for model in (teacher, torch.compile(teacher, backend="eager"), RelationEncoder(other)):
         with pytest.raises(TypeError, match=r"images are \[.*\] torch\..*, must be \[B, 3, H, W\] torch\.uint8"):
             model(images)
 
