@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmt_ds.commands.image_progress import ImageProgress
 from dmt_ds.commands.model_source import find_model, find_own_form
+from dmt_ds.commands.output_files import written_whole
 from dmt_ds.commands.predictions import predict_masks, predict_objects
-from dmt_ds.commands.predictions.predict_images import check_any, leave_out, read_image, written_whole
-from dmt_ds.commands.predictions.predict_progress import PredictProgress
+from dmt_ds.commands.predictions.predict_images import check_any, leave_out, read_image
 from dmt_ds.config.schema import Interpolation
 from dmt_ds.data.augment import normalize
 from dmt_ds.data.files import find_images
@@ -174,7 +175,7 @@ def _answers(model: _Model, files: Sequence[str], batch_size: int, unreadable: d
         image = read_image(path)
         return image if isinstance(image, str) else center_crop(image, model.image_size, model.interpolation)
 
-    report = PredictProgress(len(files))
+    report = ImageProgress(len(files))
     rows = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor(_DECODERS) as threads:
         waiting = [threads.submit(read, path) for path in rows[0]]

@@ -1,55 +1,16 @@
 """A person's images in a prediction: each is read, or left out and named; knows no model."""
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from pathlib import Path
 
 from torch import Tensor
 
-from dmt_ds.commands.predictions.predict_progress import PredictProgress
+from dmt_ds.commands.image_progress import ImageProgress
 from dmt_ds.data.decode import REMEDY, decode_image
 from dmt_ds.data.folder import read_file
-from dmt_ds.errors import DataError, ExportError
+from dmt_ds.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-
-def refuse_earlier(wanted: Sequence[Path]) -> None:
-    """Nothing of an earlier prediction is written over.
-
-    Raises:
-        ExportError: names the first that is there.
-    """
-    for path in wanted:
-        if path.exists():
-            raise ExportError(f"{path}: is there already; remove it, or choose another folder with -o")
-
-
-@contextmanager
-def written_whole(out: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A folder whose files come into `out` once all are there; of work that does not end nothing stays.
-
-    Args:
-        names: of all files that there may be.
-
-    Raises:
-        ExportError: `out` has one of them already.
-    """
-    refuse_earlier([out / name for name in names])
-    is_new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=out, prefix=".unfinished_"))
-    try:
-        yield unfinished
-        for path in list(unfinished.iterdir()):
-            path.rename(out / path.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if is_new and not any(out.iterdir()):
-            out.rmdir()
 
 
 def read_image(path: str) -> Tensor | str:
@@ -68,7 +29,7 @@ def leave_out(path: str, reason: str, unreadable: dict[str, str]) -> None:
 
 def read_each(files: Sequence[str], unreadable: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
     """Path and image of every file that can be read, in their order; the others come into `unreadable`."""
-    report = PredictProgress(len(files))
+    report = ImageProgress(len(files))
     for path in files:
         image = read_image(path)
         if isinstance(image, str):

@@ -15,8 +15,8 @@ import torch
 
 from dmt_ds.commands.annotations.annotated import Scene
 from dmt_ds.commands.annotations.judged_run import draw_or_warn
-from dmt_ds.commands.predictions.predict_images import refuse_earlier, written_whole
-from dmt_ds.commands.predictions.predict_progress import PredictProgress
+from dmt_ds.commands.image_progress import ImageProgress
+from dmt_ds.commands.output_files import refuse_earlier, written_whole
 from dmt_ds.commands.readouts.frozen_encoders import named_images
 from dmt_ds.commands.readouts.judge_source import JudgedModel, find_model_to_judge
 from dmt_ds.commands.run_folder import add_to_run
@@ -156,7 +156,7 @@ def _judge(model: JudgedModel, out: Path | None, device: torch.device) -> Report
     images = kind.open_validation(config)
     task = _restored(model, device, number_format)
     _check_classes(images.class_names, task.class_names, kind.may_lack_classes)
-    progress = PredictProgress(len(images)) if dist.is_main() else None
+    progress = ImageProgress(len(images)) if dist.is_main() else None
     judge = kind.build_judge(task, images, Scene(config, _unheard, _unheard if progress is None else progress.advance))
     if out is not None:
         dist.decided_by_main(partial(refuse_earlier, [out / name for name in (SCORES_FILE, *judge.drawn)]))

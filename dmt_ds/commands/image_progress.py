@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class PredictProgress:
+class ImageProgress:
     """A bar on a terminal, a line every few seconds in a log."""
 
     def __init__(self, total: int) -> None:
