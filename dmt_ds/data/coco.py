@@ -25,6 +25,7 @@ from dmt_ds.data.coco_library import Segmentation, area_of, mask_of
 from dmt_ds.data.decode import decode_image, is_turned
 from dmt_ds.data.folder import PackedNames, existing, listed, read_file
 from dmt_ds.data.packed_records import PackedRecords
+from dmt_ds.data.uncollected import uncollected
 from dmt_ds.errors import DataError
 from dmt_ds.storage import patiently
 from dmt_ds.wording import few
@@ -72,6 +73,7 @@ class CocoSource:
         StorageError: the disk or file server gives no answer.
     """
 
+    @uncollected()
     def __init__(self, annotations: Path, images: Path, max_images: int | None = None, masks: bool = True) -> None:
         self.file, self._folder, self._masks = annotations, images, masks
         content, self.fingerprint = _read(annotations)

@@ -1,5 +1,6 @@
 """A COCO JSON is read as it is, and what is wrong with it is said in one line that names the file."""
 
+import gc
 import json
 import logging
 import pickle
@@ -53,6 +54,30 @@ def test_loader_processes_get_the_same_objects(tmp_path: Path) -> None:
     source = opened(tmp_path)
     copy = pickle.loads(pickle.dumps(source))
     assert [copy.objects(row) for row in range(3)] == [source.objects(row) for row in range(3)]
+
+
+def test_no_garbage_is_collected_while_a_json_is_read_and_again_after_a_bad_one_too(tmp_path: Path) -> None:
+    def many(content: dict[str, Any]) -> None:
+        first = content["annotations"][0]
+        content["annotations"] += [{**first, "id": 1000 + number} for number in range(5000)]
+
+    path = write_split(tmp_path, "train", 1, many)
+    collected: list[str] = []
+
+    def note(phase: str, _info: dict[str, int]) -> None:
+        collected.append(phase)
+
+    gc.callbacks.append(note)
+    try:
+        CocoSource(path, tmp_path / "train")
+    finally:
+        gc.callbacks.remove(note)
+    assert collected.count("start") <= 1, "the one that is due when all is read"
+    assert gc.isenabled()
+    path.write_text("{}")
+    with pytest.raises(DataError):
+        CocoSource(path, tmp_path / "train")
+    assert gc.isenabled()
 
 
 def test_an_image_without_objects_has_none(tmp_path: Path) -> None:
