@@ -5,7 +5,8 @@ What is taken from it beyond what it documents, and which test fails where it mo
 - `bucket_reduction`: `reduce_ipg_grads`, `_get_compact_grad_partition_buffer`, offsets of gradients, and
   `_allreduce_noncontiguous_bucket_preserving_fp32`, without which DeepSpeed's own way stays; `test_bucket_reduction`.
 - `device_skip`: `averaged_gradients`, `compute_grad_norm`; `test_deferred_updates`.
-- `ds_engine`: `groups._WORLD_GROUP`, `ops.__compatible_ops__`; no test.
+- `ds_engine`: `groups._WORLD_GROUP`, `ops.__compatible_ops__`; no test. `checkpoint_event_prologue`;
+  `tests/integration/test_shipped_engines.py`.
 - `ds_teachers`: `ds_tensor` and `ds_numel` of cut parameters; `test_ds_engine`.
 - `gradient_order`: that gradients are summed in the order in which they are ready; `test_gradient_order`.
 - `lone_rank`: `buffered_reduce_fallback`, `get_grad_norm_direct`, `_link_all_hp_params`, the flat groups of weights;

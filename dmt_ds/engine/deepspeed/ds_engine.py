@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -221,6 +221,9 @@ class StudentEngine:
         if path is None:
             raise CheckpointError(f"{folder / tag}: DeepSpeed finds no checkpoint there")
         part_update_counters(torch_optimizer(self._engine))
+        if self._engine.zero_optimization_partition_weights():
+            # As at a first start: only of cut weights does the first forward note which modules read those of others.
+            self._engine.optimizer.checkpoint_event_prologue()
 
 
 def build_student(
@@ -266,10 +269,7 @@ def build_student(
 def gathered(module: nn.Module) -> Iterator[None]:
     """Parameters that ZeRO-3 cut are whole inside; all ranks enter. Nothing happens to others."""
     cut = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
-    if not cut:
-        yield
-        return
-    with library().zero.GatheredParameters(cut):
+    with library().zero.GatheredParameters(cut) if cut else nullcontext():
         yield
 
 
