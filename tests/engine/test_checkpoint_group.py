@@ -58,6 +58,38 @@ def test_an_incomplete_checkpoint_of_one_member_is_passed_over_for_all(tmp_path:
     assert family.newest() == [2, 2]
 
 
+def changed(folder: Path) -> None:
+    """As a disk does it: other bytes, as many."""
+    weights = folder / "weights.pt"
+    weights.write_bytes(b"x" * weights.stat().st_size)
+
+
+def test_a_changed_file_of_any_member_is_passed_over_for_the_newest_step_that_is_whole(tmp_path: Path) -> None:
+    family = Family(tmp_path, keep=3)
+    for step in (2, 4, 6):
+        family.save(step)
+    changed(family.members[1].folder / "step00000006")
+    assert family.newest() == [4, 4]
+
+
+def test_a_family_of_which_no_step_is_whole_does_not_start_afresh(tmp_path: Path) -> None:
+    family = Family(tmp_path, keep=2)
+    for step in (2, 4):
+        family.save(step)
+        changed(family.members[step // 4].folder / f"step{step:08d}")
+    with pytest.raises(CheckpointError, match=r"all checkpoints are damaged \(step00000002, step00000004\)"):
+        family.newest()
+
+
+def test_what_a_kill_left_of_a_mark_goes_with_the_next_save(family: Family) -> None:
+    family.save(2)
+    left = family.mark.with_name("latest.1234.tmp")
+    left.touch()
+    os.utime(left, (0, 0))
+    family.save(4)
+    assert not left.exists() and family.mark.read_text() == "step00000004"
+
+
 def test_a_kill_within_the_first_save_of_all_starts_afresh(family: Family) -> None:
     family.save(2, num_members=1)
     assert family.newest() is None
@@ -82,8 +114,9 @@ def test_a_member_that_has_lost_its_checkpoints_is_named_and_nothing_else_is_tou
 def test_a_mark_that_a_server_does_not_take_is_worth_another_try(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    family.save(2)
     for member in family.members:
-        member.save(state(2), write_weights)
+        member.save(state(4), write_weights)
 
     def stale(descriptor: int) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -92,7 +125,8 @@ def test_a_mark_that_a_server_does_not_take_is_worth_another_try(
     with pytest.raises(
         StorageError, match=r"checkpoints/latest: can't be written \(Stale file handle\); look at the disk"
     ):
-        family.group.saved(2)
+        family.group.saved(4)
+    assert family.steps() == [[4, 2], [4, 2]], "what the mark names is still there"
 
 
 def test_only_who_holds_the_family_notes_a_save(tmp_path: Path) -> None:
