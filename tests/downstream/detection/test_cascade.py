@@ -94,6 +94,7 @@ def test_each_stage_takes_the_boxes_of_the_one_before_and_scores_are_averaged() 
         moved[:, 0::2] = moved[:, 0::2].clamp(0, 60)
         moved[:, 1::2] = moved[:, 1::2].clamp(0, 48)
     expected = scores.softmax(dim=1).mean(dim=0)
+    assert (found[0]["boxes"][:, None] - moved).abs().amax(dim=2).amin(dim=1).max() < 1e-3  # three times moved
     for label in (1, 2):
         assert torch.allclose(found[0]["scores"][found[0]["labels"] == label], expected[label], atol=1e-5)
 
@@ -117,6 +118,19 @@ def test_a_later_stage_learns_from_the_boxes_that_the_one_before_has_moved() -> 
         differences = (after[:, None] - torch.cat([moved, annotated])).abs().amax(dim=2)  # [after, any of these]
         assert differences.amin(dim=1).max() < 1e-3
         assert len(after) > len(annotated)
+
+
+def test_a_box_that_is_moved_out_of_its_image_is_learned_from_no_more() -> None:
+    three = cascade()
+    seen: list[list[Tensor]] = []
+    for stage in three.stages:
+        stage.box_roi_pool = Watched(stage.box_roi_pool, seen)
+        with torch.no_grad():
+            stage.box_predictor.layers.bbox_pred.weight.zero_()
+            stage.box_predictor.layers.bbox_pred.bias[0] = 1000.0
+    three(*inputs(), tiny.targets())
+    for own, target in zip(seen[1], tiny.targets(), strict=True):
+        assert torch.equal(own.unique(dim=0), target["boxes"].unique(dim=0))  # what is annotated is always among them
 
 
 class Watched(torch.nn.Module):

@@ -42,6 +42,13 @@ def test_boxes_and_masks_are_in_pixels_of_the_file_and_ids_are_the_jsons() -> No
     assert mask[20:40, 10:30].all() and mask.sum() == 400
 
 
+def test_a_pixel_is_an_objects_where_that_is_likelier_than_not() -> None:
+    objects = found([0, 0, 20, 20], [30, 30, 50, 50])
+    objects["masks"][0], objects["masks"][1] = 0.49, 0.51
+    less, more = (mask_of(result["segmentation"], 60, 60) for result in results_of(objects, (60, 60), (60, 60), 1, [3]))
+    assert not less.any() and more[30:50, 30:50].any()
+
+
 def test_each_side_is_scaled_by_its_own_factor() -> None:
     (only,) = results_of(found([20, 40, 60, 80]), (200, 100), (100, 100), 42, [3])
     assert only["bbox"] == [20, 20, 40, 20]
