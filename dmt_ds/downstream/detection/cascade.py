@@ -62,7 +62,7 @@ class CascadeHeads(nn.Module):
                 losses["loss_mask"] = _mask_loss(stage, features, proposals, matched, labels, sizes, targets)
             scores, found = _boxes(stage, features, proposals, sizes)
             of_stages.append(weight * torch.stack(fastrcnn_loss(scores, found, labels, corrections)))
-            refined = _refined(stage, found.detach(), proposals, sizes)
+            refined = _refined(stage, found, proposals, sizes)
             proposals = [boxes[remove_small_boxes(boxes, _SMALLEST_SIDE)] for boxes in refined]
         losses["loss_classifier"], losses["loss_box_reg"] = torch.stack(of_stages).sum(dim=0)
         return losses
