@@ -122,6 +122,13 @@ def test_the_same_weights_elsewhere_are_no_difference_and_others_are_told_by_nam
     assert told(run("a-seed0", here), run("b-seed0", longer)) == {"teachers.models.mae.source": names}
 
 
+def test_weights_whose_content_not_all_runs_noted_are_told_by_name() -> None:
+    older = {**DMT, **teachers("red"), "teachers.models.red.source": "/weights/other.pth"}
+    assert told(run("a-seed0", {**DMT, **teachers("red", red="1" * 64)}), run("b-seed0", older)) == {
+        "teachers.models.red.source": ("red.pth", "other.pth")
+    }
+
+
 def test_images_are_told_by_their_fingerprint() -> None:
     here, moved = ({**DMT, "data.path": path} for path in ("/a/photos", "/b/faces"))
     assert told(run("a-seed0", here, images="1"), run("b-seed0", moved, images="1")) == {}
