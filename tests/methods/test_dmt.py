@@ -1,5 +1,6 @@
 """What DMT shows to whom, what it logs, and what survives a restart; its losses: `tests/distill`."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -81,6 +82,28 @@ def test_a_log_step_alone_looks_at_teachers_and_student(batch: Batch) -> None:
     }
     assert names[False] == {"train/loss_tfd", "train/loss_sfd"}
     assert {"diag/red/class_share", "diag/fused/student_cosine"} < names[True]
+
+
+@pytest.mark.parametrize("diagnose", [False, True])
+def test_a_teachers_tokens_lie_beside_the_next_teachers_only_where_they_are_looked_at(
+    batch: Batch, diagnose: bool
+) -> None:
+    task, teachers = dmt()
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def first(images: Tensor) -> Tensor:
+        tokens = torch.randn(len(images), 1 + tiny.NUM_PATCHES, WIDTH)
+        made.append(weakref.ref(tokens))
+        return tokens
+
+    def second(images: Tensor) -> Tensor:
+        alive.append(made[0]() is not None)
+        return torch.randn(len(images), 1 + tiny.NUM_PATCHES, WIDTH)
+
+    teachers["red"].called, teachers["blue"].called = first, second
+    task.losses(task.module, batch, NOW, diagnose)
+    assert alive == [diagnose]
 
 
 def test_running_means_move_once_a_step_and_survive_a_restart(batch: Batch) -> None:
