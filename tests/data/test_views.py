@@ -61,11 +61,22 @@ def test_a_crop_turns_by_at_most_the_given_angle() -> None:
     assert max(map(abs, angles)) <= 32 and min(angles) < -15 and max(angles) > 15
 
 
+USUAL = (3 / 4, 4 / 3)
+
+
 @pytest.mark.parametrize(
-    ("height", "width", "scale"), [(300, 400, (0.2, 1.0)), (500, 120, (0.2, 1.0)), (64, 64, (0.05, 0.25))]
+    ("height", "width", "scale", "ratio"),
+    [
+        (300, 400, (0.2, 1.0), USUAL),
+        (500, 120, (0.2, 1.0), USUAL),
+        (64, 64, (0.05, 0.25), USUAL),
+        (400, 400, (0.05, 0.1), (1 / 4, 4.0)),
+    ],
 )
-def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: tuple[float, float]) -> None:
-    count, ratio = 3000, (3 / 4, 4 / 3)
+def test_boxes_are_distributed_as_torchvisions(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
+    count = 3000
     spec = CropSpec(64, scale=scale, ratio=ratio)
     mine = [crop_box(height, width, spec, numbers) for numbers in crop_numbers(torch.arange(count), 0)]
     torch.manual_seed(0)
@@ -76,6 +87,15 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
     for column, side in enumerate((height, width, height, width)):
         distance = (mine_sorted[:, column] - theirs_sorted[:, column]).abs().mean() / side  # Wasserstein
         assert distance < 0.015, ("top", "left", "height", "width")[column]
+
+
+def test_place_area_and_shape_of_a_box_tell_nothing_of_each_other() -> None:
+    spec = CropSpec(64, scale=(0.1, 0.3))
+    boxes = torch.tensor([crop_box(1000, 1000, spec, numbers) for numbers in crop_numbers(torch.arange(3000), 0)])
+    top, left, height, width = boxes.double().unbind(dim=1)
+    facts = torch.stack([top / (1000 - height), left / (1000 - width), height * width, (width / height).log()])
+    correlations = torch.corrcoef(facts) - torch.eye(4)
+    assert correlations.abs().max() < 0.08  # of 3000 pairs by chance: 0.018 as a rule
 
 
 @pytest.mark.parametrize(("height", "width"), [(1000, 10), (10, 1000)])
