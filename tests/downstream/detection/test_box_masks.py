@@ -75,7 +75,8 @@ def test_a_box_is_pooled_from_the_level_of_its_size_at_its_place(length: int, le
     for number, stride in enumerate(strides):
         centres = (torch.arange(1024 // stride) + 0.5) * stride
         grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"))
-        maps[str(number)] = torch.cat([grid, torch.full_like(grid[:1], number)])[None].repeat(2, 1, 1, 1)
+        own = torch.cat([grid, torch.full_like(grid[:1], number)])
+        maps[str(number)] = torch.stack([own + 1000, own])  # the box is of the second image
     box = torch.tensor([[200.3, 150.7, 200.3 + length, 150.7 + length]])
     pooled = PyramidPool(7, 4)(maps, [torch.zeros(0, 4), box], [(1000, 1000)] * 2)
     parts = (torch.arange(7) + 0.5) / 7 * length

@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection import maskrcnn_resnet50_fpn
 
+from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.data.augment import blank_beyond
 from dmt_ds.data.coco_checks import visible_box
 from dmt_ds.downstream.detection.detector import Detector
+from dmt_ds.downstream.detection.heads import build_box_heads, build_rpn
 from dmt_ds.downstream.detection.pyramid import FeaturePyramid
 from dmt_ds.errors import ConfigError
 from dmt_ds.models.vit import build_vit
@@ -140,3 +143,24 @@ def test_patches_that_cannot_be_halved_are_refused(changes: dict[str, int], told
     section = StudentConfig(arch="vit_tiny", embed_dim=24, depth=1, num_heads=3, **changes)
     with pytest.raises(ConfigError, match=told):
         Detector(build_vit(section, 28, any_size=True), tiny.section(), 2)
+
+
+def test_what_a_recipe_leaves_open_and_its_defaults_are_torchvisions_mask_rcnn() -> None:
+    with torch.device("meta"):
+        theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        ours = build_rpn(DetectConfig()), build_box_heads(DetectConfig(), 91, 4)
+    for part, peer in zip(ours, (theirs.rpn, theirs.roi_heads), strict=True):
+        matchers = [
+            (each.proposal_matcher.low_threshold, each.proposal_matcher.high_threshold) for each in (part, peer)
+        ]
+        assert matchers[0] == matchers[1]
+        sampler, peers = part.fg_bg_sampler, peer.fg_bg_sampler
+        assert sampler.count == peers.batch_size_per_image
+        assert sampler.max_positive == int(peers.batch_size_per_image * peers.positive_fraction)
+        assert part.nms_thresh == peer.nms_thresh and part.box_coder.weights == peer.box_coder.weights
+    (rpn, heads), peer = ours, theirs.roi_heads
+    assert (rpn._pre_nms_top_n, rpn._post_nms_top_n) == (theirs.rpn._pre_nms_top_n, theirs.rpn._post_nms_top_n)
+    assert (heads.score_thresh, heads.detections_per_img) == (peer.score_thresh, peer.detections_per_img)
+    ratios = [each.anchor_generator.aspect_ratios[0] for each in (rpn, theirs.rpn)]
+    assert ratios[0] == ratios[1]
+    assert len(rpn.head.layers.conv) == 2  # as in ViTDet
