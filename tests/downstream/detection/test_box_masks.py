@@ -85,6 +85,8 @@ def test_a_box_is_pooled_from_the_level_of_its_size_at_its_place(length: int, le
     torch.testing.assert_close(pooled[0, 1], (150.7 + parts)[:, None].expand(7, 7), atol=0.01, rtol=0)
 
 
-def test_a_box_of_no_width_has_an_empty_mask() -> None:
+def test_a_box_of_no_width_has_an_empty_mask_and_numbers_in_it_wherever_it_is() -> None:
     back = put_back(torch.ones(1, SIDE, SIDE), torch.tensor([[5.0, 3.0, 5.0, 9.0]]), (12, 12))
-    assert back.isfinite().all() and not (back >= 0.5).any()
+    assert not (back >= 0.5).any()
+    at_a_pixels_centre = put_back(torch.ones(1, SIDE, SIDE), torch.tensor([[5.5, 3.0, 5.5, 9.0]]), (12, 12))
+    assert back.isfinite().all() and at_a_pixels_centre.isfinite().all()

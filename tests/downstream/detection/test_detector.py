@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -11,6 +12,7 @@ from dmt_ds.config.detection import DetectConfig
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.data.augment import blank_beyond
 from dmt_ds.data.coco_checks import visible_box
+from dmt_ds.downstream.detection.cascade import STAGES
 from dmt_ds.downstream.detection.detector import Detector
 from dmt_ds.downstream.detection.heads import build_box_heads, build_rpn
 from dmt_ds.downstream.detection.pyramid import FeaturePyramid
@@ -35,7 +37,8 @@ def found_by(detector: Detector, pixels: Tensor, sizes: Any = tiny.SIZES) -> lis
 
 
 def test_the_pyramid_has_maps_of_a_quarter_to_four_patches() -> None:
-    maps = FeaturePyramid(24, 16)(torch.randn(2, 24, 8, 12))
+    pyramid, of_vit = FeaturePyramid(24, 16), torch.randn(2, 24, 8, 12)
+    maps = pyramid(of_vit)
     assert {name: tuple(level.shape) for name, level in maps.items()} == {
         "0": (2, 16, 32, 48),
         "1": (2, 16, 16, 24),
@@ -43,6 +46,8 @@ def test_the_pyramid_has_maps_of_a_quarter_to_four_patches() -> None:
         "3": (2, 16, 4, 6),
         "pool": (2, 16, 2, 3),
     }
+    torch.testing.assert_close(maps["3"], pyramid.levels[3][1:](F.max_pool2d(of_vit, 2)))
+    assert torch.equal(maps["pool"], F.max_pool2d(maps["3"], 1, 2))  # as torchvision's LastLevelMaxPool
 
 
 @pytest.mark.parametrize("convs", [0, 1])
@@ -164,3 +169,5 @@ def test_what_a_recipe_leaves_open_and_its_defaults_are_torchvisions_mask_rcnn()
     ratios = [each.anchor_generator.aspect_ratios[0] for each in (rpn, theirs.rpn)]
     assert ratios[0] == ratios[1]
     assert len(rpn.head.layers.conv) == 2  # as in ViTDet
+    later = build_box_heads(DetectConfig(), 91, 4, iou=STAGES[2][0], coder_weights=STAGES[2][1], masks=False)
+    assert (later.proposal_matcher.high_threshold, later.box_coder.weights) == (0.7, (30.0, 30.0, 15.0, 15.0))

@@ -111,8 +111,8 @@ def test_a_detector_comes_back_from_its_folder_as_it_was(tmp_path: Path) -> None
     with pytest.raises(WeightsError, match=r"holds no detector of this version \(student\.embed_dim 24 is"):
         load_detector(tmp_path / "detector")
     described["student"]["num_heads"] = 3
-    (tmp_path / "detector/detector.json").write_text(json.dumps(described))
-    (tmp_path / "detector/detector.json").write_text(json.dumps(described | {"roi_align": None}))
+    early = {key: value for key, value in described.items() if key != "roi_align"}  # as early versions wrote it
+    (tmp_path / "detector/detector.json").write_text(json.dumps(early))
     with pytest.raises(
         WeightsError, match=r"detector: its detector was trained with ROIAlign half a cell off, .* train it again"
     ):

@@ -71,6 +71,21 @@ def test_fixed_positions_leave_as_they_came_though_an_engine_rounds_them() -> No
     assert not task(positions="learned").untouched
 
 
+def test_a_detector_that_is_judged_sees_zeros_beyond_each_image_too() -> None:
+    made, seen = task(), []
+
+    def model(images: torch.Tensor, seeds: torch.Tensor, sizes: Any) -> list[dict[str, torch.Tensor]]:
+        seen.append((images, made.module.training))
+        return [{}, {}]
+
+    rows = torch.tensor([0, 1])
+    list(made.answers(model, [Batch(batch().crops, tiny.SEEDS, rows, rows, DetectionTarget(tiny.SIZES))]))
+    ((images, training),) = seen
+    assert not training
+    for image, (height, width) in zip(images, tiny.SIZES, strict=True):
+        assert (image != 0).any(dim=0).sum() == (image[:, :height, :width] != 0).any(dim=0).sum() == height * width
+
+
 def test_what_is_found_names_the_row_and_leaves_a_row_too_many_out() -> None:
     made = task()
     evaluated = Batch(
