@@ -10,6 +10,7 @@ from torch import nn
 from dmt_ds.engine.checkpoints import rng_state
 from dmt_ds.engine.checkpoints.checkpoint import Checkpoint, CheckpointFolder
 from dmt_ds.engine.learner import TASK_STATE, Learner
+from dmt_ds.engine.task import TaskLosses
 from dmt_ds.tracking.tracker import NullTracker
 from tests.engine.test_checkpoint import state
 
@@ -49,3 +50,15 @@ def test_a_resumed_model_has_what_no_engine_keeps_and_the_random_state_of_as_man
     assert module.running_mean == 7 and loaded == task_state
     assert learner.start_again == "Start again to resume from the newest checkpoint"
     assert torch.equal(torch.rand(3), saved if world_size == 1 else fresh)
+
+
+def test_one_unsound_loss_of_several_makes_the_update_unsound_until_it_is_looked_at():
+    losses = iter([torch.tensor(torch.nan), torch.tensor(1.0)])
+    task = SimpleNamespace(losses=lambda *given: TaskLosses(next(losses), {}))
+    engine = SimpleNamespace(device=torch.device("cpu"), backward=lambda loss: None, skipped_steps=0)
+    learner = Learner(task, engine, None, state, None, NullTracker())
+    for _ in range(2):
+        learner.learn(None, None, logs=False)
+        assert not learner.finite
+    learner.check_update(1, looks=False)
+    assert learner.finite
