@@ -6,7 +6,7 @@ import pytest
 
 from dmt_ds.planning.gpus import Gpu
 from dmt_ds.planning.layout import Cluster, Layout
-from dmt_ds.planning.rates import STUDENT_UTILISATION, Rates, assumed, at_width
+from dmt_ds.planning.rates import STUDENT_UTILISATION, Calibration, Rates, assumed, at_width, calibrated
 from dmt_ds.planning.schedule import sharding_cost, step_time
 from dmt_ds.planning.traffic import step_traffic
 from dmt_ds.planning.vit_cost import VitSize
@@ -108,3 +108,10 @@ def test_data_sheets_are_in_their_own_units_and_each_side_has_its_share() -> Non
 )
 def test_a_share_lies_on_the_line_between_its_neighbours_of_the_table(width: int, share: float) -> None:
     assert at_width(STUDENT_UTILISATION, width) == pytest.approx(share)
+
+
+def test_each_measured_rate_takes_the_place_of_its_own() -> None:
+    found = calibrated(RATES, Calibration("H", "2026-01-01", 8, 1.0, 2.0, 3.0, 4.0))
+    taken = (found.teacher_flops, found.student_flops, found.loader_seconds, found.link_bytes)
+    assert taken == (1.0, 2.0, 3.0, 4.0)
+    assert (found.memory_bytes, found.network_bytes) == (RATES.memory_bytes, RATES.network_bytes)

@@ -171,3 +171,8 @@ def test_what_a_recipe_leaves_open_and_its_defaults_are_torchvisions_mask_rcnn()
     assert len(rpn.head.layers.conv) == 2  # as in ViTDet
     later = build_box_heads(DetectConfig(), 91, 4, iou=STAGES[2][0], coder_weights=STAGES[2][1], masks=False)
     assert (later.proposal_matcher.high_threshold, later.box_coder.weights) == (0.7, (30.0, 30.0, 15.0, 15.0))
+
+
+def test_each_part_of_a_detector_draws_samples_of_its_own() -> None:
+    streams = [sampler.stream for sampler in tiny.detector(heads="cascade")._samplers]
+    assert len(set(streams)) == len(streams) == 4
