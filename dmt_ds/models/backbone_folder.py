@@ -68,6 +68,7 @@ def save_backbone(
 
 def vit_without_weights(section: StudentConfig, image_size: int) -> nn.Module:
     """What `build_vit` builds, for its shapes alone: takes no memory, and draws from no generator of a run."""
+    full_name(section.arch, "student.arch")  # imports timm, which torch 2.8 can't do under a device
     with torch.device("meta"):
         vit: nn.Module = build_vit(section, image_size)
     return vit
