@@ -19,7 +19,8 @@ from dmt_ds.redact import (
     masked_code,
 )
 
-WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-.~", min_size=8, max_size=30)
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789_-.~"
+WORD = st.text(LETTERS, min_size=8, max_size=30).filter(lambda text: re.search("[^0-9.e-]", text))  # no mere number
 PASSWORD = st.text("abcXYZ0123456789_-.~/@:%!$", min_size=8, max_size=30).filter(lambda text: "://" not in text)
 WORDS = st.text("abc xyz,;()", max_size=20)
 

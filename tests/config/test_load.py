@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm  # noqa: F401  torch 2.8 can't import it under a device
 import torch
 from hypothesis import given, strategies
 from pydantic import ValidationError

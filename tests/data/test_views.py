@@ -6,6 +6,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
+import torchvision
 import torchvision.transforms.v2.functional as tvf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,6 +150,8 @@ def test_a_crop_is_pillows_bicubic(shape: tuple[int, int], size: int) -> None:
     assert torch.cat(errors).max() <= 2 and torch.cat(errors).float().mean() <= 0.05
 
 
+# torchvision 0.23 resizes in floats where a CPU has AVX-512, and so rounds once less.
+ROUNDED = {"bicubic": 0, "bilinear": 2 if torchvision.__version__.startswith("0.23.") else 0}
 LAYOUTS = {
     "planes": lambda image: image.contiguous(),
     "colours together": lambda image: image[None].contiguous(memory_format=torch.channels_last)[0],
@@ -179,10 +182,11 @@ def test_a_crop_is_resized_by_torchvisions_arithmetic_whatever_is_read_and_where
     if box[2] > size and box[2] - size > 2 * (box[3] - size):  # Pillow's condition for the height before the width
         expected = tvf.resize(expected, [size, box[3]], InterpolationMode(interpolation), antialias=True)
     expected = tvf.resize(expected, [size, size], InterpolationMode(interpolation), antialias=True)
+    expected = expected.flip(-1) if mirrored else expected
     for format_ in (torch.contiguous_format, torch.channels_last):
         batch = torch.zeros(2, 3, size, size, dtype=torch.uint8).to(memory_format=format_)
         cut_into(batch[1], image, spec, numbers)
-        assert torch.equal(batch[1], expected.flip(-1) if mirrored else expected) and not batch[0].any()
+        assert (batch[1].int() - expected.int()).abs().max() <= ROUNDED[interpolation] and not batch[0].any()
 
 
 def test_the_same_seed_gives_the_same_crop_and_another_view_another() -> None:
