@@ -12,7 +12,7 @@ export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test bench lint format lock audit clean
+.PHONY: help setup quickstart test oldest bench lint format lock audit clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ quickstart: $(VENV)/.installed ## set up, then make three teachers on digits and
 
 test: $(VENV)/.installed-dev ## set up, then run the tests (ARGS="-k losses" chooses)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+oldest: $(VENV)-oldest/.installed ## run the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/.installed ## measure beside named peers (BENCH="loss step trainer" chooses); figures in benchmarks/results
 	set -e; for name in $(BENCH); do $(VENV)/bin/python benchmarks/bench_$$name.py $(ARGS); done
@@ -49,8 +52,8 @@ audit: $(VENV)/.installed-dev ## known vulnerabilities of the locked versions, a
 	$(VENV)/bin/python -m pip install --quiet pip-audit
 	$(VENV)/bin/python -m pip_audit --strict --no-deps --disable-pip --requirement requirements.lock
 
-clean: ## remove .venv and all caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove .venv, .venv-oldest and all caches
+	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -67,4 +70,11 @@ $(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for tests and lint."
 	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+$(VENV)-oldest/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the oldest versions that pyproject.toml allows into $(VENV)-oldest: several GB, some minutes."
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)-oldest
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)-oldest --resolution lowest-direct --editable '.[dev]'
 	@touch $@
