@@ -26,8 +26,9 @@ class TrainConfig(Section):
     """Steps between two checkpoints; one is also saved at the end, and on a signal."""
     eval_every_epochs: NonNegative = 0.0
     """Passes over the data between two evaluations on the validation images; 0 has none on the way. Tasks that learn
-    from labels are judged by their own scores, at the end always. The other tasks make encoders: they are judged by
-    k-NN (`knn.k`, `knn.temperature`) before the first step, every so often and at the end. That needs labels."""
+    from labels are judged by their own scores, at the end always. Encoders of the other tasks are judged by k-NN
+    (`knn.k`, `knn.temperature`) before the first step, every so often and at the end; each time all ranks together read
+    all images of both splits, which need labels."""
     keep_checkpoints: Count = 2
     """Complete checkpoints to keep on disk."""
     resume: Literal["auto", "never"] = "auto"
