@@ -81,7 +81,7 @@ def test_a_log_step_alone_looks_at_teachers_and_student(batch: Batch) -> None:
         diagnose: set(dmt()[0].losses(dmt()[0].module, batch, NOW, diagnose).metrics) for diagnose in (False, True)
     }
     assert names[False] == {"train/loss_tfd", "train/loss_sfd"}
-    assert {"diag/red/class_share", "diag/fused/student_cosine"} < names[True]
+    assert {"teachers/red/class_share", "teachers/fused/student_cosine"} < names[True]
 
 
 @pytest.mark.parametrize("diagnose", [False, True])
