@@ -1,6 +1,7 @@
 """Run by test_bucket_reduction: masters after updates as DeepSpeed makes them, and with buckets nobody waits for."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
+from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm2d
 from dmt_ds.engine import dist
 from dmt_ds.engine.deepspeed import bucket_reduction, ds_engine
 
@@ -16,10 +18,25 @@ sent: list[int] = []
 """How many buckets were on their way when one more was."""
 
 
-def masters() -> list[dict[str, list[float]]]:
+class Normed(nn.Module):
+    """Batch norm over all ranks between two linear maps: its backward pass is a collective too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(12, 64), SharedBatchNorm2d(64), nn.Linear(64, 5)
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.first(numbers)[:, :, None, None])[:, :, 0, 0])
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 64), nn.LayerNorm(64), nn.Linear(64, 5))
+
+
+def masters(make: Callable[[], nn.Module] = plain) -> list[dict[str, list[float]]]:
     """After each of three updates: all parameters, in two groups that no bucket holds together."""
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(12, 64), nn.LayerNorm(64), nn.Linear(64, 5))
+    module = make()
     plan = plan_batch(MICRO_BATCH * ACCUMULATION * dist.world_size(), MICRO_BATCH, dist.world_size())
     config = resolve_student(find_ds_config("student_zero2_bf16"), plan, 0.0)
     config["zero_optimization"]["reduce_bucket_size"] = 900
@@ -46,8 +63,11 @@ def main() -> None:
 
     bucket_reduction.BucketReduction.send = noted
     facts = {"overlapping": masters(), "on their way": list(sent)}
+    sent.clear()
+    facts |= {"waiting": masters(Normed), "on their way beside batch norm": list(sent)}
+    sent.clear()
     ds_engine.overlap_reduction = lambda engine: None
-    facts |= {"by deepspeed": masters(), "sent of both": len(sent)}
+    facts |= {"by deepspeed": masters(), "normed by deepspeed": masters(Normed), "sent by deepspeed": len(sent)}
     if dist.is_main():
         print("FACTS " + json.dumps(facts))
     ds_engine.stop()

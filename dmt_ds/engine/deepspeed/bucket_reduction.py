@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _OF_A_BUCKET = "_allreduce_noncontiguous_bucket_preserving_fp32"
 """DeepSpeed 0.19: what `reduce_ipg_grads` calls for gradients that lie where autograd left them."""
@@ -33,9 +33,15 @@ class _Sent(NamedTuple):
 class BucketReduction:
     """Sends each bucket as it is full, and adds what is of this rank's part once the backward pass is through."""
 
-    def __init__(self, zero: Any) -> None:
-        """Args: zero: DeepSpeed's optimizer."""
+    def __init__(self, zero: Any, waits: bool) -> None:
+        """Put it beside DeepSpeed.
+
+        Args:
+            zero: DeepSpeed's optimizer.
+            waits: a bucket is waited for before the backward pass goes on.
+        """
         self._zero = zero
+        self._waits = waits
         self._sent: list[_Sent] = []
         self._reduce_what_waits: Callable[..., None] = zero.reduce_ipg_grads
 
@@ -51,7 +57,11 @@ class BucketReduction:
         arrival = None
         if ranks > 1:  # divided before they are added, as DeepSpeed does
             arrival = torch.distributed.all_reduce(bucket.div_(ranks), group=group, async_op=True)
-        self._sent.append(_Sent(bucket, arrival, [gradient.numel() for gradient in gradients], places))
+        sent = _Sent(bucket, arrival, [gradient.numel() for gradient in gradients], places)
+        if self._waits or arrival is None:
+            self._take_in(sent)
+        else:
+            self._sent.append(sent)
 
     def reduce(self, comm_dtype: torch.dtype | None = None) -> None:
         """DeepSpeed's `reduce_ipg_grads`: the full bucket of a type, or, at the end of a pass, all that is left.
@@ -62,13 +72,13 @@ class BucketReduction:
         if comm_dtype is not None:
             return
         for sent in self._sent:
-            if sent.arrival is not None:
-                sent.arrival.wait()
-            self._add(sent)
+            self._take_in(sent)
         self._sent.clear()
 
-    def _add(self, sent: _Sent) -> None:
-        """Add what is of this rank's part to `zero.averaged_gradients`."""
+    def _take_in(self, sent: _Sent) -> None:
+        """Add what is of this rank's part to `zero.averaged_gradients`, once it is here."""
+        if sent.arrival is not None:
+            sent.arrival.wait()
         zero = self._zero
         ranks = [torch.distributed.get_rank(members) for members in zero.real_dp_process_group]
         parts, shares = [], []
@@ -90,6 +100,8 @@ def overlap_reduction(engine: Any) -> None:
     zero = engine.optimizer
     # Another stream's copies need marks of their own (`overlap_comm`).
     if hasattr(zero, _OF_A_BUCKET) and not zero.overlap_comm and zero.gradient_average:
-        reduction = BucketReduction(zero)
+        # NCCL may lock up where another group (batch norm's backward) is used while a sum of this one is on its way.
+        talks_on_the_way = any(isinstance(child, nn.SyncBatchNorm) for child in engine.module.modules())
+        reduction = BucketReduction(zero, waits=talks_on_the_way)
         setattr(zero, _OF_A_BUCKET, reduction.send)
         zero.reduce_ipg_grads = reduction.reduce
