@@ -132,21 +132,33 @@ class TrainBatchMaker(BatchMaker):
 
 
 class EvalBatchMaker(BatchMaker):
-    """Takes the middle of a batch's images; an unreadable one always ends it, for a score of part of a set misleads.
+    """Takes the middle of a batch's images.
 
     A row beyond the last one fills a batch up: an image that was there before, with label -1.
+
+    Args:
+        bad_images: an unreadable image ends it, as a score of part of a set misleads; or it is black, with label -1.
     """
 
-    def __init__(self, source: ImageSource, size: int, interpolation: Interpolation) -> None:
+    def __init__(
+        self, source: ImageSource, size: int, interpolation: Interpolation, bad_images: BadImages = "stop"
+    ) -> None:
         self._source, self._size, self._interpolation = source, size, interpolation
+        self._bad_images = bad_images
 
     def make(self, job: Job, met: dict[int, str]) -> Batch:
         """Read, crop and stack the job's images."""
         num_images, rows = len(self._source), torch.tensor(job[1])
         images = empty_images(len(rows), self._size)
-        for place, row in enumerate(job[1]):
-            images[place] = center_crop(self._source.read(row % num_images), self._size, self._interpolation)
         labels = torch.tensor([self._source.label(row) if row < num_images else -1 for row in job[1]])
+        for place, row in enumerate(job[1]):
+            try:
+                images[place] = center_crop(self._source.read(row % num_images), self._size, self._interpolation)
+            except DataError as error:
+                if self._bad_images == "stop":
+                    raise
+                met[row % num_images] = str(error)
+                images[place], labels[place] = 0, -1
         return Batch((images,), torch.zeros_like(labels), rows % num_images, labels)
 
 

@@ -80,11 +80,13 @@ class FrozenReadouts:
         """The k-NN of `scores` where each rank has the features of its share of the images; all ranks call."""
         scores: Scores = {}
         for kind in self.kinds:
-            voting, judged = (Share(part.of(kind).to(device), part.labels.to(device)) for part in (train, test))
-            votes = knn_scores_of_shares(voting, judged, self.knn.k, self.knn.temperature, self.num_classes)
+            scores |= _metrics_of("knn", kind, self._knn_of_shares(kind, train, test, device))
             after_each()
-            scores |= _metrics_of("knn", kind, votes)
         return scores
+
+    def _knn_of_shares(self, kind: FeatureKind, train: Features, test: Features, device: torch.device) -> Accuracy:
+        voting, judged = (Share(part.of(kind).to(device), part.labels.to(device)) for part in (train, test))
+        return knn_scores_of_shares(voting, judged, self.knn.k, self.knn.temperature, self.num_classes)
 
     def _judged_by(
         self, kind: FeatureKind, train: Features, test: Features, device: torch.device

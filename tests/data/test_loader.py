@@ -23,8 +23,8 @@ from dmt_ds import sample_rng
 from dmt_ds.config.schema import BadImages, DataConfig
 from dmt_ds.data import worker_processes
 from dmt_ds.data.batch import Batch
-from dmt_ds.data.batch_maker import TrainBatchMaker
-from dmt_ds.data.loader import TrainLoader
+from dmt_ds.data.batch_maker import EvalBatchMaker, TrainBatchMaker
+from dmt_ds.data.loader import TrainLoader, every_image
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.data.sources import ImageSource, open_source
 from dmt_ds.data.views import CropSpec, center_crop
@@ -398,3 +398,16 @@ def test_ranks_share_the_evaluation_each_image_counting_once(num_images: int, wo
 def test_evaluation_stops_at_a_broken_image() -> None:
     with pytest.raises(DataError, match="image 7: broken"):
         list(middles(GreySource(20, frozenset({7})), 8, 5))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_ends_an_evaluation_or_counts_nowhere(num_workers: int) -> None:
+    source = GreySource(10, frozenset({7}))
+    strict = EvalBatchMaker(source, 8, "bicubic")
+    with pytest.raises(DataError, match="image 7: broken"):
+        list(every_image(strict, 10, 4, num_workers=num_workers))
+    lenient = EvalBatchMaker(source, 8, "bicubic", "skip")
+    batches = list(every_image(lenient, 10, 4, num_workers=num_workers, world_size=3, rank=1))  # rows 1, 4, 7, 10
+    (batch,) = batches
+    assert batch.labels.tolist() == [1, 0, -1, -1]
+    assert batch.images.amax(dim=(1, 2, 3)).tolist() == [1, 4, 0, 0], "the last fills up with row 0, which is black"

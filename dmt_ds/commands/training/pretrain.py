@@ -24,6 +24,7 @@ from dmt_ds.commands.training.tasks import BuiltTask, build_tasks
 from dmt_ds.config.deepspeed import precision
 from dmt_ds.config.schema import RunConfig
 from dmt_ds.data.batch_maker import BatchMaker, TrainBatchMaker
+from dmt_ds.data.labels import LabelledImages, empty_classes
 from dmt_ds.data.loader import TrainLoader
 from dmt_ds.data.sampling import SampleStream
 from dmt_ds.engine import determinism, dist
@@ -91,7 +92,7 @@ def _fit(config: RunConfig, attempt: Attempt, records: OpenRecords, stop: StopRe
     """Train, and publish where it is done."""
     trackers = [records.open(member) for member in attempt.members]
     learners = [_build_learner(*pair) for pair in zip(attempt.members, trackers, strict=True)]
-    judge = _judge(attempt, learners, watchdog.beat)
+    judge = _judge(attempt, learners, watchdog.beat, stop)
     around = _surroundings(config, attempt, stop, watchdog, judge)
     trainer = _build_trainer(config, attempt, learners, around)
     outcome = trainer.fit()
@@ -108,7 +109,9 @@ def _fit(config: RunConfig, attempt: Attempt, records: OpenRecords, stop: StopRe
     return outcome
 
 
-def _judge(attempt: Attempt, learners: Sequence[Learner], beat: Beat) -> JudgedRun | KnnInTraining | None:
+def _judge(
+    attempt: Attempt, learners: Sequence[Learner], beat: Beat, stop: StopRequest
+) -> JudgedRun | KnnInTraining | None:
     """What judges the run at its end and, asked by the trainer, every so often; looks at a new run's images first."""
     run, is_new = attempt.members[0].run, not attempt.step
     if run.splits is None:
@@ -116,8 +119,11 @@ def _judge(attempt: Attempt, learners: Sequence[Learner], beat: Beat) -> JudgedR
     if (kind := kind_of(run.config)) is not None:
         return _judged_run(kind, run, run.splits, learners[0], beat, is_new)
     encoders = [_in_training(*pair) for pair in zip(attempt.members, learners, strict=True)]
-    knn = KnnInTraining(encoders, run.splits, beat)
+    assert isinstance(run.splits, LabelledImages)
+    knn = KnnInTraining(encoders, run.splits, beat, stop_asked=lambda: stop.requested)
     if is_new:
+        for line in empty_classes(run.splits) if dist.is_main() else ():
+            logger.warning("%s", line)
         knn.evaluate(0)
     return knn
 

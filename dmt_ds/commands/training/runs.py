@@ -107,6 +107,7 @@ def _labelled(config: RunConfig) -> AnnotatedImages:
     try:
         return open_labelled(config.data)
     except DataError as error:
+        open_source(config.data, "train")  # what is wrong with these alone has another remedy
         remedy = "train.eval_every_epochs=0 trains without being judged by k-NN"
         raise DataError(f"{error}; {remedy}") from error
 
