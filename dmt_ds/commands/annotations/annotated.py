@@ -1,7 +1,7 @@
 """What a task with annotations is made of, for the commands that train, judge and publish; knows no such task.
 
 Each is an `AnnotatedKind` in a file of its own, with its line in `annotated_tasks`, its name in `config.schema`'s
-`Task` and `ANNOTATED_TASKS`, its section in `RunConfig`, and its folder in `run_files.PUBLISHED`.
+`TaskName` and `ANNOTATED_TASKS`, its section in `RunConfig`, and its folder in `run_files.PUBLISHED`.
 """
 
 from abc import ABC, abstractmethod

@@ -24,7 +24,7 @@ from dmt_ds.tracking.journal import read_lines, write_atomically
 SCORE = "eval/knn_top1"
 """What lines for people show of a run."""
 _OF_FROZEN_ENCODERS = ("knn", "linear")
-"""Sections that neither a training nor what is done with an encoder looks at: they judge what was trained."""
+"""Sections by which neither an encoder nor what is done with it is trained: they judge what was trained."""
 
 
 def is_trained(run: SuiteRun) -> bool:
