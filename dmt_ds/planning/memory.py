@@ -40,7 +40,8 @@ def _student_state_bytes(layout: Layout, num_ranks: int) -> dict[str, float]:
     has_masters = stage >= 1 or weight == 2
     bucket = float(zero.get("reduce_bucket_size", 5e8)) if stage in (1, 2) else 0.0
     if not zero.get("contiguous_gradients", True):
-        bucket = min(bucket, parameters) + parameters  # those that wait, and flat copies that are on their way
+        waiting = min(bucket, parameters)
+        bucket = waiting + (parameters if num_ranks > 1 else waiting)  # and flat copies that are on their way
     return {
         "student's weights": weight * parameters / (num_ranks if stage == 3 else 1),
         "gradient": weight * parameters + 4 * parameters / gradient_ranks,

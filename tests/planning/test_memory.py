@@ -54,7 +54,8 @@ def test_without_zero_in_float32_the_weights_are_their_own_masters_and_nothing_i
         (1, {}, 1e7),
         (2, {}, 1e7),
         (2, {"overlap_comm": True}, 2e7),  # one is filled while the other is sent
-        (2, {"contiguous_gradients": False}, 2e7),  # those that wait, and their flat copy
+        # those that wait for their bucket to be full, and flat copies of all that are on their way
+        (2, {"contiguous_gradients": False}, 1e7 + layout().trained_parameters),
         (2, {"contiguous_gradients": False, "reduce_bucket_size": 1e12}, 2 * layout().trained_parameters),
         (3, {}, 0),
     ],
@@ -77,7 +78,7 @@ def test_teachers_are_cut_over_the_ranks_that_share_a_copy_and_two_blocks_of_the
 
 def test_of_each_image_live_one_teachers_activations_the_target_with_its_loss_and_the_jitters_copies() -> None:
     numbers = (1 + 14 * 14) * 768  # of the sum of the teachers
-    for fused, loss in ((True, 4 + 2 + 2), (False, 4 + 2 + 40)):
+    for fused, loss in ((True, 4 + 2 + 2), (False, 4 + 2 + 40 + 24)):  # of one loss; of another, on log steps
         found = image_bytes([layout(fused_loss=fused)])
         assert found["teachers' activations"] == WIDE.alive_bytes(2)
         assert found["targets and loss"] == loss * numbers
