@@ -24,7 +24,7 @@ from dmt_ds.commands.checks.teacher_check import check_teachers
 from dmt_ds.commands.training.record import checkpoint_state
 from dmt_ds.commands.training.resume import refuse_another_run
 from dmt_ds.commands.training.runs import advice_on_precision, check_batch_norm
-from dmt_ds.commands.training.tasks import build_student, build_task, hash_of_parameters, image_size_of_start
+from dmt_ds.commands.training.tasks import build_task, hash_of_parameters, image_size_of_start, student_of
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, precision, resolve_student, zero_stage
 from dmt_ds.config.schema import ANNOTATED_TASKS, TEACHER_TASKS, RunConfig
@@ -123,7 +123,7 @@ def _check_student(patient: Patient) -> Iterator[Finding]:
         return
     frozen: Iterable[str] = ()
     if config.task in TEACHER_TASKS:
-        module = build_student(config, patient.teachers)
+        module = student_of(config, patient.teachers)
     else:
         built = build_task(config, torch.device("cpu"), patient.class_names)
         module, frozen = built.task.module, built.frozen_until

@@ -227,7 +227,7 @@ _ALONE: dict[TaskName, Callable[[RunConfig], Task]] = {
 }
 
 
-def build_student(config: RunConfig, teachers: Mapping[str, FrozenEncoder]) -> nn.Module:
+def student_of(config: RunConfig, teachers: Mapping[str, FrozenEncoder]) -> nn.Module:
     """The module that a method with teachers trains, as `build_tasks` builds it.
 
     Args:
