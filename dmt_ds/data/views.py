@@ -98,12 +98,16 @@ def resize_into(place: Tensor, image: Tensor, interpolation: Interpolation) -> N
         image: [3, h, w] uint8, a part of a picture or all of it.
     """
     resize = _RESIZERS[interpolation]
-    # torch would make the same copy of a part of a picture; of a whole one whose planes lie apart it fails without
-    pixels = image[None].contiguous(memory_format=torch.channels_last)
     height, width = place.shape[-2:]
+    pixels = _colours_together(image[None])
     if _height_first(image, place):
-        pixels = resize(pixels, (height, image.shape[-1]), False, None, None)
+        pixels = _colours_together(resize(pixels, (height, image.shape[-1]), False, None, None))
     resize.out(pixels, (height, width), False, None, None, out=place[None])
+
+
+def _colours_together(pixels: Tensor) -> Tensor:
+    """The same pixels, channels last: from planes that lie apart, torch's `.out` writes beyond such a place."""
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def _height_first(image: Tensor, place: Tensor) -> bool:

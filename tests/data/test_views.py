@@ -14,7 +14,15 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from dmt_ds.config.schema import DataConfig
-from dmt_ds.data.views import CropSpec, _without_far_ends, center_crop, crop_box, crop_numbers, cut_into
+from dmt_ds.data.views import (
+    CropSpec,
+    _without_far_ends,
+    center_crop,
+    crop_box,
+    crop_numbers,
+    cut_into,
+    resize_into,
+)
 from tests.crops import draw_crop
 
 PLAIN = CropSpec(64, flip=0.0)
@@ -187,6 +195,13 @@ def test_a_crop_is_resized_by_torchvisions_arithmetic_whatever_is_read_and_where
         batch = torch.zeros(2, 3, size, size, dtype=torch.uint8).to(memory_format=format_)
         cut_into(batch[1], image, spec, numbers)
         assert (batch[1].int() - expected.int()).abs().max() <= ROUNDED[interpolation] and not batch[0].any()
+
+
+def test_a_crop_that_is_squeezed_before_it_is_widened_writes_nowhere_else() -> None:
+    image = LAYOUTS["colours together"](torch.randint(0, 256, (3, 57, 9), dtype=torch.uint8))
+    memory = torch.full((3 * 100 + 2 * 300,), 7, dtype=torch.uint8)
+    resize_into(memory[300:600].view(10, 10, 3).permute(2, 0, 1), image, "bicubic")
+    assert (memory[:300] == 7).all() and (memory[600:] == 7).all()
 
 
 def test_the_same_seed_gives_the_same_crop_and_another_view_another() -> None:
