@@ -9,7 +9,6 @@ alternate; each starts at a barrier and counts for the slowest rank. Medians and
 """
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 
 import harness
@@ -63,15 +62,6 @@ def update_of(engine: StudentEngine, images: Tensor) -> Callable[[], None]:
     return update
 
 
-def seconds(update: Callable[[], None], device: torch.device) -> float:
-    """Of one update, from a barrier to the end of the slowest rank."""
-    dist.barrier()
-    begin = time.perf_counter()
-    update()
-    harness.wait_for(device)
-    return max(dist.gather_objects(time.perf_counter() - begin))
-
-
 def difference(engine: StudentEngine, other: StudentEngine) -> float:
     """Largest difference of two engines' float32 weights."""
     found, wanted = engine.trained_state(), other.trained_state()
@@ -103,7 +93,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in updates}
     for _ in range(options.rounds):
         for name, update in updates.items():
-            times[name].append(seconds(update, device))
+            times[name].append(harness.seconds_of_slowest(update, device))
     names = ("arch", "batch", "image_size", "link", "rounds")
     setting = {"ranks": dist.world_size(), **{name: getattr(options, name) for name in names}}
     report = Report(f"reduction_{options.arch}_{harness.device_slug(device)}", "Gradients averaged over ranks", setting)

@@ -8,7 +8,6 @@ slowest rank. Medians and ranges are printed, nothing is asserted.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 
 import harness
@@ -31,16 +30,6 @@ def make_teacher(arch: str, image_size: int) -> FrozenEncoder:
     torch.manual_seed(0)
     vit = build_vit(StudentConfig(arch=arch, drop_path=0.0), image_size)
     return FrozenEncoder(vit, EncoderRecord("random", "none", shape_of(vit), IMAGENET_MEAN, IMAGENET_STD))
-
-
-def seconds(forward: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    """Of one forward, from a barrier to the end of the slowest rank."""
-    dist.barrier()
-    start = time.perf_counter()
-    forward(images)
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return max(dist.gather_objects(time.perf_counter() - start))
 
 
 def started(
@@ -82,8 +71,8 @@ def main() -> None:
             raise SystemExit(f"the cut teacher's tokens differ from the whole one's by {difference:.1e}")
         times: dict[str, list[float]] = {"replicated": [], "zero3": []}
         for _ in range(options.rounds):
-            times["replicated"].append(seconds(whole, images))
-            times["zero3"].append(seconds(cut, images))
+            times["replicated"].append(harness.seconds_of_slowest(lambda: whole(images), device))
+            times["zero3"].append(harness.seconds_of_slowest(lambda: cut(images), device))
     cost = harness.ratios(times["zero3"], times["replicated"])
     names = ("arch", "batch", "image_size", "bf16", "compile", "rounds")
     setting = {"ranks": dist.world_size(), **{name: getattr(options, name) for name in names}}

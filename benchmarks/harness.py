@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 
 from dmt_ds.config.tracking import TrackingConfig
+from dmt_ds.engine import dist
 from dmt_ds.tracking.mlflow_tracker import open_tracker
 
 RESULTS = Path(__file__).parent / "results"
@@ -141,6 +142,15 @@ def seconds(act: Act, steps: int, device: torch.device) -> float:
         act()
     wait_for(device)
     return (clock() - begin) / steps
+
+
+def seconds_of_slowest(act: Act, device: torch.device) -> float:
+    """Wall seconds of one act that all ranks do, from a barrier to the end of the slowest rank; all ranks call."""
+    dist.barrier()
+    begin = time.perf_counter()
+    act()
+    wait_for(device)
+    return max(dist.gather_objects(time.perf_counter() - begin))
 
 
 def wait_for(device: torch.device) -> None:
