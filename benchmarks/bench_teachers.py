@@ -1,11 +1,11 @@
-"""The teachers' pass of a step, from bytes to the sum of tokens: timm's ViTs, ours, compiled, as CUDA graphs.
+"""The teachers' pass of a step, from bytes to the sum of tokens: timm's ViTs, ours, and ours through torch.compile.
 
     python benchmarks/bench_teachers.py                         # 4 images in float32 on a CPU, 256 in bf16 on a GPU
     python benchmarks/bench_teachers.py --teacher vit_tiny --batch 2 --image-size 64 # to see it run
 
 `host` is how long the host takes to queue a pass on an idle device; where it is near the whole time, the device waits
-for launches. CUDA graphs replace a teacher's launches by one: whether `pretrain` should use them is what this is for.
-Sums are held against timm's before any timing; a way that fails, or has another sum, is a note in place of times.
+for launches. Compiled, with or without CUDA graphs, is what teachers get that are no plain ViTs in bf16. Sums are held
+against timm's before any timing; a way that fails, or has another sum, is a note in place of times.
 """
 
 import argparse
@@ -30,22 +30,22 @@ from dmt_ds.engine.deepspeed import ds_engine
 Teach = Callable[[Tensor], Tensor]
 
 
-def ours(
-    options: argparse.Namespace, models: dict[str, TeacherConfig], device: torch.device, *, compiled: bool
-) -> Teach:
+def ours(options: argparse.Namespace, models: dict[str, TeacherConfig], device: torch.device) -> Teach:
     """As `pretrain` has it."""
-    config = our_config(options, models, compiled=compiled)
+    config = our_config(options, models, compiled=False)
     loaded = load_teachers(config.teachers, options.image_size)
     return fused(start_teachers(loaded, config.teachers, device, options.batch).forwards)
 
 
-def as_graphs(options: argparse.Namespace, models: dict[str, TeacherConfig], device: torch.device) -> Teach:
-    """Compiled, and each teacher's kernels recorded once and replayed."""
+def compiled(
+    options: argparse.Namespace, models: dict[str, TeacherConfig], device: torch.device, *, as_graphs: bool
+) -> Teach:
+    """Our teachers' own forward through the compiler, perhaps with each one's kernels recorded once and replayed."""
     config = our_config(options, models, compiled=False)
     loaded = load_teachers(config.teachers, options.image_size)
     start_teachers(loaded, config.teachers, device, options.batch)
-    replay = {"triton.cudagraphs": True}
-    teach = fused({name: torch.compile(model.forward, options=replay) for name, model in loaded.items()})
+    settings = {"triton.cudagraphs": as_graphs}
+    teach = fused({name: torch.compile(model.forward, options=settings) for name, model in loaded.items()})
 
     def begun(images: Tensor) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()  # what the pass before gave may be overwritten
@@ -102,10 +102,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         models = make_teachers(Path(folder), options.teacher, options.teachers, options.image_size)
         timm = as_timm_does(options, models, device)
-        others = {"ours": lambda: ours(options, models, device, compiled=False)}
+        others = {"ours": lambda: ours(options, models, device)}
         if compiles(True, "teachers", device):
-            others["ours, compiled"] = lambda: ours(options, models, device, compiled=True)
-            others["ours, compiled, as CUDA graphs"] = lambda: as_graphs(options, models, device)
+            for name, graphs in (("compiled", False), ("compiled, as CUDA graphs", True)):
+                others[name] = lambda graphs=graphs: compiled(options, models, device, as_graphs=graphs)  # type: ignore[misc]
         sides, errors, left_out = prepare(timm, others, images, 3e-2 if options.bf16 else 1e-4)
         acts = {name: lambda teach=teach: teach(images) for name, teach in sides.items()}
         with harness.turn():

@@ -30,7 +30,7 @@ STRANGERS = {"data", "models", "planning", "tracking"}
 DOORS = {
     "deepspeed": {"engine/deepspeed/ds_engine.py"},
     "mlflow": {"tracking/mlflow_*.py"},
-    "timm": {"models/vit.py"},
+    "timm": {"models/vit.py", "models/plain_vit.py"},
     "transformers": {"models/hf_vit.py", "models/uper_heads.py"},
     "onnxruntime": {"models/graph_files.py"},
     "datasets": {"data/sources.py"},

@@ -9,8 +9,9 @@ from dmt_ds.config.schema import StudentConfig
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import drop_path_seeds
 from dmt_ds.models.encoders import FrozenEncoder
+from dmt_ds.models.plain_vit import has_plain_attention
 from dmt_ds.models.student import in_weights_type
-from dmt_ds.models.vit import class_and_patches, has_plain_attention, tokens_of
+from dmt_ds.models.vit import class_and_patches, tokens_of
 
 
 def last_block(vit: nn.Module) -> Any:

@@ -13,6 +13,7 @@ from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import multiples_near
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import use_image_drop_path
+from dmt_ds.models.plain_vit import has_plain_attention
 from dmt_ds.models.positions import check_width, sincos_positions
 from dmt_ds.models.products import patches_as_product
 from dmt_ds.wording import first_line
@@ -125,15 +126,6 @@ def shape_of(vit: nn.Module) -> VitShape:
         image_size=any_vit.patch_embed.img_size[0],
         num_prefix_tokens=any_vit.num_prefix_tokens,
     )
-
-
-def has_plain_attention(block: nn.Module) -> bool:
-    """Whether a block's attention is softmax(Q K^T / sqrt(d)) V of one linear map's output, with nothing added."""
-    from timm.models.vision_transformer import Attention
-
-    attention: Any = getattr(block, "attn", None)
-    # A subclass may add positions or norms; BEiT and EVA have classes of their own.
-    return type(attention) is Attention and isinstance(attention.q_norm, nn.Identity)
 
 
 def set_last_block_heads(vit: nn.Module, num_heads: int) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmt_ds.commands.training import teacher_engines
 from dmt_ds.commands.training.teacher_engines import load_teachers, start_teachers
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.models.packed_linear import PackedLinear, packing_pays
+from dmt_ds.models.product_sums import ProductSums
+from dmt_ds.models.relations import RelationEncoder
 from tests.models import tiny
 from tests.tiny_run import make_teacher
 
@@ -40,3 +43,26 @@ def test_whole_teachers_in_float32_on_a_cpu_are_laid_out_for_the_micro_batch(tmp
     assert rows == ({3 * 17} if precision == "fp32" and packing_pays(CPU, torch.float32) else set())
     if precision == "fp32":
         torch.testing.assert_close(ready(images), plain["red"](images), atol=1e-5, rtol=1e-5)
+
+
+def test_whole_plain_teachers_add_in_their_products_where_that_pays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teachers with more in their blocks, and those that are looked into, keep their own forward."""
+    monkeypatch.setattr(teacher_engines, "adding_in_products_pays", lambda device, dtype: True)
+    monkeypatch.setattr(teacher_engines, "packing_pays", lambda device, dtype: False)
+    taken = []
+    monkeypatch.setattr(
+        teacher_engines, "ProductSums", lambda vit: ProductSums(vit) if taken.append(vit) is None else None
+    )
+    models = {name: TeacherConfig(source=str(make_teacher(tmp_path / name, 0))) for name in ("red", "blue", "green")}
+    section = TeachersConfig(models=models, deepspeed="teacher_zero3_inference_fp32")  # cut, but over one rank
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    teachers, plain = (load_teachers(section, 16) for _ in range(2))
+    for made in (teachers, plain):
+        made["blue"].vit.blocks[1].ls2 = torch.nn.Tanh()
+        made["green"] = RelationEncoder(made["green"])
+    ready = start_teachers(teachers, section, CPU, micro_batch_size=3).forwards
+    assert taken == [teachers["red"].vit]
+    for name, forward in ready.items():
+        torch.testing.assert_close(forward(images), plain[name](images), atol=1e-5, rtol=1e-5)

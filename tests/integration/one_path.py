@@ -64,6 +64,7 @@ def make_plain() -> None:
     replace(ds_engine, "overlap_reduction", lambda engine: None)
     replace(teacher_engines, "packing_pays", lambda *_: False)
     replace(teacher_engines, "fusing_gelu_pays", lambda *_: False)
+    replace(teacher_engines, "adding_in_products_pays", lambda *_: False)
     replace(PatchProduct, "forward", nn.Conv2d.forward)
 
 

@@ -1,0 +1,102 @@
+"""A frozen ViT whose residual sums are part of its products gives the ViT's tokens; the kernel, LayerNorm's numbers."""
+
+import importlib.util
+import json
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from dmt_ds.config.schema import StudentConfig
+from dmt_ds.models.plain_vit import has_plain_blocks
+from dmt_ds.models.product_sums import ProductSums, adding_in_products_pays
+from dmt_ds.models.products import fuse_gelu
+from dmt_ds.models.vit import build_vit, tokens_of
+from tests import processes
+
+
+def drawn_vit(tag: str, **settings: object) -> nn.Module:
+    """Frozen, with weights and biases that all matter."""
+    vit = timm.create_model(tag, num_classes=0, img_size=64, depth=3, **settings).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in vit.named_parameters():
+        scale = 0.3 if parameter.ndim == 1 or "token" in name or "pos" in name else 0.05
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + ("norm" in name))
+    return vit
+
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"class_token": True, "reg_tokens": 2}, {"no_embed_class": True}, {"patch_size": 32}]
+)
+def test_tokens_are_those_of_the_vit(settings: dict[str, object]) -> None:
+    vit = drawn_vit("vit_tiny_patch16_224", **settings)
+    assert has_plain_blocks(vit)
+    wanted = tokens_of(vit, IMAGES)
+    torch.testing.assert_close(ProductSums(vit)(IMAGES), wanted, atol=2e-5, rtol=1e-5)
+
+
+def test_it_goes_with_gelus_that_are_part_of_their_products_and_with_a_student_of_ours() -> None:
+    vit = build_vit(StudentConfig(arch="vit_tiny", depth=2, drop_path=0.3), 64).eval().requires_grad_(False)
+    assert has_plain_blocks(vit)
+    wanted = tokens_of(vit, IMAGES)
+    assert fuse_gelu(vit) == 2
+    torch.testing.assert_close(ProductSums(vit)(IMAGES), wanted, atol=2e-3, rtol=0)  # tanh's form on CUDA
+
+
+@pytest.mark.parametrize(
+    ("tag", "settings"),
+    [
+        ("vit_tiny_patch16_224", {"init_values": 1e-5}),  # LayerScale
+        ("vit_tiny_patch16_224", {"qk_norm": True}),
+        ("vit_tiny_patch16_224", {"pre_norm": True}),
+        ("vit_tiny_patch16_224", {"scale_mlp_norm": True}),
+        ("vit_tiny_patch16_224", {"scale_attn_norm": True}),
+        ("vit_tiny_patch16_224", {"proj_bias": False}),
+        ("vit_tiny_patch16_224", {"final_norm": False}),
+        ("vit_tiny_patch16_224", {"pos_embed": "none"}),
+        ("beit_base_patch16_224", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+    ],
+)
+def test_other_vits_stay_as_they_are(tag: str, settings: dict[str, object]) -> None:
+    assert not has_plain_blocks(drawn_vit(tag, **settings))
+
+
+def test_other_blocks_than_the_first_are_looked_at() -> None:
+    vit = drawn_vit("vit_tiny_patch16_224")
+    vit.blocks[2].ls2 = nn.Linear(192, 192)
+    assert not has_plain_blocks(vit)
+
+
+def test_it_is_for_bfloat16_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [(device, dtype) for device in ("cpu", "cuda") for dtype in (torch.float32, torch.bfloat16)]
+    obstacles = {"cpu": "the device is cpu", "cuda": None}
+    monkeypatch.setattr("dmt_ds.models.product_sums.obstacle_to_triton", lambda device: obstacles[device.type])
+    assert [kind for kind in kinds if adding_in_products_pays(torch.device(kind[0]), kind[1])] == [
+        ("cuda", torch.bfloat16)
+    ]
+    obstacles["cuda"] = "no compiler"
+    assert not adding_in_products_pays(torch.device("cuda"), torch.bfloat16)
+
+
+BY_KERNEL = """
+import json, torch
+import torch.nn.functional as F
+from dmt_ds.models.norm_triton import shifted_norm
+facts = []
+for shape in ((3, 5, 768), (1, 192), (7, 40)):
+    x, (shift, weight, bias) = 5 * torch.randn(shape) + 3, torch.randn(3, shape[-1])
+    wanted = F.layer_norm(x + shift, shape[-1:], weight, bias, 1e-6)
+    facts.append((shifted_norm(x, shift, weight, bias, 1e-6) - wanted).abs().max().item())
+print(json.dumps(facts))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_kernel_gives_layer_norm_of_the_sum() -> None:
+    done = processes.run(["-c", BY_KERNEL], TRITON_INTERPRET="1")
+    assert max(json.loads(done.stdout.splitlines()[-1])) < 2e-5
