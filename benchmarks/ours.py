@@ -36,6 +36,7 @@ from dmt_ds.engine.ranks.stopping import StopRequest, Watchdog
 from dmt_ds.engine.task import CroppingTask
 from dmt_ds.engine.trainer import Surroundings, Trainer, TrainPlan
 from dmt_ds.models.backbone_folder import save_backbone
+from dmt_ds.models.gelu import OneExpGelu
 from dmt_ds.models.products import PatchProduct
 from dmt_ds.models.vit import build_vit, prefer_written_attention
 from dmt_ds.tracking.tracker import NullTracker
@@ -195,6 +196,8 @@ def as_timm_has_it(vit: nn.Module) -> nn.Module:
     for layer in vit.modules():
         if isinstance(layer, PatchProduct):
             layer.__class__ = nn.Conv2d
+        elif isinstance(layer, OneExpGelu):
+            layer.__class__ = nn.GELU
     return vit
 
 

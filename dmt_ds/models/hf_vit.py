@@ -161,7 +161,7 @@ def _why_no_hf_vit(model: PortableModel) -> str | None:
     foreign = [name for name in vit.state_dict() if _hf_name(name.replace("attn.qkv.", "attn.q.")) is None]
     if foreign:
         return f"'{foreign[0]}' has no place in it"
-    if type(vit.blocks[0].mlp.act) is not nn.GELU or vit.pos_embed.shape[1] != shape.num_tokens:
+    if not isinstance(vit.blocks[0].mlp.act, nn.GELU) or vit.pos_embed.shape[1] != shape.num_tokens:
         return f"{model.config['architecture']} has another activation or other positions"
     return None
 

@@ -71,7 +71,7 @@ def fuse_gelu(module: nn.Module) -> int:
     found = 0
     for mlp in module.modules():
         linear, activation = getattr(mlp, "fc1", None), getattr(mlp, "act", None)
-        if type(mlp).__name__ == "Mlp" and type(linear) is nn.Linear and type(activation) is nn.GELU:
+        if type(mlp).__name__ == "Mlp" and type(linear) is nn.Linear and isinstance(activation, nn.GELU):
             if linear.bias is None or linear.weight.requires_grad:
                 continue
             linear.__class__ = GeluLinear

@@ -13,6 +13,7 @@ from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.section import multiples_near
 from dmt_ds.errors import ConfigError, WeightsError
 from dmt_ds.models.drop_path import use_image_drop_path
+from dmt_ds.models.gelu import one_exp_gelus
 from dmt_ds.models.plain_vit import has_plain_attention
 from dmt_ds.models.positions import check_width, sincos_positions
 from dmt_ds.models.products import patches_as_product
@@ -160,7 +161,7 @@ def create(arch: str, **model_args: Any) -> nn.Module:
     """The only call of timm's `create_model`."""
     import timm
 
-    return patches_as_product(timm.create_model(arch, **model_args))
+    return one_exp_gelus(patches_as_product(timm.create_model(arch, **model_args)))
 
 
 def full_name(arch: str, setting: str) -> str:
