@@ -16,6 +16,8 @@ from dmt_ds.engine.deepspeed import bucket_reduction, ds_engine
 MICRO_BATCH, ACCUMULATION = 4, 2
 sent: list[int] = []
 """How many buckets were on their way when one more was."""
+laid_out: list[int] = []
+"""Of how many gradients the buckets were whose layout was worked out."""
 
 
 class Normed(nn.Module):
@@ -27,6 +29,20 @@ class Normed(nn.Module):
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
         return self.last(self.norm(self.first(numbers)[:, :, None, None])[:, :, 0, 0])
+
+
+class Branching(nn.Module):
+    """Two of three passes leave a layer out, so that a bucket holds other gradients than the last time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rare, self.last = nn.Linear(12, 64), nn.Linear(64, 64), nn.Linear(64, 5)
+        self.passes = 0
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        tokens = self.first(numbers)
+        return self.last(self.rare(tokens) if self.passes % 3 == 0 else tokens)
 
 
 def plain() -> nn.Module:
@@ -55,19 +71,28 @@ def masters(make: Callable[[], nn.Module] = plain) -> list[dict[str, list[float]
 
 def main() -> None:
     ds_engine.start(60)
-    send = bucket_reduction.BucketReduction.send
+    send, lay_out = bucket_reduction.BucketReduction.send, bucket_reduction.BucketReduction._lay_out
 
     def noted(reduction: bucket_reduction.BucketReduction, *arguments: Any) -> None:
         send(reduction, *arguments)
         sent.append(len(reduction._sent))
 
+    def noted_layout(reduction: bucket_reduction.BucketReduction, sizes: tuple[int, ...], places: Any) -> Any:
+        laid_out.append(len(sizes))
+        return lay_out(reduction, sizes, places)
+
     bucket_reduction.BucketReduction.send = noted
-    facts = {"overlapping": masters(), "on their way": list(sent)}
+    bucket_reduction.BucketReduction._lay_out = noted_layout
+    facts = {"overlapping": masters(), "on their way": list(sent), "laid out": list(laid_out)}
+    sent.clear()
+    laid_out.clear()
+    facts |= {"branching": masters(Branching), "laid out of branches": list(laid_out)}
     sent.clear()
     facts |= {"waiting": masters(Normed), "on their way beside batch norm": list(sent)}
     sent.clear()
     ds_engine.overlap_reduction = lambda engine: None
-    facts |= {"by deepspeed": masters(), "normed by deepspeed": masters(Normed), "sent by deepspeed": len(sent)}
+    facts |= {"by deepspeed": masters(), "normed by deepspeed": masters(Normed)}
+    facts |= {"branching by deepspeed": masters(Branching), "sent by deepspeed": len(sent)}
     if dist.is_main():
         print("FACTS " + json.dumps(facts))
     ds_engine.stop()

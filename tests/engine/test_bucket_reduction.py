@@ -1,6 +1,7 @@
 """Buckets that are averaged while the backward pass goes on give the sums of DeepSpeed's own way."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -9,11 +10,19 @@ from tests import processes
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_masters_are_those_of_deepspeeds_own_way_bit_for_bit(ranks: int) -> None:
-    """On three ranks a parameter lies on two of them."""
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def ranks(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def facts(ranks: int) -> dict[str, Any]:
     done = processes.run(["-m", "tests.engine.bucket_reduction"], processes=ranks)
-    facts = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))[len("FACTS ") :])
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FACTS "))[len("FACTS ") :])
+
+
+def test_masters_are_those_of_deepspeeds_own_way_bit_for_bit(facts, ranks: int) -> None:
+    """On three ranks a parameter lies on two of them."""
     first, second, _ = facts["overlapping"]
     assert facts["overlapping"] == facts["by deepspeed"]
     assert all(first[name] != second[name] for name in first), "all move: else this shows nothing"
@@ -22,3 +31,9 @@ def test_masters_are_those_of_deepspeeds_own_way_bit_for_bit(ranks: int) -> None
     assert facts["sent by deepspeed"] == 0
     assert facts["waiting"] == facts["normed by deepspeed"]
     assert facts["on their way beside batch norm"] == [0, 0] * passes
+
+
+def test_where_the_numbers_of_a_bucket_go_is_worked_out_once_while_it_holds_the_same(facts) -> None:
+    assert facts["laid out"] == [5, 1]
+    assert facts["laid out of branches"] == [3, 1, 3, 1, 2]  # the rare layer alone is larger than a bucket
+    assert facts["branching"] == facts["branching by deepspeed"]

@@ -2,8 +2,9 @@
 
 What is taken from it beyond what it documents, and which test fails where it moves (in `tests/engine`):
 
-- `bucket_reduction`: `reduce_ipg_grads`, `_get_compact_grad_partition_buffer`, offsets of gradients, and
-  `_allreduce_noncontiguous_bucket_preserving_fp32`, without which DeepSpeed's own way stays; `test_bucket_reduction`.
+- `bucket_reduction`: `reduce_ipg_grads`, `_get_compact_grad_partition_buffer`, `partition_size`, offsets of gradients,
+  and `_allreduce_noncontiguous_bucket_preserving_fp32`, without which DeepSpeed's own way stays;
+  `test_bucket_reduction`.
 - `device_skip`: `averaged_gradients`, `compute_grad_norm`; `test_deferred_updates`.
 - `ds_engine`: `groups._WORLD_GROUP`, `ops.__compatible_ops__`; no test. `checkpoint_event_prologue`;
   `tests/integration/test_shipped_engines.py`.

@@ -4,10 +4,14 @@ For ZeRO-2 in bf16 with float32 sums. DeepSpeed waits for the sum of each bucket
 with `overlap_comm`, for the whole device. It accumulates gradients one by one, then copies the averaged bucket back
 to bf16 and into each gradient, which is dropped unread. That costs two kernel launches per parameter, with the host's
 work around them, and two copies of everything. A single rank divides by one as well. The sums are the same bit for
-bit.
+bit: gradients keep DeepSpeed's order in a bucket, as a ring of three or more ranks adds each place of it in an order of
+its own.
+
+Where a bucket's numbers go is worked out once, as the same gradients come together at each update.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +19,12 @@ from torch import Tensor, nn
 
 _OF_A_BUCKET = "_allreduce_noncontiguous_bucket_preserving_fp32"
 """DeepSpeed 0.19: what `reduce_ipg_grads` calls for gradients that lie where autograd left them."""
+
+_KNOWN_BUCKETS = 1024
+"""Of how many it is remembered where their numbers go: more than any model fills, where they are the same each time."""
+
+_Place = tuple[int, int, int]
+"""Of a gradient: (parameter group, number in it, DeepSpeed's id of the parameter)."""
 
 
 class _Sent(NamedTuple):
@@ -24,10 +34,44 @@ class _Sent(NamedTuple):
     """[n] of what was sent; the mean, once it has arrived."""
     arrival: Any
     """What `all_reduce` gives to wait by; None where there is nobody to wait for."""
-    sizes: list[int]
+    sizes: tuple[int, ...]
     """Numbers of each gradient; the gradients themselves need not wait."""
-    places: Sequence[tuple[int, int, int]]
-    """Of each gradient: (parameter group, number in it, DeepSpeed's id of the parameter)."""
+    places: tuple[_Place, ...]
+
+
+class _Cut(NamedTuple):
+    """Pieces that are taken out of a flat tensor, in their order there."""
+
+    sizes: list[int]
+    """Of all pieces that it is cut in, the others too."""
+    taken: list[int]
+    """Their numbers."""
+
+    @classmethod
+    def at(cls, spans: Iterable[tuple[int, int]], length: int) -> "_Cut":
+        """Where the pieces lie in a tensor of this length: (begin, length), in their order, none in another."""
+        sizes, taken, done = [], [], 0
+        for begin, size in spans:
+            if begin > done:
+                sizes.append(begin - done)
+            taken.append(len(sizes))
+            sizes.append(size)
+            done = begin + size
+        return cls([*sizes, length - done], taken)
+
+    def of(self, flat: Tensor) -> list[Tensor]:
+        """Views of the pieces."""
+        pieces = torch.split(flat, self.sizes)
+        return [pieces[number] for number in self.taken]
+
+
+class _Layout(NamedTuple):
+    """What of a bucket is of this rank's part, and where it goes."""
+
+    shares: _Cut
+    """Of the bucket."""
+    groups: list[tuple[int, list[int], _Cut]]
+    """(parameter group, numbers of its shares, where they go in this rank's part of it, in the same order)."""
 
 
 class BucketReduction:
@@ -44,12 +88,12 @@ class BucketReduction:
         self._waits = waits
         self._sent: list[_Sent] = []
         self._reduce_what_waits: Callable[..., None] = zero.reduce_ipg_grads
+        self._layout = lru_cache(_KNOWN_BUCKETS)(self._lay_out)
 
-    def send(self, gradients: Sequence[Tensor], places: Sequence[tuple[int, int, int]], dtype: torch.dtype) -> None:
+    def send(self, gradients: Sequence[Tensor], places: Sequence[_Place], dtype: torch.dtype) -> None:
         """Begin to average gradients over ranks; takes the place of what DeepSpeed calls for a bucket.
 
         Args:
-            places: as in `_Sent`.
             dtype: of what is sent.
         """
         bucket, group = self._zero.flatten(gradients).to(dtype), self._zero.dp_process_group
@@ -57,7 +101,7 @@ class BucketReduction:
         arrival = None
         if ranks > 1:  # divided before they are added, as DeepSpeed does
             arrival = torch.distributed.all_reduce(bucket.div_(ranks), group=group, async_op=True)
-        sent = _Sent(bucket, arrival, [gradient.numel() for gradient in gradients], places)
+        sent = _Sent(bucket, arrival, tuple(gradient.numel() for gradient in gradients), tuple(places))
         if self._waits or arrival is None:
             self._take_in(sent)
         else:
@@ -79,20 +123,37 @@ class BucketReduction:
         """Add what is of this rank's part to `zero.averaged_gradients`, once it is here."""
         if sent.arrival is not None:
             sent.arrival.wait()
-        zero = self._zero
-        ranks = [torch.distributed.get_rank(members) for members in zero.real_dp_process_group]
-        parts, shares = [], []
-        for gradient, (group, _, parameter) in zip(torch.split(sent.bucket, sent.sizes), sent.places, strict=True):
-            begin = zero.grad_start_offset[group][ranks[group]].get(parameter)
-            if begin is None:  # all of it is other ranks'
-                continue
-            place = int(zero.grad_partition_insertion_offset[group][ranks[group]][parameter])
-            part = zero._get_compact_grad_partition_buffer(group).flat_partition[place:]
-            share = gradient[int(begin) :][: len(part)]
-            parts.append(part[: len(share)])
-            shares.append(share)
+        layout = self._layout(sent.sizes, sent.places)
+        shares_of_all = layout.shares.of(sent.bucket)
+        parts: list[Tensor] = []
+        shares: list[Tensor] = []
+        for group, numbers, cut in layout.groups:
+            parts += cut.of(self._zero._get_compact_grad_partition_buffer(group).flat_partition)
+            shares += [shares_of_all[number] for number in numbers]
         if parts:
             torch._foreach_add_(parts, shares)
+
+    def _lay_out(self, sizes: Sequence[int], places: Sequence[_Place]) -> _Layout:
+        """By DeepSpeed's tables, which stay as they are."""
+        zero = self._zero
+        ranks = [torch.distributed.get_rank(members) for members in zero.real_dp_process_group]
+        spans: list[tuple[int, int]] = []  # in the bucket
+        targets: dict[int, list[tuple[int, int, int]]] = {}  # of each group: (begin in this rank's part, length, share)
+        begin_in_bucket = 0
+        for size, (group, _, parameter) in zip(sizes, places, strict=True):
+            begin = zero.grad_start_offset[group][ranks[group]].get(parameter)
+            if begin is not None:  # else all of it is other ranks'
+                target = int(zero.grad_partition_insertion_offset[group][ranks[group]][parameter])
+                length = min(size - int(begin), int(zero.partition_size[group]) - target)
+                targets.setdefault(group, []).append((target, length, len(spans)))
+                spans.append((begin_in_bucket + int(begin), length))
+            begin_in_bucket += size
+        groups = []
+        for group, of_group in targets.items():
+            of_group.sort()
+            cut = _Cut.at([(target, length) for target, length, _ in of_group], int(zero.partition_size[group]))
+            groups.append((group, [share for _, _, share in of_group], cut))
+        return _Layout(_Cut.at(spans, begin_in_bucket), groups)
 
 
 def overlap_reduction(engine: Any) -> None:
