@@ -14,6 +14,8 @@ What is taken from it beyond what it documents, and which test fails where it mo
   `test_lone_rank`.
 - `masters`: `_hp_mapping` and `ds_id` of parameters; `tests/downstream/test_master_mean.py`.
 - `own_settings`: what `load_checkpoint` overwrites of optimizer and schedule; `test_changed_settings`.
+- `part_gradients`: `_build_compact_grad_partition_buffer`, and what is read of a `GradPartitionBufferGroup`;
+  `test_part_gradients`.
 
 Outside of this folder, `engine/checkpoints` knows `ds_id`, and which classes DeepSpeed's pickles name (`pickles`).
 """

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dmt_ds.engine.deepspeed.part_gradients import views_on_demand
+
 _OF_A_BUCKET = "_allreduce_noncontiguous_bucket_preserving_fp32"
 """DeepSpeed 0.19: what `reduce_ipg_grads` calls for gradients that lie where autograd left them."""
 
@@ -166,3 +168,4 @@ def overlap_reduction(engine: Any) -> None:
         reduction = BucketReduction(zero, waits=talks_on_the_way)
         setattr(zero, _OF_A_BUCKET, reduction.send)
         zero.reduce_ipg_grads = reduction.reduce
+        views_on_demand(zero)
