@@ -16,6 +16,8 @@ What is taken from it beyond what it documents, and which test fails where it mo
 - `own_settings`: what `load_checkpoint` overwrites of optimizer and schedule; `test_changed_settings`.
 - `part_gradients`: `_build_compact_grad_partition_buffer`, and what is read of a `GradPartitionBufferGroup`;
   `test_part_gradients`.
+- `repeated_work`: `_update_model_bit16_weights`, the flat groups of weights and where weights begin in them;
+  `test_repeated_work`.
 
 Outside of this folder, `engine/checkpoints` knows `ds_id`, and which classes DeepSpeed's pickles name (`pickles`).
 """

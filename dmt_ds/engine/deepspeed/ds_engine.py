@@ -29,6 +29,7 @@ from dmt_ds.engine.deepspeed.gradient_order import GradientOrder
 from dmt_ds.engine.deepspeed.lone_rank import averages_with_nobody, spare_copies, without_buckets
 from dmt_ds.engine.deepspeed.masters import norm_of_gradients, own_master
 from dmt_ds.engine.deepspeed.own_settings import part_update_counters, settings_kept, torch_optimizer
+from dmt_ds.engine.deepspeed.repeated_work import keep_weights_in_place
 from dmt_ds.engine.ranks.devices import local_device
 from dmt_ds.engine.schedule import ByStep, RateAndDecay
 from dmt_ds.errors import CheckpointError, LaunchError
@@ -97,9 +98,7 @@ def stop() -> None:
 
 def _forbid_shared_memory_build(deepspeed: ModuleType) -> None:
     """On CPU, DeepSpeed compiles a shared-memory all-reduce at start; gloo does without."""
-    compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
-    if isinstance(compatible, dict):
-        compatible["deepspeed_shm_comm"] = False
+    getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 
 class StudentEngine:
@@ -262,6 +261,7 @@ def build_student(
     if alone:
         spare_copies(engine)
     overlap_reduction(engine)
+    keep_weights_in_place(engine)
     return StudentEngine(engine, DeviceSkip(engine, optimizer) if skips else None)
 
 
