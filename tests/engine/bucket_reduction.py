@@ -1,4 +1,4 @@
-"""Run by test_bucket_reduction: masters after updates as DeepSpeed makes them, and with buckets nobody waits for."""
+"""Run by test_bucket_reduction: masters after updates as DeepSpeed makes them, and as this project does."""
 
 import json
 from collections.abc import Callable
@@ -11,13 +11,15 @@ from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
 from dmt_ds.downstream.shared_batch_norm import SharedBatchNorm2d
 from dmt_ds.engine import dist
-from dmt_ds.engine.deepspeed import bucket_reduction, ds_engine
+from dmt_ds.engine.deepspeed import bucket_reduction, ds_engine, lone_gradients
 
 MICRO_BATCH, ACCUMULATION = 4, 2
 sent: list[int] = []
 """How many buckets were on their way when one more was."""
 laid_out: list[int] = []
 """Of how many gradients the buckets were whose layout was worked out."""
+in_one: list[int] = []
+"""How many gradients of a single rank were added in one piece."""
 
 
 class Normed(nn.Module):
@@ -81,12 +83,20 @@ def main() -> None:
         laid_out.append(len(sizes))
         return lay_out(reduction, sizes, places)
 
+    runs = lone_gradients.LoneGradients._runs
+
+    def noted_runs(gradients: lone_gradients.LoneGradients, group: int) -> Any:
+        for begin, run in runs(gradients, group):
+            in_one.append(len(run))
+            yield begin, run
+
     bucket_reduction.BucketReduction.send = noted
+    lone_gradients.LoneGradients._runs = noted_runs
     bucket_reduction.BucketReduction._lay_out = noted_layout
-    facts = {"overlapping": masters(), "on their way": list(sent), "laid out": list(laid_out)}
-    sent.clear()
-    laid_out.clear()
-    facts |= {"branching": masters(Branching), "laid out of branches": list(laid_out)}
+    facts = {"overlapping": masters(), "on their way": list(sent), "laid out": list(laid_out), "in one": list(in_one)}
+    for noted_so_far in (sent, laid_out, in_one):
+        noted_so_far.clear()
+    facts |= {"branching": masters(Branching), "laid out of branches": list(laid_out), "branches in one": list(in_one)}
     sent.clear()
     facts |= {"waiting": masters(Normed), "on their way beside batch norm": list(sent)}
     sent.clear()

@@ -1,4 +1,4 @@
-"""Buckets that are averaged while the backward pass goes on give the sums of DeepSpeed's own way."""
+"""Buckets that are averaged while the backward pass goes on give the sums of DeepSpeed's own way; so does one rank."""
 
 import json
 from typing import Any
@@ -8,6 +8,8 @@ import pytest
 from tests import processes
 
 pytestmark = pytest.mark.distributed
+
+PASSES = 2 * 3  # micro-batches of updates
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
@@ -26,14 +28,25 @@ def test_masters_are_those_of_deepspeeds_own_way_bit_for_bit(facts, ranks: int) 
     first, second, _ = facts["overlapping"]
     assert facts["overlapping"] == facts["by deepspeed"]
     assert all(first[name] != second[name] for name in first), "all move: else this shows nothing"
-    passes = 2 * 3  # micro-batches of updates, of two buckets each
-    assert facts["on their way"] == ([1, 2] if ranks > 1 else [0, 0]) * passes
     assert facts["sent by deepspeed"] == 0
     assert facts["waiting"] == facts["normed by deepspeed"]
-    assert facts["on their way beside batch norm"] == [0, 0] * passes
 
 
-def test_where_the_numbers_of_a_bucket_go_is_worked_out_once_while_it_holds_the_same(facts) -> None:
-    assert facts["laid out"] == [5, 1]
-    assert facts["laid out of branches"] == [3, 1, 3, 1, 2]  # the rare layer alone is larger than a bucket
+def test_a_bucket_is_waited_for_only_where_batch_norm_talks_too(facts, ranks: int) -> None:
+    """Each pass has two; a single rank has none."""
+    assert facts["on their way"] == ([1, 2] * PASSES if ranks > 1 else [])
+    assert facts["on their way beside batch norm"] == ([0, 0] * PASSES if ranks > 1 else [])
+
+
+def test_where_the_numbers_of_a_bucket_go_is_worked_out_once_while_it_holds_the_same(facts, ranks: int) -> None:
+    assert facts["laid out"] == ([5, 1] if ranks > 1 else [])
+    # the rare layer alone is larger than a bucket
+    assert facts["laid out of branches"] == ([3, 1, 3, 1, 2] if ranks > 1 else [])
     assert facts["branching"] == facts["branching by deepspeed"]
+
+
+def test_a_single_rank_adds_neighbours_in_one_piece_of_a_buckets_numbers_at_most(facts, ranks: int) -> None:
+    """Two matrices, which together are more, and four vectors; in the branches a missing gradient parts neighbours."""
+    assert facts["in one"] == ([1, 1, 4] * PASSES if ranks == 1 else [])
+    rarely = [1, 1, 1, 1] * 2 + [1, 1, 1, 3]
+    assert facts["branches in one"] == (rarely * (PASSES // 3) if ranks == 1 else [])

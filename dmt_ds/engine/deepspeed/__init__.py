@@ -10,6 +10,8 @@ What is taken from it beyond what it documents, and which test fails where it mo
   `tests/integration/test_shipped_engines.py`.
 - `ds_teachers`: `ds_tensor` and `ds_numel` of cut parameters; `test_ds_engine`.
 - `gradient_order`: that gradients are summed in the order in which they are ready; `test_gradient_order`.
+- `lone_gradients`: `_grad_acc_hooks`, `reduce_ipg_grads`, `_use_compact_grad_partition_buffer` and its kin, the flat
+  groups of weights; `test_bucket_reduction`.
 - `lone_rank`: `buffered_reduce_fallback`, `get_grad_norm_direct`, `_link_all_hp_params`, the flat groups of weights;
   `test_lone_rank`.
 - `masters`: `_hp_mapping` and `ds_id` of parameters; `tests/downstream/test_master_mean.py`.

@@ -3,9 +3,8 @@
 For ZeRO-2 in bf16 with float32 sums. DeepSpeed waits for the sum of each bucket before the backward pass goes on, or,
 with `overlap_comm`, for the whole device. It accumulates gradients one by one, then copies the averaged bucket back
 to bf16 and into each gradient, which is dropped unread. That costs two kernel launches per parameter, with the host's
-work around them, and two copies of everything. A single rank divides by one as well. The sums are the same bit for
-bit: gradients keep DeepSpeed's order in a bucket, as a ring of three or more ranks adds each place of it in an order of
-its own.
+work around them, and two copies of everything. The sums are the same bit for bit: gradients keep DeepSpeed's order in a
+bucket, as a ring of three or more ranks adds each place of it in an order of its own.
 
 Where a bucket's numbers go is worked out once, as the same gradients come together at each update.
 """
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dmt_ds.engine.deepspeed.lone_gradients import LoneGradients, is_alone
 from dmt_ds.engine.deepspeed.part_gradients import views_on_demand
 
 _OF_A_BUCKET = "_allreduce_noncontiguous_bucket_preserving_fp32"
@@ -159,13 +159,20 @@ class BucketReduction:
 
 
 def overlap_reduction(engine: Any) -> None:
-    """Make a DeepSpeed engine reduce this way; one that does not reduce whole bf16 buckets stays as it is."""
+    """Make a DeepSpeed engine reduce this way; one that does not reduce whole bf16 buckets stays as it is.
+
+    A rank that is alone has no buckets (`LoneGradients`).
+    """
     zero = engine.optimizer
     # Another stream's copies need marks of their own (`overlap_comm`).
-    if hasattr(zero, _OF_A_BUCKET) and not zero.overlap_comm and zero.gradient_average:
+    if not hasattr(zero, _OF_A_BUCKET) or zero.overlap_comm or not zero.gradient_average:
+        return
+    views_on_demand(zero)
+    if is_alone(zero):
+        zero.reduce_ipg_grads = LoneGradients(zero).take_in
+    else:
         # NCCL may lock up where another group (batch norm's backward) is used while a sum of this one is on its way.
         talks_on_the_way = any(isinstance(child, nn.SyncBatchNorm) for child in engine.module.modules())
         reduction = BucketReduction(zero, waits=talks_on_the_way)
         setattr(zero, _OF_A_BUCKET, reduction.send)
         zero.reduce_ipg_grads = reduction.reduce
-        views_on_demand(zero)
