@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dmt_ds.config.batch import plan_batch
 from dmt_ds.config.deepspeed import find_ds_config, resolve_student
@@ -47,6 +48,20 @@ class Branching(nn.Module):
         return self.last(self.rare(tokens) if self.passes % 3 == 0 else tokens)
 
 
+class Repeating(nn.Module):
+    """A layer that is used twice, each time with a backward pass of its own inside the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(12, 64), nn.Linear(64, 64), nn.Linear(64, 5)
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        tokens = self.first(numbers)
+        for _ in range(2):
+            tokens = checkpoint(self.again, tokens, use_reentrant=True)
+        return self.last(tokens)
+
+
 def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 64), nn.LayerNorm(64), nn.Linear(64, 5))
 
@@ -71,17 +86,25 @@ def masters(make: Callable[[], nn.Module] = plain) -> list[dict[str, list[float]
     return found
 
 
+def error_of(make: Callable[[], nn.Module]) -> str | None:
+    try:
+        masters(make)
+    except AssertionError as error:
+        return str(error)
+    return None
+
+
 def main() -> None:
     ds_engine.start(60)
-    send, lay_out = bucket_reduction.BucketReduction.send, bucket_reduction.BucketReduction._lay_out
+    send, lay_out = bucket_reduction.BucketReduction._send, bucket_reduction.BucketReduction._lay_out
 
-    def noted(reduction: bucket_reduction.BucketReduction, *arguments: Any) -> None:
-        send(reduction, *arguments)
+    def noted(reduction: bucket_reduction.BucketReduction) -> None:
+        send(reduction)
         sent.append(len(reduction._sent))
 
-    def noted_layout(reduction: bucket_reduction.BucketReduction, sizes: tuple[int, ...], places: Any) -> Any:
-        laid_out.append(len(sizes))
-        return lay_out(reduction, sizes, places)
+    def noted_layout(reduction: bucket_reduction.BucketReduction, places: Any) -> Any:
+        laid_out.append(len(places))
+        return lay_out(reduction, places)
 
     runs = lone_gradients.LoneGradients._runs
 
@@ -90,7 +113,7 @@ def main() -> None:
             in_one.append(len(run))
             yield begin, run
 
-    bucket_reduction.BucketReduction.send = noted
+    bucket_reduction.BucketReduction._send = noted
     lone_gradients.LoneGradients._runs = noted_runs
     bucket_reduction.BucketReduction._lay_out = noted_layout
     facts = {"overlapping": masters(), "on their way": list(sent), "laid out": list(laid_out), "in one": list(in_one)}
@@ -99,6 +122,7 @@ def main() -> None:
     facts |= {"branching": masters(Branching), "laid out of branches": list(laid_out), "branches in one": list(in_one)}
     sent.clear()
     facts |= {"waiting": masters(Normed), "on their way beside batch norm": list(sent)}
+    facts["repeating"] = error_of(Repeating)
     sent.clear()
     ds_engine.overlap_reduction = lambda engine: None
     facts |= {"by deepspeed": masters(), "normed by deepspeed": masters(Normed)}

@@ -50,3 +50,8 @@ def test_a_single_rank_adds_neighbours_in_one_piece_of_a_buckets_numbers_at_most
     assert facts["in one"] == ([1, 1, 4] * PASSES if ranks == 1 else [])
     rarely = [1, 1, 1, 1] * 2 + [1, 1, 1, 3]
     assert facts["branches in one"] == (rarely * (PASSES // 3) if ranks == 1 else [])
+
+
+def test_a_gradient_that_comes_in_two_pieces_is_refused_where_the_first_may_have_been_sent(facts, ranks: int) -> None:
+    """As by DeepSpeed: a sum of the second would have the first in it too."""
+    assert facts["repeating"] == ("a gradient was computed twice in one backward pass" if ranks > 1 else None)

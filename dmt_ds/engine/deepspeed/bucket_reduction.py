@@ -3,30 +3,36 @@
 For ZeRO-2 in bf16 with float32 sums. DeepSpeed waits for the sum of each bucket before the backward pass goes on, or,
 with `overlap_comm`, for the whole device. It accumulates gradients one by one, then copies the averaged bucket back
 to bf16 and into each gradient, which is dropped unread. That costs two kernel launches per parameter, with the host's
-work around them, and two copies of everything. The sums are the same bit for bit: gradients keep DeepSpeed's order in a
-bucket, as a ring of three or more ranks adds each place of it in an order of its own.
+work around them, and two copies of everything; and to fill a bucket it runs pages of Python for each gradient. The sums
+are the same bit for bit: gradients keep DeepSpeed's order in a bucket, as a ring of three or more ranks adds each place
+of it in an order of its own.
 
 Where a bucket's numbers go is worked out once, as the same gradients come together at each update.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dmt_ds.engine.deepspeed.lone_gradients import LoneGradients, is_alone
+from dmt_ds.engine.deepspeed.lone_gradients import LoneGradients
 from dmt_ds.engine.deepspeed.part_gradients import views_on_demand
-
-_OF_A_BUCKET = "_allreduce_noncontiguous_bucket_preserving_fp32"
-"""DeepSpeed 0.19: what `reduce_ipg_grads` calls for gradients that lie where autograd left them."""
 
 _KNOWN_BUCKETS = 1024
 """Of how many it is remembered where their numbers go: more than any model fills, where they are the same each time."""
 
-_Place = tuple[int, int, int]
-"""Of a gradient: (parameter group, number in it, DeepSpeed's id of the parameter)."""
+
+class _Place(NamedTuple):
+    """Whose a gradient is."""
+
+    group: int
+    """Parameter group."""
+    parameter: int
+    """DeepSpeed's id of the parameter."""
+    size: int
+    """Numbers."""
 
 
 class _Sent(NamedTuple):
@@ -35,10 +41,9 @@ class _Sent(NamedTuple):
     bucket: Tensor
     """[n] of what was sent; the mean, once it has arrived."""
     arrival: Any
-    """What `all_reduce` gives to wait by; None where there is nobody to wait for."""
-    sizes: tuple[int, ...]
-    """Numbers of each gradient; the gradients themselves need not wait."""
+    """What `all_reduce` gives to wait by."""
     places: tuple[_Place, ...]
+    """Of the gradients in it, one after the other; they themselves need not wait."""
 
 
 class _Cut(NamedTuple):
@@ -80,52 +85,74 @@ class BucketReduction:
     """Sends each bucket as it is full, and adds what is of this rank's part once the backward pass is through."""
 
     def __init__(self, zero: Any, waits: bool) -> None:
-        """Put it beside DeepSpeed.
+        """Have gradients come here.
 
         Args:
-            zero: DeepSpeed's optimizer.
+            zero: DeepSpeed's optimizer, without its hooks.
             waits: a bucket is waited for before the backward pass goes on.
         """
         self._zero = zero
         self._waits = waits
+        self._dtype: torch.dtype = zero.communication_data_type
+        self._ranks = torch.distributed.get_world_size(zero.dp_process_group)
+        self._ready: list[nn.Parameter] = []
+        """Whose gradients are to fill the next bucket."""
+        self._places: list[_Place] = []  # of the same
+        self._numbers = 0
+        self._seen: set[_Place] = set()
         self._sent: list[_Sent] = []
-        self._reduce_what_waits: Callable[..., None] = zero.reduce_ipg_grads
         self._layout = lru_cache(_KNOWN_BUCKETS)(self._lay_out)
+        for group, parameters in enumerate(zero.bit16_groups):
+            for parameter in parameters:
+                place = _Place(group, zero.get_param_id(parameter), parameter.numel())
+                if place.size:
+                    hook = parameter.register_post_accumulate_grad_hook(partial(self._note, place))
+                    zero._grad_acc_hooks.append(hook)  # which its `destroy` removes
 
-    def send(self, gradients: Sequence[Tensor], places: Sequence[_Place], dtype: torch.dtype) -> None:
-        """Begin to average gradients over ranks; takes the place of what DeepSpeed calls for a bucket.
+    def reduce(self) -> None:
+        """Take the place of DeepSpeed's `reduce_ipg_grads` at the end of a backward pass: send and add what is left.
 
-        Args:
-            dtype: of what is sent.
+        On a GPU the device waits for what is on its way, and the host does not.
         """
-        bucket, group = self._zero.flatten(gradients).to(dtype), self._zero.dp_process_group
-        ranks = torch.distributed.get_world_size(group)
-        arrival = None
-        if ranks > 1:  # divided before they are added, as DeepSpeed does
-            arrival = torch.distributed.all_reduce(bucket.div_(ranks), group=group, async_op=True)
-        sent = _Sent(bucket, arrival, tuple(gradient.numel() for gradient in gradients), tuple(places))
-        if self._waits or arrival is None:
+        if self._ready:
+            self._send()
+        for sent in self._sent:
+            self._take_in(sent)
+        self._sent.clear()
+        self._seen.clear()
+
+    def _note(self, place: _Place, parameter: nn.Parameter) -> None:
+        """The gradient is ready; buckets are filled in this order, as by DeepSpeed."""
+        assert place not in self._seen, "a gradient was computed twice in one backward pass"
+        self._seen.add(place)
+        if self._ready and self._numbers + place.size > self._zero.reduce_bucket_size:
+            self._send()
+        self._ready.append(parameter)
+        self._places.append(place)
+        self._numbers += place.size
+
+    def _send(self) -> None:
+        """Begin to average the gradients that are ready over ranks, and drop them."""
+        bucket = self._zero.flatten([parameter.grad for parameter in self._ready]).to(self._dtype)
+        for parameter in self._ready:
+            parameter.grad = None
+        # divided before they are added, as DeepSpeed does
+        arrival = torch.distributed.all_reduce(
+            bucket.div_(self._ranks), group=self._zero.dp_process_group, async_op=True
+        )
+        sent = _Sent(bucket, arrival, tuple(self._places))
+        self._ready.clear()
+        self._places.clear()
+        self._numbers = 0
+        if self._waits:
             self._take_in(sent)
         else:
             self._sent.append(sent)
 
-    def reduce(self, comm_dtype: torch.dtype | None = None) -> None:
-        """DeepSpeed's `reduce_ipg_grads`: the full bucket of a type, or, at the end of a pass, all that is left.
-
-        On a GPU the device waits for what is on its way, and the host does not.
-        """
-        self._reduce_what_waits(comm_dtype)
-        if comm_dtype is not None:
-            return
-        for sent in self._sent:
-            self._take_in(sent)
-        self._sent.clear()
-
     def _take_in(self, sent: _Sent) -> None:
         """Add what is of this rank's part to `zero.averaged_gradients`, once it is here."""
-        if sent.arrival is not None:
-            sent.arrival.wait()
-        layout = self._layout(sent.sizes, sent.places)
+        sent.arrival.wait()
+        layout = self._layout(sent.places)
         shares_of_all = layout.shares.of(sent.bucket)
         parts: list[Tensor] = []
         shares: list[Tensor] = []
@@ -135,14 +162,14 @@ class BucketReduction:
         if parts:
             torch._foreach_add_(parts, shares)
 
-    def _lay_out(self, sizes: Sequence[int], places: Sequence[_Place]) -> _Layout:
+    def _lay_out(self, places: Sequence[_Place]) -> _Layout:
         """By DeepSpeed's tables, which stay as they are."""
         zero = self._zero
         ranks = [torch.distributed.get_rank(members) for members in zero.real_dp_process_group]
         spans: list[tuple[int, int]] = []  # in the bucket
         targets: dict[int, list[tuple[int, int, int]]] = {}  # of each group: (begin in this rank's part, length, share)
         begin_in_bucket = 0
-        for size, (group, _, parameter) in zip(sizes, places, strict=True):
+        for group, parameter, size in places:
             begin = zero.grad_start_offset[group][ranks[group]].get(parameter)
             if begin is not None:  # else all of it is other ranks'
                 target = int(zero.grad_partition_insertion_offset[group][ranks[group]][parameter])
@@ -164,15 +191,31 @@ def overlap_reduction(engine: Any) -> None:
     A rank that is alone has no buckets (`LoneGradients`).
     """
     zero = engine.optimizer
-    # Another stream's copies need marks of their own (`overlap_comm`).
-    if not hasattr(zero, _OF_A_BUCKET) or zero.overlap_comm or not zero.gradient_average:
+    if not _sums_whole_buckets(zero):
         return
     views_on_demand(zero)
-    if is_alone(zero):
+    for hook in zero._grad_acc_hooks:
+        hook.remove()
+    zero._grad_acc_hooks.clear()
+    if torch.distributed.get_world_size(zero.dp_process_group) == 1:
         zero.reduce_ipg_grads = LoneGradients(zero).take_in
     else:
         # NCCL may lock up where another group (batch norm's backward) is used while a sum of this one is on its way.
         talks_on_the_way = any(isinstance(child, nn.SyncBatchNorm) for child in engine.module.modules())
-        reduction = BucketReduction(zero, waits=talks_on_the_way)
-        setattr(zero, _OF_A_BUCKET, reduction.send)
-        zero.reduce_ipg_grads = reduction.reduce
+        zero.reduce_ipg_grads = BucketReduction(zero, waits=talks_on_the_way).reduce
+
+
+def _sums_whole_buckets(zero: Any) -> bool:
+    """Whether DeepSpeed's optimizer is of ZeRO-2, adds float32 sums of buckets of gradients, and does nothing else."""
+    return (
+        hasattr(zero, "_use_compact_grad_partition_buffer")
+        and zero.partition_gradients
+        and zero.gradient_average
+        and not zero.contiguous_gradients
+        and not zero.overlap_comm  # copies on another stream need marks of their own
+        and not zero.cpu_offload
+        and not zero.has_moe_layers
+        and all(map(zero._use_compact_grad_partition_buffer, range(len(zero.bit16_groups))))
+        and {zero.get_param_comm_dtype(parameter) for group in zero.bit16_groups for parameter in group}
+        == {zero.communication_data_type}
+    )

@@ -9,39 +9,23 @@ same bit for bit.
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
-
-
-def is_alone(zero: Any) -> bool:
-    """Whether DeepSpeed's optimizer reduces float32 sums of gradients with nobody, and nothing else hangs on it."""
-    return (
-        torch.distributed.get_world_size(zero.dp_process_group) == 1
-        and zero.partition_gradients
-        and not zero.contiguous_gradients
-        and not zero.cpu_offload
-        and not zero.has_moe_layers
-        and all(map(zero._use_compact_grad_partition_buffer, range(len(zero.bit16_groups))))
-    )
 
 
 class LoneGradients:
     """Takes gradients in where DeepSpeed would reduce what is left at the end of a backward pass."""
 
     def __init__(self, zero: Any) -> None:
-        """Take the gradients' hooks away from DeepSpeed's optimizer.
+        """Note where gradients belong.
 
         Args:
-            zero: `is_alone`.
+            zero: DeepSpeed's optimizer, without its hooks.
         """
         self._zero = zero
         self._weights = [  # of each group: (weight, where it begins in the group, how many numbers)
             [(weight, int(begin), weight.numel()) for weight, begin in zip(weights, begins, strict=True)]
             for weights, begins in zip(zero.round_robin_bit16_groups, zero.round_robin_bit16_offsets, strict=True)
         ]
-        for hook in zero._grad_acc_hooks:
-            hook.remove()
-        zero._grad_acc_hooks.clear()
 
     def take_in(self) -> None:
         """Add all gradients to `zero.averaged_gradients` and drop them."""
