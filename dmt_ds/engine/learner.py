@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dmt_ds.data.batch import Batch
 from dmt_ds.engine import dist
@@ -27,7 +26,7 @@ class Learner:
 
     Attributes:
         name: in messages, of one among several; empty where it is alone.
-        finite: whether all losses since the last update were; a scalar on the device.
+        flaw: 0 while all losses since the last update are finite, else NaN: scalar float32 on the device.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Learner:
         self.engine = engine
         self.tracker = tracker
         self.name = name
-        self.finite = _yes(engine.device)
+        self.flaw = torch.zeros((), device=engine.device)
         self._checkpoints = checkpoints
         self._record = record
         self._export = export
@@ -85,7 +84,7 @@ class Learner:
         """Add one micro-batch's gradient; the batch lies on the device."""
         losses = self.task.losses(self.engine, batch, progress, logs)
         self.engine.backward(losses.loss)
-        self.finite = self.finite & losses.loss.detach().isfinite()
+        self.flaw = self.flaw + losses.loss.detach() * 0
         if logs:
             self._meters.add({"train/loss": losses.loss.detach(), **losses.metrics})
 
@@ -104,7 +103,7 @@ class Learner:
         Raises:
             DivergenceError: on all ranks alike, as the norm is that of all.
         """
-        self.finite = _yes(self.engine.device)
+        self.flaw = torch.zeros((), device=self.engine.device)
         norm = self.engine.gradient_norm() if looks else None
         if self.engine.skipped_steps > self._skipped_steps or (norm is not None and not math.isfinite(norm)):
             raise gradient_error(step, self)
@@ -141,10 +140,6 @@ class Learner:
         if dist.is_main():
             torch.save(state, folder / tag / TASK_STATE)
         self._export(self.engine, folder / tag, step)
-
-
-def _yes(device: torch.device) -> Tensor:
-    return torch.ones((), dtype=torch.bool, device=device)
 
 
 def gradient_error(step: int, learner: Learner) -> DmtError:

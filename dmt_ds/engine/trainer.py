@@ -230,9 +230,9 @@ class Trainer:
             DivergenceError: on all ranks alike.
         """
         engines = [learner.engine for learner in self.learners]
-        finite = torch.stack([learner.finite for learner in self.learners])  # [L]
+        flaws = torch.stack([learner.flaw for learner in self.learners])  # [L]
         squared_norms = torch.stack([engine.squared_gradient_norm() for engine in engines])  # [L]
-        newest = Agreement(self.step + 1, rows, finite, squared_norms, self._around.stop.requested)
+        newest = Agreement(self.step + 1, rows, flaws, squared_norms, self._around.stop.requested)
         for engine, squared_norm in zip(engines, newest.squared_norms, strict=True):
             engine.prepare_update(newest.unsound, squared_norm)
         self._unread.append(newest)

@@ -52,13 +52,15 @@ def test_a_resumed_model_has_what_no_engine_keeps_and_the_random_state_of_as_man
     assert torch.equal(torch.rand(3), saved if world_size == 1 else fresh)
 
 
-def test_one_unsound_loss_of_several_makes_the_update_unsound_until_it_is_looked_at():
-    losses = iter([torch.tensor(torch.nan), torch.tensor(1.0)])
+@pytest.mark.parametrize("unsound", [torch.nan, torch.inf, -torch.inf])
+def test_one_unsound_loss_of_several_makes_the_update_unsound_until_it_is_looked_at(unsound):
+    losses = iter([torch.tensor(unsound), torch.tensor(1.0), torch.tensor(3e38)])
     task = SimpleNamespace(losses=lambda *given: TaskLosses(next(losses), {}))
     engine = SimpleNamespace(device=torch.device("cpu"), backward=lambda loss: None, skipped_steps=0)
     learner = Learner(task, engine, None, state, None, NullTracker())
     for _ in range(2):
         learner.learn(None, None, logs=False)
-        assert not learner.finite
+        assert learner.flaw.isnan()
     learner.check_update(1, looks=False)
-    assert learner.finite
+    learner.learn(None, None, logs=False)
+    assert learner.flaw == 0

@@ -33,29 +33,28 @@ class Agreement:
     """The flags of one update, in flight; the constructor is a collective call."""
 
     def __init__(
-        self, step: int, rows: Sequence[Tensor], finite: Tensor, squared_norms: Tensor, stop_asked: bool
+        self, step: int, rows: Sequence[Tensor], flaws: Tensor, squared_norms: Tensor, stop_asked: bool
     ) -> None:
         """Add up over ranks.
 
         Args:
             step: number of the update, from 1.
             rows: data-set rows of each micro-batch, on the host; the first few are kept for error messages.
-            finite: whether all losses of this rank are finite: [L] bool on the device, one per learner.
+            flaws: 0 where all losses of this rank are finite, else NaN: [L] float32 on the device, one per learner.
             squared_norms: of this rank's part of each learner's gradient: [L] float32 on the device.
             stop_asked: whether this rank was asked to stop.
         """
         self.step = step
         self.images: list[int] = [int(row) for batch in rows for row in batch[:_NAMED_IMAGES]]
         # torch.full fills on the device; torch.tensor would copy there, and the host would wait.
-        asked = torch.full((1,), float(stop_asked), device=finite.device)
-        here = (~finite).float()
-        count = len(here)
-        summed = dist.sum_over_ranks(torch.cat([here, squared_norms, asked]))  # [2 L + 1]
+        asked = torch.full((1,), float(stop_asked), device=flaws.device)
+        count = len(flaws)
+        summed = dist.sum_over_ranks(torch.cat([flaws, squared_norms, asked]))  # [2 L + 1]
         self.squared_norms = summed[count : 2 * count]
         """Squared norms of the whole gradients: [L] float32 on the device, the same on all ranks."""
-        self.unsound = (summed[:count].sum() > 0) | ~self.squared_norms.isfinite().all()
+        self.unsound = (summed * 0).sum() != 0  # NaN as soon as one is not finite; fewer kernels than asking each
         """Whether the update must not be made, by any learner: scalar bool on the device, the same on all ranks."""
-        flags = torch.cat([summed, here])  # [3 L + 1]
+        flags = torch.cat([summed, flaws])  # [3 L + 1]
         self._event: torch.cuda.Event | None = None
         if flags.is_cuda:
             self._host = torch.empty(len(flags), pin_memory=True)
@@ -73,8 +72,8 @@ class Agreement:
         count = len(values) // 3
         loss, squared, (asked, *here) = values[:count], values[count : 2 * count], values[2 * count :]
         return Verdict(
-            loss_unsound=[flag > 0 for flag in loss],
+            loss_unsound=[not math.isfinite(flaw) for flaw in loss],
             gradient_unsound=[not math.isfinite(norm) for norm in squared],
             stop_asked=asked > 0,
-            loss_unsound_here=[flag > 0 for flag in here],
+            loss_unsound_here=[not math.isfinite(flaw) for flaw in here],
         )
