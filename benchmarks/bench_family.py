@@ -1,7 +1,7 @@
 """Several students in one run, which share one pass of the teachers, against a run for each.
 
     python benchmarks/bench_family.py                        # blocks cut to 4 of 12, batch 4 in float32, on a CPU
-    python benchmarks/bench_family.py --batch 256 --compile  # whole depth, on a GPU
+    python benchmarks/bench_family.py --compile             # whole depth, batch 256, on a GPU
 
 Both sides are this project's trainer, loader included, from the same weights; before any time is taken, each student's
 first losses must be those of its run alone, on a CPU bit for bit. Teachers and students are cut to the same number of
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="vit_base")
     parser.add_argument("--teachers", type=int, default=3)
     parser.add_argument("--depth", type=int, default=12 if on_gpu else 4, help="blocks of teachers and students")
-    parser.add_argument("--batch", type=int, default=128 if on_gpu else 4)
+    parser.add_argument("--batch", type=int, default=256 if on_gpu else 4)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--workers", type=int, default=8 if on_gpu else 0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=on_gpu)

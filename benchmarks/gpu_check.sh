@@ -20,8 +20,9 @@
 #
 # All of OUT_FOLDER but a study's runs is in OUT_FOLDER.tar.gz as well: after each stage, and when the script is ended from
 # outside. Everything takes longer than ten minutes, and joined programs publish after their turn only: where time is
-# short, take few stages and bound them,
-#   timeout 540 benchmarks/gpu_check.sh /tmp/out loss+step_t
+# short, take few stages and bound them. On an H200 with 16 cores, three joined programs take some 130 s to be ready and
+# five some 220; then a whole step takes 27 s, the trainer 40, a family 45, the teachers 25:
+#   timeout 300 benchmarks/gpu_check.sh /tmp/out step_t+step_s+step_b
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the figures}
@@ -98,7 +99,7 @@ run() { # stage
     trainer) # from JPEG files to the update
         bench trainer trainer --student vit_tiny --workers 14 --pictures 256 --compile --rounds 5 --steps 14
         ;;
-    family) bench family family --compile --rounds 5 --steps 8 ;;
+    family) bench family family --compile --rounds 3 --steps 8 ;;
     rates) # what `dmt-ds plan` assumes of these is in docs/performance.md
         local student
         for student in tiny small base; do
