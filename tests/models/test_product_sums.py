@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -96,7 +97,30 @@ print(json.dumps(facts))
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+COMPILE = """
+import json, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from dmt_ds.models.norm_triton import _ROWS, _WARPS, _norm
+kinds = {"x": "*bf16", "shift": "*fp32", "weight": "*bf16", "bias": "*bf16", "made": "*bf16"}
+kinds |= {"num_rows": "i32", "eps": "fp32"}
+made = []
+for card, width, columns in ((80, 1024, 1024), (90, 768, 1024)):
+    constants = {"width": width, "columns": columns, "rows_at_once": _ROWS}
+    source = ASTSource(fn=_norm, signature=kinds | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    made.append(len(triton.compile(source, GPUTarget("cuda", card, 32), {"num_warps": _WARPS}).asm["cubin"]))
+print(json.dumps(made))
+"""
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@needs_triton
+def test_the_kernel_compiles_for_ampere_and_hopper_without_a_gpu(tmp_path: Path) -> None:
+    done = processes.run(["-c", COMPILE], TRITON_CACHE_DIR=str(tmp_path))
+    assert len(json.loads(done.stdout.splitlines()[-1])) == 2
+
+
+@needs_triton
 def test_the_kernel_gives_layer_norm_of_the_sum() -> None:
     done = processes.run(["-c", BY_KERNEL], TRITON_INTERPRET="1")
     assert max(json.loads(done.stdout.splitlines()[-1])) < 2e-5
