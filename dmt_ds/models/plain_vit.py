@@ -23,7 +23,7 @@ def has_plain_blocks(vit: nn.Module) -> bool:
         type(vit) is VisionTransformer  # a subclass may do more
         and any_vit.pos_embed is not None
         and isinstance(any_vit.norm_pre, nn.Identity)
-        and isinstance(any_vit.norm, nn.LayerNorm)
+        and _is_whole(any_vit.norm)
         and all(map(_is_plain, any_vit.blocks))
     )
 
@@ -39,6 +39,11 @@ def _is_plain(block: Any) -> bool:
     return (
         all(isinstance(layer, nn.Identity) for layer in beside)
         and getattr(block.attn, "gate", None) is None
-        and all(isinstance(layer, nn.LayerNorm) for layer in (block.norm1, block.norm2))
+        and all(map(_is_whole, (block.norm1, block.norm2)))
         and all(layer.bias is not None for layer in (block.attn.proj, block.mlp.fc2))
     )
+
+
+def _is_whole(norm: nn.Module) -> bool:
+    """Whether it is a LayerNorm with a weight and a bias."""
+    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def test_it_goes_with_gelus_that_are_part_of_their_products_and_with_a_student_o
         ("vit_tiny_patch16_224", {"scale_attn_norm": True}),
         ("vit_tiny_patch16_224", {"proj_bias": False}),
         ("vit_tiny_patch16_224", {"final_norm": False}),
+        ("vit_tiny_patch16_224", {"norm_layer": partial(nn.LayerNorm, bias=False)}),
+        ("vit_tiny_patch16_224", {"norm_layer": partial(nn.LayerNorm, elementwise_affine=False)}),
         ("vit_tiny_patch16_224", {"pos_embed": "none"}),
         ("beit_base_patch16_224", {}),
         ("deit_tiny_distilled_patch16_224", {}),
