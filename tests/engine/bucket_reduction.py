@@ -86,6 +86,19 @@ def masters(make: Callable[[], nn.Module] = plain) -> list[dict[str, list[float]
     return found
 
 
+def kept_by_deepspeed(**zero: bool) -> bool:
+    """Whether DeepSpeed reduces by itself, with hooks of its own, where the JSON says this of ZeRO."""
+    module = plain()
+    num_parameters = len(list(module.parameters()))
+    config = resolve_student(
+        find_ds_config("student_zero2_bf16"), plan_batch(dist.world_size(), 1, dist.world_size()), clip_grad_norm=0.0
+    )
+    config = {**config, "zero_optimization": {**config["zero_optimization"], **zero}}
+    engine = ds_engine.build_student(module, torch.optim.AdamW(module.parameters()), lambda step: 1.0, config)
+    optimizer = engine._engine.optimizer
+    return "reduce_ipg_grads" not in vars(optimizer) and len(optimizer._grad_acc_hooks) == num_parameters
+
+
 def error_of(make: Callable[[], nn.Module]) -> str | None:
     try:
         masters(make)
@@ -124,6 +137,8 @@ def main() -> None:
     facts |= {"waiting": masters(Normed), "on their way beside batch norm": list(sent)}
     facts["repeating"] = error_of(Repeating)
     sent.clear()
+    for setting in ("contiguous_gradients", "overlap_comm"):
+        facts[f"kept with {setting}"] = [kept_by_deepspeed(**{setting: chosen}) for chosen in (False, True)]
     ds_engine.overlap_reduction = lambda engine: None
     facts |= {"by deepspeed": masters(), "normed by deepspeed": masters(Normed)}
     facts |= {"branching by deepspeed": masters(Branching), "sent by deepspeed": len(sent)}

@@ -55,3 +55,8 @@ def test_a_single_rank_adds_neighbours_in_one_piece_of_a_buckets_numbers_at_most
 def test_a_gradient_that_comes_in_two_pieces_is_refused_where_the_first_may_have_been_sent(facts, ranks: int) -> None:
     """As by DeepSpeed: a sum of the second would have the first in it too."""
     assert facts["repeating"] == ("a gradient was computed twice in one backward pass" if ranks > 1 else None)
+
+
+@pytest.mark.parametrize("setting", ["contiguous_gradients", "overlap_comm"])
+def test_deepspeed_keeps_gradients_that_it_copies_or_adds_on_a_stream_of_its_own(facts, ranks: int, setting) -> None:
+    assert facts[f"kept with {setting}"] == [False, True]
