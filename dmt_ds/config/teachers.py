@@ -53,8 +53,8 @@ class TeachersConfig(Section):
     """DeepSpeed JSON of the teachers: a name in ds_configs/ or a path."""
     compile: bool = False
     """torch.compile the teachers, whole copies in one piece and sharded ones block by block; like `train.compile`, has
-    no effect where it can't run, nor for task tinymim, which reads inside their last block. Whole copies of plain ViTs
-    in bf16 on CUDA have kernels of their own, and are not compiled either."""
+    no effect where it can't run, nor for task tinymim, which reads inside their last block. Plain ViTs in bf16 on CUDA
+    have kernels of their own, and are not compiled either."""
 
     @model_validator(mode="after")
     def _use_says_what_it_means(self, info: ValidationInfo) -> "TeachersConfig":

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SLOPE = 0.3275911 / sqrt(2)
+_P_PER_X = 0.3275911 / sqrt(2)
 _SERIES = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 """Abramowitz and Stegun (1964), 7.1.26: erfc(z) = exp(-z^2) times a polynomial of 1 / (1 + p z), within 1.5e-7."""
 
@@ -61,7 +61,7 @@ class _OneExp(torch.autograd.Function):
 def _share_below(x: Tensor) -> tuple[Tensor, Tensor]:
     """Normal distribution's share below x, and exp(-x^2 / 2), for float32 x."""
     bell = torch.exp(-0.5 * x * x)
-    t = 1 / (1 + _SLOPE * x.abs())
+    t = 1 / (1 + _P_PER_X * x.abs())
     series = torch.zeros_like(x)
     for factor in reversed(_SERIES):
         series = t * (factor + series)

@@ -10,7 +10,7 @@ from dmt_ds.commands.training import teacher_engines
 from dmt_ds.commands.training.teacher_engines import load_teachers, start_teachers
 from dmt_ds.config.teachers import TeacherConfig, TeachersConfig
 from dmt_ds.models.packed_linear import PackedLinear, packing_pays
-from dmt_ds.models.product_sums import ProductSums
+from dmt_ds.models.product_sums import ProductBlock
 from dmt_ds.models.relations import RelationEncoder
 from tests.models import tiny
 from tests.tiny_run import make_teacher
@@ -45,24 +45,25 @@ def test_whole_teachers_in_float32_on_a_cpu_are_laid_out_for_the_micro_batch(tmp
         torch.testing.assert_close(ready(images), plain["red"](images), atol=1e-5, rtol=1e-5)
 
 
-def test_whole_plain_teachers_add_in_their_products_where_that_pays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sharding", ["replicate", "zero3"])
+def test_plain_teachers_add_in_their_products_where_that_pays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str
 ) -> None:
-    """Teachers with more in their blocks, and those that are looked into, keep their own forward."""
+    """Teachers with more in their blocks, and those that are looked into, keep their own forward, and are compiled."""
     monkeypatch.setattr(teacher_engines, "adding_in_products_pays", lambda device, dtype: True)
     monkeypatch.setattr(teacher_engines, "packing_pays", lambda device, dtype: False)
-    taken = []
-    monkeypatch.setattr(
-        teacher_engines, "ProductSums", lambda vit: ProductSums(vit) if taken.append(vit) is None else None
-    )
+    monkeypatch.setattr(teacher_engines, "compiles", lambda *_, **__: True)
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward, backend: compiled.append(forward.__self__) or forward)
     models = {name: TeacherConfig(source=str(make_teacher(tmp_path / name, 0))) for name in ("red", "blue", "green")}
-    section = TeachersConfig(models=models, deepspeed="teacher_zero3_inference_fp32")  # cut, but over one rank
+    section = TeachersConfig(models=models, sharding=sharding, deepspeed="teacher_zero3_inference_fp32")
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     teachers, plain = (load_teachers(section, 16) for _ in range(2))
     for made in (teachers, plain):
         made["blue"].vit.blocks[1].ls2 = torch.nn.Tanh()
         made["green"] = RelationEncoder(made["green"])
     ready = start_teachers(teachers, section, CPU, micro_batch_size=3).forwards
-    assert taken == [teachers["red"].vit]
+    adding = [name for name, teacher in teachers.items() if type(teacher.vit.blocks[0]) is ProductBlock]
+    assert adding == ["red"] and compiled == [teachers["blue"], teachers["green"]]
     for name, forward in ready.items():
         torch.testing.assert_close(forward(images), plain[name](images), atol=1e-5, rtol=1e-5)

@@ -17,6 +17,7 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.deepspeed import ds_engine, ds_teachers
 from dmt_ds.engine.optim import build_optimizer
 from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
+from dmt_ds.models.product_sums import add_in_products
 from dmt_ds.models.relations import RelationEncoder, last_qkv
 from dmt_ds.models.vit import build_vit, shape_of
 
@@ -66,6 +67,32 @@ def compiled_facts(images: Tensor, device: torch.device) -> dict[str, object]:
         "compiled_differences": differences,
         "compiled_graphs": counters["stats"]["unique_graphs"],
         "compiled_breaks": sum(counters["graph_break"].values()),
+    }
+
+
+def summing_facts(images: Tensor, device: torch.device) -> dict[str, object]:
+    """A ViT-T whose blocks add in their products, cut over ranks and whole, beside one as timm has it."""
+    config = resolve_teacher(find_ds_config("teacher_zero3_inference_fp32"), 192)
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    plain, cut, whole = (teacher("vit_tiny") for _ in range(3))
+    for model in (plain, cut, whole):
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # which a new ViT has at 0
+                torch.nn.init.normal_(parameter, std=0.3)
+    for model in (cut, whole):
+        add_in_products(model.vit)
+    with torch.no_grad():
+        expected = plain.to(device)(images)
+        made = (
+            ds_teachers.build_teacher(cut, config, device, shard_over="world")(images),
+            ds_teachers.replicate_teacher(whole, config, device)(images),
+        )
+    held, full = ds_teachers.held_bytes(cut)
+    return {
+        "summing_differences": [(tokens - expected).abs().max().item() for tokens in made],
+        "summing_equal": torch.equal(*made),
+        "summing_held_share": held / full,
     }
 
 
@@ -122,6 +149,7 @@ def main() -> None:
         "student_has_ds_id": any(hasattr(p, "ds_id") for p in student_engine.module.parameters()),
         **relation_facts(images, device),
         **compiled_facts(images, device),
+        **summing_facts(images, device),
         "group_timeouts": group_timeouts(),
     }
     if dist.is_main():

@@ -62,6 +62,12 @@ def test_equal_blocks_share_compiled_code_and_so_do_equal_whole_teachers_and_no_
     assert facts["compiled_graphs"] == 2  # a block that is cut, and a whole teacher
 
 
+def test_teachers_that_add_in_their_products_give_the_plain_tokens_cut_or_whole(facts):
+    assert max(facts["summing_differences"]) < 2e-4  # of tokens near 1, in float32
+    assert facts["summing_equal"]
+    assert facts["summing_held_share"] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_the_collectives_of_every_group_wait_as_long_as_those_of_the_group_of_all(facts):
     assert len(facts["group_timeouts"]) >= 3, "of all, DeepSpeed's copy of it, a node's"
     assert set(facts["group_timeouts"]) == {TIMEOUT_SECONDS}

@@ -18,7 +18,7 @@ from dmt_ds.errors import ConfigError
 from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder, load_teacher
 from dmt_ds.models.packed_linear import pack_linear, packing_pays
 from dmt_ds.models.plain_vit import has_plain_blocks
-from dmt_ds.models.product_sums import ProductSums, adding_in_products_pays
+from dmt_ds.models.product_sums import add_in_products, adding_in_products_pays
 from dmt_ds.models.products import fuse_gelu, fusing_gelu_pays
 from dmt_ds.models.relations import RelationEncoder
 from dmt_ds.models.vit import VitShape
@@ -90,31 +90,33 @@ def start_teachers(
         check_ds_config(path, ds_config)
     dtype = ds_teachers.weights_dtype(read_ds_config(path))
     sharding = choose_sharding(teachers, section, device, dtype, micro_batch_size)
-    is_cut = sharding == "zero3" and ds_teachers.shard_group(section.shard_over)[1] > 1
     forwards: dict[str, Callable[..., Tensor]] = {}
     for name, teacher in teachers.items():
         if fusing_gelu_pays(device, dtype):
             fuse_gelu(teacher)
-        if is_cut:
-            forwards[name] = ds_teachers.build_teacher(
-                teacher, ds_configs[name], device, shard_over=section.shard_over, compile_backend=backend
+        for_this = None if _add_in_products(teacher, device, dtype) else backend
+        if sharding == "zero3":
+            engine = ds_teachers.build_teacher(
+                teacher, ds_configs[name], device, shard_over=section.shard_over, compile_backend=for_this
             )
         else:
-            forwards[name] = _whole(teacher, ds_configs[name], device, dtype, backend)
-            if packing_pays(device, dtype):
-                shape = teacher.record.shape
-                pack_linear(teacher, micro_batch_size * (shape.num_tokens - 1 + shape.num_prefix_tokens))
+            engine = ds_teachers.replicate_teacher(teacher, ds_configs[name], device, compile_backend=for_this)
+        forwards[name] = engine
         held, full = ds_teachers.held_bytes(teacher)
+        if held == full and packing_pays(device, dtype):
+            shape = teacher.record.shape
+            pack_linear(teacher, micro_batch_size * (shape.num_tokens - 1 + shape.num_prefix_tokens))
         logger.info("teacher %s: %.1f of %.1f MiB on this rank", name, held / 2**20, full / 2**20)
     return TeacherEngines(forwards, records, ds_configs)
 
 
-def _whole(
-    teacher: FrozenEncoder, ds_config: DsConfig, device: torch.device, dtype: torch.dtype, backend: str | None
-) -> Callable[..., Tensor]:
-    """A whole copy's forward, of the kind that is quickest for this teacher on this device."""
-    if type(teacher) is FrozenEncoder and adding_in_products_pays(device, dtype) and has_plain_blocks(teacher.vit):
-        ds_teachers.replicate_teacher(teacher, ds_config, device)
-        tokens_of = ProductSums(teacher.vit)
-        return lambda images: tokens_of(teacher.normalised(images))
-    return ds_teachers.replicate_teacher(teacher, ds_config, device, compile_backend=backend)
+def _add_in_products(teacher: FrozenEncoder, device: torch.device, dtype: torch.dtype) -> bool:
+    """Where that pays and this teacher allows it; whether it was done. It leaves a compiler nothing to gain."""
+    done = (
+        adding_in_products_pays(device, dtype)
+        and type(teacher) is FrozenEncoder  # others read inside
+        and has_plain_blocks(teacher.vit)
+    )
+    if done:
+        add_in_products(teacher.vit)
+    return done

@@ -213,8 +213,6 @@ def _sums_whole_buckets(zero: Any) -> bool:
         and zero.gradient_average
         and not zero.contiguous_gradients
         and not zero.overlap_comm  # copies on another stream need marks of their own
-        and not zero.cpu_offload
-        and not zero.has_moe_layers
         and all(map(zero._use_compact_grad_partition_buffer, range(len(zero.bit16_groups))))
         and {zero.get_param_comm_dtype(parameter) for group in zero.bit16_groups for parameter in group}
         == {zero.communication_data_type}

@@ -33,7 +33,7 @@ class LoneGradients:
             for begin, gradients in self._runs(group):
                 part = self._zero._get_compact_grad_partition_buffer(group).flat_partition
                 gradient = self._zero.flatten(gradients)
-                part[begin : begin + len(gradient)] += gradient
+                part[begin : begin + len(gradient)].add_(gradient)
 
     def _runs(self, group: int) -> Iterator[tuple[int, list[Tensor]]]:
         """Gradients that are neighbours in the group: (where they begin, the gradients), a bucket's numbers at most."""

@@ -55,7 +55,7 @@ class PartGradients:
 
 
 def views_on_demand(zero: Any) -> None:
-    """Have DeepSpeed's optimizer of ZeRO-1 or 2 use these from the second update on; the first is made by its own."""
+    """Have DeepSpeed's optimizer of ZeRO-2 use these from the second update on; the first is made by its own."""
     build: Callable[[int], Any] = zero._build_compact_grad_partition_buffer
     known: dict[int, tuple[torch.Size, dict[str, Any], list[_View]]] = {}
 
