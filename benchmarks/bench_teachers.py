@@ -10,7 +10,6 @@ against timm's before any timing; a way that fails, or has another sum, is a not
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -77,14 +76,6 @@ def as_timm_does(options: argparse.Namespace, models: dict[str, TeacherConfig], 
     return teach
 
 
-def host_seconds(act: Callable[[], object], device: torch.device) -> float:
-    """Until the last launch is queued."""
-    harness.wait_for(device)
-    begin = time.perf_counter()
-    act()
-    return time.perf_counter() - begin
-
-
 def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser = harness.parser(__doc__, rounds=9 if on_gpu else 5, steps=10 if on_gpu else 1)
@@ -110,7 +101,9 @@ def main() -> None:
         acts = {name: lambda teach=teach: teach(images) for name, teach in sides.items()}
         with harness.turn():
             times = harness.alternate(acts, options.rounds, options.steps, device)
-            hosts = {name: [host_seconds(act, device) for _ in range(options.rounds)] for name, act in acts.items()}
+            hosts = {
+                name: [harness.host_seconds(act, device) for _ in range(options.rounds)] for name, act in acts.items()
+            }
             rate = harness.dense_rate(device, bf16=options.bf16)
     report = make_report(options, device, times, hosts, errors, rate)
     report.notes += left_out

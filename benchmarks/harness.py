@@ -153,6 +153,30 @@ def seconds_of_slowest(act: Act, device: torch.device) -> float:
     return max(dist.gather_objects(time.perf_counter() - begin))
 
 
+def host_seconds(act: Act, device: torch.device) -> float:
+    """Until the last launch of an act is queued on an idle device (or what it may queue, some thousand, is queued)."""
+    wait_for(device)
+    begin = time.perf_counter()
+    act()
+    return time.perf_counter() - begin
+
+
+def kernel_seconds(act: Act, device: torch.device, steps: int = 3) -> dict[str, float]:
+    """Kernel -> the device's seconds in one of some acts in a row, the longest first; empty on a CPU."""
+    if device.type == "cpu":
+        return {}
+    wait_for(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(steps):
+            act()
+        wait_for(device)
+    found: dict[str, float] = {}
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.device_type() == torch.autograd.DeviceType.CUDA:
+            found[event.name()] = found.get(event.name(), 0.0) + event.duration_ns() / 1e9 / steps
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
 def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
