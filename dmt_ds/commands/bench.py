@@ -30,9 +30,9 @@ from dmt_ds.models.encoders import EncoderRecord, FrozenEncoder
 from dmt_ds.models.relations import RelationEncoder
 from dmt_ds.models.student import Student
 from dmt_ds.models.vit import build_vit, prefer_written_attention, shape_of
-from dmt_ds.planning.layout import adapter_widths, target_widths, teacher_sizes
+from dmt_ds.planning.layout import adapter_sizes, target_widths, teacher_sizes
 from dmt_ds.planning.rates import Calibration
-from dmt_ds.planning.vit_cost import VitSize, linear_training_flops
+from dmt_ds.planning.vit_cost import VitSize
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +140,9 @@ def _student_flops(config: RunConfig, device: torch.device, micro_batch: int) ->
         student.zero_grad(set_to_none=True)
         torch.autograd.backward([tokens.float().sum() for tokens in student(images, seeds).values()])
 
-    adapted = adapter_widths(size, config.student, targets)
-    adapters = sum(linear_training_flops(size.num_tokens, size.embed_dim, width) for width in adapted)
-    return micro_batch * (size.training_flops() + adapters) / _median_seconds(act, device)
+    adapters = adapter_sizes(size, config.student, targets)
+    flops = size.training_flops() + sum(adapter.training_flops(size.num_tokens) for adapter in adapters)
+    return micro_batch * flops / _median_seconds(act, device)
 
 
 def _loader_seconds(config: RunConfig) -> float | None:

@@ -14,7 +14,7 @@ from dmt_ds.planning.gpus import Gpu, gpu_named
 from dmt_ds.planning.layout import (
     Cluster,
     Layout,
-    adapter_widths,
+    adapter_sizes,
     has_fused_loss,
     student_size,
     target_widths,
@@ -161,7 +161,7 @@ def _layout(config: RunConfig, cluster: Cluster) -> tuple[Layout, list[str]]:
         teachers=teachers,
         student=student,
         target_widths=targets,
-        adapter_widths=adapter_widths(student, config.student, targets),
+        adapters=adapter_sizes(student, config.student, targets),
         teacher_bytes=2 if precision(named_ds_config(section.deepspeed)) == "bf16" else 4,
         ds_config=resolve_student(find_ds_config(train.deepspeed), batch, config.optim.clip_grad_norm),
         sharded_teachers=section.sharding == "zero3",

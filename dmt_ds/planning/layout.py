@@ -11,7 +11,7 @@ from dmt_ds.config.methods import DistillConfig
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.config.teachers import TeachersConfig
 from dmt_ds.errors import ConfigError
-from dmt_ds.planning.vit_cost import VitSize, linear_parameters
+from dmt_ds.planning.vit_cost import AdapterSize, VitSize
 from dmt_ds.run_files import BACKBONE_FOLDER
 
 _ARCHES = {
@@ -50,7 +50,7 @@ class Layout:
         teachers: by name.
         student: its ViT.
         target_widths: of all that it learns to give.
-        adapter_widths: of the targets that have an adapter of their own.
+        adapters: of the targets that have one.
         teacher_bytes: of a number in a teacher.
         ds_config: the student's DeepSpeed JSON.
         sharded_teachers: whether their weights are cut.
@@ -61,7 +61,7 @@ class Layout:
     teachers: dict[str, VitSize]
     student: VitSize
     target_widths: tuple[int, ...]
-    adapter_widths: tuple[int, ...]
+    adapters: tuple[AdapterSize, ...]
     teacher_bytes: int
     ds_config: dict[str, Any]
     sharded_teachers: bool
@@ -81,7 +81,7 @@ class Layout:
     @property
     def adapter_parameters(self) -> int:
         """Parameters of all adapters."""
-        return sum(linear_parameters(self.student.embed_dim, width) for width in self.adapter_widths)
+        return sum(adapter.parameters() for adapter in self.adapters)
 
     @property
     def trained_parameters(self) -> int:
@@ -145,10 +145,15 @@ def target_widths(distill: DistillConfig, teachers: dict[str, VitSize]) -> tuple
     return widths if distill.fusion == "concat" else widths[:1]
 
 
-def adapter_widths(student: VitSize, section: StudentConfig, targets: tuple[int, ...]) -> tuple[int, ...]:
-    """Widths of the targets that have an adapter."""
-    always = section.adapter not in ("auto", "identity")
-    return tuple(width for width in targets if always or width != student.embed_dim)
+def adapter_sizes(student: VitSize, section: StudentConfig, targets: tuple[int, ...]) -> tuple[AdapterSize, ...]:
+    """The student's adapters, by the widths of its targets; some need none."""
+    kind, width = section.adapter, student.embed_dim
+    always = kind not in ("auto", "identity")
+    return tuple(
+        AdapterSize(width, target, has_norm=kind == "ln_linear", has_second=kind == "mlp")
+        for target in targets
+        if always or target != width
+    )
 
 
 def has_fused_loss(section: DistillConfig) -> bool:

@@ -7,7 +7,7 @@ from dmt_ds.planning.layout import Cluster, Layout
 from dmt_ds.planning.rates import Rates
 from dmt_ds.planning.sharding import ShardingCost
 from dmt_ds.planning.traffic import step_traffic
-from dmt_ds.planning.vit_cost import linear_training_flops, ring_bytes
+from dmt_ds.planning.vit_cost import ring_bytes
 
 WRITTEN_LOSS_BYTES_MOVED = 297
 """A number of the target: what both losses, written out in torch, read and write (counted in the dispatcher)."""
@@ -42,8 +42,7 @@ def teacher_flops(layout: Layout) -> float:
 def student_flops(layout: Layout) -> float:
     """Operations of one image in the student and its adapters, forward and backward."""
     student = layout.student
-    adapters = (linear_training_flops(student.num_tokens, student.embed_dim, width) for width in layout.adapter_widths)
-    return student.training_flops() + sum(adapters)
+    return student.training_flops() + sum(adapter.training_flops(student.num_tokens) for adapter in layout.adapters)
 
 
 def step_time(

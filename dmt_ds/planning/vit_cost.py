@@ -78,14 +78,31 @@ class VitSize:
         return self.num_patches * PATCH_CHANNELS * self.patch_size**2 * self.embed_dim
 
 
-def linear_parameters(width_in: int, width_out: int) -> int:
-    """Parameters of a linear map with bias, such as an adapter."""
-    return width_in * width_out + width_out
+@dataclass(frozen=True)
+class AdapterSize:
+    """What maps a student's tokens to a target's width.
 
+    Attributes:
+        width_in: of the student.
+        width_out: of the target.
+        has_norm: whether a LayerNorm comes before the linear map.
+        has_second: whether GELU and a second linear map follow.
+    """
 
-def linear_training_flops(num_tokens: int, width_in: int, width_out: int) -> int:
-    """Operations of one image's forward and backward through a linear map."""
-    return 3 * 2 * num_tokens * width_in * width_out
+    width_in: int
+    width_out: int
+    has_norm: bool = False
+    has_second: bool = False
+
+    def parameters(self) -> int:
+        """Weights and biases."""
+        first = self.width_in * self.width_out + self.width_out
+        second = self.width_out**2 + self.width_out
+        return first + self.has_second * second + self.has_norm * 2 * self.width_in
+
+    def training_flops(self, num_tokens: int) -> int:
+        """Operations of one image's forward and backward."""
+        return 3 * 2 * num_tokens * self.width_out * (self.width_in + self.has_second * self.width_out)
 
 
 def ring_bytes(payload: float, num_ranks: int, *, reduces: bool = False) -> float:

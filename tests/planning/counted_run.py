@@ -45,7 +45,7 @@ from dmt_ds.models.vit import build_vit, shape_of  # noqa: E402
 from dmt_ds.planning import memory  # noqa: E402
 from dmt_ds.planning.layout import Cluster, Layout  # noqa: E402
 from dmt_ds.planning.traffic import step_traffic  # noqa: E402
-from dmt_ds.planning.vit_cost import VitSize  # noqa: E402
+from dmt_ds.planning.vit_cost import AdapterSize, VitSize  # noqa: E402
 
 ACCUMULATION = 2
 TEACHER, STUDENT = VitSize(48, 2, 4, 16), VitSize(32, 2, 4, 16)
@@ -88,9 +88,10 @@ def facts_of(stage: int) -> dict[str, Any]:
             tokens = engine(images.float(), torch.arange(2))["fused"]
             engine.backward((tokens.float() - target).square().mean())
             engine.step()
-    targets = (TEACHER.embed_dim,)
+    width = TEACHER.embed_dim
+    adapters = (AdapterSize(STUDENT.embed_dim, width),)
     layout = Layout(
-        {"a": TEACHER, "b": TEACHER}, STUDENT, targets, targets, 2, ds_config, ranks > 1, ranks if ranks > 1 else 1
+        {"a": TEACHER, "b": TEACHER}, STUDENT, (width,), adapters, 2, ds_config, ranks > 1, ranks if ranks > 1 else 1
     )
     moments = [value for state in optimizer.state.values() for value in state.values() if value.numel() > 1]
     traffic = step_traffic([layout], Cluster(1, ranks), ACCUMULATION)

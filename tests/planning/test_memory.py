@@ -6,7 +6,7 @@ import pytest
 
 from dmt_ds.planning.layout import Layout
 from dmt_ds.planning.memory import USABLE_SHARE, image_bytes, largest_micro_batch, state_bytes, total_bytes
-from dmt_ds.planning.vit_cost import VitSize
+from dmt_ds.planning.vit_cost import AdapterSize, VitSize
 
 RANKS, SHARD_RANKS = 8, 4
 WIDE, NARROW = VitSize(768, 12, 16, 224), VitSize(384, 12, 16, 224)
@@ -20,7 +20,8 @@ def layout(stage: int = 2, precision: str = "bf16", student: VitSize = NARROW, *
     zero = {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": 1e7, **changes}
     config = {"bf16": {"enabled": precision == "bf16"}, "zero_optimization": zero}
     settings = {"sharded_teachers": True, "shard_ranks": SHARD_RANKS} | own
-    return Layout({"narrow": NARROW, "wide": WIDE}, student, (768,), (768,), 2, config, **settings)
+    adapters = (AdapterSize(student.embed_dim, 768),)
+    return Layout({"narrow": NARROW, "wide": WIDE}, student, (768,), adapters, 2, config, **settings)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dmt_ds.planning.layout import Cluster, Layout
 from dmt_ds.planning.rates import STUDENT_UTILISATION, Calibration, Rates, assumed, at_width, calibrated
 from dmt_ds.planning.schedule import sharding_cost, step_time
 from dmt_ds.planning.traffic import step_traffic
-from dmt_ds.planning.vit_cost import VitSize
+from dmt_ds.planning.vit_cost import AdapterSize, VitSize
 
 ACCUMULATION, MICRO_BATCH = 3, 4
 WIDE, NARROW = VitSize(768, 12, 16, 224), VitSize(384, 12, 16, 224)
@@ -23,7 +23,7 @@ def layout(stage: int = 2, precision: str = "bf16", **changes: Any) -> Layout:
     config = {"bf16": {"enabled": precision == "bf16"}, "zero_optimization": {"stage": stage}}
     config["communication_data_type"] = changes.pop("sends", "fp32")
     settings = {"sharded_teachers": True, "shard_ranks": 8, "fused_loss": True} | changes
-    return Layout({"narrow": NARROW, "wide": WIDE}, NARROW, (768,), (768,), 2, config, **settings)
+    return Layout({"narrow": NARROW, "wide": WIDE}, NARROW, (768,), (AdapterSize(384, 768),), 2, config, **settings)
 
 
 @pytest.mark.parametrize(

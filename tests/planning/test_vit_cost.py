@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmt_ds.config.schema import StudentConfig
 from dmt_ds.models.student import build_adapter
 from dmt_ds.models.vit import build_vit, tokens_of
-from dmt_ds.planning.vit_cost import VitSize, linear_parameters, linear_training_flops, ring_bytes
+from dmt_ds.planning.vit_cost import AdapterSize, VitSize, ring_bytes
 
 SIZES = [VitSize(48, 2, 4, 16), VitSize(64, 3, 8, 48), VitSize(192, 12, 16, 224)]
 
@@ -62,12 +62,14 @@ def test_operations_are_those_that_torch_counts(size: VitSize) -> None:
     assert both.get_total_flops() == 2 * size.training_flops()
 
 
-def test_an_adapters_parameters_and_operations_are_those_that_torch_counts() -> None:
-    adapter, tokens = build_adapter("linear", 24, 48), torch.randn(2, 17, 24, requires_grad=True)
-    assert linear_parameters(24, 48) == sum(p.numel() for p in adapter.parameters())
+@pytest.mark.parametrize("kind", ["linear", "ln_linear", "mlp"])
+def test_an_adapters_parameters_and_operations_are_those_that_torch_counts(kind: str) -> None:
+    adapter, tokens = build_adapter(kind, 24, 48), torch.randn(2, 17, 24, requires_grad=True)
+    size = AdapterSize(24, 48, has_norm=kind == "ln_linear", has_second=kind == "mlp")
+    assert size.parameters() == sum(p.numel() for p in adapter.parameters())
     with FlopCounterMode(display=False) as counter:
         adapter(tokens).sum().backward()
-    assert counter.get_total_flops() == 2 * linear_training_flops(17, 24, 48)
+    assert counter.get_total_flops() == 2 * size.training_flops(17)
 
 
 @pytest.mark.parametrize(("dtype", "size_of_number"), [(torch.float32, 4), (torch.bfloat16, 2)])
