@@ -42,6 +42,7 @@ class Regression(StatelessTask):
         self.module = nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8))
         self._stop, self._happens, self._at_step = stop, happens, at_step
         self.weights: list[list[float]] = []  # before each micro-step
+        self.found: list[float] = []  # each micro-step's loss
 
     def losses(self, model: Any, batch: Batch, progress: Progress, diagnose: bool) -> TaskLosses:
         self.weights.append(self.module[0].weight.detach().float().flatten().tolist())
@@ -54,6 +55,7 @@ class Regression(StatelessTask):
                 loss = loss * torch.nan
             if "unsound gradient" in self._happens:
                 loss = loss + (tokens.float() - tokens.detach().float()).sum().sqrt() * 0  # 0, with slope 0 * inf
+        self.found.append(loss.item())
         return TaskLosses(loss, {})
 
 
@@ -127,6 +129,7 @@ def train(
         "steps_done": trainer.step,
         "saved": saved,
         "losses": losses.points,
+        "own_losses": [task.found[step : step + ACCUMULATION] for step in range(0, len(task.found), ACCUMULATION)],
         "norms": losses.norms,
         "weights": task.weights[::ACCUMULATION],
         "last_weights": task.module[0].weight.detach().float().flatten().tolist(),

@@ -27,6 +27,13 @@ def test_a_sound_run_is_that_of_deepspeeds_own_check(facts):
     assert deferred["outcome"] == "FINISHED" and deferred["saved"] == ["step00000008"]
 
 
+def test_the_loss_that_is_logged_is_the_mean_of_its_update_over_micro_steps_and_ranks(facts):
+    for step, logged in facts["at once"][0]["losses"].items():
+        of_ranks = [rank["own_losses"][int(step) - 1] for rank in facts["at once"]]
+        assert of_ranks[0] != of_ranks[1]
+        assert logged == pytest.approx(sum(map(sum, of_ranks)) / sum(map(len, of_ranks)), rel=1e-6)
+
+
 @pytest.mark.parametrize(("case", "last"), [("signal", 4), ("signal on a log step", 5)])
 def test_all_ranks_stop_at_the_same_step_saved(facts, case, last):
     for rank in facts[case]:
