@@ -8,6 +8,7 @@ from torch import nn
 
 from dmt_ds.config.optim import OptimConfig
 from dmt_ds.config.schema import StudentConfig
+from dmt_ds.engine.momentum_sgd import MomentumSgd
 from dmt_ds.engine.optim import (
     build_optimizer,
     fusing_pays,
@@ -84,14 +85,15 @@ def test_adamw_has_the_recipes_betas_and_eps():
     assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.7, 0.8), 1e-3)}
 
 
-def test_sgd_is_torchs():
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torchs(momentum):
     torch.manual_seed(0)
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())
-    section = OptimConfig(name="sgd", base_lr=0.1, weight_decay=0.2, momentum=0.9)
+    section = OptimConfig(name="sgd", base_lr=0.1, weight_decay=0.2, momentum=momentum)
     first = build_optimizer(ours, section, 256, fused=False)
     groups = [{"params": [theirs.weight], "weight_decay": 0.2}, {"params": [theirs.bias], "weight_decay": 0.0}]
-    second = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    second = torch.optim.SGD(groups, lr=0.1, momentum=momentum)
     for _ in range(5):
         images = torch.randn(4, 3)
         for module, optimizer in ((ours, first), (theirs, second)):
@@ -99,6 +101,17 @@ def test_sgd_is_torchs():
             module(images).square().sum().backward()
             optimizer.step()
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+def test_sgd_leaves_weights_without_a_gradient_and_keeps_what_a_universal_checkpoint_carries():
+    module = nn.Linear(3, 2)
+    optimizer = MomentumSgd([{"params": list(module.parameters()), "lr": 0.1, "weight_decay": 0.2}], momentum=0.9)
+    bias, module.weight.grad = module.bias.detach().clone(), torch.ones(2, 3)
+    optimizer.step()
+    assert torch.equal(module.bias, bias) and list(optimizer.state) == [module.weight]
+    state = optimizer.state[module.weight]
+    assert list(state) == ["exp_avg", "exp_avg_sq"] and state["exp_avg"].any()
+    assert torch.equal(state["exp_avg_sq"], torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
