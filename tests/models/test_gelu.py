@@ -38,6 +38,9 @@ def test_bfloat16_is_rounded_once_and_what_is_not_finite_stays_so() -> None:
     found, slope = forward_and_slope(gelu._OneExp.apply, x)
     assert found.dtype is slope.dtype is torch.bfloat16
     torch.testing.assert_close(found, F.gelu(x.float()).bfloat16())
+    x = torch.linspace(-9, 9, 10_001).bfloat16()
+    for rounded, wide in zip(*(forward_and_slope(gelu._OneExp.apply, each) for each in (x, x.float())), strict=True):
+        assert torch.equal(rounded, wide.bfloat16())
     assert slope[0] == 0 and slope[5] == 1
     broken = forward_and_slope(gelu._OneExp.apply, torch.tensor([float("inf"), -float("inf"), float("nan")]))
     assert not any(numbers.isfinite().any() for numbers in broken)
@@ -64,15 +67,24 @@ def test_a_compiled_vit_takes_the_formula_in_one_graph_where_that_pays(
     assert ("autograd_function_apply" in graphs[0]) == pays
 
 
+class OwnGelu(nn.GELU):
+    """May do anything."""
+
+
 def test_other_activations_stay() -> None:
-    module = one_exp_gelus(nn.ModuleList([nn.GELU("tanh"), nn.ReLU(), nn.GELU()]))
-    assert [type(layer) for layer in module] == [nn.GELU, nn.ReLU, OneExpGelu]
+    module = one_exp_gelus(nn.ModuleList([nn.GELU("tanh"), nn.ReLU(), OwnGelu(), nn.GELU()]))
+    assert [type(layer) for layer in module] == [nn.GELU, nn.ReLU, OwnGelu, OneExpGelu]
 
 
-def test_an_export_has_the_standards_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_gain_and_an_export_have_the_standards_gelu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     x = torch.ones(2, dtype=torch.bfloat16, device="meta")
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    assert gelu._pays(x) and not gelu._pays(x.float())
+    assert gelu._pays(x) and not gelu._pays(x.float()) and not gelu._pays(x.half())
+    with monkeypatch.context() as on_a_cpu:
+        on_a_cpu.setattr(torch.Tensor, "is_cuda", False)
+        assert not gelu._pays(x)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     assert not gelu._pays(x)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.layers import GluMlp
+from timm.models.vision_transformer import Attention, Block, ParallelThingsBlock, ResPostBlock
 from torch import nn
 
 from dmt_ds.config.schema import StudentConfig
-from dmt_ds.models.plain_vit import has_plain_blocks
-from dmt_ds.models.product_sums import add_in_products, adding_in_products_pays
+from dmt_ds.models.plain_vit import has_plain_attention, has_plain_blocks
+from dmt_ds.models.product_sums import _biases_so_far, add_in_products, adding_in_products_pays
 from dmt_ds.models.products import fuse_gelu
 from dmt_ds.models.vit import build_vit, tokens_of
 from tests import processes
@@ -43,6 +45,15 @@ def test_tokens_are_those_of_the_vit(settings: dict[str, object]) -> None:
     torch.testing.assert_close(tokens_of(vit, IMAGES), wanted, atol=2e-5, rtol=1e-5)
     vit.bfloat16()
     torch.testing.assert_close(tokens_of(vit, IMAGES.bfloat16()).float(), wanted, atol=0.25, rtol=0)
+
+
+def test_biases_are_added_up_in_float32_whatever_the_weights_are() -> None:
+    blocks = drawn_vit("vit_tiny_patch16_224").bfloat16().blocks
+    biases = [bias.double() for block in blocks for bias in (block.attn.proj.bias, block.mlp.fc2.bias)]
+    for number, shift in enumerate(_biases_so_far(blocks)):
+        assert shift.dtype is torch.float32
+        wanted = sum(biases[:number], torch.zeros(192, dtype=torch.float64))
+        torch.testing.assert_close(shift.double(), wanted, atol=1e-6, rtol=0)
 
 
 def test_it_goes_with_gelus_that_are_part_of_their_products_and_with_a_student_of_ours() -> None:
@@ -76,14 +87,54 @@ def test_other_vits_stay_as_they_are(tag: str, settings: dict[str, object]) -> N
     assert not has_plain_blocks(drawn_vit(tag, **settings))
 
 
-def test_other_blocks_than_the_first_are_looked_at() -> None:
+class OwnBlock(Block):
+    """May do anything."""
+
+
+class OwnAttention(Attention):
+    """May add anything."""
+
+
+def test_attention_of_another_class_is_looked_at() -> None:
     vit = drawn_vit("vit_tiny_patch16_224")
-    vit.blocks[2].ls2 = nn.Linear(192, 192)
+    vit.blocks[2].attn.__class__ = OwnAttention
     assert not has_plain_blocks(vit)
 
 
+@pytest.mark.parametrize("name", ["ls1", "ls2", "norm1", "norm2", "mlp.norm", "attn.norm", "attn.q_norm", "attn.gate"])
+def test_one_layer_of_another_kind_in_one_block_is_looked_at(name: str) -> None:
+    vit = drawn_vit("vit_tiny_patch16_224")
+    place, _, last = name.rpartition(".")
+    setattr(vit.blocks[2].get_submodule(place), last, nn.Linear(192, 192))
+    assert not has_plain_blocks(vit)
+
+
+@pytest.mark.parametrize("name", ["attn.proj", "mlp.fc2"])
+def test_a_product_without_a_bias_is_looked_at(name: str) -> None:
+    vit = drawn_vit("vit_tiny_patch16_224")
+    vit.blocks[2].get_submodule(name).bias = None
+    assert not has_plain_blocks(vit)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (OwnBlock, {"block_fn": OwnBlock}),
+        (ResPostBlock, {"block_fn": ResPostBlock}),
+        (ParallelThingsBlock, {"block_fn": ParallelThingsBlock}),
+        (GluMlp, {"mlp_layer": GluMlp}),
+    ],
+)
+def test_blocks_and_mlps_of_other_classes_stay_as_they_are(kind: type, settings: dict[str, object]) -> None:
+    vit = drawn_vit("vit_tiny_patch16_224", **settings)
+    assert any(type(module) is kind for module in vit.blocks.modules())
+    assert not has_plain_blocks(vit)
+    assert has_plain_attention(vit.blocks[0]) == hasattr(vit.blocks[0], "attn")
+
+
 def test_it_is_for_bfloat16_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = [(device, dtype) for device in ("cpu", "cuda") for dtype in (torch.float32, torch.bfloat16)]
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    kinds = [(device, dtype) for device in ("cpu", "cuda") for dtype in dtypes]
     obstacles = {"cpu": "the device is cpu", "cuda": None}
     monkeypatch.setattr("dmt_ds.models.product_sums.obstacle_to_triton", lambda device: obstacles[device.type])
     assert [kind for kind in kinds if adding_in_products_pays(torch.device(kind[0]), kind[1])] == [
