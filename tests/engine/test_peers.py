@@ -111,6 +111,7 @@ def test_nobody_looks_any_more_once_there_is_a_note_or_the_rank_has_ended(ranks:
     assert "peers" not in [thread.name for thread in threading.enumerate()]
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_where_the_store_is_gone_all_else_goes_on(ranks: list[Peers]) -> None:
     lone = ranks[0]
     lone._store = StoreThatIsGone()
