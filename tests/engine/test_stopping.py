@@ -11,7 +11,7 @@ import pytest
 
 from dmt_ds.engine.ranks import stopping
 from dmt_ds.engine.ranks.peers import Peers
-from dmt_ds.engine.ranks.stopping import Watchdog
+from dmt_ds.engine.ranks.stopping import HANG_EXIT_CODE, Watchdog
 
 
 class Noting(Watchdog):
@@ -85,9 +85,24 @@ def test_a_failure_that_the_main_thread_ends_in_order_is_left_to_it(monkeypatch:
     watchdog._end_with_peer("rank 1: truncated")
 
 
+def test_a_rank_of_a_hanging_job_leaves_the_others_time_for_their_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(stopping.time, "sleep", done.append)
+    monkeypatch.setattr(stopping.os, "_exit", done.append)
+    watchdog = Watchdog(60, 0, Peers())
+    watchdog.last_words = done.append
+    watchdog._end_with_stacks("why")
+    assert done == [stopping._LINGER_SECONDS, "why", HANG_EXIT_CODE]
+
+
 def test_stacks_of_a_rank_whose_threads_are_stuck_come_later_than_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     set_for: list[float | None] = []
-    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, file: set_for.append(seconds))
+
+    def set_timer(seconds: float, file: object) -> None:
+        assert file is sys.__stderr__, "also where a program has put something else in its place, as pytest does"
+        set_for.append(seconds)
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", set_timer)
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: set_for.append(None))
     watchdog = Watchdog(60, 0, Peers()).start()
     watchdog.beat("a step")
