@@ -15,10 +15,16 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.deepspeed import bucket_reduction, ds_engine, lone_gradients
 
 MICRO_BATCH, ACCUMULATION = 4, 2
+ALL_NUMBERS = 12 * 64 + 64 + 2 * 64 + 64 * 5 + 5
+"""Of the plain model."""
 sent: list[int] = []
 """How many buckets were on their way when one more was."""
 laid_out: list[int] = []
 """Of how many gradients the buckets were whose layout was worked out."""
+held: list[int] = []
+"""How many gradients of a bucket that was sent were kept beside it."""
+hooks: list[int] = []
+"""How many hooks of gradients each engine's optimizer knows."""
 in_one: list[int] = []
 """How many gradients of a single rank were added in one piece."""
 
@@ -48,6 +54,17 @@ class Branching(nn.Module):
         return self.last(self.rare(tokens) if self.passes % 3 == 0 else tokens)
 
 
+class Large(nn.Module):
+    """The first gradient that comes is larger than a bucket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.LayerNorm(12), nn.Linear(12, 100, bias=False)
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(numbers))
+
+
 class Repeating(nn.Module):
     """A layer that is used twice, each time with a backward pass of its own inside the backward pass."""
 
@@ -66,15 +83,16 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 64), nn.LayerNorm(64), nn.Linear(64, 5))
 
 
-def masters(make: Callable[[], nn.Module] = plain) -> list[dict[str, list[float]]]:
+def masters(make: Callable[[], nn.Module] = plain, bucket_size: int = 900) -> list[dict[str, list[float]]]:
     """After each of three updates: all parameters, in two groups that no bucket holds together."""
     torch.manual_seed(0)
     module = make()
     plan = plan_batch(MICRO_BATCH * ACCUMULATION * dist.world_size(), MICRO_BATCH, dist.world_size())
     config = resolve_student(find_ds_config("student_zero2_bf16"), plan, 0.0)
-    config["zero_optimization"]["reduce_bucket_size"] = 900
+    config["zero_optimization"]["reduce_bucket_size"] = bucket_size
     groups = [{"params": [p for p in module.parameters() if (p.ndim == 2) == matrices]} for matrices in (True, False)]
     engine = ds_engine.build_student(module, torch.optim.AdamW(groups, lr=1e-2), lambda step: 1.0, config)
+    hooks.append(len(engine._engine.optimizer._grad_acc_hooks))
     generator = torch.Generator().manual_seed(dist.rank())
     found = []
     for _ in range(3):
@@ -112,8 +130,10 @@ def main() -> None:
     send, lay_out = bucket_reduction.BucketReduction._send, bucket_reduction.BucketReduction._lay_out
 
     def noted(reduction: bucket_reduction.BucketReduction) -> None:
+        parameters = list(reduction._ready)
         send(reduction)
         sent.append(len(reduction._sent))
+        held.append(sum(parameter.grad is not None for parameter in parameters))
 
     def noted_layout(reduction: bucket_reduction.BucketReduction, places: Any) -> Any:
         laid_out.append(len(places))
@@ -132,14 +152,19 @@ def main() -> None:
     facts = {"overlapping": masters(), "on their way": list(sent), "laid out": list(laid_out), "in one": list(in_one)}
     for noted_so_far in (sent, laid_out, in_one):
         noted_so_far.clear()
+    facts |= {"held": sum(held), "hooks": list(hooks)}
     facts |= {"branching": masters(Branching), "laid out of branches": list(laid_out), "branches in one": list(in_one)}
     sent.clear()
     facts |= {"waiting": masters(Normed), "on their way beside batch norm": list(sent)}
     facts["repeating"] = error_of(Repeating)
+    laid_out.clear()
+    facts |= {"full": masters(bucket_size=ALL_NUMBERS), "laid out of a full one": list(laid_out)}
+    facts |= {"large": masters(Large)}
     sent.clear()
     for setting in ("contiguous_gradients", "overlap_comm"):
         facts[f"kept with {setting}"] = [kept_by_deepspeed(**{setting: chosen}) for chosen in (False, True)]
     ds_engine.overlap_reduction = lambda engine: None
+    facts |= {"full by deepspeed": masters(bucket_size=ALL_NUMBERS), "large by deepspeed": masters(Large)}
     facts |= {"by deepspeed": masters(), "normed by deepspeed": masters(Normed)}
     facts |= {"branching by deepspeed": masters(Branching), "sent by deepspeed": len(sent)}
     if dist.is_main():

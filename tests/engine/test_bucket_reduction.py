@@ -1,10 +1,13 @@
 """Buckets that are averaged while the backward pass goes on give the sums of DeepSpeed's own way; so does one rank."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from dmt_ds.engine.deepspeed.bucket_reduction import _sums_whole_buckets, overlap_reduction
 from tests import processes
 
 pytestmark = pytest.mark.distributed
@@ -43,6 +46,56 @@ def test_where_the_numbers_of_a_bucket_go_is_worked_out_once_while_it_holds_the_
     # the rare layer alone is larger than a bucket
     assert facts["laid out of branches"] == ([3, 1, 3, 1, 2] if ranks > 1 else [])
     assert facts["branching"] == facts["branching by deepspeed"]
+
+
+def test_a_bucket_may_be_full_to_the_last_number_and_hold_a_gradient_that_is_larger(facts, ranks: int) -> None:
+    assert facts["laid out of a full one"] == ([6] if ranks > 1 else [])
+    assert facts["full"] == facts["full by deepspeed"] and facts["large"] == facts["large by deepspeed"]
+
+
+def test_gradients_are_dropped_as_they_are_sent_by_hooks_that_the_optimizer_can_remove(facts, ranks: int) -> None:
+    assert facts["held"] == 0
+    assert facts["hooks"] == [6 if ranks > 1 else 0]
+
+
+def optimizer(**other: object) -> SimpleNamespace:
+    """What of DeepSpeed's optimizer says whether it sums whole buckets."""
+    settings = {
+        "_use_compact_grad_partition_buffer": lambda group: True,
+        "partition_gradients": True,
+        "gradient_average": True,
+        "contiguous_gradients": False,
+        "overlap_comm": False,
+        "cpu_offload": False,
+        "has_moe_layers": False,
+        "bit16_groups": [["a"], ["b"]],
+        "get_param_comm_dtype": lambda parameter: torch.float32,
+        "communication_data_type": torch.float32,
+    }
+    return SimpleNamespace(**settings | other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"partition_gradients": False},
+        {"gradient_average": False},
+        {"contiguous_gradients": True},
+        {"overlap_comm": True},
+        {"cpu_offload": True},
+        {"has_moe_layers": True},
+        {"_use_compact_grad_partition_buffer": lambda group: group == 0},
+        {"get_param_comm_dtype": {"a": torch.float32, "b": torch.bfloat16}.get},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_an_optimizer_that_does_anything_else_stays_as_it_is(other: dict[str, object]) -> None:
+    assert _sums_whole_buckets(optimizer())
+    zero = optimizer(**other)
+    before = dict(vars(zero))
+    overlap_reduction(SimpleNamespace(optimizer=zero))
+    assert vars(zero) == before
+    overlap_reduction(SimpleNamespace(optimizer=SimpleNamespace()))  # of stage 0 or 3
 
 
 def test_a_single_rank_adds_neighbours_in_one_piece_of_a_buckets_numbers_at_most(facts, ranks: int) -> None:
