@@ -15,7 +15,8 @@ from dmt_ds.engine import dist
 from dmt_ds.engine.deepspeed import bucket_reduction, ds_engine, lone_gradients
 
 MICRO_BATCH, ACCUMULATION = 4, 2
-ALL_NUMBERS = 12 * 64 + 64 + 2 * 64 + 64 * 5 + 5
+ALL_OF_MATRICES = 12 * 64 + 64 * 5
+ALL_NUMBERS = ALL_OF_MATRICES + 64 + 2 * 64 + 5
 """Of the plain model."""
 sent: list[int] = []
 """How many buckets were on their way when one more was."""
@@ -63,6 +64,19 @@ class Large(nn.Module):
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
         return self.last(self.norm(numbers))
+
+
+class Seldom(nn.Module):
+    """Every other pass leaves a whole group out: the vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.LayerNorm(12), nn.Linear(12, 5, bias=False)
+        self.passes = 0
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return self.last(self.norm(numbers) if self.passes % 2 == 0 else numbers)
 
 
 class Repeating(nn.Module):
@@ -145,6 +159,7 @@ def main() -> None:
         for begin, run in runs(gradients, group):
             in_one.append(len(run))
             yield begin, run
+        held.append(sum(weight.grad is not None for weight, *_ in gradients._weights[group]))
 
     bucket_reduction.BucketReduction._send = noted
     lone_gradients.LoneGradients._runs = noted_runs
@@ -159,12 +174,15 @@ def main() -> None:
     facts["repeating"] = error_of(Repeating)
     laid_out.clear()
     facts |= {"full": masters(bucket_size=ALL_NUMBERS), "laid out of a full one": list(laid_out)}
-    facts |= {"large": masters(Large)}
+    in_one.clear()
+    masters(bucket_size=ALL_OF_MATRICES)
+    facts |= {"large": masters(Large), "seldom": masters(Seldom), "full in one": list(in_one)[: 2 * 6]}
     sent.clear()
     for setting in ("contiguous_gradients", "overlap_comm"):
         facts[f"kept with {setting}"] = [kept_by_deepspeed(**{setting: chosen}) for chosen in (False, True)]
     ds_engine.overlap_reduction = lambda engine: None
     facts |= {"full by deepspeed": masters(bucket_size=ALL_NUMBERS), "large by deepspeed": masters(Large)}
+    facts |= {"seldom by deepspeed": masters(Seldom)}
     facts |= {"by deepspeed": masters(), "normed by deepspeed": masters(Normed)}
     facts |= {"branching by deepspeed": masters(Branching), "sent by deepspeed": len(sent)}
     if dist.is_main():

@@ -50,7 +50,12 @@ def test_where_the_numbers_of_a_bucket_go_is_worked_out_once_while_it_holds_the_
 
 def test_a_bucket_may_be_full_to_the_last_number_and_hold_a_gradient_that_is_larger(facts, ranks: int) -> None:
     assert facts["laid out of a full one"] == ([6] if ranks > 1 else [])
+    assert facts["full in one"] == ([2, 4] * PASSES if ranks == 1 else [])
     assert facts["full"] == facts["full by deepspeed"] and facts["large"] == facts["large by deepspeed"]
+
+
+def test_a_pass_may_leave_a_whole_group_without_gradients(facts, ranks: int) -> None:
+    assert facts["seldom"] == facts["seldom by deepspeed"]
 
 
 def test_gradients_are_dropped_as_they_are_sent_by_hooks_that_the_optimizer_can_remove(facts, ranks: int) -> None:
