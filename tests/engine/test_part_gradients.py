@@ -35,7 +35,7 @@ class OfDeepSpeed(list):
     """A group's gradients, as DeepSpeed has them: a view of a matrix and padding."""
 
     def __init__(self) -> None:
-        self.flat_partition = torch.zeros(8)
+        self.flat_partition = torch.zeros(8, dtype=torch.float64)
         padding = self.flat_partition[6:]
         padding._zero_padding = True
         super().__init__([self.flat_partition[:6].view(2, 3), padding])
@@ -51,8 +51,9 @@ class Optimizer:
 def test_the_buffer_can_be_moved_and_is_read_where_it_went() -> None:
     zero: Any = Optimizer()
     views_on_demand(zero)
-    first, second = (zero._build_compact_grad_partition_buffer(0) for _ in range(2))
+    first, second = (zero._build_compact_grad_partition_buffer(1) for _ in range(2))
     assert isinstance(first, OfDeepSpeed) and not isinstance(second, OfDeepSpeed)
+    assert second.flat_partition.dtype is torch.float64
     assert [view.shape for view in second] == [view.shape for view in first]
     second.flat_partition.data = second.flat_partition.data + 1  # as memory of another device
     second.move_flat_partition("cpu")

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from dmt_ds.cli import main
 from dmt_ds.errors import TrackingError
-from dmt_ds.tracking.mlflow_sync import sync
+from dmt_ds.tracking.mlflow_sync import _dataset_name, _identity, sync
 from dmt_ds.tracking.mlflow_tracker import MlflowTracker, add_metrics
 from tests.tracking.stores import FORKSERVER, Server, curve, mlflow_client, settings, wait_until
 
@@ -146,6 +146,51 @@ def test_children_find_the_copy_of_their_parent(stores: list[str]) -> None:
     child, member, made = runs_of(stores[1])
     assert made.info.run_id != parent.info.run_id
     assert {run.data.tags["mlflow.parentRunId"] for run in (child, member)} == {made.info.run_id}
+    copy(stores[1], stores[2])  # where they go by the ids of the first store, and their parent by the second's
+    assert hierarchy(stores[2]) == {"child": "parent", "member": "parent", "parent": None}
+
+
+def test_a_run_finds_its_parent_where_that_was_copied_before_or_has_been_all_the_time(stores: list[str]) -> None:
+    client = mlflow_client(stores[0])
+    studies, members = client.create_experiment("studies"), client.create_experiment("members")
+    parent = client.create_run(studies, run_name="parent")
+    tags = {"mlflow.parentRunId": parent.info.run_id}
+    client.create_run(members, tags=tags, run_name="member")
+    copy(stores[0], stores[1], "studies")
+    copy(stores[0], stores[1], "members")
+    assert hierarchy(stores[1]) == {"member": "parent", "parent": None}
+    mlflow_client(stores[2]).create_run("0", tags=tags, run_name="lone")
+    copy(stores[2], stores[0])
+    assert hierarchy(stores[0]) == {"lone": "parent", "member": "parent", "parent": None}
+    assert copy(stores[2], stores[0]) == ["Default/lone: up to date"]
+
+
+def test_a_run_whose_experiment_was_deleted_from_the_target_stays_deleted(stores: list[str], tmp_path: Path) -> None:
+    track(stores[0], tmp_path / "a" / "run", range(3))
+    copy(stores[0], stores[1])
+    client = mlflow_client(stores[1])
+    client.delete_experiment(client.get_experiment_by_name("dmt_ds").experiment_id)
+    assert copy(stores[0], stores[1]) == ["dmt_ds/run: was deleted there, left alone"]
+
+
+def test_of_a_copy_that_was_deleted_and_one_that_was_not_the_latter_grows(stores: list[str], tmp_path: Path) -> None:
+    track(stores[0], tmp_path / "a" / "run", range(3))
+    copy(stores[0], stores[1])
+    client = mlflow_client(stores[1])
+    (deleted,), (born,) = runs_of(stores[1]), runs_of(stores[0])
+    client.delete_run(deleted.info.run_id)
+    tags = {"sync.source_run_id": born.info.run_id}
+    kept = client.create_run(deleted.info.experiment_id, tags=tags, run_name="run")
+    assert copy(stores[0], stores[1])[0].startswith("dmt_ds/run: 6 points added")
+    assert [run.info.run_id for run in runs_of(stores[1])] == [kept.info.run_id]
+
+
+def test_a_file_that_has_grown_is_copied_again(stores: list[str], tmp_path: Path) -> None:
+    track(stores[0], tmp_path / "a" / "run", range(3))
+    copy(stores[0], stores[1])
+    mlflow_client(stores[0]).log_text(runs_of(stores[0])[0].info.run_id, "seed: 12345", "config.yaml")
+    assert copy(stores[0], stores[1]) == ["dmt_ds/run: 1 file added"]
+    assert wordings(stores[1])[0]["files"]["config.yaml"] == "seed: 12345"
 
 
 def test_run_folders_that_never_reached_a_store_are_copied_as_they_would_have_been_sent(
@@ -334,6 +379,20 @@ def test_a_file_of_sqlite_that_is_not_there_yet_is_made(
     for words in ("new, 4 points added", "up to date"):
         assert copy(stores[0], "new/all.db")[0].startswith(f"dmt_ds/run: {words}")
     assert wordings(f"sqlite:///{tmp_path}/new/all.db") == wordings(stores[0])
+
+
+def test_points_and_data_sets_are_told_apart_by_all_that_makes_them() -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+    points = [("a", 1.0, 10, 2), ("b", 1.0, 10, 2), ("a", 2.0, 10, 2), ("a", 1.0, 11, 2), ("a", 1.0, 10, 3)]
+    assert len({_identity(Metric(*point)) for point in points}) == len(points)
+    assert _identity(Metric("a", math.nan, 1, 1)) == _identity(Metric("a", math.nan, 1, 1))
+    sets = [("digits", "1", "train"), ("shapes", "1", "train"), ("digits", "2", "train"), ("digits", "1", "test")]
+    inputs = [
+        DatasetInput(Dataset(name, digest, "local", "{}"), [InputTag("mlflow.data.context", context)])
+        for name, digest, context in sets
+    ]
+    assert len(set(map(_dataset_name, inputs))) == len(sets)
 
 
 def test_the_command_says_a_line_a_run(stores: list[str], tmp_path: Path) -> None:
