@@ -32,8 +32,9 @@ def run(json_name: str, moves: bool) -> dict[str, Any]:
     for step in range(3):
         numbers = torch.randn(4, 12, generator=generator).to(module[0].weight.dtype)
         engine.backward(engine(numbers).float().square().mean())
-        if moves and step == 1:
-            module[0].weight.data = module[0].weight.data.clone()
+        if moves and step < 2:
+            weight = module[2 - 2 * step].weight  # the last matrix, then the first
+            weight.data = weight.data.clone()
         engine.step()
         if moves and step == 1:
             engine._engine.offload_states(include=["lp_params"], pin_memory=False)

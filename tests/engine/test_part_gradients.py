@@ -53,6 +53,7 @@ def test_the_buffer_can_be_moved_and_is_read_where_it_went() -> None:
     views_on_demand(zero)
     first, second = (zero._build_compact_grad_partition_buffer(1) for _ in range(2))
     assert isinstance(first, OfDeepSpeed) and not isinstance(second, OfDeepSpeed)
+    assert len(second) == len(first)
     assert second.flat_partition.dtype is torch.float64
     assert [view.shape for view in second] == [view.shape for view in first]
     second.flat_partition.data = second.flat_partition.data + 1  # as memory of another device

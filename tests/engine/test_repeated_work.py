@@ -1,10 +1,12 @@
 """What is not done again at each update changes nothing."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dmt_ds.engine.deepspeed.repeated_work import keep_weights_in_place
 from tests import processes
 
 pytestmark = pytest.mark.distributed
@@ -26,7 +28,13 @@ def test_weights_that_stay_where_they_are_are_not_made_views_again(facts, json_n
 
 
 def test_weights_that_were_moved_are_put_back(facts) -> None:
-    """One of the first group before an update, then all, of both."""
-    assert facts["moved"]["made"] == [0, 0, 1]
+    """One of the first group before an update, another before the next, then all, of both groups."""
+    assert facts["moved"]["made"] == [0, 0, 0, 1]
     assert facts["moved"]["in place"] == [True] * 3
     assert facts["moved"]["weights"] == facts["ours"]["student_zero2_bf16"]["weights"]
+
+
+def test_an_optimizer_without_flat_groups_stays_as_it_is() -> None:
+    zero = SimpleNamespace()
+    keep_weights_in_place(SimpleNamespace(optimizer=zero))
+    assert vars(zero) == {}
