@@ -211,7 +211,7 @@ def _sums_whole_buckets(zero: Any) -> bool:
         hasattr(zero, "_use_compact_grad_partition_buffer")
         and zero.partition_gradients
         and zero.gradient_average
-        and not zero.contiguous_gradients
+        and not zero.contiguous_gradients  # which DeepSpeed sets for an offloaded optimizer and for experts
         and not zero.overlap_comm  # copies on another stream need marks of their own
         and all(map(zero._use_compact_grad_partition_buffer, range(len(zero.bit16_groups))))
         and {zero.get_param_comm_dtype(parameter) for group in zero.bit16_groups for parameter in group}
