@@ -35,9 +35,8 @@ def one_exp_gelus(vit: nn.Module) -> nn.Module:
 
 
 def _pays(x: Tensor) -> bool:
-    """Not compiled, each step of the formula would be a pass over memory; an export is to have the standard's GELU."""
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return compiling and x.is_cuda and x.dtype is torch.bfloat16
+    """Not compiled, each step of the formula would be a pass over memory."""
+    return torch.compiler.is_compiling() and x.is_cuda and x.dtype is torch.bfloat16
 
 
 class _OneExp(torch.autograd.Function):

@@ -126,6 +126,31 @@ def test_a_compiled_student_gives_the_same_losses(cuda, tmp_path):
     assert tiny_run.largest_difference(*curves) < 1e-3
 
 
+GELU = """
+import json, torch
+from dmt_ds.models.gelu import OneExpGelu
+graphs, seen = [], []
+def backend(graph, inputs):
+    graphs.append(str(graph.graph))
+    return torch._inductor.compile(graph, inputs)
+layer = torch.compile(OneExpGelu(), fullgraph=True)
+torch.compile(OneExpGelu(), fullgraph=True, backend=backend)(torch.ones(8, device="cuda", dtype=torch.bfloat16))
+x = torch.linspace(-6, 6, 4096, device="cuda").bfloat16().requires_grad_()
+for made in (layer(x), torch.nn.functional.gelu(x.double())):
+    x.grad = None
+    made.double().sum().backward()
+    seen.append((made.detach().double(), x.grad.double()))
+differences = [((a - b).abs().max()).item() for a, b in zip(*seen)]
+print(json.dumps({"formula": "autograd_function_apply" in graphs[0], "differences": differences}))
+"""
+
+
+def test_a_compiled_gelu_takes_the_formula_and_is_the_exact_one(cuda):
+    facts = json.loads(processes.run(["-c", GELU], **cuda).stdout.splitlines()[-1])
+    assert facts["formula"]
+    assert max(facts["differences"]) < 2e-2  # of values to 6, in bf16
+
+
 PRODUCTS = """
 import copy, json, torch
 from dmt_ds.engine.deepspeed import ds_teachers
