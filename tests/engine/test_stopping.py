@@ -45,12 +45,20 @@ def test_another_ranks_note_ends_a_rank_and_its_own_does_not(rank: int, ends: bo
     assert watchdog.ended == ("rank 1: truncated" if ends else "")
 
 
-def test_time_in_which_the_watchdog_itself_stood_still_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_a_clock_that_leaps(
+    monkeypatch: pytest.MonkeyPatch, timeout_seconds: float
+) -> tuple[list[float], stopping.Watchdog]:
+    """Seconds that the clock has leapt, to be set, and a watchdog of rank 0 that has started by it."""
     skipped, clock = [0.0], time.monotonic
     monkeypatch.setattr(stopping.time, "monotonic", lambda: clock() + skipped[0])
-    watchdog = noting(0, timeout_seconds=60)
+    watchdog = noting(0, timeout_seconds=timeout_seconds)
     monkeypatch.setattr(stopping, "POLL_SECONDS", 0.01)
     watchdog.start()
+    return skipped, watchdog
+
+
+def test_time_in_which_the_watchdog_itself_stood_still_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    skipped, watchdog = on_a_clock_that_leaps(monkeypatch, timeout_seconds=60)
     last = watchdog._last
     time.sleep(0.1)
     skipped[0] = 10_000.0
@@ -62,11 +70,7 @@ def test_time_in_which_the_watchdog_itself_stood_still_does_not_count(monkeypatc
 
 
 def test_a_rank_hangs_once_its_time_is_over_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    skipped, clock = [0.0], time.monotonic
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock() + skipped[0])
-    watchdog = noting(0, timeout_seconds=600)
-    monkeypatch.setattr(stopping, "POLL_SECONDS", 0.01)
-    watchdog.start()
+    skipped, watchdog = on_a_clock_that_leaps(monkeypatch, timeout_seconds=600)
     time.sleep(0.1)
     monkeypatch.setattr(stopping, "POLL_SECONDS", 1e6)  # no leap of the clock is a standstill
     skipped[0] = 500.0

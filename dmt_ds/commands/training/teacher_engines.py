@@ -94,13 +94,13 @@ def start_teachers(
     for name, teacher in teachers.items():
         if fusing_gelu_pays(device, dtype):
             fuse_gelu(teacher)
-        for_this = None if _add_in_products(teacher, device, dtype) else backend
+        own_backend = None if _add_in_products(teacher, device, dtype) else backend
         if sharding == "zero3":
             engine = ds_teachers.build_teacher(
-                teacher, ds_configs[name], device, shard_over=section.shard_over, compile_backend=for_this
+                teacher, ds_configs[name], device, shard_over=section.shard_over, compile_backend=own_backend
             )
         else:
-            engine = ds_teachers.replicate_teacher(teacher, ds_configs[name], device, compile_backend=for_this)
+            engine = ds_teachers.replicate_teacher(teacher, ds_configs[name], device, compile_backend=own_backend)
         forwards[name] = engine
         held, full = ds_teachers.held_bytes(teacher)
         if held == full and packing_pays(device, dtype):

@@ -98,7 +98,7 @@ def stop() -> None:
 
 def _forbid_shared_memory_build(deepspeed: ModuleType) -> None:
     """On CPU, DeepSpeed compiles a shared-memory all-reduce at start; gloo does without."""
-    getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class StudentEngine:
